@@ -1,0 +1,259 @@
+"""The kernel IR: one nest of loops over rows and a column, small enough to print and read.
+
+A kernel runs over an iteration space of row axes (parallel) and one column axis. Per row it first computes its
+reductions in order, each a pass over the column, then stores. Everything else is expressions (`patterns.scalar`)
+over loads at explicit element offsets.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import sympy
+import torch
+
+from fusion.patterns import scalar, symbols
+from fusion.patterns.errors import GraphError
+from fusion.patterns.scalar import Apply, Constant, Load, Reduce, Reduced, Scalar, Select, Size
+from fusion.patterns.symbols import Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A loop: index name and how far it runs from 0."""
+
+    name: str
+    extent: Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An input tensor.
+
+    Attributes:
+        name: "a0", "a1", ...
+        dtype: element type in memory.
+        shape, strides: Dims over the nest's size symbols; a call whose tensors differ is refused by the launcher.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[Dim, ...]
+    strides: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An output tensor, allocated by the launcher.
+
+    Attributes:
+        name: "o0", "o1", ...
+        dtype: element type in memory.
+        shape: Dims over the nest's size symbols.
+        order: dimensions from outermost to innermost in memory; the tensor is dense in that order.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[Dim, ...]
+    order: tuple[int, ...]
+
+    @property
+    def strides(self) -> tuple[Dim, ...]:
+        """Dense strides in elements, by dimension."""
+        strides: list[Dim] = [0] * len(self.shape)
+        running: Dim = 1
+        for dim in reversed(self.order):
+            strides[dim] = running
+            running = symbols.as_dim(running * self.shape[dim])
+        return tuple(strides)
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """One pass over a row: `name` becomes `fn` over `body` for column 0..extent. Earlier reductions may be read."""
+
+    name: str
+    fn: str
+    body: Scalar
+    extent: Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Writes `value` (rounded already) to `output` at an element offset; once per row when `per_row`."""
+
+    output: str
+    offset: Dim
+    value: Scalar
+    per_row: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SizeParameter:
+    """Where a size symbol's value comes from at a call.
+
+    Attributes:
+        symbol: its name in the nest.
+        source: "shape" or "stride" of input number `argument` at dimension `dim`, or "given": passed by the caller
+            as integer number `argument`.
+    """
+
+    symbol: str
+    source: str
+    argument: int
+    dim: int = 0
+
+
+@dataclass(frozen=True)
+class LoopNest:
+    """A kernel before it is source.
+
+    Attributes:
+        name: an identifier made of the ops it fuses.
+        subgraph: digest of the SubGraph it computes.
+        inputs, outputs: tensors, in call order.
+        rows: parallel axes, outermost first; empty means one row.
+        column: the innermost axis, or None when every store is per row.
+        reductions: in the order they must run.
+        stores: what it writes.
+        sizes: the size symbols, in the order they are passed to the kernel.
+        numerics: "eager" or "fp32".
+        origin: for each op, "op @ file:line", for comments in the source; no part of the digest.
+    """
+
+    name: str
+    subgraph: str
+    inputs: tuple[Argument, ...]
+    outputs: tuple[Output, ...]
+    rows: tuple[Axis, ...]
+    column: Axis | None
+    reductions: tuple[Reduction, ...]
+    stores: tuple[Store, ...]
+    sizes: tuple[SizeParameter, ...]
+    numerics: str = "eager"
+    origin: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        verify(self)
+
+    @functools.cached_property
+    def roots(self) -> tuple[Scalar, ...]:
+        """All expressions: reduction bodies, then stored values."""
+        return (*(r.body for r in self.reductions), *(s.value for s in self.stores))
+
+    def __str__(self) -> str:
+        text = _Text()
+        lines = [f"kernel {self.name} ({self.numerics} numerics)"]
+        for a in self.inputs:
+            lines.append(f"  in  {a.name}: {_type(a.dtype)}{_dims(a.shape)} strides {_dims(a.strides)}")
+        for o in self.outputs:
+            lines.append(f"  out {o.name}: {_type(o.dtype)}{_dims(o.shape)} order {list(o.order)}")
+        for s in self.sizes:
+            where = f"argument {s.argument}" if s.source == "given" else f"a{s.argument}.{s.source}[{s.dim}]"
+            lines.append(f"  size {s.symbol} = {where}")
+        indent = "  "
+        for axis in self.rows:
+            lines.append(f"{indent}for {axis.name} in {symbols.render(axis.extent)}:")
+            indent += "  "
+        for r in self.reductions:
+            lines.append(f"{indent}{r.name} = {r.fn} over j in {symbols.render(r.extent)} of {text.of(r.body)}")
+        for per_row in (True, False):
+            stores = [s for s in self.stores if s.per_row == per_row]
+            if not per_row and stores and self.column:
+                lines.append(f"{indent}for {self.column.name} in {symbols.render(self.column.extent)}:")
+                indent += "  "
+            lines += [f"{indent}{s.output}[{symbols.render(s.offset)}] = {text.of(s.value)}" for s in stores]
+        return "\n".join(lines)
+
+
+def verify(nest: LoopNest) -> None:
+    """Rejects a malformed LoopNest.
+
+    Raises:
+        GraphError: an expression names an unknown input, index, size or reduction, or a reduction is not hoisted.
+    """
+    axes = {a.name for a in nest.rows} | {scalar.COLUMN}
+    known = axes | {s.symbol for s in nest.sizes}
+    inputs = {a.name for a in nest.inputs}
+    outputs = {o.name for o in nest.outputs}
+    done: set[str] = set()
+
+    def dim(d: Dim, where: str) -> None:
+        unknown = {s.name for s in d.free_symbols} - known if isinstance(d, sympy.Expr) else set()
+        if unknown:
+            raise GraphError(f"{nest.name}: {where} uses {sorted(unknown)}, which are no index or size of the kernel.")
+
+    def expression(root: Scalar, where: str, per_row: bool) -> None:
+        for node in scalar.walk(root):
+            match node:
+                case Load(argument=argument, offset=offset):
+                    if argument not in inputs:
+                        raise GraphError(f"{nest.name}: {where} loads from {argument!r}, which is no input.")
+                    dim(offset, where)
+                    if per_row and scalar.COLUMN in {s.name for s in symbols.free_symbols([offset])}:
+                        raise GraphError(f"{nest.name}: {where} is stored once per row but depends on the column.")
+                case Reduced(name=name) if name not in done:
+                    raise GraphError(f"{nest.name}: {where} reads the reduction {name!r} before it is computed.")
+                case Reduce():
+                    raise GraphError(f"{nest.name}: {where} holds a reduction that was not hoisted.")
+                case Select(index=index, bounds=bounds):
+                    for d in (index, *bounds):
+                        dim(d, where)
+                case Size(dim=d):
+                    dim(d, where)
+                case Apply(fn=fn) if fn not in scalar.PRIMITIVES:
+                    raise GraphError(f"{nest.name}: {where} applies {fn!r}, which is no primitive.")
+                case _:
+                    pass
+
+    for reduction in nest.reductions:
+        if reduction.fn not in scalar.REDUCTIONS:
+            raise GraphError(f"{nest.name}: {reduction.fn!r} is no reduction.")
+        expression(reduction.body, f"reduction {reduction.name}", per_row=False)
+        done.add(reduction.name)
+    if not nest.stores:
+        raise GraphError(f"{nest.name}: a kernel that stores nothing.")
+    for store in nest.stores:
+        if store.output not in outputs:
+            raise GraphError(f"{nest.name}: a store to {store.output!r}, which is no output.")
+        if not store.per_row and nest.column is None:
+            raise GraphError(f"{nest.name}: a store per column in a kernel without a column axis.")
+        dim(store.offset, f"store to {store.output}")
+        expression(store.value, f"store to {store.output}", store.per_row)
+
+
+class _Text:
+    def of(self, node: Scalar) -> str:
+        match node:
+            case Constant(value=value):
+                return repr(value)
+            case Size(dim=d):
+                return symbols.render(d)
+            case Load(argument=argument, offset=offset):
+                return f"{argument}[{symbols.render(offset)}]"
+            case Reduced(name=name):
+                return name
+            case Select(index=index, bounds=bounds, cases=cases):
+                parts = [
+                    f"{self.of(c)} if {symbols.render(index)} < {symbols.render(b)} else "
+                    for c, b in zip(cases[:-1], bounds, strict=True)
+                ]
+                return "(" + "".join(parts) + self.of(cases[-1]) + ")"
+            case Apply(fn="cast"):
+                return f"{_type(node.dtype)}({self.of(node.args[0])})"
+            case Apply(fn=fn, args=args):
+                return f"{fn}({', '.join(map(self.of, args))})"
+            case Reduce(fn=fn, body=body, extent=extent):
+                return f"{fn}[j < {symbols.render(extent)}]({self.of(body)})"
+            case _:
+                return repr(node)
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dims(dims: tuple[Dim, ...]) -> str:
+    return "[" + ", ".join(symbols.render(d) for d in dims) + "]"

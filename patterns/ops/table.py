@@ -1,0 +1,148 @@
+"""The operator table: everything the compiler knows about an operator, one row each.
+
+Legality, lowering, both emitters and the documentation read these rows; nothing else lists operators.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import UnsupportedOperator
+from ..graph import OpNode, TensorSpec
+from ..indexing import Extents, Index
+from ..scalar import Scalar
+
+
+class Kind(enum.Enum):
+    """What an operator does, as far as fusing is concerned."""
+
+    POINTWISE = "pointwise"  # one element from one element of each operand, after broadcasting
+    REDUCTION = "reduction"  # a row of the last dimension to one element, or to a row of the same length
+    VIEW = "view"  # an element is an element of the one operand, at another index
+    JOIN = "join"  # an element is an element of one of several operands (cat)
+    LIBRARY = "library"  # called, never fused: matrix products, attention, indexing
+    EFFECT = "effect"  # writes to an existing tensor, or draws random numbers; kept in order
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One use of an operator, as a row's functions see it.
+
+    Attributes:
+        args: positional arguments with defaults filled in by the row's functions themselves; tensors as `Ref`s.
+        kwargs: keyword arguments by name.
+        inputs: specs of the tensor operands, in order.
+        outputs: specs of the results.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def argument(self, position: int, name: str, default: Any) -> Any:
+        """An argument given by position or by name, or its default."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A row of the table.
+
+    Attributes:
+        op: full name with overload, "aten.mul.Tensor".
+        kind: what it does.
+        expression: POINTWISE and REDUCTION: builds the result element from the call's arguments, tensors replaced by
+            the operand's element (a Scalar in the compute dtype). A REDUCTION's operand is the row's element at the
+            column index.
+        unpromoted: POINTWISE: positions of tensor operands that keep their own dtype (masks).
+        index: VIEW: (call, index of the result, loop extents, number of the result) -> index of the operand.
+        pieces: JOIN: (call) -> (dimension, sizes of the operands along it).
+        covers: whether the row covers this use; else the reason it does not.
+        note: numerics, for the documentation.
+    """
+
+    op: str
+    kind: Kind
+    expression: Callable[..., Scalar] | None = None
+    unpromoted: tuple[int, ...] = ()
+    index: Callable[[Call, Index, Extents, int], Index] | None = None
+    pieces: Callable[[Call], tuple[int, tuple[Any, ...]]] | None = None
+    covers: Callable[[Call], str | None] = lambda call: None
+    note: str = ""
+
+
+TABLE: dict[str, Operator] = {}
+
+
+def register(row: Operator) -> Operator:
+    """Adds a row.
+
+    Raises:
+        ValueError: the operator has a row already.
+    """
+    if row.op in TABLE:
+        raise ValueError(f"{row.op} has a row in the operator table already.")
+    TABLE[row.op] = row
+    return row
+
+
+def pointwise(
+    ops: str | Iterable[str], expression: Callable[..., Scalar], *, unpromoted: tuple[int, ...] = (), note: str = ""
+) -> None:
+    """Registers overloads that share one expression; `ops` are names without "aten."."""
+    for op in (ops,) if isinstance(ops, str) else ops:
+        register(Operator(f"aten.{op}", Kind.POINTWISE, expression, unpromoted=unpromoted, note=note))
+
+
+def lookup(op: str) -> Operator | None:
+    """The row of an operator, or None."""
+    return TABLE.get(op)
+
+
+def row_of(op: str) -> Operator:
+    """The row of an operator.
+
+    Raises:
+        UnsupportedOperator: it has none.
+    """
+    row = TABLE.get(op)
+    if row is None:
+        raise UnsupportedOperator(
+            f"The operator {op} has no row in the operator table.",
+            remedy="It runs eagerly between kernels; see CONTRIBUTING.md, 'Adding an operator'.",
+        )
+    return row
+
+
+def kind_of(op: str) -> Kind:
+    """The kind of an operator; one without a row counts as a library call."""
+    row = TABLE.get(op)
+    return row.kind if row else Kind.LIBRARY
+
+
+def call_of(node: OpNode, spec: dict[str, TensorSpec]) -> Call:
+    """`node` as the table's functions see it."""
+    return Call(
+        node.args, dict(node.kwargs), tuple(spec[r] for r in node.refs), tuple(spec[o] for o in node.outputs)
+    )
+
+
+def resolve(op: str) -> Any:
+    """torch's own callable for a full operator name: "aten.mul.Tensor" -> torch.ops.aten.mul.Tensor.
+
+    Raises:
+        UnsupportedOperator: this torch has no such operator.
+    """
+    namespace, name, overload = op.split(".")
+    try:
+        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    except AttributeError as error:
+        raise UnsupportedOperator(f"This torch ({torch.__version__}) has no operator {op}.") from error

@@ -1,0 +1,245 @@
+"""Scalar expressions: what one element of a value is, as a small tree both emitters print.
+
+Nodes are immutable and shared (a node used twice is one object), so identity tells a common subexpression.
+Every node has the dtype it computes in: float32, float64, int64, int32 or bool. A half-precision value is a
+float32 that was rounded: `round_to(x, torch.bfloat16)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .symbols import Dim
+
+HALF_TYPES = (torch.bfloat16, torch.float16)
+COMPUTE_TYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
+
+# Every primitive an emitter must be able to print: name -> number of operands.
+PRIMITIVES: dict[str, int] = {
+    "neg": 1, "abs": 1, "exp": 1, "expm1": 1, "log": 1, "log1p": 1, "sqrt": 1, "rsqrt": 1, "sin": 1, "cos": 1,
+    "tanh": 1, "erf": 1, "floor": 1, "ceil": 1, "trunc": 1, "round": 1, "not": 1, "isnan": 1,
+    "add": 2, "sub": 2, "mul": 2, "div": 2, "pow": 2, "fmod": 2,
+    "max": 2, "min": 2,  # both hand NaN on, as torch does
+    "lt": 2, "le": 2, "gt": 2, "ge": 2, "eq": 2, "ne": 2, "and": 2, "or": 2, "xor": 2,
+    "where": 3,
+    "cast": 1,  # to the node's dtype
+    "round_bfloat16": 1, "round_float16": 1,  # float32 -> nearest half, kept as float32
+}  # fmt: skip
+
+# Reductions: name -> the value of an empty reduction.
+REDUCTIONS: dict[str, float] = {"sum": 0.0, "max": float("-inf"), "min": float("inf")}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scalar:
+    """Base of all nodes; arithmetic on nodes builds nodes."""
+
+    dtype: torch.dtype
+
+    def __add__(self, other: Scalar | float) -> Scalar:
+        return apply("add", self, other)
+
+    def __radd__(self, other: float) -> Scalar:
+        return apply("add", other, self)
+
+    def __sub__(self, other: Scalar | float) -> Scalar:
+        return apply("sub", self, other)
+
+    def __rsub__(self, other: float) -> Scalar:
+        return apply("sub", other, self)
+
+    def __mul__(self, other: Scalar | float) -> Scalar:
+        return apply("mul", self, other)
+
+    def __rmul__(self, other: float) -> Scalar:
+        return apply("mul", other, self)
+
+    def __truediv__(self, other: Scalar | float) -> Scalar:
+        return apply("div", self, other)
+
+    def __rtruediv__(self, other: float) -> Scalar:
+        return apply("div", other, self)
+
+    def __neg__(self) -> Scalar:
+        return apply("neg", self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant(Scalar):
+    """A number, in the node's dtype."""
+
+    value: float | int | bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Size(Scalar):
+    """A size or index expression as a number."""
+
+    dim: Dim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Load(Scalar):
+    """An element of an input, widened to the node's dtype.
+
+    Attributes:
+        argument: the input's name.
+        offset: element offset from the input's first element, over loop indices and size symbols.
+        storage: the dtype in memory.
+    """
+
+    argument: str
+    offset: Dim
+    storage: torch.dtype
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Apply(Scalar):
+    """A primitive applied to operands."""
+
+    fn: str
+    args: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Select(Scalar):
+    """`cases[k]` for the first k with `index < bounds[k]`; the last case has no bound."""
+
+    index: Dim
+    bounds: tuple[Dim, ...]
+    cases: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reduce(Scalar):
+    """`fn` over `body` for the column index from 0 to `extent`; `body` names the column index as `COLUMN`."""
+
+    fn: str
+    body: Scalar
+    extent: Dim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reduced(Scalar):
+    """The result of a kernel's reduction called `name`; the same for every column of a row."""
+
+    name: str
+
+
+COLUMN = "j"  # the name of the column index in every expression
+
+
+def compute_type(storage: torch.dtype) -> torch.dtype:
+    """The dtype arithmetic on `storage` runs in: float32 for halves, int32 for small integers, else itself."""
+    if storage in HALF_TYPES:
+        return torch.float32
+    if storage in (torch.int8, torch.int16, torch.uint8):
+        return torch.int32
+    return storage
+
+
+def constant(value: float | int | bool, dtype: torch.dtype) -> Constant:
+    """A number as a node."""
+    if dtype is torch.bool:
+        return Constant(dtype, bool(value))
+    return Constant(dtype, float(value) if dtype.is_floating_point else int(value))
+
+
+_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne", "not", "isnan")
+
+
+def apply(fn: str, *operands: Scalar | float | int | bool) -> Scalar:
+    """Builds `fn(operands)`; plain numbers take the dtype of the first operand that is a node (of `where`: the second)."""
+    typed = [o.dtype for o in operands if isinstance(o, Scalar)]
+    dtype = typed[-1] if fn == "where" else typed[0]
+    nodes = tuple(o if isinstance(o, Scalar) else constant(o, dtype) for o in operands)
+    if len(nodes) != PRIMITIVES[fn]:
+        raise TypeError(f"{fn} takes {PRIMITIVES[fn]} operands, not {len(nodes)}")
+    return Apply(torch.bool if fn in _COMPARISONS else dtype, fn, nodes)
+
+
+def cast(x: Scalar, dtype: torch.dtype) -> Scalar:
+    """`x` converted to the compute dtype `dtype`."""
+    if x.dtype == dtype:
+        return x
+    if isinstance(x, Constant):
+        return constant(x.value, dtype)
+    return Apply(dtype, "cast", (x,))
+
+
+def round_to(x: Scalar, storage: torch.dtype) -> Scalar:
+    """`x` as it would be after a trip through memory as `storage`."""
+    x = cast(x, compute_type(storage))
+    if storage is torch.bfloat16:
+        return _rounded(x, "round_bfloat16")
+    if storage is torch.float16:
+        return _rounded(x, "round_float16")
+    return x
+
+
+def _rounded(x: Scalar, fn: str) -> Scalar:
+    if isinstance(x, Apply) and x.fn == fn:
+        return x
+    return Apply(torch.float32, fn, (x,))
+
+
+def children(node: Scalar) -> tuple[Scalar, ...]:
+    """The nodes an expression is built from directly."""
+    match node:
+        case Apply(args=args):
+            return args
+        case Select(cases=cases):
+            return cases
+        case Reduce(body=body):
+            return (body,)
+        case _:
+            return ()
+
+
+def walk(*roots: Scalar) -> Iterator[Scalar]:
+    """Every node below `roots` once, children first."""
+    seen: set[int] = set()
+
+    def visit(node: Scalar) -> Iterator[Scalar]:
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        for child in children(node):
+            yield from visit(child)
+        yield node
+
+    for root in roots:
+        yield from visit(root)
+
+
+def rebuild(root: Scalar, change: Callable[[Scalar], Scalar | None], memo: dict[int, Scalar] | None = None) -> Scalar:
+    """`root` with nodes replaced: where `change` gives a node, that one stands; below None, children are rebuilt."""
+    memo = {} if memo is None else memo
+
+    def visit(node: Scalar) -> Scalar:
+        if id(node) in memo:
+            return memo[id(node)]
+        made = change(node)
+        if made is None:
+            made = _with_children(node, tuple(map(visit, children(node))))
+        memo[id(node)] = made
+        return made
+
+    return visit(root)
+
+
+def _with_children(node: Scalar, parts: tuple[Scalar, ...]) -> Scalar:
+    if all(a is b for a, b in zip(parts, children(node), strict=True)):
+        return node
+    match node:
+        case Apply():
+            return Apply(node.dtype, node.fn, parts)
+        case Select():
+            return Select(node.dtype, node.index, node.bounds, parts)
+        case Reduce():
+            return Reduce(node.dtype, node.fn, parts[0], node.extent)
+        case _:
+            return node

@@ -1,0 +1,168 @@
+"""Sizes as numbers or symbolic expressions, and the two ways to print them.
+
+A `Dim` is a plain int, or a sympy expression over positive integer symbols. Sizes and index
+expressions are never negative, so floor division and remainder print as the C operators.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+
+import sympy
+from sympy.parsing.sympy_parser import parse_expr
+from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
+
+from .errors import GraphError
+
+Dim = int | sympy.Expr
+
+_FUNCTIONS = {"FloorDiv": FloorDiv, "Mod": Mod, "Max": Max, "Min": Min}
+
+
+@functools.cache
+def symbol(name: str) -> sympy.Symbol:
+    """The symbol called `name`; one object per name, a positive integer to sympy's simplifier."""
+    return sympy.Symbol(name, integer=True, positive=True)
+
+
+@functools.cache
+def index_symbol(name: str) -> sympy.Symbol:
+    """A loop index: a non-negative integer."""
+    return sympy.Symbol(name, integer=True, nonnegative=True)
+
+
+def as_dim(value: object) -> Dim:
+    """`value` as a Dim: sympy integers become ints, torch SymInts become their expression."""
+    if isinstance(value, bool):
+        raise GraphError(f"A size is an integer or an expression, not the bool {value!r}.")
+    if isinstance(value, int):
+        return value
+    node = getattr(value, "node", None)
+    if node is not None and hasattr(node, "expr"):
+        return as_dim(node.expr)
+    if isinstance(value, sympy.Expr):
+        return int(value) if value.is_Integer else value
+    raise GraphError(f"A size is an integer or an expression, not {value!r} of type {type(value).__name__}.")
+
+
+def floor_div(numerator: Dim, denominator: Dim) -> Dim:
+    """Floor division of non-negative sizes."""
+    return as_dim(FloorDiv(sympy.sympify(numerator), sympy.sympify(denominator)))
+
+
+def modulo(numerator: Dim, denominator: Dim) -> Dim:
+    """Remainder of non-negative sizes."""
+    if isinstance(numerator, int) and isinstance(denominator, int):
+        return numerator % denominator
+    return as_dim(Mod(sympy.sympify(numerator), sympy.sympify(denominator)))
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    """The product of sizes; 1 for none."""
+    total: Dim = 1
+    for dim in dims:
+        total = total * dim
+    return as_dim(total)
+
+
+def same(left: Dim, right: Dim) -> bool:
+    """Whether two sizes are provably equal for all values of their symbols."""
+    if isinstance(left, int) and isinstance(right, int):
+        return left == right
+    return bool(sympy.expand(left - right) == 0)
+
+
+def free_symbols(dims: Iterable[Dim]) -> tuple[sympy.Symbol, ...]:
+    """Every symbol that occurs in `dims`, sorted by name."""
+    found: set[sympy.Symbol] = set()
+    for dim in dims:
+        if isinstance(dim, sympy.Expr):
+            found |= dim.free_symbols
+    return tuple(sorted(found, key=lambda s: s.name))
+
+
+def substitute(dim: Dim, replacements: Mapping[sympy.Expr, Dim]) -> Dim:
+    """`dim` with symbols replaced, simultaneously."""
+    if isinstance(dim, int):
+        return dim
+    return as_dim(dim.xreplace({k: sympy.sympify(v) for k, v in replacements.items()}))
+
+
+def evaluate(dim: Dim, values: Mapping[str, int]) -> int:
+    """The number `dim` stands for, given the value of each symbol by name."""
+    if isinstance(dim, int):
+        return dim
+    missing = [s.name for s in dim.free_symbols if s.name not in values]
+    if missing:
+        raise GraphError(f"No value for the size symbols {sorted(missing)} in {dim}.")
+    return int(dim.xreplace({s: sympy.Integer(values[s.name]) for s in dim.free_symbols}))
+
+
+def render(dim: Dim) -> str:
+    """The canonical text of a size: what digests and JSON use; `parse` reads it back."""
+    return str(dim)
+
+
+def parse(text: str | int) -> Dim:
+    """Reads what `render` wrote."""
+    if isinstance(text, int):
+        return text
+    names: dict[str, object] = dict(_FUNCTIONS)
+    for name in set(_identifiers(text)) - set(_FUNCTIONS):
+        names[name] = symbol(name)
+    return as_dim(parse_expr(text, local_dict=names))
+
+
+def _identifiers(text: str) -> list[str]:
+    word = ""
+    words: list[str] = []
+    for char in text + " ":
+        if char.isalnum() or char == "_":
+            word += char
+        else:
+            if word and not word[0].isdigit():
+                words.append(word)
+            word = ""
+    return words
+
+
+def print_python(dim: Dim, rename: Callable[[str], str] = lambda name: name) -> str:
+    """`dim` as Python (and Triton) source."""
+    return _Printer("//", rename).text(dim)
+
+
+def print_c(dim: Dim, rename: Callable[[str], str] = lambda name: name) -> str:
+    """`dim` as C source over 64-bit integers; correct for non-negative operands only."""
+    return _Printer("/", rename).text(dim)
+
+
+class _Printer:
+    def __init__(self, divide: str, rename: Callable[[str], str]) -> None:
+        self.divide = divide
+        self.rename = rename
+
+    def text(self, dim: Dim) -> str:
+        if isinstance(dim, int) or dim.is_Integer:
+            return str(int(dim))
+        if isinstance(dim, sympy.Symbol):
+            return self.rename(dim.name)
+        if isinstance(dim, sympy.Add):
+            return "(" + " + ".join(self.text(a) for a in dim.as_ordered_terms()) + ")"
+        if isinstance(dim, sympy.Mul):
+            return "(" + "*".join(self.text(a) for a in dim.args) + ")"
+        if isinstance(dim, sympy.Pow) and dim.exp.is_Integer and int(dim.exp) > 0:
+            return "(" + "*".join([self.text(dim.base)] * int(dim.exp)) + ")"
+        if isinstance(dim, (FloorDiv, CleanDiv)):
+            return f"({self.text(dim.args[0])} {self.divide} {self.text(dim.args[1])})"
+        if isinstance(dim, (Mod, PythonMod)):
+            return f"({self.text(dim.args[0])} % {self.text(dim.args[1])})"
+        if isinstance(dim, (Max, Min)):
+            compare = ">" if isinstance(dim, Max) else "<"
+            return functools.reduce(lambda a, b: self._choose(a, b, compare), map(self.text, dim.args))
+        raise GraphError(f"A size expression of kind {type(dim).__name__} cannot be printed: {dim}.")
+
+    def _choose(self, a: str, b: str, compare: str) -> str:
+        if self.divide == "//":
+            return f"{'max' if compare == '>' else 'min'}({a}, {b})"
+        return f"({a} {compare} {b} ? {a} : {b})"
