@@ -1,0 +1,38 @@
+# `make demo` and `make test` are all a fresh machine needs: each makes .venv once, from the pins in constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LAYOUT := build/layout
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)
+	$(BIN)/fusion demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(LAYOUT) && mkdir -p $(LAYOUT)
+	cp -Rp fusion $(LAYOUT)/ && cp -Rp patterns kernels runtime $(LAYOUT)/fusion/
+	cd $(LAYOUT) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p fusion
+	cd $(LAYOUT) && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml
+
+bench: $(READY)
+	$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone: everything after it then resolves against the build that this machine's index offers.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[hf,dev]'
+	touch $@
