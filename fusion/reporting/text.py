@@ -1,0 +1,193 @@
+"""The report as a terminal table: one per group of equal scopes, its reasons below it, totals at the end."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .model import FusionReport, RegionReport, ScopeReport, Totals
+
+WIDTH = 100
+NARROW = 96  # columns below which the shapes, which to_json keeps, leave the table
+BLANK = "-"
+
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
+
+
+def render(report: FusionReport, width: int = WIDTH) -> str:
+    """The report as plain text, at most `width` columns wide, without colours."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None, legacy_windows=False)
+    console.print(renderable(report, width))
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+
+
+def renderable(report: FusionReport, width: int = WIDTH) -> RenderableType:
+    """The report as something a rich Console of `width` columns prints."""
+    parts: list[RenderableType] = []
+    for scope in report.grouped().scopes:
+        parts += [_heading(scope), *_body(scope, width), Text()]
+    if not report.scopes:
+        parts += [Text("No scope has run yet: call the model once, then ask again."), Text()]
+    parts += [*_totals(report.totals), *_environment(report)]
+    return Group(*parts)
+
+
+def microseconds(value: float | None) -> str:
+    """A time: "12.3 us", "4.56 ms", "1.20 s"."""
+    if value is None:
+        return BLANK
+    if value < 999.5:
+        return f"{value:.1f} us" if value < 99.95 else f"{value:.0f} us"
+    return f"{value / 1e3:.2f} ms" if value < 999_500 else f"{value / 1e6:.2f} s"
+
+
+def size(value: int | None) -> str:
+    """A number of bytes: "512 B", "1.5 KiB", "24.0 MiB"."""
+    if value is None:
+        return BLANK
+    scaled = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if scaled < 1023.95 or unit == "GiB":
+            break
+        scaled /= 1024
+    return f"{scaled:.0f} B" if unit == "B" else f"{scaled:.1f} {unit}"
+
+
+def speedup(before: float | None, after: float | None) -> str:
+    """A ratio of two times: "1.84x"."""
+    return f"{before / after:.2f}x" if before and after else BLANK
+
+
+def _heading(scope: ScopeReport) -> Text:
+    heading = Text(scope.name or "(unnamed scope)", style="bold")
+    if scope.count > 1:
+        heading.append(f"  ({scope.count} scopes)", style="not bold")
+    heading.append(f"  {scope.state}", style="green" if scope.state == "fused" else "yellow")
+    return heading
+
+
+def _body(scope: ScopeReport, width: int) -> Iterator[RenderableType]:
+    if scope.reason:
+        yield _indented(scope.reason)
+    yield _indented(_counters(scope), "dim")
+    rows = [*scope.regions, *scope.refusals]
+    if rows:
+        yield _table(rows, scope.count, width)
+        yield from _reasons(rows)
+
+
+def _counters(scope: ScopeReport) -> str:
+    facts = [
+        f"{scope.calls} calls: {scope.fused_calls} fused, {scope.eager_calls} eager",
+        f"{_plural(scope.recordings, 'recording')}",
+    ]
+    if scope.guard_misses:
+        facts.append(_plural(scope.guard_misses, "guard miss", "guard misses"))
+    if scope.fallbacks:
+        facts.append(_plural(scope.fallbacks, "fallback"))
+    if scope.launches_before:
+        facts.append(f"{scope.launches_before} -> {scope.launches_after} launches per call")
+    return "; ".join(facts)
+
+
+def _table(rows: Sequence[RegionReport], scopes: int, width: int) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("region", min_width=16, max_width=24, overflow="fold")
+    if width >= NARROW:
+        table.add_column("shapes", min_width=12, max_width=26, overflow="fold")
+    table.add_column("decision", no_wrap=True)
+    for name in ("eager", "fused", "speedup", "bytes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, row in enumerate(rows, 1):
+        table.add_row(
+            str(number),
+            Text(_region(row, scopes)),
+            *([Text(_shapes(row.shapes))] if width >= NARROW else []),
+            Text(row.decision, style="green" if row.decision == "fused" else "yellow"),
+            microseconds(row.eager_us),
+            microseconds(row.fused_us),
+            speedup(row.eager_us, row.fused_us),
+            _bytes(row),
+        )
+    return Padding(table, (0, 0, 0, 2))
+
+
+def _region(row: RegionReport, scopes: int) -> str:
+    what = row.pattern or " ".join(_runs(row.ops)) or row.name or BLANK
+    return what if row.count == scopes else f"{what} (x{row.count})"
+
+
+def _runs(ops: Iterable[str]) -> Iterator[str]:
+    """mul, mul, add -> "mul*2", "add"."""
+    pending: list[str] = []
+    for op in (*ops, ""):
+        if pending and op != pending[0]:
+            yield pending[0] if len(pending) == 1 else f"{pending[0]}*{len(pending)}"
+            pending = []
+        pending.append(op)
+
+
+def _shapes(text: str) -> str:
+    """Shapes without blanks inside brackets, so that lines break between tensors."""
+    depth, out = 0, ""
+    for letter in text or BLANK:
+        depth += (letter in "[(") - (letter in "])")
+        out += "" if letter == " " and depth > 0 else letter
+    for long, short in _DTYPES.items():
+        out = out.replace(long, short)
+    return out
+
+
+def _bytes(row: RegionReport) -> str:
+    if row.bytes_before is None and row.bytes_after is None:
+        return BLANK
+    text = f"{size(row.bytes_before)} -> {size(row.bytes_after)}"
+    for unit in ("K", "M", "G"):
+        text = text.replace(f" {unit}iB", unit)
+    return text.replace(" B", "B")
+
+
+def _reasons(rows: Sequence[RegionReport]) -> Iterator[RenderableType]:
+    """Each reason once, with the numbers of the rows it holds for."""
+    reasons: dict[tuple[str, str], list[int]] = {}
+    for number, row in enumerate(rows, 1):
+        reasons.setdefault((row.code, row.reason), []).append(number)
+    for (code, reason), numbers in reasons.items():
+        row_numbers = ", ".join(map(str, numbers))
+        yield _indented(f"{row_numbers}  {code}: {reason}" if reason else f"{row_numbers}  {code}")
+
+
+def _totals(totals: Totals) -> Iterator[RenderableType]:
+    times = ""
+    if totals.eager_us is not None and totals.fused_us is not None:
+        ratio = speedup(totals.eager_us, totals.fused_us)
+        times = f"; fused regions {microseconds(totals.eager_us)} -> {microseconds(totals.fused_us)} ({ratio})"
+    yield Text("Totals", style="bold")
+    launches = f"{totals.launches_before} -> {totals.launches_after} launches per pass"
+    yield _indented(f"{_plural(totals.scopes, 'scope')}; {launches}{times}")
+    yield _indented(
+        f"recording {totals.recording_seconds:.2f} s; compiling {totals.compile_seconds:.2f} s; "
+        f"measuring {totals.profile_seconds:.2f} s; cache {_plural(totals.cache_hits, 'hit')}, "
+        f"{_plural(totals.cache_misses, 'miss', 'misses')}; {_plural(totals.fallbacks, 'fallback')}; "
+        f"{_plural(totals.guard_misses, 'guard miss', 'guard misses')}"
+    )
+
+
+def _environment(report: FusionReport) -> Iterator[RenderableType]:
+    if report.environment:
+        yield _indented("; ".join(f"{name} {value}" for name, value in report.environment.items()), "dim")
+
+
+def _plural(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def _indented(text: str, style: str = "") -> RenderableType:
+    return Padding(Text(text, style=style), (0, 0, 0, 2))
