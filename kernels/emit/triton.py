@@ -1,0 +1,409 @@
+"""The Triton emitter: a LoopNest as the text of a Python module with one kernel.
+
+The module needs nothing but Triton. The kernel's parameters are the inputs, the outputs, the sizes, then the constants
+of the compilation: ROWS and COLS (block sizes, see `Schedule`), INDEX (tl.int32, or tl.int64 where offsets need it).
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fusion.patterns import scalar, symbols
+from fusion.patterns.errors import LoweringError
+from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Select, Size
+from fusion.patterns.symbols import Dim
+
+from ..loops import LoopNest, Reduction, Store
+from . import triton_math, triton_primitives
+from .triton_primitives import REDUCTIONS, TYPES
+from .triton_schedule import Kind, Schedule, column_count, launch_options, row_count
+
+__all__ = ["Kind", "Schedule", "emit", "launch_options", "parameters"]
+
+_ROW, _COLUMN = 1, 2  # bits: what an expression varies with
+_LONG = 60  # an expression longer than this gets a name
+
+
+def emit(nest: LoopNest, schedule: Schedule | None = None) -> str:
+    """The text of a module that defines the kernel `nest.name`; the same text for the same nest and schedule.
+
+    Args:
+        nest: the kernel.
+        schedule: its launch data; by default `launch_options(nest)`.
+
+    Raises:
+        LoweringError: code "triton-primitive", a primitive that has no form in its dtype; "triton-name", a name in the
+            nest that is no plain identifier.
+    """
+    _check_names(nest)
+    body = _Emitter(nest, schedule or launch_options(nest)).text()
+    helpers = triton_math.source_of(set(re.findall(r"\b_\w+", body)))
+    loop_nest = "\n".join(f"# {line}" for line in str(nest).splitlines())
+    origin = "\n".join(f"#   {_printable(line)}" for line in nest.origin)
+    head = f"{loop_nest}\n# made of\n{origin}\n" if origin else f"{loop_nest}\n"
+    imports = "import triton\nimport triton.language as tl\n"
+    return "\n\n".join(filter(None, (f"{head}\n{imports}", helpers, body)))
+
+
+def parameters(nest: LoopNest) -> tuple[str, ...]:
+    """Names of the kernel's run-time parameters, in order: inputs, outputs, sizes."""
+    return (*(a.name for a in nest.inputs), *(o.name for o in nest.outputs), *(s.symbol for s in nest.sizes))
+
+
+class _Scope:
+    """What is written already: the text of each node, and the variable that holds each right-hand side."""
+
+    def __init__(self) -> None:
+        self.texts: dict[int, str] = {}
+        self.names: dict[str, str] = {}
+
+
+class _Emitter:
+    """Writes one kernel. Lines that do not vary with the column go before the loop they are used in."""
+
+    def __init__(self, nest: LoopNest, schedule: Schedule) -> None:
+        self.nest = nest
+        self.schedule = schedule
+        self.kind = schedule.kind
+        self.row_names = {axis.name for axis in nest.rows}
+        self.guards = _guards(nest.roots)
+        self.uses = _uses(nest.roots)
+        self.outer: list[str] = []
+        self.inner: list[str] | None = None
+        self.fixed = _Scope()  # what does not vary with the column
+        self.columns: dict[Dim, _Scope] = {}  # what does, by the extent its loads are masked to
+        self.column = _Scope()  # the one of them in use
+        self.extent: Dim = 1  # and its extent
+        self.varies: dict[int, int] = {}
+        self.count = 0
+
+    def text(self) -> str:
+        """The kernel's source."""
+        self._prologue()
+        for reduction in self.nest.reductions:
+            self._reduction(reduction)
+        per_row = [s for s in self.nest.stores if s.per_row]
+        per_column = [s for s in self.nest.stores if not s.per_row]
+        self._stores(per_row)
+        if self.kind is Kind.LOOPED and per_column:
+            self._loop(column_count(self.nest), lambda: self._stores(per_column))
+        else:
+            with self._over(column_count(self.nest), self.columns):
+                self._stores(per_column)
+        arguments = ", ".join(
+            (*parameters(self.nest), "ROWS: tl.constexpr", "COLS: tl.constexpr", "INDEX: tl.constexpr")
+        )
+        lines = "\n".join(f"    {line}" for line in self.outer)
+        return f"@triton.jit\ndef {self.nest.name}({arguments}):\n{lines}\n"
+
+    # What every kernel starts with: sizes, the row and column of each element.
+
+    def _prologue(self) -> None:
+        nest, columns = self.nest, symbols.print_python(column_count(self.nest))
+        self.outer += [f"{s.symbol} = tl.cast({s.symbol}, INDEX)" for s in nest.sizes]
+        self.outer.append("program = tl.program_id(0).to(INDEX)")
+        column = "tl.arange(0, COLS).to(INDEX)"
+        if self.kind is Kind.FLAT:
+            self.outer.append(f"j = program * COLS + {column}")
+            return
+        if self.kind is Kind.TILE and not self._one_block():
+            self.outer.append(f"blocks = ({columns} + (COLS - 1)) // COLS")
+            self.outer.append("row = (program // blocks) * ROWS + tl.arange(0, ROWS).to(INDEX)[:, None]")
+            self.outer.append(f"j = (program % blocks) * COLS + {column}[None, :]")
+        else:
+            self.outer.append("row = program * ROWS + tl.arange(0, ROWS).to(INDEX)[:, None]")
+            if self.kind is not Kind.LOOPED:
+                self.outer.append(f"j = {column}[None, :]")
+        rest = "row"
+        for k, axis in reversed(list(enumerate(nest.rows))):
+            extent = symbols.print_python(axis.extent)
+            self.outer.append(f"{axis.name} = {rest}" if k == 0 else f"{axis.name} = {rest} % {extent}")
+            rest = f"({rest} // {extent})"
+
+    def _one_block(self) -> bool:
+        columns = column_count(self.nest)
+        return isinstance(columns, int) and columns <= self.schedule.columns
+
+    def _reduction(self, reduction: Reduction) -> None:
+        if not reduction.body.dtype.is_floating_point:
+            raise LoweringError(
+                "triton-primitive",
+                f"{self.nest.name}: a {reduction.fn} of {reduction.body.dtype}; Triton kernels reduce floats only.",
+                remedy="Convert to a float type before the reduction.",
+            )
+        identity, combine, reduce = REDUCTIONS[reduction.fn]
+        if self.kind is not Kind.LOOPED:
+            with self._over(reduction.extent, self.columns):
+                value = self._masked(reduction, identity)
+            self.outer.append(f"{reduction.name} = {reduce.format(value)}[:, None]")
+            return
+        block = f"{reduction.name}_block"
+        dtype = TYPES[reduction.body.dtype]
+        self.outer.append(f"{block} = tl.full([ROWS, COLS], {identity}, {dtype})")
+
+        def step() -> None:
+            value = self._masked(reduction, identity)
+            self._line(_COLUMN, f"{block} = {combine.format(block, value)}")
+
+        self._loop(reduction.extent, step)
+        self.outer.append(f"{reduction.name} = {reduce.format(block)}[:, None]")
+
+    def _masked(self, reduction: Reduction, identity: str) -> str:
+        """The reduction's body, as a block of columns, with the identity beyond the row's end."""
+        body = self._operand(reduction.body)
+        mask = self._column_mask(reduction.extent)
+        if not mask and not self._varies(reduction.body) & _COLUMN:
+            mask = f"j < {symbols.print_python(reduction.extent)}"  # makes a block of it
+        return f"tl.where({mask}, {body}, {identity})" if mask else body
+
+    def _loop(self, extent: Dim, body: Callable[[], object]) -> None:
+        """A loop over the column in chunks of COLS."""
+        lines: list[str] = []
+        self.inner = lines
+        with self._over(extent, {}):
+            body()
+        self.inner = None
+        self.outer.append(f"for start in range(0, {symbols.print_python(extent)}, COLS):")
+        self.outer.append("    j = start + tl.arange(0, COLS).to(INDEX)[None, :]")
+        self.outer += [f"    {line}" for line in lines]
+
+    @contextmanager
+    def _over(self, extent: Dim, scopes: dict[Dim, _Scope]) -> Iterator[None]:
+        """Expressions written inside vary over columns up to `extent`."""
+        before = self.extent, self.column
+        self.extent, self.column = extent, scopes.setdefault(extent, _Scope())
+        yield
+        self.extent, self.column = before
+
+    def _stores(self, stores: list[Store]) -> None:
+        for store in stores:
+            self._store(store)
+
+    def _store(self, store: Store) -> None:
+        needed = _ROW if store.per_row else _ROW | _COLUMN
+        needed = _COLUMN if self.kind is Kind.FLAT else needed
+        value = self._operand(store.value, typed=True)
+        masks = [self._row_mask()] if needed & _ROW else []
+        if needed & _COLUMN:
+            masks.append(self._column_mask(column_count(self.nest)))
+        offset = self._offset(store.offset, needed)
+        mask = " & ".join(filter(None, masks))
+        self._line(needed, f"tl.store({store.output} + {offset}, {value}{', mask=' + mask if mask else ''})")
+
+    # Masks and offsets.
+
+    def _row_mask(self) -> str:
+        rows = row_count(self.nest)
+        if (isinstance(rows, int) and rows % self.schedule.rows == 0) or self.schedule.rows == 1:
+            return ""
+        return f"(row < {symbols.print_python(rows)})"
+
+    def _column_mask(self, extent: Dim) -> str:
+        if self.kind is not Kind.FLAT and isinstance(extent, int) and extent % self.schedule.columns == 0 and extent:
+            return ""
+        return f"(j < {symbols.print_python(extent)})"
+
+    def _offset(self, offset: Dim, needed: int) -> str:
+        """An element offset as a block that varies with `needed`, even where the numbers do not."""
+        text = symbols.print_python(offset)
+        missing = needed & ~self._dim_varies(offset)
+        return text + (" + 0 * row" if missing & _ROW else "") + (" + 0 * j" if missing & _COLUMN else "")
+
+    def _dim_varies(self, dim: Dim) -> int:
+        names = {s.name for s in symbols.free_symbols([dim])}
+        return (_ROW if names & self.row_names else 0) | (_COLUMN if scalar.COLUMN in names else 0)
+
+    def _varies(self, node: Scalar) -> int:
+        """What the node's value varies with."""
+        if id(node) not in self.varies:
+            own = 0
+            match node:
+                case Load(offset=offset):
+                    own = self._dim_varies(offset) | self._guard_varies(node)
+                case Size(dim=dim):
+                    own = self._dim_varies(dim)
+                case Select(index=index, bounds=bounds):
+                    for dim in (index, *bounds):
+                        own |= self._dim_varies(dim)
+                case Reduced():
+                    own = _ROW
+                case _:
+                    pass
+            for child in scalar.children(node):
+                own |= self._varies(child)
+            self.varies[id(node)] = own
+        return self.varies[id(node)]
+
+    def _guard_varies(self, load: Load) -> int:
+        varies = 0
+        for path in self.guards[id(load)]:
+            for condition in path:
+                for dim in condition[:2]:
+                    varies |= self._dim_varies(dim)
+        return varies
+
+    # Expressions.
+
+    def _line(self, varies: int, line: str) -> None:
+        (self.inner if self.inner is not None and varies & _COLUMN else self.outer).append(line)
+
+    def _name(self, varies: int, text: str) -> str:
+        """The name of a variable that holds `text`, made now unless there is one."""
+        names = self._scope(varies).names
+        if text not in names:
+            names[text] = f"v{self.count}"
+            self.count += 1
+            self._line(varies, f"{names[text]} = {text}")
+        return names[text]
+
+    def _scope(self, varies: int) -> _Scope:
+        return self.column if varies & _COLUMN else self.fixed
+
+    def _operand(self, node: Scalar, typed: bool = False) -> str:
+        """The node as text; a constant stands as a literal unless `typed`, where its dtype has to show."""
+        if isinstance(node, Constant):
+            if typed or triton_primitives.needs_type(node):
+                return triton_primitives.typed(node, self._rank())
+            return triton_primitives.literal(node)
+        varies = self._varies(node)
+        known = self._scope(varies).texts
+        if id(node) not in known:
+            known[id(node)] = self._fresh(node, varies)
+        return known[id(node)]
+
+    def _fresh(self, node: Scalar, varies: int) -> str:
+        match node:
+            case Reduced(name=name):
+                return name
+            case Load():
+                return self._name(varies, self._load(node, varies))
+            case Size(dtype=dtype, dim=dim):
+                text = symbols.print_python(dim)
+                if isinstance(dim, int) or not self._dim_varies(dim):
+                    return f"tl.full({self._rank()}, {text}, {TYPES[dtype]})"
+                return f"{text}.to({TYPES[dtype]})"
+            case Select():
+                return self._name(varies, self._select(node))
+            case Apply():
+                text = self._apply(node)
+                hoisted = self.inner is not None and not varies & _COLUMN
+                rounded = node.fn.startswith("round_")
+                if self.uses[id(node)] > 1 or hoisted or rounded or len(text) > _LONG:
+                    return self._name(varies, text)
+                return text
+            case _:
+                raise AssertionError(f"verify() let a {type(node).__name__} through")
+
+    def _load(self, load: Load, varies: int) -> str:
+        masks = []
+        if varies & _ROW:
+            masks.append(self._row_mask())
+        if varies & _COLUMN:
+            masks.append(self._column_mask(self.extent))
+        masks.append(_any_path(self.guards[id(load)]))
+        mask = " & ".join(filter(None, masks))
+        loaded = f"tl.load({load.argument} + {self._offset(load.offset, varies)}{', mask=' + mask if mask else ''})"
+        return loaded if load.storage == load.dtype else f"{loaded}.to({TYPES[load.dtype]})"
+
+    def _select(self, node: Select) -> str:
+        cases = [self._operand(case, typed=True) for case in node.cases]
+        text = cases[-1]
+        for bound, case in reversed(list(zip(node.bounds, cases[:-1], strict=True))):
+            below = f"{symbols.print_python(node.index)} < {symbols.print_python(bound)}"
+            text = f"tl.where({below}, {case}, {text})"
+        return text
+
+    def _apply(self, node: Apply) -> str:
+        source = node.args[-1].dtype
+        if node.fn == "cast" and node.dtype is torch.bool:
+            return f"({self._operand(node.args[0], typed=True)} != 0)"
+        form = triton_primitives.form(node.fn, source)
+        literals = [isinstance(a, Constant) for a in node.args]
+        # A literal takes its dtype from the operand beside it, so one operand at least has to have one.
+        beside = literals[1:] if node.fn == "where" else literals
+        typed = all(beside) or node.fn in ("max", "min", "div", "pow", "fmod")
+        operands = [self._operand(a, typed=typed or (node.fn == "where" and i == 0)) for i, a in enumerate(node.args)]
+        if form.count("{0}") > 1 and not operands[0].isidentifier():
+            operands[0] = self._name(self._varies(node.args[0]), operands[0])
+        return form.format(*operands, type=TYPES[node.dtype])
+
+    def _rank(self) -> str:
+        return "[1]" if self.kind is Kind.FLAT else "[1, 1]"
+
+
+Condition = tuple[Dim, Dim, bool]  # index, bound, and whether the index is below it
+
+
+def _guards(roots: tuple[Scalar, ...]) -> dict[int, tuple[tuple[Condition, ...], ...]]:
+    """For each Load, the ways it is reached through Selects, each a conjunction; () among them: unconditionally."""
+    found: dict[int, dict[tuple[Condition, ...], None]] = {}
+    seen: set[tuple[int, tuple[Condition, ...]]] = set()
+
+    def visit(node: Scalar, path: tuple[Condition, ...]) -> None:
+        if (id(node), path) in seen:
+            return
+        seen.add((id(node), path))
+        if isinstance(node, Load):
+            found.setdefault(id(node), {})[path] = None
+        elif isinstance(node, Select):
+            passed = path
+            for bound, case in zip(node.bounds, node.cases[:-1], strict=True):
+                visit(case, (*passed, (node.index, bound, True)))
+                passed = (*passed, (node.index, bound, False))
+            visit(node.cases[-1], passed)
+        else:
+            for child in scalar.children(node):
+                visit(child, path)
+
+    for root in roots:
+        visit(root, ())
+    return {key: ((),) if () in paths else tuple(paths) for key, paths in found.items()}
+
+
+def _any_path(paths: tuple[tuple[Condition, ...], ...]) -> str:
+    """The condition under which one of the paths is taken; "" for always."""
+    if paths == ((),):
+        return ""
+    texts = []
+    for path in paths:
+        conditions = dict.fromkeys(
+            f"({symbols.print_python(index)} {'<' if below else '>='} {symbols.print_python(bound)})"
+            for index, bound, below in path
+        )
+        texts.append(" & ".join(conditions))
+    return texts[0] if len(texts) == 1 else "(" + " | ".join(f"({t})" for t in texts) + ")"
+
+
+def _uses(roots: tuple[Scalar, ...]) -> dict[int, int]:
+    """How often each node is an operand or a root."""
+    uses: dict[int, int] = {}
+    for node in (*roots, *(child for n in scalar.walk(*roots) for child in scalar.children(n))):
+        uses[id(node)] = uses.get(id(node), 0) + 1
+    return uses
+
+
+_OURS = {"j", "row", "program", "blocks", "start", "tl", "triton", "ROWS", "COLS", "INDEX", "range", "float"}
+
+
+def _check_names(nest: LoopNest) -> None:
+    """Nothing but plain names of our own making reaches a source file."""
+    names = [nest.name, *parameters(nest), *(a.name for a in nest.rows), *(r.name for r in nest.reductions)]
+    for name in names:
+        if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_]*", name) or keyword.iskeyword(name) or name in _OURS:
+            raise LoweringError(
+                "triton-name",
+                f"{name!r} cannot be a name in a Triton kernel.",
+                remedy="Use letters, digits and underscores, and none of " + ", ".join(sorted(_OURS)) + ".",
+            )
+    if len(set(names)) != len(names) or any(re.fullmatch(r"v\d+|\w+_block", n) for n in names[1:]):
+        raise LoweringError("triton-name", f"{nest.name}: names that clash: {names}.", remedy="Give each its own name.")
+
+
+def _printable(line: str) -> str:
+    """A line fit for a comment: a file's name may hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in line)

@@ -1,0 +1,131 @@
+"""How a LoopNest is spread over Triton programs: block sizes, warps, and the number of programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from fusion.patterns import symbols
+from fusion.patterns.symbols import Dim
+
+from ..loops import Argument, LoopNest, Output
+
+LONGEST_ROW = 16384  # elements a program keeps in registers: 32 per thread of 16 warps
+TILE = 1024  # elements of a program otherwise: 8 per thread of 4 warps, 16 bytes of half precision each
+LOOP_TILE = 1024
+SYMBOLIC_COLUMNS = 256  # a column of unknown length is as likely short as long
+INT32_LIMIT = 2**31 - 2**20  # offsets up to here fit 32 bits, and so do those of masked lanes beyond the end
+
+
+class Kind(Enum):
+    """The shapes a kernel can take."""
+
+    FLAT = "flat"  # no rows, no reductions: a one-dimensional block per program
+    TILE = "tile"  # no reductions: a block of rows by a block of columns per program
+    ROWS = "rows"  # whole rows in registers, one or several per program
+    LOOPED = "looped"  # one row per program, in chunks, once per reduction and once for the stores
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A kernel's launch data.
+
+    Attributes:
+        kind: the shape of the kernel; the emitted source depends on it.
+        rows: rows per program (`ROWS`), a power of two; 1 when flat.
+        columns: columns per block (`COLS`), a power of two.
+        num_warps: warps of 32 threads per program.
+    """
+
+    kind: Kind
+    rows: int
+    columns: int
+    num_warps: int
+
+    def programs(self, rows: int, columns: int) -> int:
+        """The grid: how many programs cover `rows` rows of `columns` columns."""
+        down = -(-rows // self.rows)
+        return down * -(-columns // self.columns) if self.kind in (Kind.FLAT, Kind.TILE) else down
+
+    def options(self, nest: LoopNest, warp_size: int = 32) -> dict[str, int | bool]:
+        """Compiler options: warps of `warp_size` threads, and no fused multiply-add where eager rounds twice."""
+        return {
+            "num_warps": max(1, self.num_warps * 32 // warp_size),
+            "enable_fp_fusion": nest.numerics != "eager",
+        }
+
+
+def launch_options(nest: LoopNest) -> Schedule:
+    """The schedule for `nest`, by rule; the same nest always gets the same one."""
+    columns = _width(nest)
+    if not nest.reductions:
+        return _pointwise(nest, columns)
+    if columns is None or _power_above(columns) > LONGEST_ROW:
+        return Schedule(Kind.LOOPED, 1, LOOP_TILE, 4)
+    block = _power_above(columns)
+    rows = _few(max(1, TILE // block), nest)
+    return Schedule(Kind.ROWS, rows, block, _warps(rows * block))
+
+
+def tensors(nest: LoopNest) -> tuple[Argument | Output, ...]:
+    """The inputs, then the outputs: the order of the kernel's pointers."""
+    return (*nest.inputs, *nest.outputs)
+
+
+def row_count(nest: LoopNest) -> Dim:
+    """How many rows the nest has."""
+    return symbols.product(axis.extent for axis in nest.rows)
+
+
+def column_count(nest: LoopNest) -> Dim:
+    """How many columns its stores cover; 1 when every store is per row."""
+    return nest.column.extent if nest.column is not None else 1
+
+
+def needs_int64(nest: LoopNest, values: Mapping[str, int]) -> bool:
+    """Whether an element offset or a loop index may exceed 32 bits at the given sizes."""
+
+    def span(shape: tuple[Dim, ...], strides: tuple[Dim, ...]) -> int:
+        sizes = [symbols.evaluate(s, values) for s in shape]
+        return sum(max(size - 1, 0) * symbols.evaluate(s, values) for size, s in zip(sizes, strides, strict=True))
+
+    widths = [column_count(nest), *(r.extent for r in nest.reductions)]
+    rows = symbols.evaluate(row_count(nest), values)
+    spans = [rows * symbols.evaluate(width, values) for width in widths]
+    spans += [span(tensor.shape, tensor.strides) for tensor in tensors(nest)]
+    return max(spans) >= INT32_LIMIT
+
+
+def _pointwise(nest: LoopNest, columns: int | None) -> Schedule:
+    if not nest.rows and nest.column is not None:
+        block = TILE if columns is None else min(TILE, max(128, _power_above(columns)))
+        return Schedule(Kind.FLAT, 1, block, _warps(block))
+    block = SYMBOLIC_COLUMNS if columns is None else min(TILE, _power_above(columns))
+    rows = _few(TILE // block, nest)
+    return Schedule(Kind.TILE, rows, block, _warps(rows * block))
+
+
+def _width(nest: LoopNest) -> int | None:
+    """The longest column of the stores and reductions, or None where one is symbolic."""
+    longest = 1
+    for extent in (column_count(nest), *(r.extent for r in nest.reductions)):
+        if not isinstance(extent, int):
+            return None
+        longest = max(longest, extent)
+    return longest
+
+
+def _few(rows: int, nest: LoopNest) -> int:
+    count = row_count(nest)
+    return min(rows, _power_above(count)) if isinstance(count, int) else rows
+
+
+def _warps(elements: int) -> int:
+    """8 elements a thread up to 8 warps, then 16, then 32: registers per thread are what runs out."""
+    return 1 << max(0, min(16, elements // 256 if elements <= 2048 else max(8, elements // 512)).bit_length() - 1)
+
+
+def _power_above(count: int) -> int:
+    """The smallest power of two that is at least `count`, at least 1."""
+    return 1 << max(0, count - 1).bit_length()
