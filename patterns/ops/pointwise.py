@@ -167,9 +167,5 @@ for _name in ("and", "or", "xor"):
 pointwise("bitwise_not.default", _not, note=_EXACT)
 pointwise("logical_not.default", lambda x: apply("not", cast(x, torch.bool)), note=_EXACT)
 # Conversions: the rounding to the result dtype is the whole operator.
-pointwise(
-    ("to.dtype", "to.dtype_layout", "to.device", "_to_copy.default", "type_as.default", "float.default"),
-    _identity,
-    unpromoted=(0, 1),
-    note="one rounding",
-)
+CONVERSIONS = ("to.dtype", "to.dtype_layout", "to.device", "_to_copy.default", "type_as.default")
+pointwise(CONVERSIONS, _identity, unpromoted=(0, 1), note="one rounding")

@@ -29,6 +29,10 @@ def _matrix_transpose(call: Call, index: Index, extents: Extents, number: int) -
     return index if len(index) < 2 else (*index[:-2], index[-1], index[-2])
 
 
+def _reverse(call: Call, index: Index, extents: Extents, number: int) -> Index:
+    return index[::-1]
+
+
 def _permute(call: Call, index: Index, extents: Extents, number: int) -> Index:
     order = [d % len(index) for d in call.args[1]]
     return tuple(index[order.index(d)] for d in range(len(index)))
@@ -115,7 +119,8 @@ _view(
     _reshape,
 )  # fmt: skip
 _view(("transpose.int", "swapaxes.default"), _transpose)
-_view(("t.default", "numpy_T.default", "mT.default"), _matrix_transpose)
+_view(("t.default", "mT.default"), _matrix_transpose)
+_view(("numpy_T.default",), _reverse)
 _view(("permute.default",), _permute)
 _view(("unsqueeze.default",), _unsqueeze)
 _view(("expand.default", "expand_as.default", "broadcast_to.default"), _expand)

@@ -1,0 +1,196 @@
+"""Running a SubGraph with torch's own operators: as recorded, and in double precision.
+
+The first is what a fused kernel replaces, the second what both are measured against (see `verify`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+
+from . import symbols
+from .errors import StructureMismatch, UnsupportedOperator
+from .graph import Leaf, OpNode, Ref, SubGraph, TensorSpec, map_leaves
+from .ops import resolve
+from .symbols import Dim
+
+_SAME_STRUCTURE = "Pass tensors of the recorded structure, or record again with these inputs."
+
+# Operators that read the bits of a float: double precision of them has no meaning.
+_BIT_CASTS = ("aten.view.dtype", "aten.view_as_real.default", "aten.view_as_complex.default")
+# Their last argument asks for half -> float32, which torch refuses for a double operand.
+_HALF_TO_FLOAT = ("aten._softmax.default", "aten._log_softmax.default")
+
+
+def run(graph: SubGraph, inputs: Mapping[str, Tensor], sizes: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+    """Runs `graph` op by op with torch's own operators, without gradients.
+
+    Args:
+        graph: what to run.
+        inputs: a tensor per name in `graph.inputs`, of the dtypes and shapes of their specs; any strides.
+        sizes: values of size symbols that no input's shape or stride tells.
+
+    Returns:
+        the outputs by name, in the order of `graph.outputs`. An output that is a view of an input aliases it.
+
+    Raises:
+        StructureMismatch: the inputs do not have the graph's structure.
+        GraphError: a size symbol has no value.
+        UnsupportedOperator: this torch lacks an operator of the graph.
+    """
+    return _run(graph, inputs, bind_symbols(graph, inputs, sizes), lambda node: node)
+
+
+def run_fp64(
+    graph: SubGraph, inputs: Mapping[str, Tensor], sizes: Mapping[str, int] | None = None
+) -> dict[str, Tensor]:
+    """Runs `graph` as `run` does, in double precision throughout.
+
+    Floating inputs are upcast (exactly), conversions to a floating dtype go to float64, floating dtype arguments
+    become float64. Integers, bools and complex numbers are left alone.
+
+    Returns:
+        the outputs by name; floating ones are float64.
+
+    Raises:
+        StructureMismatch, GraphError: as `run`.
+        UnsupportedOperator: as `run`, or an operator that reinterprets bits.
+    """
+    sizes = bind_symbols(graph, inputs, sizes)
+    return _run(graph, {name: _upcast(inputs[name]) for name in graph.inputs}, sizes, _in_double)
+
+
+def bind_symbols(
+    graph: SubGraph, inputs: Mapping[str, Tensor], sizes: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """The value of every size symbol that the inputs tell, by name.
+
+    Shapes must agree with the specs; strides only lend values to symbols that occur nowhere else, because torch's
+    operators take any strides.
+
+    Args:
+        graph: whose inputs' specs are read.
+        inputs: a tensor per name in `graph.inputs`.
+        sizes: values known beforehand.
+
+    Raises:
+        StructureMismatch: a missing or unknown input, another dtype, rank or size, or two values for one symbol.
+    """
+    if set(inputs) != set(graph.inputs):
+        raise StructureMismatch(
+            f"Expected the inputs {sorted(graph.inputs)}, found {sorted(inputs)}.", remedy=_SAME_STRUCTURE
+        )
+    known = dict(sizes or {})
+    pending: list[tuple[str, int, Dim, int]] = []
+    for name in graph.inputs:
+        spec, tensor = graph.spec[name], inputs[name]
+        _check_kind(name, spec, tensor)
+        pending += [(name, d, *pair) for d, pair in enumerate(zip(spec.shape, tensor.shape, strict=True))]
+    _bind(pending, known)
+    for name in graph.inputs:
+        for dim, found in zip(graph.spec[name].strides, inputs[name].stride(), strict=True):
+            if isinstance(dim, sympy.Symbol):
+                known.setdefault(dim.name, found)
+    return known
+
+
+def _check_kind(name: str, spec: TensorSpec, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise StructureMismatch(
+            f"Input {name!r}: expected a tensor, found {type(tensor).__name__}.", remedy=_SAME_STRUCTURE
+        )
+    if tensor.dtype != spec.dtype:
+        raise StructureMismatch(
+            f"Input {name!r}: expected dtype {spec.dtype}, found {tensor.dtype}.", remedy=_SAME_STRUCTURE
+        )
+    if tensor.dim() != len(spec.shape):
+        raise StructureMismatch(
+            f"Input {name!r}: expected rank {len(spec.shape)} ({spec.text()}), found rank {tensor.dim()} "
+            f"{list(tensor.shape)}.",
+            remedy=_SAME_STRUCTURE,
+        )
+
+
+def _bind(pending: list[tuple[str, int, Dim, int]], known: dict[str, int]) -> None:
+    """Solves the sizes of one unknown symbol first, so that `2*s0` may stand before `s0`; then checks all."""
+    unsolved = [item for item in pending if not isinstance(item[2], int)]
+    while unsolved:
+        later = []
+        for item in unsolved:
+            unknown = [s for s in symbols.free_symbols([item[2]]) if s.name not in known]
+            if len(unknown) == 1:
+                known[unknown[0].name] = _solve(item, unknown[0], known)
+            elif unknown:
+                later.append(item)
+        if len(later) == len(unsolved):
+            break  # what is left has two unknowns that nothing else tells; the run says so where it needs them
+        unsolved = later
+    for name, d, dim, found in pending:
+        if all(s.name in known for s in symbols.free_symbols([dim])):
+            expected = symbols.evaluate(dim, known)
+            if expected != found:
+                why = "" if isinstance(dim, int) else f" ({symbols.render(dim)}, as the other sizes tell)"
+                raise StructureMismatch(
+                    f"Input {name!r}: expected size {expected}{why} in dimension {d}, found {found}.",
+                    remedy=_SAME_STRUCTURE,
+                )
+
+
+def _solve(item: tuple[str, int, Dim, int], unknown: sympy.Symbol, known: Mapping[str, int]) -> int:
+    name, d, dim, found = item
+    if dim == unknown:
+        return found
+    values: dict[sympy.Expr, Dim] = {symbols.symbol(k): v for k, v in known.items()}
+    reduced = symbols.substitute(dim, values)
+    solutions = [s for s in sympy.solve(sympy.sympify(reduced) - found, unknown) if s.is_Integer]
+    if len(solutions) != 1:
+        raise StructureMismatch(
+            f"Input {name!r}: expected size {symbols.render(dim)} in dimension {d}, found {found}, "
+            f"which no {unknown} gives.",
+            remedy=_SAME_STRUCTURE,
+        )
+    return int(solutions[0])
+
+
+def _run(
+    graph: SubGraph, inputs: Mapping[str, Tensor], sizes: Mapping[str, int], change: Callable[[OpNode], OpNode]
+) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = dict(inputs)
+
+    def real(leaf: Leaf) -> Any:
+        if isinstance(leaf, Ref):
+            return values[leaf.name]
+        return symbols.evaluate(leaf, sizes) if isinstance(leaf, sympy.Expr) else leaf
+
+    with torch.no_grad():
+        for node in map(change, graph.nodes):
+            made = resolve(node.op)(
+                *map_leaves(real, node.args), **{name: map_leaves(real, leaf) for name, leaf in node.kwargs}
+            )
+            results = (made,) if isinstance(made, Tensor) else tuple(made)
+            values.update(zip(node.outputs, results, strict=True))
+    return {name: values[name] for name in graph.outputs}
+
+
+def _upcast(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _in_double(node: OpNode) -> OpNode:
+    if node.op in _BIT_CASTS:
+        raise UnsupportedOperator(
+            f"{node.op} reinterprets bits and has no result in double precision.",
+            remedy="Leave it out of fused regions.",
+        )
+
+    def leaf(value: Leaf) -> Leaf:
+        return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+    args, kwargs = map_leaves(leaf, node.args), map_leaves(leaf, node.kwargs)
+    if node.op in _HALF_TO_FLOAT:
+        args = (*args[:2], False)
+    return OpNode(node.op, args, kwargs, node.outputs, node.origin)

@@ -1,0 +1,153 @@
+"""The acceptance rule: whether a fused result is as good as eager's, measured against double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+EAGER_FACTOR = 1.5  # how much worse than eager's worst error a fused kernel may be; DESIGN.md, "Numerics"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What `accept` found.
+
+    Attributes:
+        ok: whether the fused result is accepted; for floating outputs that were compared,
+            `error_fused <= 1.5 * error_eager + ulp`.
+        error_fused: |fused - exact| at the element that decides: the one where it exceeds its ulp by most.
+        error_eager: the greatest |eager - exact| over all elements.
+        ulp: the unit in the last place of the output dtype at the exact value of the deciding element.
+        reason: empty when accepted; else a sentence that says what differs.
+    """
+
+    ok: bool
+    error_fused: float = 0.0
+    error_eager: float = 0.0
+    ulp: float = 0.0
+    reason: str = ""
+
+
+def accept(fused: Tensor, eager: Tensor, exact: Tensor) -> Verdict:
+    """Compares a fused result with eager's, both against the exact one.
+
+    For floating outputs, for every element i:
+
+        |fused[i] - exact[i]| <= 1.5 * max_k |eager[k] - exact[k]| + ulp(exact[i])
+
+    The first term is the quality eager has on this data. It is a maximum over all elements, because where along
+    the tensor eager's rounding errors cancel is chance. The second is the granularity of the output: a result that
+    is one of the two representable neighbours of the exact value is off by less than the gap between them, which is
+    ulp(exact[i]), so a kernel that rounds faithfully passes even where eager happens to be exact, and no smaller
+    slack has this property. The ulp is taken per element, so the slack of a large element never covers a small one.
+
+    NaN must be where eager has NaN and inf where eager has inf, with its sign; these elements take no part in the
+    measure (eager may overflow where the exact value is finite). Where eager is finite but the exact value is not,
+    eager's value stands for the exact one. Integers, bools and complex numbers must equal eager's.
+
+    Args:
+        fused, eager: results of any shape and of one dtype.
+        exact: the same in float64 (`reference.run_fp64`), or in `eager`'s dtype where that is not floating.
+
+    Returns:
+        the Verdict; shape, dtype and strides must equal eager's (strides of dimensions longer than 1 only: the
+        others say nothing about where an element lies).
+    """
+    layout = _layout_differs(fused, eager)
+    if layout:
+        return Verdict(False, reason=layout)
+    if eager.numel() == 0:
+        return Verdict(True)
+    if not eager.is_floating_point():
+        wrong = int((fused != eager).sum())
+        return Verdict(not wrong, reason=f"{wrong} of {eager.numel()} elements differ from eager's." if wrong else "")
+    special = _specials_differ(fused, eager)
+    return Verdict(False, reason=special) if special else _measure(fused, eager, exact)
+
+
+def accept_all(outputs: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Verdict:
+    """`accept` for every output of a kernel.
+
+    Args:
+        outputs: (fused, eager, exact) by output name.
+
+    Returns:
+        the first refusal, its reason naming the output; else the verdict that came closest to one.
+    """
+    closest, closeness = Verdict(True), -1.0
+    for name, triple in outputs.items():
+        verdict = accept(*triple)
+        if not verdict.ok:
+            return replace(verdict, reason=f"Output {name!r}: {verdict.reason}")
+        bound = EAGER_FACTOR * verdict.error_eager + verdict.ulp
+        used = verdict.error_fused / bound if bound else 0.0
+        if used > closeness:
+            closest, closeness = verdict, used
+    return closest
+
+
+def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between neighbours of `dtype` at the magnitude of `values`.
+
+    Args:
+        values: finite, float64.
+        dtype: the floating dtype whose grid is meant.
+
+    Returns:
+        float64 of the same shape: 2**(floor(log2|x|)) * eps, at least the smallest subnormal.
+    """
+    info = torch.finfo(dtype)
+    mantissa = torch.frexp(values).mantissa  # x = mantissa * 2**n with |mantissa| in [0.5, 1); 0 for 0
+    power = torch.where(values == 0, 0.0, values / (2 * mantissa))  # 2**(n - 1), exactly
+    return (power * info.eps).clamp_min(info.smallest_normal * info.eps)
+
+
+def _measure(fused: Tensor, eager: Tensor, exact: Tensor) -> Verdict:
+    eager64 = eager.double()
+    truth = torch.where(exact.isfinite(), exact, eager64)
+    finite = eager64.isfinite()
+    truth = torch.where(finite, truth, 0.0)
+    off_fused = torch.where(finite, (fused.double() - truth).abs(), 0.0)
+    off_eager = torch.where(finite, (eager64 - truth).abs(), 0.0)
+    unit = ulp(truth, eager.dtype)
+    excess = off_fused - unit
+    at = excess.flatten().argmax()
+    error_fused, error_eager, gap = (float(x) for x in (off_fused.flatten()[at], off_eager.max(), unit.flatten()[at]))
+    if error_fused <= EAGER_FACTOR * error_eager + gap:
+        return Verdict(True, error_fused, error_eager, gap)
+    where = [int(i) for i in torch.unravel_index(at, eager.shape)] if eager.dim() else []
+    reason = (
+        f"The error to float64 is {error_fused:.3g} at {where}, more than {EAGER_FACTOR:g} times eager's worst, "
+        f"{error_eager:.3g}, plus one ulp of {_name(eager.dtype)}, {gap:.3g}."
+    )
+    return Verdict(False, error_fused, error_eager, gap, reason)
+
+
+def _layout_differs(fused: Tensor, eager: Tensor) -> str:
+    if fused.shape != eager.shape:
+        return f"Expected the shape {list(eager.shape)} of eager, found {list(fused.shape)}."
+    if fused.dtype != eager.dtype:
+        return f"Expected the dtype {_name(eager.dtype)} of eager, found {_name(fused.dtype)}."
+    pairs = zip(eager.shape, eager.stride(), fused.stride(), strict=True)
+    if eager.numel() and any(want != have for size, want, have in pairs if size > 1):
+        return f"Expected the strides {list(eager.stride())} of eager, found {list(fused.stride())}."
+    return ""
+
+
+def _specials_differ(fused: Tensor, eager: Tensor) -> str:
+    for kind, have, want in (
+        ("NaN", fused.isnan(), eager.isnan()),
+        ("+inf", fused.isposinf(), eager.isposinf()),
+        ("-inf", fused.isneginf(), eager.isneginf()),
+    ):
+        wrong = int((have != want).sum())
+        if wrong:
+            return f"{kind} is in other places than eager's, at {wrong} of {eager.numel()} elements."
+    return ""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
