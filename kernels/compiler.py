@@ -1,0 +1,178 @@
+"""LoopNests to callable kernels: emitted together, compiled as one unit, kept in a store."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fusion.kernels import native_call, script
+from fusion.kernels.emit import cpp
+from fusion.kernels.emit.cpp_prelude import prelude
+from fusion.kernels.loops import Argument, LoopNest
+from fusion.kernels.store import Store
+from fusion.kernels.toolchain.cpp import Toolchain, find_toolchain, why_missing
+from fusion.patterns import symbols
+from fusion.patterns.errors import BackendUnavailable, StructureMismatch
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledKernel:
+    """A kernel that can be called.
+
+    Attributes:
+        name: its LoopNest's name.
+        digest: SHA-256 over its source, the flags and the toolchain.
+        target: "cpp".
+        nest: what it computes.
+        source: a translation unit that holds this kernel alone.
+        library: path of the shared library it is in.
+        symbol: its C name; the library has `<symbol>_prepare` and `<symbol>_run`.
+        compile_seconds: time the compiler took for the unit it came from; 0 if it came from the store.
+        from_cache: whether it came from the store.
+    """
+
+    name: str
+    digest: str
+    target: str
+    nest: LoopNest
+    source: str
+    library: str
+    symbol: str
+    compile_seconds: float
+    from_cache: bool
+
+    def to_script(self) -> str:
+        """A Python program that compiles this kernel, runs it on random inputs, and prints checksums and the time.
+
+        It needs torch and a C++ compiler, nothing of this package.
+        """
+        return script.standalone(self.nest, self.symbol, self.source)
+
+
+def compile_cpp(
+    nests: Sequence[LoopNest], store: Store | None, toolchain: Toolchain | None = None
+) -> list[CompiledKernel]:
+    """Compiles `nests`, in order; those that the store does not have, together as one translation unit.
+
+    Args:
+        nests: what to compile; equal ones are compiled once.
+        store: where libraries are kept; None keeps them in a folder that is removed when the process ends.
+        toolchain: the compiler; None finds one.
+
+    Raises:
+        BackendUnavailable: there is no compiler.
+        CompileError: the unit did not compile.
+        LoweringError: a kernel has no C++ form.
+    """
+    toolchain = toolchain or find_toolchain()
+    if toolchain is None:
+        raise BackendUnavailable(why_missing())
+    digests = [_digest(nest, toolchain) for nest in nests]
+    libraries = {d: store.get_file(d) if store else None for d in dict.fromkeys(digests)}
+    missing = {d: nest for d, nest in zip(digests, nests, strict=True) if libraries[d] is None}
+    began = time.perf_counter()
+    if missing:
+        libraries.update(_build(missing, store, toolchain))
+    seconds = time.perf_counter() - began
+    return [
+        CompiledKernel(
+            name=nest.name,
+            digest=digest,
+            target="cpp",
+            nest=nest,
+            source=cpp.translation_unit([nest]),
+            library=str(libraries[digest]),
+            symbol=cpp.symbol(nest),
+            compile_seconds=seconds if digest in missing else 0.0,
+            from_cache=digest not in missing,
+        )
+        for digest, nest in zip(digests, nests, strict=True)
+    ]
+
+
+def run_ctypes(
+    kernel: CompiledKernel, inputs: Sequence[torch.Tensor], given: Sequence[int] = ()
+) -> tuple[torch.Tensor, ...]:
+    """Runs a kernel through ctypes; some 10 us a call.
+
+    Args:
+        kernel: a kernel with target "cpp".
+        inputs: its tensors, in the order of `kernel.nest.inputs`.
+        given: the integers its sizes of source "given" come from.
+
+    Raises:
+        StructureMismatch: an input does not fit; the message names it.
+    """
+    nest = kernel.nest
+    if len(inputs) != len(nest.inputs):
+        raise StructureMismatch(
+            f"The kernel {kernel.name} takes {len(nest.inputs)} tensors, not {len(inputs)}.",
+            remedy="Pass one tensor for each of its inputs, in order.",
+        )
+    wanted = max((s.argument + 1 for s in nest.sizes if s.source == "given"), default=0)
+    if len(given) < wanted:
+        raise StructureMismatch(
+            f"The kernel {kernel.name} takes {wanted} sizes, not {len(given)}.", remedy="Pass them as `given`."
+        )
+    for argument, tensor in zip(nest.inputs, inputs, strict=True):
+        if tensor.layout is not torch.strided or tensor.is_neg() or tensor.is_conj():
+            raise _mismatch(kernel, argument, tensor)
+    wrong, outputs = _native(kernel)(list(inputs), list(given))
+    if wrong:
+        raise _mismatch(kernel, nest.inputs[wrong - 1], inputs[wrong - 1])
+    return outputs
+
+
+def _mismatch(kernel: CompiledKernel, argument: Argument, tensor: torch.Tensor) -> StructureMismatch:
+    shape, strides = ([symbols.render(d) for d in dims] for dims in (argument.shape, argument.strides))
+    found = f"{tensor.dtype} on {tensor.device} of shape {list(tensor.shape)}"
+    if tensor.layout is torch.strided:
+        found += f" and strides {list(tensor.stride())}"
+    return StructureMismatch(
+        f"The input {argument.name} of the kernel {kernel.name} must be {argument.dtype} on cpu of shape "
+        f"[{', '.join(shape)}] and strides [{', '.join(strides)}]; found {found}.",
+        remedy="Record the operators again with inputs of this structure.",
+    )
+
+
+def _native(kernel: CompiledKernel) -> native_call.NativeKernel:
+    outputs = tuple((o.dtype, o.order) for o in kernel.nest.outputs)
+    return _loaded(kernel.library, kernel.symbol, len(kernel.nest.sizes), outputs)
+
+
+@functools.lru_cache(maxsize=4096)
+def _loaded(
+    library: str, symbol: str, sizes: int, outputs: tuple[tuple[torch.dtype, tuple[int, ...]], ...]
+) -> native_call.NativeKernel:
+    return native_call.NativeKernel(library, symbol, sizes, list(outputs))
+
+
+def _digest(nest: LoopNest, toolchain: Toolchain) -> str:
+    code = cpp.code(nest)
+    return hashlib.sha256(json.dumps([prelude(code), code, toolchain.identity]).encode()).hexdigest()
+
+
+def _build(missing: dict[str, LoopNest], store: Store | None, toolchain: Toolchain) -> dict[str, Path]:
+    """Compiles kernels as one unit and keeps the library under the digest of each."""
+    unit = hashlib.sha256("".join(missing).encode()).hexdigest()
+    library = _private_folder() / f"{unit[:32]}.so"
+    toolchain.compile_library(cpp.translation_unit(list(missing.values())), library)
+    kept = {digest: store.put_file(digest, library) if store else None for digest in missing}
+    return {digest: path or library for digest, path in kept.items()}
+
+
+def _private_folder() -> Path:
+    return Path(_temporary().name)
+
+
+@functools.cache
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="fusion-kernels-")

@@ -1,0 +1,207 @@
+"""Column loops in C++: cut where a Select changes its case, free of branches, ready to vectorise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import sympy
+import torch
+
+from fusion.patterns import scalar, symbols
+from fusion.patterns.scalar import COLUMN, Scalar, Select
+from fusion.patterns.symbols import Dim
+
+from .cpp_expressions import COMPUTE, Block, Interner, Values, branches, mentions_column, split_column, store_text
+
+_SUM_BLOCK = 4096  # a sum is the sum of sums of so many elements: rounding errors grow with the length of each
+_ROW_BRANCHES = 2  # Selects on the row that become branches around the loop; each doubles the code
+
+Finish = Callable[[Block, list[str]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """A value to be written to `output` at `offset`, as elements of `storage`."""
+
+    value: Scalar
+    output: str
+    offset: Dim
+    storage: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What Selects with the same index and bounds decide; `cuts` are the columns where the case changes."""
+
+    select: Select
+    cuts: tuple[Dim, ...]
+
+    def matches(self, node: Scalar) -> bool:
+        return isinstance(node, Select) and node.index == self.select.index and node.bounds == self.select.bounds
+
+
+class Column:
+    """Writes loops over the column from 0 to `extent`, or over `first` to `last` where threads share it."""
+
+    def __init__(self, values: Values, interned: Interner, extent: Dim, shared: bool = False) -> None:
+        self.values = values
+        self.interned = interned
+        self.extent = extent
+        self.start, self.stop = ("first", "last") if shared else ("0", symbols.print_c(extent))
+        self.shared = shared
+
+    def store(self, sinks: Sequence[Sink], block: Block) -> None:
+        """Writes every sink for every column."""
+
+        def finish(inner: Block, texts: list[str]) -> None:
+            for sink, text in zip(sinks, texts, strict=True):
+                target = f"{sink.output}[{self.values.index(sink.offset, inner)}]"
+                inner.lines.append(f"{target} = {store_text(sink.storage, text)};")
+
+        self._decide(
+            [s.value for s in sinks], lambda roots, at, low, high: self._loop(roots, at, low, high, finish), block
+        )
+
+    def reduce(self, fn: str, name: str, body: Scalar, block: Block) -> None:
+        """Computes the variable `name`, `fn` over `body`; NaN in any element makes a maximum or minimum NaN."""
+        kind = COMPUTE[body.dtype]
+        if fn == "sum":
+            block.lines.append(f"{kind} {name} = 0;")
+            self._decide([body], lambda roots, at, low, high: self._sum(roots, at, low, high, name, kind), block)
+            return
+        sign, compare = ("-", ">") if fn == "max" else ("", "<")
+        flag = self.values.fresh("nan")
+        block.lines += [f"{kind} {name} = {sign}({kind})__builtin_inf();", f"int32_t {flag} = 0;"]
+
+        def finish(inner: Block, texts: list[str]) -> None:
+            value = self.values.fresh("x")
+            inner.lines.append(f"const {kind} {value} = {texts[0]};")
+            inner.lines.append(f"{flag} |= {value} != {value};")
+            inner.lines.append(f"{name} = {value} {compare} {name} ? {value} : {name};")
+
+        clause = f" reduction({fn}:{name}) reduction(|:{flag})"
+        self._decide([body], lambda roots, at, low, high: self._loop(roots, at, low, high, finish, clause), block)
+        block.lines.append(f'if ({flag}) {name} = ({kind})__builtin_nan("");')
+
+    def _decide(
+        self, roots: list[Scalar], loop: Callable[[list[Scalar], Block, str, str], None], block: Block, depth: int = 0
+    ) -> None:
+        """Turns Selects on the row into branches, Selects on the column into pieces of the loop."""
+        selects = [n for n in scalar.walk(*roots) if isinstance(n, Select)]
+        on_row = [s for s in selects if not mentions_column((s.index, *s.bounds)) and self.values.runs_with_column(s)]
+        if on_row and depth < _ROW_BRANCHES:
+            choice = _Choice(on_row[-1], ())
+            inners = [Block("row", block) for _ in choice.select.cases]
+            for k, inner in enumerate(inners):
+                self._decide(self._chosen(roots, {choice: k}), loop, inner, depth + 1)
+            for opening, inner in zip(branches(choice.select), inners, strict=True):
+                block.lines.append(opening)
+                block.nest(inner)
+            block.lines.append("}")
+            return
+        choices, cuts = _cuts(selects)
+        if not cuts:
+            loop(roots, block, self.start, self.stop)
+            return
+        edges = [self.start, *self._edges(cuts, block), self.stop]
+        for k in range(len(cuts) + 1):
+            taken = {c: next((n for n, cut in enumerate(c.cuts) if cuts.index(cut) >= k), len(c.cuts)) for c in choices}
+            piece = self._chosen(roots, taken)
+            if edges[k] == edges[k + 1]:
+                continue
+            inner = Block("row", block)
+            loop(piece, inner, edges[k], edges[k + 1])
+            certain = edges[k].isdigit() and edges[k + 1].isdigit()
+            block.lines.append("{" if certain else f"if ({edges[k]} < {edges[k + 1]}) {{")
+            block.nest(inner)
+            block.lines.append("}")
+
+    def _chosen(self, roots: list[Scalar], taken: dict[_Choice, int]) -> list[Scalar]:
+        """`roots` with decided Selects replaced by the case they decide for."""
+
+        def change(node: Scalar) -> Scalar | None:
+            for choice, case in taken.items():
+                if choice.matches(node):
+                    assert isinstance(node, Select)
+                    return scalar.rebuild(node.cases[case], change, memo)
+            return None
+
+        memo: dict[int, Scalar] = {}
+        return [self.interned(scalar.rebuild(root, change, memo)) for root in roots]
+
+    def _edges(self, cuts: Sequence[Dim], block: Block) -> list[str]:
+        """The cuts as C++, kept within the loop; numbers where the extent is one."""
+        edges: list[str] = []
+        for cut in cuts:
+            if isinstance(cut, int) and isinstance(self.extent, int) and not self.shared:
+                edges.append(str(min(max(cut, 0), self.extent)))
+                continue
+            name = self.values.fresh("cut")
+            block.lines.append(
+                f"const int64_t {name} = clamp_index({symbols.print_c(cut)}, {self.start}, {self.stop});"
+            )
+            edges.append(name)
+        return edges
+
+    def _sum(self, roots: list[Scalar], block: Block, low: str, high: str, name: str, kind: str) -> None:
+        short = low.isdigit() and high.isdigit() and int(high) - int(low) <= _SUM_BLOCK
+        part = self.values.fresh("part")
+
+        def finish(inner: Block, texts: list[str]) -> None:
+            inner.lines.append(f"{part} += {texts[0]};")
+
+        clause = f" reduction(+:{part})"
+        if short:
+            block.lines.append(f"{kind} {part} = 0;")
+            self._loop(roots, block, low, high, finish, clause)
+            block.lines.append(f"{name} += {part};")
+            return
+        inside = Block("row", block)
+        begin, end = self.values.fresh("cut"), self.values.fresh("cut")
+        inside.lines.append(f"const int64_t {end} = {begin} + {_SUM_BLOCK} < {high} ? {begin} + {_SUM_BLOCK} : {high};")
+        inside.lines.append(f"{kind} {part} = 0;")
+        self._loop(roots, inside, begin, end, finish, clause)
+        inside.lines.append(f"{name} += {part};")
+        block.lines.append(f"for (int64_t {begin} = {low}; {begin} < {high}; {begin} += {_SUM_BLOCK}) {{")
+        block.nest(inside)
+        block.lines.append("}")
+
+    def _loop(self, roots: list[Scalar], block: Block, low: str, high: str, finish: Finish, clause: str = "") -> None:
+        """One loop without branches; what does not run with the column is written to `block` before it."""
+        self.values.count(roots)
+        body = Block("loop", block)
+        finish(body, [self.values.write(root, body) for root in roots])
+        block.lines.append(f"#pragma omp simd{clause}")
+        block.lines.append(f"for (int64_t {COLUMN} = {low}; {COLUMN} < {high}; ++{COLUMN}) {{")
+        block.nest(body)
+        block.lines.append("}")
+
+
+def _cuts(selects: Sequence[Select]) -> tuple[list[_Choice], list[Dim]]:
+    """The Selects that change their case at known columns, and all those columns in ascending order."""
+    choices: list[_Choice] = []
+    cuts: list[Dim] = []
+    for select in selects:
+        parts = split_column(select.index)
+        if parts is None or parts[0] != 1 or mentions_column(select.bounds):
+            continue
+        mine = tuple(symbols.as_dim(sympy.expand(sympy.sympify(b) - sympy.sympify(parts[1]))) for b in select.bounds)
+        merged = _ascending([*cuts, *(c for c in dict.fromkeys(mine) if c not in cuts)])
+        if merged is not None and not any(c.matches(select) for c in choices):
+            choices.append(_Choice(select, mine))
+            cuts = merged
+    return choices, cuts
+
+
+def _ascending(cuts: Sequence[Dim]) -> list[Dim] | None:
+    """`cuts` in an order that holds for all sizes, or None."""
+    ordered: list[Dim] = []
+    for cut in cuts:
+        place = len(ordered)
+        while place and bool(sympy.sympify(ordered[place - 1] - cut).is_nonnegative):
+            place -= 1
+        if place and not bool(sympy.sympify(cut - ordered[place - 1]).is_nonnegative):
+            return None
+        ordered.insert(place, cut)
+    return ordered

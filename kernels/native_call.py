@@ -1,0 +1,80 @@
+"""Calls a compiled C++ kernel through ctypes. Needs torch only: a kernel's standalone script holds this very file."""
+
+import ctypes
+
+import torch
+
+_CODES = {torch.bool: 6, torch.bfloat16: 4, torch.uint8: 1}
+
+
+class DLTensor(ctypes.Structure):
+    """DLPack's tensor."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+def describe(tensor: torch.Tensor) -> DLTensor:
+    """A DLTensor of `tensor`, which must outlive it."""
+    dims = ctypes.c_int64 * max(tensor.dim(), 1)
+    code = _CODES.get(tensor.dtype, 2 if tensor.dtype.is_floating_point else 0)
+    device = 1 if tensor.device.type == "cpu" else 2
+    return DLTensor(
+        tensor.data_ptr(), device, 0, tensor.dim(), code, 8 * tensor.dtype.itemsize, 1,
+        dims(*tensor.shape), dims(*tensor.stride()), 0,
+    )  # fmt: skip
+
+
+class NativeKernel:
+    """A kernel of a loaded library.
+
+    Args:
+        library: path of the shared library.
+        symbol: the kernel's C name.
+        sizes: how many size symbols it has.
+        outputs: dtype of each output, and its dimensions from outermost to innermost in memory.
+    """
+
+    def __init__(
+        self, library: str, symbol: str, sizes: int, outputs: list[tuple[torch.dtype, tuple[int, ...]]]
+    ) -> None:
+        loaded = ctypes.CDLL(library)
+        self._prepare = loaded[f"{symbol}_prepare"]
+        self._prepare.restype = ctypes.c_int32
+        self._run = loaded[f"{symbol}_run"]
+        self._run.restype = None
+        self._sizes = sizes
+        self._outputs = outputs
+
+    def __call__(self, inputs: list[torch.Tensor], given: list[int]) -> tuple[int, tuple[torch.Tensor, ...]]:
+        """Runs the kernel.
+
+        Returns:
+            0 and the outputs, or the number (from 1) of the first input that does not fit and no outputs.
+        """
+        sizes = (ctypes.c_int64 * max(self._sizes, 1))()
+        shape = (ctypes.c_int64 * max(sum(len(order) for _, order in self._outputs), 1))()
+        described = (DLTensor * max(len(inputs), 1))(*map(describe, inputs))
+        wrong = self._prepare(described, (ctypes.c_int64 * max(len(given), 1))(*given), sizes, shape)
+        if wrong:
+            return wrong, ()
+        outputs = []
+        at = 0
+        for dtype, order in self._outputs:
+            dense = torch.empty(shape[at : at + len(order)], dtype=dtype)
+            outputs.append(dense.permute([order.index(d) for d in range(len(order))]))
+            at += len(order)
+        sources = (ctypes.c_void_p * max(len(inputs), 1))(*(t.data_ptr() for t in inputs))
+        targets = (ctypes.c_void_p * max(len(outputs), 1))(*(t.data_ptr() for t in outputs))
+        self._run(sources, targets, sizes)
+        return 0, tuple(outputs)

@@ -1,0 +1,170 @@
+"""The C++ compiler of this machine: found, described, and called."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusion.patterns.errors import CompileError
+
+_REMEDY = "Install g++ (Debian, Ubuntu: apt install g++) or clang++, or name one in the environment variable CXX."
+_COMPILERS = ("g++", "clang++", "c++")
+_TIMEOUT_S = 120.0
+_OPENMP_RUNTIME = re.compile(r"lib(gomp|omp|iomp5)\b.*\.so")
+
+# No contraction and no -ffast-math: a result rounds where eager rounds it. errno and FP traps are not observed.
+_FLAGS = (
+    "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fwrapv",
+    "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """A C++ compiler and how it is called.
+
+    Attributes:
+        command: the compiler, with the arguments CXX may carry.
+        version: the first line it prints for --version.
+        flags: compile flags.
+        runtime: path of the OpenMP runtime torch has loaded, which kernels share; "" compiles without threads.
+        cpu: model and features of this processor, which `-march=native` compiles for.
+    """
+
+    command: tuple[str, ...]
+    version: str
+    flags: tuple[str, ...]
+    runtime: str
+    cpu: str
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over everything but the source that can change a binary."""
+        parts = [*self.command, self.version, *self.flags, os.path.basename(self.runtime), self.cpu, platform.machine()]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def compile_library(self, source: str, path: Path) -> None:
+        """Compiles a translation unit to the shared library `path`.
+
+        Compiled and linked in two steps: linked with -fopenmp, the compiler would add its own OpenMP runtime, and two
+        runtimes in a process start twice the threads.
+
+        Raises:
+            CompileError: with the compiler's own words.
+        """
+        with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
+            text, compiled = Path(folder, "kernels.cpp"), Path(folder, "kernels.o")
+            text.write_text(source)
+            _call([*self.command, *self.flags, "-c", str(text), "-o", str(compiled)])
+            runtime = [self.runtime] if self.runtime else []
+            _call([*self.command, "-shared", "-Wl,--as-needed", str(compiled), *runtime, "-lm", "-o", str(path)])
+
+
+def find_toolchain() -> Toolchain | None:
+    """The compiler named by CXX, else g++, clang++ or c++; None if there is none (`why_missing` says why).
+
+    The answer is kept for each value of CXX and PATH.
+    """
+    return _find(os.environ.get("CXX", ""), os.environ.get("PATH", ""), openmp_runtime())
+
+
+def why_missing() -> str:
+    """A sentence that says why `find_toolchain` found nothing and what to do; "" if it found one."""
+    if find_toolchain() is not None:
+        return ""
+    named = os.environ.get("CXX", "")
+    tried = f"CXX={named!r} and {', '.join(_COMPILERS)}" if named else ", ".join(_COMPILERS)
+    return f"No C++ compiler that runs was found (tried {tried}). {_REMEDY}"
+
+
+def openmp_runtime() -> str:
+    """Path of the OpenMP runtime that this process has loaded (torch brings its own), or ""."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        path = line.partition("/")[2]
+        if path and _OPENMP_RUNTIME.match(os.path.basename(path)):
+            return f"/{path}"
+    return ""
+
+
+def compile_c_extension(source_path: Path, out_path: Path) -> None:
+    """Compiles a C file to a Python extension module.
+
+    Raises:
+        CompileError: no compiler, no Python.h, or the compiler's own words.
+    """
+    include = sysconfig.get_paths()["include"]
+    if not Path(include, "Python.h").is_file():
+        raise CompileError(
+            f"Python.h is not in {include}.",
+            remedy="Install Python's headers (Debian, Ubuntu: apt install python3-dev).",
+        )
+    toolchain = find_toolchain()
+    if toolchain is None:
+        raise CompileError(why_missing())
+    language = ["-x", "c", "-std=c11", "-O2", "-fPIC", "-shared"]
+    _call([*toolchain.command, *language, f"-I{include}", str(source_path), "-o", str(out_path)])
+
+
+@functools.cache
+def _find(named: str, path: str, runtime: str) -> Toolchain | None:
+    candidates = [tuple(shlex.split(named))] if named.strip() else []
+    for command in [*candidates, *((name,) for name in _COMPILERS)]:
+        executable = shutil.which(command[0], path=path)
+        version = _version((executable, *command[1:])) if executable else ""
+        if executable and version:
+            threads = runtime if _can_use(version, runtime) else ""
+            return Toolchain((executable, *command[1:]), version, _flags(version, bool(threads)), threads, _cpu())
+    return None
+
+
+def _version(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.partition("\n")[0].strip()
+
+
+def _can_use(version: str, runtime: str) -> bool:
+    """clang calls entry points that libgomp does not have; the LLVM and Intel runtimes have those of both."""
+    return bool(runtime) and ("clang" not in version or "libgomp" not in os.path.basename(runtime))
+
+
+def _flags(version: str, threads: bool) -> tuple[str, ...]:
+    native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+    wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
+    return (*_FLAGS, native, *wide, *(("-fopenmp",) if threads else ()))
+
+
+def _cpu() -> str:
+    """Model and feature lines of the first processor."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return f"{platform.processor()} {platform.machine()}"
+    wanted = ("model name", "flags", "Features", "CPU part", "CPU implementer")
+    return "\n".join(line for line in first.splitlines() if line.startswith(wanted))
+
+
+def _call(command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CompileError(f"The compiler {command[0]} could not run: {error}.", remedy=_REMEDY) from error
+    if done.returncode:
+        raise CompileError(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stderr.strip()}")
