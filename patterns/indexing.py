@@ -28,7 +28,7 @@ def divide(value: Dim, by: Dim, extents: Extents) -> tuple[Dim, Dim]:
             quotient = quotient + ratio
         else:
             rest = rest + term
-    if _below(rest, by, extents):
+    if below(rest, by, extents):
         return symbols.as_dim(quotient), symbols.as_dim(rest)
     return (
         symbols.as_dim(quotient + symbols.floor_div(symbols.as_dim(rest), by)),
@@ -36,7 +36,7 @@ def divide(value: Dim, by: Dim, extents: Extents) -> tuple[Dim, Dim]:
     )
 
 
-def _below(value: Dim, bound: Dim, extents: Extents) -> bool:
+def below(value: Dim, bound: Dim, extents: Extents) -> bool:
     """Whether an index expression is provably smaller than `bound`."""
     if isinstance(value, int) or value.is_Integer:
         return isinstance(bound, int) and int(value) < bound

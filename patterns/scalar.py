@@ -224,14 +224,15 @@ def rebuild(root: Scalar, change: Callable[[Scalar], Scalar | None], memo: dict[
             return memo[id(node)]
         made = change(node)
         if made is None:
-            made = _with_children(node, tuple(map(visit, children(node))))
+            made = with_children(node, tuple(map(visit, children(node))))
         memo[id(node)] = made
         return made
 
     return visit(root)
 
 
-def _with_children(node: Scalar, parts: tuple[Scalar, ...]) -> Scalar:
+def with_children(node: Scalar, parts: tuple[Scalar, ...]) -> Scalar:
+    """`node` over other children; itself where they are the same objects."""
     if all(a is b for a, b in zip(parts, children(node), strict=True)):
         return node
     match node:

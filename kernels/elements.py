@@ -1,0 +1,310 @@
+"""What one element of a SubGraph's value is, as a scalar expression over the inputs' elements.
+
+A value is a function from index to expression, so fusing is inlining: views become index maps, pointwise operators
+become arithmetic, a reduction becomes a `Reduce` node over the column index. All knowledge of operators comes from
+the operator table.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+
+from fusion.patterns import indexing, ops, scalar, symbols
+from fusion.patterns.errors import LoweringError
+from fusion.patterns.graph import OpNode, Ref, SubGraph, TensorSpec
+from fusion.patterns.indexing import Extents, Index
+from fusion.patterns.ops import Call, Kind, Operator
+from fusion.patterns.scalar import COLUMN, HALF_TYPES, Apply, Constant, Load, Reduce, Reduced, Scalar, Select, Size
+from fusion.patterns.symbols import Dim
+
+# Joins and shifted views multiply: every level may ask for its operand at two indices. Past this many elements a kernel
+# recomputes more than it saves.
+LIMIT = 4096
+
+_NARROW = (torch.int8, torch.int16, torch.uint8)
+DTYPES = (*HALF_TYPES, torch.float32, torch.float64, torch.int64, torch.int32, torch.bool, *_NARROW)
+
+# Primitives whose result is one of their operands, or its negation: of half-precision operands no rounding is due.
+_CHOOSING = ("neg", "abs", "max", "min")
+
+
+class Elements:
+    """The elements of one SubGraph's values.
+
+    Args:
+        graph: the SubGraph.
+        rows: extents of the row indices by name.
+        eager: whether every operator's result is rounded to its dtype, or intermediates stay in float32.
+
+    Raises:
+        LoweringError: "not_fusable", "operator_use" or "dtype", for a call no kernel can hold.
+    """
+
+    def __init__(self, graph: SubGraph, rows: Mapping[str, Dim], *, eager: bool) -> None:
+        self.graph = graph
+        self.rows = rows
+        self.eager = eager
+        self.reduced_at: list[Index] = []  # the row index of every reduction that was built
+        self._memo: dict[tuple[str, Index, Dim], Scalar] = {}
+        self._loads: dict[tuple[str, Dim], Load] = {}
+        self._row_results: dict[tuple[str, Index], tuple[Scalar, Scalar, Scalar]] = {}
+        self._exact: dict[tuple[int, torch.dtype], tuple[Scalar, bool]] = {}  # by identity; holding it keeps it unique
+
+    def at(self, name: str, index: Index, column: Dim) -> Scalar:
+        """The element of `name` at `index`, which may name the column index, running to `column`.
+
+        Raises:
+            LoweringError: "reduction_in_column", "dtype", "too_large".
+        """
+        key = (name, index, column)
+        found = self._memo.get(key)
+        if found is None:
+            if len(self._memo) >= LIMIT:
+                raise LoweringError(
+                    "too_large",
+                    f"The region needs more than {LIMIT} different elements of its values per result.",
+                    remedy="Lower max_graph_size, so that the region is cut.",
+                )
+            found = self._memo[key] = self._build(name, index, column)
+        return found
+
+    def _build(self, name: str, index: Index, column: Dim) -> Scalar:
+        node = self.graph.producer.get(name)
+        if node is None:
+            return self._load(name, index)
+        row, call = ops.row_of(node.op), ops.call_of(node, self.graph.spec)
+        if row.kind is Kind.VIEW:
+            assert row.index is not None
+            operand = row.index(call, index, self._extents(column), node.outputs.index(name))
+            return self.at(node.refs[0], operand, column)
+        if row.kind is Kind.JOIN:
+            return self._join(node, row, call, index, column)
+        if row.kind is Kind.REDUCTION:
+            return self.rounded(self._reduction(node, row, call, index, column), call.outputs[0].dtype)
+        return self.rounded(self._pointwise(node, row, call, index, column), call.outputs[0].dtype)
+
+    def _extents(self, column: Dim) -> Extents:
+        return {**self.rows, COLUMN: column}
+
+    def _load(self, name: str, index: Index) -> Load:
+        spec = self.graph.spec[name]
+        offset = indexing.offset(index, spec.strides)
+        load = self._loads.get((name, offset))
+        if load is None:
+            load = Load(scalar.compute_type(spec.dtype), name, offset, spec.dtype)
+            self._loads[name, offset] = load
+        return load
+
+    def rounded(self, x: Scalar, dtype: torch.dtype) -> Scalar:
+        """`x` as a value of `dtype` inside the kernel."""
+        if dtype not in HALF_TYPES:
+            return scalar.round_to(x, dtype)
+        return scalar.round_to(x, dtype) if self.eager and not self.exact(x, dtype) else scalar.cast(x, torch.float32)
+
+    def exact(self, x: Scalar, dtype: torch.dtype) -> bool:
+        """Whether `x` is a value of the half-precision `dtype` already, so that rounding would change nothing."""
+        key = (id(x), dtype)
+        if key not in self._exact:
+            self._exact[key] = x, self._is_exact(x, dtype)
+        return self._exact[key][1]
+
+    def _is_exact(self, x: Scalar, dtype: torch.dtype) -> bool:
+        match x:
+            case Load(storage=storage):
+                return storage == dtype
+            case Constant(value=value):
+                return torch.tensor(value, dtype=dtype).item() == value
+            case Select(cases=cases):
+                return all(self.exact(c, dtype) for c in cases)
+            case Apply(fn="where", args=(_, a, b)):
+                return self.exact(a, dtype) and self.exact(b, dtype)
+            case Apply(fn=fn, args=args) if fn in _CHOOSING:
+                return all(self.exact(a, dtype) for a in args)
+            case Apply(fn=fn):
+                return fn == f"round_{str(dtype).removeprefix('torch.')}"
+            case _:
+                return False
+
+    def _pointwise(self, node: OpNode, row: Operator, call: Call, index: Index, column: Dim) -> Scalar:
+        result = call.outputs[0]
+        if result.dtype in _NARROW:
+            raise LoweringError(
+                "dtype", f"{node.op} makes {result.text()}; arithmetic in 8 and 16 bit integers wraps and is not fused."
+            )
+        positional, named = _schema(node.op)
+        compared = _promoted(node, row, self.graph.spec, positional) if result.dtype is torch.bool else None
+
+        def operand(leaf: Any, numeric: bool, unpromoted: bool) -> Any:
+            if isinstance(leaf, Ref):
+                return self._operand(leaf.name, result, None if unpromoted else compared or result.dtype, index, column)
+            return self._number(leaf, compared or result.dtype, compared is not None) if numeric else leaf
+
+        assert row.expression is not None
+        args = [operand(a, n, k in row.unpromoted) for k, (a, n) in enumerate(zip(node.args, positional, strict=False))]
+        kwargs = {k: operand(v, named[k], False) for k, v in node.kwargs}
+        return row.expression(*args, **kwargs)
+
+    def _operand(
+        self, name: str, result: TensorSpec, dtype: torch.dtype | None, index: Index, column: Dim
+    ) -> Scalar | None:
+        """An operand's element in the dtype the operator computes in, or in its own where `dtype` is None.
+
+        None for an operand that does not broadcast to the result: one of which only the dtype is read.
+        """
+        spec = self.graph.spec[name]
+        if not _broadcasts(spec.shape, result.shape):
+            return None
+        x = self.at(name, indexing.broadcast_index(index, result.shape, spec.shape), column)
+        if dtype is None:
+            return x
+        # torch converts operands before it computes, but hands a 0-d tensor to arithmetic unrounded.
+        if spec.shape or result.dtype is torch.bool:
+            x = self.rounded(x, dtype) if dtype != spec.dtype else x
+        return scalar.cast(x, scalar.compute_type(dtype))
+
+    def _number(self, leaf: Any, dtype: torch.dtype, comparing: bool) -> Any:
+        compute = scalar.compute_type(dtype)
+        if isinstance(leaf, (bool, int, float)):
+            # Arithmetic takes the number in float32; a comparison rounds it to the tensor's dtype first.
+            value = torch.tensor(leaf, dtype=dtype).item() if comparing and dtype in HALF_TYPES else leaf
+            return scalar.constant(value, compute)
+        return Size(compute, leaf) if isinstance(leaf, sympy.Expr) else leaf
+
+    def _join(self, node: OpNode, row: Operator, call: Call, index: Index, column: Dim) -> Scalar:
+        assert row.pieces is not None
+        dim, sizes = row.pieces(call)
+        at, extents = index[dim], self._extents(column)
+        dtype = call.outputs[0].dtype
+        bounds: list[Dim] = []
+        cases: list[Scalar] = []
+        end: Dim = 0
+        for name, spec, size in zip(node.refs, call.inputs, sizes, strict=True):
+            start, end = end, symbols.as_dim(end + size)
+            if symbols.same(size, 0) or _at_least(at, end):
+                continue
+            shifted = (*index[:dim], symbols.as_dim(at - start), *index[dim + 1 :])
+            x = self.at(name, shifted, column)
+            x = x if spec.dtype == dtype else self.rounded(x, dtype)
+            cases.append(scalar.cast(x, scalar.compute_type(dtype)))
+            bounds.append(end)
+            if indexing.below(at, end, extents):
+                break
+        if not cases:  # an empty result: nothing is ever read
+            return scalar.constant(0, scalar.compute_type(dtype))
+        return cases[0] if len(cases) == 1 else Select(cases[0].dtype, at, tuple(bounds[:-1]), tuple(cases))
+
+    def _reduction(self, node: OpNode, row: Operator, call: Call, index: Index, column: Dim) -> Scalar:
+        operand, result = call.inputs[0], call.outputs[0]
+        is_row = len(result.shape) == len(operand.shape) and result.shape[-1] != 1
+        at = index[: len(operand.shape) - 1]
+        slot, inner, expression = self._row_result(node, row, call, at)
+        outer = self._summand(node, call, (*at, index[-1]), column) if is_row else inner
+
+        def fill(leaf: Scalar) -> Scalar | None:
+            if isinstance(leaf, Reduce):  # the slot inside is the element at the reduction's own column
+                return scalar.rebuild(leaf, lambda x: inner if x is slot else None, inside)
+            return outer if leaf is slot else None
+
+        inside: dict[int, Scalar] = {}
+        return scalar.rebuild(expression, fill)
+
+    def _row_result(self, node: OpNode, row: Operator, call: Call, at: Index) -> tuple[Scalar, Scalar, Scalar]:
+        """The slot that stands for the operand, the operand at the column index, and the result over the slot."""
+        if any(s.name == COLUMN for s in symbols.free_symbols(at)):
+            raise LoweringError(
+                "reduction_in_column",
+                f"The result of {node.op} is needed for every column, so it would be computed again for each.",
+                remedy="Cut the region at this operator.",
+            )
+        found = self._row_results.get((node.outputs[0], at))
+        if found is None:
+            self.reduced_at.append(at)
+            extent = call.inputs[0].shape[-1]
+            inner = self._summand(node, call, (*at, symbols.index_symbol(COLUMN)), extent)
+            slot = Reduced(inner.dtype, "slot")
+            assert row.expression is not None
+            found = self._row_results[node.outputs[0], at] = (slot, inner, row.expression(slot, extent))
+        return found
+
+    def _summand(self, node: OpNode, call: Call, index: Index, column: Dim) -> Scalar:
+        """A reduction's operand, converted to the dtype it asks for, in the dtype it accumulates in."""
+        given = [x for x in (*call.args, *call.kwargs.values()) if isinstance(x, torch.dtype)]
+        if call.inputs[0].shape[-1] == 1:
+            index = (*index[:-1], 0)
+        x = self.at(node.refs[0], index, column)
+        x = self.rounded(x, given[0]) if given else x
+        return scalar.cast(x, scalar.compute_type(call.outputs[0].dtype))
+
+
+def check_calls(graph: SubGraph) -> None:
+    """Whether one kernel can hold every call of `graph`.
+
+    Raises:
+        LoweringError: "not_fusable", "operator_use", "dtype" or "device".
+    """
+    for node in graph.nodes:
+        row = ops.lookup(node.op)
+        if row is None or row.kind in (Kind.LIBRARY, Kind.EFFECT):
+            raise LoweringError("not_fusable", f"{node.op} has no element-wise definition.", remedy="It runs eagerly.")
+        reason = row.covers(ops.call_of(node, graph.spec))
+        if reason is not None:
+            raise LoweringError("operator_use", f"{node.op}: {reason}.", remedy="It runs eagerly.")
+    for name, spec in graph.specs:
+        if spec.dtype not in DTYPES:
+            raise LoweringError("dtype", f"The value {name} is {spec.text()}; kernels hold no {spec.dtype}.")
+    devices = {spec.device for _, spec in graph.specs}
+    if len(devices) > 1:
+        raise LoweringError("device", f"The region's values live on {sorted(devices)}, a kernel runs on one device.")
+
+
+def _at_least(index: Dim, bound: Dim) -> bool:
+    """Whether a non-negative index expression provably reaches `bound`; loop indices start at 0."""
+    gap = sympy.expand(index - bound)
+    return bool(gap.is_nonnegative)
+
+
+def _broadcasts(shape: tuple[Dim, ...], to: tuple[Dim, ...]) -> bool:
+    if len(shape) > len(to):
+        return False
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return not any(isinstance(a, int) and isinstance(b, int) and a not in (1, b) for a, b in pairs)
+
+
+@functools.cache
+def _schema(op: str) -> tuple[tuple[bool, ...], dict[str, bool]]:
+    """Which arguments of `op` are numbers to compute with (not flags or names), by position and by name."""
+    arguments = ops.resolve(op)._schema.arguments
+    numeric = {a.name: any(kind in str(a.type) for kind in ("Tensor", "number")) for a in arguments}
+    return tuple(numeric.values()), numeric
+
+
+def _promoted(node: OpNode, row: Operator, spec: Mapping[str, TensorSpec], numeric: tuple[bool, ...]) -> torch.dtype:
+    """The dtype torch compares `node`'s operands in (c10's promotion: dimensions before 0-d before numbers)."""
+    leaves = [a for k, (a, n) in enumerate(zip(node.args, numeric, strict=False)) if n and k not in row.unpromoted]
+    tensors = [spec[a.name] for a in leaves if isinstance(a, Ref)]
+    numbers = [_number_type(a) for a in leaves if isinstance(a, (bool, int, float, sympy.Expr))]
+    ranks = [[s.dtype for s in tensors if s.shape], [s.dtype for s in tensors if not s.shape], numbers]
+    promoted: torch.dtype | None = None
+    for dtypes in ranks:
+        for dtype in dtypes[:1]:
+            widest = functools.reduce(torch.promote_types, dtypes[1:], dtype)
+            promoted = widest if promoted is None else _combined(promoted, widest)
+    return promoted or torch.bool
+
+
+def _number_type(number: Any) -> torch.dtype:
+    if isinstance(number, bool):
+        return torch.bool
+    return torch.float32 if isinstance(number, float) else torch.int64
+
+
+def _combined(higher: torch.dtype, lower: torch.dtype) -> torch.dtype:
+    """Only a wider kind of number (bool, integer, floating) in a lower rank changes the dtype."""
+    if higher.is_floating_point or (higher is not torch.bool and not lower.is_floating_point):
+        return higher
+    return torch.promote_types(higher, lower)

@@ -1,0 +1,215 @@
+"""From a SubGraph to the one kernel that computes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from fusion.patterns import indexing, ops, scalar, symbols
+from fusion.patterns.errors import LoweringError
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.indexing import Index
+from fusion.patterns.ops import Kind
+from fusion.patterns.scalar import COLUMN, Apply, Constant, Load, Reduce, Reduced, Scalar, Select, Size
+from fusion.patterns.symbols import Dim
+
+from .elements import Elements, check_calls
+from .loops import Argument, LoopNest, Output, Reduction, SizeParameter, Store
+from .space import Body, Space, column_space, memory_order, merged, row_space
+
+_NAME_LENGTH = 48
+
+
+def lower(graph: SubGraph, *, numerics: str = "eager") -> LoopNest:
+    """The kernel that computes `graph`.
+
+    Inputs are named a0.. and outputs o0.. in the graph's order, size symbols s0.. as in `graph.canonical`.
+
+    Args:
+        graph: pointwise operators, views, joins and reductions over the last dimension.
+        numerics: "eager" rounds every operator's result to its dtype; "fp32" keeps floating intermediates in float32
+            and rounds what is stored.
+
+    Raises:
+        LoweringError: the graph is not one kernel. Codes: "not_fusable" (an operator without an element-wise
+            definition), "operator_use" (a use the operator table does not cover), "dtype", "device", "output_layout"
+            (an output that is dense in no order), "domain" (outputs over different iteration spaces),
+            "reduction_in_column" (a reduction that would run once per element), "too_large".
+    """
+    if numerics not in ("eager", "fp32"):
+        raise ValueError(f"numerics is 'eager' or 'fp32', not {numerics!r}.")
+    canonical = graph.canonical
+    check_calls(canonical)
+    try:
+        body = _body(canonical, eager=numerics == "eager")
+    except RecursionError as error:
+        raise LoweringError(
+            "too_large", f"A chain of {len(graph.nodes)} operators is too deep for one kernel.", remedy=_CUT
+        ) from error
+    inputs = tuple(
+        Argument(name, spec.dtype, spec.shape, spec.strides)
+        for name, spec in ((name, canonical.spec[name]) for name in canonical.inputs)
+    )
+    outputs = _outputs(canonical)
+    return LoopNest(
+        name=_name(graph),
+        subgraph=graph.digest,
+        inputs=inputs,
+        outputs=outputs,
+        rows=body.rows,
+        column=body.column,
+        reductions=body.reductions,
+        stores=body.stores,
+        sizes=_sizes(body, inputs, outputs),
+        numerics=numerics,
+        origin=tuple(_origin(node.op, node.origin) for node in graph.nodes),
+    )
+
+
+_CUT = "Lower max_graph_size, so that the region is cut."
+
+
+def given_symbols(nest: LoopNest) -> tuple[str, ...]:
+    """The size symbols a caller passes as integers, in order: those that are no input's size or stride."""
+    return tuple(s.symbol for s in nest.sizes if s.source == "given")
+
+
+def _outputs(canonical: SubGraph) -> tuple[Output, ...]:
+    specs = [canonical.spec[name] for name in canonical.outputs]
+    return tuple(Output(f"o{k}", spec.dtype, spec.shape, memory_order(f"o{k}", spec)) for k, spec in enumerate(specs))
+
+
+def _body(canonical: SubGraph, *, eager: bool) -> Body:
+    """Loops, reductions and stores over the space that suits the graph."""
+    specs = [canonical.spec[name] for name in canonical.outputs]
+    orders = [memory_order(f"o{k}", spec) for k, spec in enumerate(specs)]
+    if not any(ops.kind_of(node.op) is Kind.REDUCTION for node in canonical.nodes):
+        return merged(_filled(canonical, column_space(specs, orders, innermost=True), eager=eager)[0])
+    try:
+        space = column_space(specs, orders, innermost=False)
+        return merged(_filled(canonical, space, eager=eager)[0])
+    except LoweringError as error:
+        if error.code != "reduction_in_column":
+            raise
+        # Every output may be a reduction's result: then each dimension is a row axis. A reduction that leaves a row
+        # axis out, though, would be repeated along it.
+        body, reduced_at = _filled(canonical, row_space(specs, orders), eager=eager)
+        rows = {axis.name for axis in body.rows}
+        if any(rows - {s.name for s in symbols.free_symbols(at)} for at in reduced_at):
+            raise
+        return merged(body)
+
+
+def _filled(canonical: SubGraph, space: Space, *, eager: bool) -> tuple[Body, list[Index]]:
+    """The loops of `space` with what they compute, and the row index of each reduction."""
+    elements = Elements(canonical, space.extents, eager=eager)
+    extent = space.column.extent if space.column else 1
+    stores = []
+    for output, name, (index, per_row) in zip(_outputs(canonical), canonical.outputs, space.at, strict=True):
+        value = elements.at(name, index, extent)
+        if not eager and not elements.exact(value, output.dtype):
+            value = scalar.round_to(value, output.dtype)
+        stores.append(Store(output.name, indexing.offset(index, output.strides), value, per_row))
+    reductions, values = hoist([s.value for s in stores])
+    stores = [replace(s, value=value) for s, value in zip(stores, values, strict=True)]
+    return Body(space.rows, space.column, reductions, tuple(stores)), elements.reduced_at
+
+
+def hoist(roots: Sequence[Scalar]) -> tuple[tuple[Reduction, ...], list[Scalar]]:
+    """Reductions taken out of expressions: each distinct one once, before those that read it.
+
+    Equal expressions become one object on the way.
+    """
+    shared: dict[int, Scalar] = {}
+    table: dict[tuple[Any, ...], Scalar] = {}
+    reductions: list[Reduction] = []
+    for node in scalar.walk(*roots):
+        made = scalar.with_children(node, tuple(shared[id(c)] for c in scalar.children(node)))
+        key = _structure(made)
+        if key not in table:
+            if isinstance(made, Reduce):
+                name = f"r{len(reductions)}"
+                reductions.append(Reduction(name, made.fn, made.body, made.extent))
+                made = Reduced(made.dtype, name)
+            table[key] = made
+        shared[id(node)] = table[key]
+    return tuple(reductions), [shared[id(root)] for root in roots]
+
+
+def _structure(node: Scalar) -> tuple[Any, ...]:
+    """What makes two nodes over the same children equal."""
+    below = tuple(map(id, scalar.children(node)))
+    match node:
+        case Constant(value=value):  # by text: 0.0 and -0.0 differ, NaN equals itself
+            return "constant", node.dtype, repr(value)
+        case Size(dim=dim):
+            return "size", node.dtype, dim
+        case Load(argument=argument, offset=offset):
+            return "load", argument, offset
+        case Apply(fn=fn):
+            return "apply", node.dtype, fn, below
+        case Select(index=index, bounds=bounds):
+            return "select", node.dtype, index, bounds, below
+        case Reduce(fn=fn, extent=extent):
+            return "reduce", node.dtype, fn, extent, below
+        case _:
+            return "node", id(node)
+
+
+def _sizes(body: Body, inputs: Sequence[Argument], outputs: Sequence[Output]) -> tuple[SizeParameter, ...]:
+    """Where each size symbol the kernel needs is read at a call."""
+    dims: list[Dim] = [axis.extent for axis in body.rows]
+    dims += [body.column.extent] if body.column else []
+    dims += [r.extent for r in body.reductions] + [s.offset for s in body.stores]
+    dims += [size for output in outputs for size in output.shape]
+    for node in scalar.walk(*body.roots):
+        match node:
+            case Load(offset=dim) | Size(dim=dim):
+                dims.append(dim)
+            case Select(index=index, bounds=bounds):
+                dims += [index, *bounds]
+            case _:
+                pass
+    axes = {axis.name for axis in body.rows} | {COLUMN}
+    needed = sorted({s.name for s in symbols.free_symbols(dims)} - axes, key=lambda name: int(name[1:]))
+    sizes: list[SizeParameter] = []
+    given = 0
+    for name in needed:
+        found = _found_in(name, inputs)
+        if found is None:
+            found = SizeParameter(name, "given", given)
+            given += 1
+        sizes.append(found)
+    return tuple(sizes)
+
+
+def _found_in(name: str, inputs: Sequence[Argument]) -> SizeParameter | None:
+    wanted = symbols.symbol(name)
+    for source in ("shape", "stride"):
+        for k, argument in enumerate(inputs):
+            for d, size in enumerate(argument.shape if source == "shape" else argument.strides):
+                if size == wanted and not (source == "stride" and argument.shape[d] == 1):
+                    return SizeParameter(name, source, k, d)
+    return None
+
+
+def _name(graph: SubGraph) -> str:
+    """A readable identifier: the pattern or the operators that compute, and the start of the digest."""
+    words = [graph.pattern] if graph.pattern else []
+    if not words:
+        computing = [n for n in graph.nodes if ops.kind_of(n.op) is not Kind.VIEW] or list(graph.nodes)
+        words = [n.op.split(".")[1] for n in computing] or ["copy"]
+    text = ""
+    for word in words:
+        word = re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_") or "kernel"
+        if text and len(text) + len(word) > _NAME_LENGTH:
+            break
+        text = f"{text}_{word}" if text else word[:_NAME_LENGTH]
+    return f"{text if text[0].isalpha() else 'k_' + text}_{graph.digest[:8]}"
+
+
+def _origin(op: str, origin: str) -> str:
+    """`op @ file:line`, in characters that end no comment and no string in any source language."""
+    return re.sub(r"[^A-Za-z0-9_./:@<> +-]", "_", f"{op} @ {origin}" if origin else op)

@@ -1,0 +1,252 @@
+"""The iteration space of a kernel: which loops run, where each output's elements lie in them, which loops merge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import sympy
+
+from fusion.patterns import scalar, symbols
+from fusion.patterns.errors import LoweringError
+from fusion.patterns.graph import TensorSpec
+from fusion.patterns.indexing import Index
+from fusion.patterns.scalar import COLUMN, Load, Scalar, Select, Size
+from fusion.patterns.symbols import Dim
+
+from .loops import Axis, Reduction, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Loops, and for each output the index of the element they are at.
+
+    Attributes:
+        rows: row axes, outermost first.
+        column: the column axis; None where every output is computed once per row.
+        at: for each output, its index over the axes' names, and whether it has one element per row.
+    """
+
+    rows: tuple[Axis, ...]
+    column: Axis | None
+    at: tuple[tuple[Index, bool], ...]
+
+    @property
+    def extents(self) -> dict[str, Dim]:
+        """Extents of the row axes by name."""
+        return {axis.name: axis.extent for axis in self.rows}
+
+
+def memory_order(name: str, spec: TensorSpec) -> tuple[int, ...]:
+    """The dimensions of a dense tensor from outermost to innermost in memory.
+
+    Raises:
+        LoweringError: "output_layout": the tensor is not dense in any order.
+    """
+    left = list(range(len(spec.shape)))
+    if any(isinstance(size, int) and size == 0 for size in spec.shape):
+        return tuple(left)
+    order: list[int] = []
+    running: Dim = 1
+    while left:
+        fitting = [d for d in left if symbols.same(spec.strides[d], running)]
+        fitting = fitting or [d for d in left if _is_one(spec.shape[d])]
+        if not fitting:
+            strides = ", ".join(symbols.render(s) for s in spec.strides)
+            raise LoweringError(
+                "output_layout",
+                f"The output {name} is {spec.text()} with strides [{strides}], which is dense in no order.",
+                remedy="Make it the input of a copy, or leave the view outside the region.",
+            )
+        # A dimension of size 1 leaves the running stride as it is, so it has to go first.
+        taken = max(fitting, key=lambda d: (_is_one(spec.shape[d]), d))
+        left.remove(taken)
+        order.append(taken)
+        running = symbols.as_dim(running * spec.shape[taken])
+    return tuple(reversed(order))
+
+
+def column_space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], *, innermost: bool) -> Space:
+    """The space whose column is the widest output's last dimension, or its innermost one in memory.
+
+    Raises:
+        LoweringError: "domain": an output has neither the widest output's elements nor one element per row.
+    """
+    spec, order = _widest(specs, orders)
+    free = _free(spec)
+    if not free:
+        return Space((), Axis(COLUMN, 1), tuple(((0,) * len(s.shape), False) for s in specs))
+    column = [d for d in order if d in free][-1] if innermost else free[-1]
+    return _space(specs, orders, column)
+
+
+def row_space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]]) -> Space:
+    """The space in which every dimension is a row axis: one element of each output per row.
+
+    Raises:
+        LoweringError: "domain", as for `column_space`.
+    """
+    return _space(specs, orders, None)
+
+
+def _space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], column: int | None) -> Space:
+    spec, order = _widest(specs, orders)
+    axes: dict[int, Axis] = {}
+    for d in order:
+        if d != column and not _is_one(spec.shape[d]):
+            axes[d] = Axis(f"i{len(axes)}", spec.shape[d])
+    rows = tuple(axes.values())
+    last = () if column is None else (Axis(COLUMN, spec.shape[column]),)
+    if column is not None:
+        axes[column] = last[0]
+    logical = tuple(axes[d] for d in sorted(axes))
+    by_memory = tuple(axes[d] for d in order if d in axes)
+    at: list[tuple[Index, bool]] = []
+    for own, own_order in zip(specs, orders, strict=True):
+        index = _index(own, own_order, logical, by_memory)
+        per_row = index is None or column is None
+        if index is None and last:
+            index = _index(own, own_order, _without(logical, last[0]), _without(by_memory, last[0]))
+        if index is None:
+            raise LoweringError(
+                "domain",
+                f"The outputs {spec.text()} and {own.text()} have no common iteration space.",
+                remedy="Compute them in two kernels.",
+            )
+        at.append((index, per_row))
+    return Space(rows, last[0] if last else None, tuple(at))
+
+
+def _widest(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]]) -> tuple[TensorSpec, tuple[int, ...]]:
+    return max(zip(specs, orders, strict=True), key=lambda pair: len(_free(pair[0])))
+
+
+def _index(spec: TensorSpec, order: Sequence[int], logical: Sequence[Axis], by_memory: Sequence[Axis]) -> Index | None:
+    """The element of an output the axes are at: axes matched with its dimensions in order, or in memory order.
+
+    Any one-to-one match of equal extents is right; these two keep a view of another output on that one's elements.
+    """
+    free = _free(spec)
+    for dims, axes in ((free, logical), ([d for d in order if d in free], by_memory)):
+        pairs = list(zip(dims, axes, strict=False))
+        if len(dims) == len(axes) and all(symbols.same(spec.shape[d], a.extent) for d, a in pairs):
+            index: list[Dim] = [0] * len(spec.shape)
+            for d, axis in pairs:
+                index[d] = symbols.index_symbol(axis.name)
+            return tuple(index)
+    return None
+
+
+def _without(axes: tuple[Axis, ...], axis: Axis) -> tuple[Axis, ...]:
+    return tuple(a for a in axes if a is not axis)
+
+
+def _free(spec: TensorSpec) -> list[int]:
+    return [d for d, size in enumerate(spec.shape) if not _is_one(size)]
+
+
+def _is_one(size: Dim) -> bool:
+    return isinstance(size, int) and size == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The part of a kernel that names loop indices."""
+
+    rows: tuple[Axis, ...]
+    column: Axis | None
+    reductions: tuple[Reduction, ...]
+    stores: tuple[Store, ...]
+
+    @property
+    def roots(self) -> tuple[Scalar, ...]:
+        """All expressions."""
+        return (*(r.body for r in self.reductions), *(s.value for s in self.stores))
+
+
+def merged(body: Body) -> Body:
+    """`body` with adjacent axes that every offset steps through as one made one axis.
+
+    Axes merge where each load and store moves by `extent(inner)` inner steps for one outer step. The column takes part
+    only where there is no reduction over it and nothing is stored once per row.
+    """
+    joins_column = body.column is not None and not body.reductions and not any(s.per_row for s in body.stores)
+    axes = [*body.rows, body.column] if joins_column and body.column else list(body.rows)
+    if len(axes) < 2:
+        return body
+    steps, fixed = _steps(body, {a.name for a in axes})
+    kept: list[Axis] = [axes[-1]]
+    for outer in reversed(axes[:-1]):
+        inner = kept[-1]
+        joined = not fixed & {outer.name, inner.name} and all(
+            symbols.same(step.get(outer.name, 0), symbols.as_dim(step.get(inner.name, 0) * inner.extent))
+            for step in steps
+        )
+        if joined:
+            kept[-1] = replace(inner, extent=symbols.as_dim(outer.extent * inner.extent))
+        else:
+            kept.append(outer)
+    kept.reverse()
+    column = kept.pop() if joins_column else body.column
+    names = {axis.name: f"i{k}" for k, axis in enumerate(kept)}
+    moved: dict[sympy.Expr, Dim] = {
+        symbols.index_symbol(a.name): symbols.index_symbol(names[a.name]) if a.name in names else 0 for a in body.rows
+    }
+    rows = tuple(Axis(names[a.name], a.extent) for a in kept)
+    return _moved(replace(body, rows=rows, column=column), moved)
+
+
+def _steps(body: Body, axes: set[str]) -> tuple[list[dict[str, Dim]], set[str]]:
+    """For each offset, how far each axis moves it; and the axes that something depends on in another way."""
+    offsets: set[Dim] = {s.offset for s in body.stores}
+    others: list[Dim] = []
+    for node in scalar.walk(*body.roots):
+        match node:
+            case Load(offset=offset):
+                offsets.add(offset)
+            case Select(index=index, bounds=bounds):
+                others += [index, *bounds]
+            case Size(dim=dim):
+                others.append(dim)
+            case _:
+                pass
+    fixed = {s.name for s in symbols.free_symbols(others)} & axes
+    steps: list[dict[str, Dim]] = []
+    for offset in offsets:
+        step: dict[str, Dim] = {}
+        for term in sympy.Add.make_args(sympy.sympify(offset)):
+            named = [s for s in term.free_symbols if s.name in axes]
+            ratio = term / named[0] if named else sympy.Integer(0)
+            if len(named) > 1 or (named and named[0] in ratio.free_symbols):
+                fixed |= {s.name for s in named}
+            elif named:
+                step[named[0].name] = symbols.as_dim(step.get(named[0].name, 0) + ratio)
+        steps.append(step)
+    return steps, fixed
+
+
+def _moved(body: Body, moved: Mapping[sympy.Expr, Dim]) -> Body:
+    """`body` with index symbols replaced."""
+    memo: dict[int, Scalar] = {}
+
+    def dims(values: Iterable[Dim]) -> tuple[Dim, ...]:
+        return tuple(symbols.substitute(d, moved) for d in values)
+
+    def change(node: Scalar) -> Scalar | None:
+        match node:
+            case Load(offset=offset):
+                return replace(node, offset=symbols.substitute(offset, moved))
+            case Size(dim=dim):
+                return replace(node, dim=symbols.substitute(dim, moved))
+            case Select(index=index, bounds=bounds, cases=cases):
+                parts = tuple(scalar.rebuild(c, change, memo) for c in cases)
+                return Select(node.dtype, symbols.substitute(index, moved), dims(bounds), parts)
+            case _:
+                return None
+
+    reductions = tuple(replace(r, body=scalar.rebuild(r.body, change, memo)) for r in body.reductions)
+    stores = tuple(
+        replace(s, offset=symbols.substitute(s.offset, moved), value=scalar.rebuild(s.value, change, memo))
+        for s in body.stores
+    )
+    return replace(body, reductions=reductions, stores=stores)
