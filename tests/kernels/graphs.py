@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from fusion.patterns import symbols
 from fusion.patterns.graph import OpNode, Ref, SubGraph, TensorSpec, map_leaves
 from fusion.patterns.symbols import Dim
-from torch.utils._python_dispatch import TorchDispatchMode
 
 LENGTH = 7  # the size the examples leave free; a prime that divides no other size, so it can be told apart
 DYNAMIC = {LENGTH: "s0", LENGTH + 4: "s0 + 4"}  # pass as `dynamic` to leave it free in any example
@@ -160,7 +161,8 @@ def rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor)
 
 def qk_norm_rope(q: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Head-wise RMSNorm of a projection [b, s, h*d], then rotary embedding of [b, h, s, d]."""
-    heads = rms_norm(q.view(*q.shape[:2], -1, weight.shape[0]), weight).transpose(1, 2)
+    size = weight.shape[0]
+    heads = rms_norm(q.view(*q.shape[:2], q.shape[-1] // size, size), weight).transpose(1, 2)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return heads * cos + rotate_half(heads) * sin
 
