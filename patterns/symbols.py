@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 import sympy
 from sympy.parsing.sympy_parser import parse_expr
@@ -15,7 +16,7 @@ from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, Pyth
 
 from .errors import GraphError
 
-Dim = int | sympy.Expr
+Dim: TypeAlias = int | sympy.Expr
 
 _FUNCTIONS = {"FloorDiv": FloorDiv, "Mod": Mod, "Max": Max, "Min": Min}
 

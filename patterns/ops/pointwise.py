@@ -18,7 +18,7 @@ Number = float | int | bool
 
 def _scaled(x: Scalar | Number, alpha: Number | Scalar) -> Scalar | Number:
     value = alpha.value if isinstance(alpha, Constant) else alpha
-    return x if value == 1 else apply("mul", x, value) if isinstance(x, Scalar) else x * value  # type: ignore[operator]
+    return x if value == 1 else apply("mul", x, value) if isinstance(x, Scalar) else x * value
 
 
 def _add(a: Scalar, b: Scalar, alpha: Number = 1) -> Scalar:

@@ -21,8 +21,6 @@ def total(x: Scalar, extent: Dim) -> Scalar:
 
 
 def _mean(x: Scalar, extent: Dim) -> Scalar:
-    from ..scalar import Size
-
     return total(x, extent) / (constant(extent, x.dtype) if isinstance(extent, int) else Size(x.dtype, extent))
 
 

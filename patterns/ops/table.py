@@ -130,9 +130,7 @@ def kind_of(op: str) -> Kind:
 
 def call_of(node: OpNode, spec: dict[str, TensorSpec]) -> Call:
     """`node` as the table's functions see it."""
-    return Call(
-        node.args, dict(node.kwargs), tuple(spec[r] for r in node.refs), tuple(spec[o] for o in node.outputs)
-    )
+    return Call(node.args, dict(node.kwargs), tuple(spec[r] for r in node.refs), tuple(spec[o] for o in node.outputs))
 
 
 def resolve(op: str) -> Any:

@@ -105,6 +105,11 @@ def _cat_covers(call: Call) -> str | None:
     return None if all(len(s.shape) == rank for s in call.inputs) else "cat with a legacy empty tensor"
 
 
+SAME_ELEMENTS = (_same, _expand)  # every element stays where it is, up to broadcasting
+SELECTIONS = (_slice, _select, _narrow, _part, _unbind)  # the result has a part of the elements, in their order
+PERMUTATIONS = (_transpose, _matrix_transpose, _permute, _reverse)  # the result has the dimensions in another order
+
+
 def _view(ops: tuple[str, ...], index: Any, covers: Any = lambda call: None) -> None:
     for op in ops:
         register(Operator(f"aten.{op}", Kind.VIEW, index=index, covers=covers))
@@ -128,7 +133,14 @@ _view(("slice.Tensor",), _slice, _slice_covers)
 _view(("select.int",), _select)
 _view(("narrow.default",), _narrow)
 _view(
-    ("chunk.default", "split.Tensor", "split_with_sizes.default", "split.sizes", "split.default", "unsafe_chunk.default"),
+    (
+        "chunk.default",
+        "split.Tensor",
+        "split_with_sizes.default",
+        "split.sizes",
+        "split.default",
+        "unsafe_chunk.default",
+    ),
     _part,
 )
 _view(("unbind.int",), _unbind)

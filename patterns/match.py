@@ -1,0 +1,162 @@
+"""Naming SubGraphs by structure.
+
+A name needs the pattern's data flow, not its operators in a row: SwiGLU is a product one factor of which is the silu
+of the other's partner, whatever stands between the two calls. Names are for people and hints for schedules; a region
+without one fuses all the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .forms import Form, NormalForm, Use, normal_form
+from .graph import SubGraph
+from .named import PATTERNS, Pattern
+
+_COMMUTATIVE = frozenset({"add", "mul"})
+_REORDERING_MATTERS = frozenset({"mean", "sum", "amax", "amin", "softmax", "log_softmax", "logsumexp", "slice", "cat"})
+
+Binding = dict[int, Use]  # form of the pattern -> what it is in the graph
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One place where a pattern's form occurs.
+
+    Attributes:
+        pattern: which.
+        binding: what each of the pattern's forms is in the graph.
+        covered: the graph's forms that the pattern computes (its inputs and constants left out).
+    """
+
+    pattern: Pattern
+    binding: Binding
+    covered: frozenset[int]
+
+
+def match(graph: SubGraph) -> str | None:
+    """The name of the pattern that explains all of `graph`, or None.
+
+    Every output must be one of the pattern's outputs, every operation part of it, and its inputs must be inputs of
+    the graph or slices of them. A graph that holds the pattern several times, side by side, has its name too (the
+    queries and the keys of one rotary embedding).
+    """
+    form = normal_form(graph)
+    return next((pattern.name for pattern in PATTERNS if _explains(pattern, form)), None)
+
+
+def contained(graph: SubGraph) -> tuple[str, ...]:
+    """Names of the patterns that occur anywhere in `graph`, sorted; those that are part of a larger one left out."""
+    form = normal_form(graph)
+    live = sorted(form.live())
+    found = [f for p in PATTERNS for root in live if (f := _find(p, form, root, leaves_only=False))]
+    return tuple(sorted({f.pattern.name for f in found if not any(f.covered < other.covered for other in found)}))
+
+
+def constants(graph: SubGraph) -> tuple[float, ...]:
+    """The numbers that stand for the float constants of the pattern `graph` matches, such as RMSNorm's eps.
+
+    Returns:
+        in the order of the pattern's calls; of the first output, where the pattern occurs several times; empty when
+        `graph` matches no pattern.
+    """
+    form = normal_form(graph)
+    for pattern in PATTERNS:
+        if _explains(pattern, form):
+            found = _find(pattern, form, form.outputs[0].form, leaves_only=True)
+            bound = sorted(found.binding.items()) if found else []
+            free = [use for number, use in bound if _is_free_constant(_form_of(pattern).forms[number])]
+            return tuple(form.forms[use.form].detail[0] for use in free)
+    return ()
+
+
+@functools.cache
+def _form_of(pattern: Pattern) -> NormalForm:
+    return normal_form(pattern.graph)
+
+
+def _explains(pattern: Pattern, form: NormalForm) -> bool:
+    covered: set[int] = set()
+    handed_out: set[int] = set()
+    roots = {use.form for use in form.outputs}
+    for root in roots:
+        found = _find(pattern, form, root, leaves_only=True)
+        if found:
+            covered |= found.covered
+            handed_out |= {found.binding[use.form].form for use in _form_of(pattern).outputs}
+    rest = form.live() - covered
+    return bool(covered) and roots <= handed_out and all(_is_given(form, number) for number in rest)
+
+
+def _is_given(form: NormalForm, number: int) -> bool:
+    return form.is_leaf(number) or form.forms[number].fn == "const"
+
+
+def _find(pattern: Pattern, form: NormalForm, root: int, *, leaves_only: bool) -> Found | None:
+    """The pattern with its first output at `root`."""
+    shape = _form_of(pattern)
+    goal = shape.outputs[0]
+    if shape.forms[goal.form].fn != form.forms[root].fn:
+        return None
+    for binding in _Unifier(pattern, form, leaves_only).unify(goal, Use(root, goal.layout), {}):
+        inside = {use.form for number, use in binding.items() if shape.forms[number].fn not in ("input", "const")}
+        outside = {use.form for number, use in binding.items() if shape.forms[number].fn == "input"}
+        if not inside & outside:
+            return Found(pattern, binding, frozenset(inside))
+    return None
+
+
+def _is_free_constant(form: Form) -> bool:
+    return form.fn == "const" and isinstance(form.detail[0], float)
+
+
+class _Unifier:
+    """Compares a pattern's form with a graph's, from a use of each towards the leaves."""
+
+    def __init__(self, pattern: Pattern, form: NormalForm, leaves_only: bool) -> None:
+        self.shape = _form_of(pattern)
+        self.form = form
+        self.leaves_only = leaves_only
+        self.strict = any(f.fn in _REORDERING_MATTERS for f in self.shape.forms)
+
+    def unify(self, want: Use, have: Use, bound: Binding) -> Iterator[Binding]:
+        """Every way to extend `bound` so that `want` of the pattern is `have` of the graph."""
+        if want.form in bound:
+            if bound[want.form] == have:
+                yield bound
+            return
+        pattern, target = self.shape.forms[want.form], self.form.forms[have.form]
+        extended = {**bound, want.form: have}
+        if pattern.fn == "input":
+            if self.may_be_input(want, have, bound):
+                yield extended
+        elif pattern.fn == "const":
+            if target.fn == "const" and (_is_free_constant(pattern) or target.detail == pattern.detail):
+                yield extended
+        elif (
+            pattern.fn == target.fn
+            and pattern.detail == target.detail
+            and len(pattern.operands) == len(target.operands)
+            and not (self.strict and have.layout and not want.layout)
+        ):
+            yield from self.operands(pattern, target.operands, extended)
+            if pattern.fn in _COMMUTATIVE and len(pattern.operands) == 2:
+                yield from self.operands(pattern, target.operands[::-1], extended)
+
+    def operands(self, pattern: Form, have: tuple[Use, ...], bound: Binding) -> Iterator[Binding]:
+        def extend(position: int, so_far: Binding) -> Iterator[Binding]:
+            if position == len(have):
+                yield so_far
+                return
+            for further in self.unify(pattern.operands[position], have[position], so_far):
+                yield from extend(position + 1, further)
+
+        return extend(0, bound)
+
+    def may_be_input(self, want: Use, have: Use, bound: Binding) -> bool:
+        if self.form.forms[have.form].fn == "const" or (self.leaves_only and not self.form.is_leaf(have.form)):
+            return False
+        others = {use.form for number, use in bound.items() if self.shape.forms[number].fn == "input"}
+        return have.form not in others

@@ -1,0 +1,41 @@
+"""Add+RMSNorm: a residual addition and the normalisation of its sum, both handed on."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from ..graph import SubGraph
+from ..symbols import symbol
+from .pattern import GraphBuilder, Pattern
+from .rms_norm import normalise
+
+
+def create_add_rms_norm_pattern(
+    eps: float = 1e-6, dtype: torch.dtype = torch.float32, device: str = "cpu", scaling: str = "weight"
+) -> SubGraph:
+    """sum = residual + x; output = RMSNorm(sum).
+
+    Args:
+        eps: added to the mean square.
+        dtype: of the inputs and outputs; the mean is taken in float32.
+        device: device type of all values.
+        scaling: "weight", or "offset" for (1 + weight), as in Gemma.
+
+    Returns:
+        a SubGraph with inputs "x" and "residual" [s0, s1] and "weight" [s1], and the outputs "output" (normalised)
+        and "sum", both [s0, s1].
+    """
+    b = GraphBuilder(device)
+    shape = (symbol("s0"), symbol("s1"))
+    x, residual = b.input("x", dtype, shape), b.input("residual", dtype, shape)
+    weight = b.input("weight", dtype, shape[-1:])
+    total = b.call("add.Tensor", residual, x, name="sum")
+    return b.graph(normalise(b, total, weight, shape, dtype, eps, scaling), total).with_pattern("Add+RMSNorm")
+
+
+PATTERNS = tuple(
+    Pattern("Add+RMSNorm", functools.partial(create_add_rms_norm_pattern, scaling=scaling))
+    for scaling in ("weight", "offset")
+)

@@ -1,0 +1,83 @@
+"""What a named pattern is, and a small builder to write its graph down."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..graph import Leaf, OpNode, Ref, SubGraph, TensorSpec
+from ..symbols import Dim
+
+FULL = 2**63 - 1  # the end of a slice that goes to the end, as torch writes it
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A named SubGraph shape.
+
+    Inputs of the graph stand for any values. Its float constants stand for any number; its int constants for
+    themselves. Views, conversions and the order of operands of add and mul are matched up to normalisation
+    (see `forms`). The first output is the one a region must have; a region may leave out the others.
+
+    Attributes:
+        name: what reports show. Several patterns may share one: variants of the same thing.
+        create: makes the graph; called once, when the pattern is first used.
+    """
+
+    name: str
+    create: Callable[[], SubGraph]
+
+    @functools.cached_property
+    def graph(self) -> SubGraph:
+        """The graph, bearing the pattern's name."""
+        return self.create().with_pattern(self.name)
+
+
+class GraphBuilder:
+    """Writes a SubGraph down call by call."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self.inputs: list[str] = []
+        self.nodes: list[OpNode] = []
+        self.specs: dict[str, TensorSpec] = {}
+
+    def input(self, name: str, dtype: torch.dtype, shape: Sequence[Dim]) -> Ref:
+        """A row-major input."""
+        self.inputs.append(name)
+        self.specs[name] = TensorSpec.contiguous(dtype, tuple(shape), self.device)
+        return Ref(name)
+
+    def call(
+        self,
+        op: str,
+        *args: Leaf,
+        name: str | None = None,
+        shape: Sequence[Dim] | None = None,
+        strides: Sequence[Dim] | None = None,
+        dtype: torch.dtype | None = None,
+        kwargs: tuple[tuple[str, Leaf], ...] = (),
+    ) -> Ref:
+        """A call of `aten.OP`; what is not said of its result is as its first tensor operand, or row-major."""
+        node = OpNode(f"aten.{op}", args, kwargs, (name or f"t{len(self.nodes)}",))
+        like = self.specs[node.refs[0]]
+        sizes = like.shape if shape is None else tuple(shape)
+        spec = TensorSpec.contiguous(dtype or like.dtype, sizes, self.device)
+        if strides is not None:
+            spec = TensorSpec(spec.dtype, sizes, tuple(strides), self.device)
+        self.nodes.append(node)
+        self.specs[node.outputs[0]] = spec
+        return Ref(node.outputs[0])
+
+    def convert(self, x: Ref, dtype: torch.dtype) -> Ref:
+        """`x` in `dtype`; no call where it is already, as in a recording."""
+        return x if self.specs[x.name].dtype == dtype else self.call("to.dtype", x, dtype, dtype=dtype)
+
+    def graph(self, *outputs: Ref) -> SubGraph:
+        """What was written down."""
+        return SubGraph(
+            tuple(self.inputs), tuple(self.nodes), tuple(o.name for o in outputs), tuple(self.specs.items())
+        )
