@@ -90,8 +90,12 @@ class _Launcher:
                 f"not {len(tensors) + len(given)} arguments."
             )
         for argument, tensor in zip(self.nest.inputs, tensors, strict=True):
-            if not isinstance(tensor, torch.Tensor):
-                raise StructureMismatch(f"{self.nest.name}: {argument.name} is a {type(tensor).__name__}, no tensor.")
+            if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_neg():
+                raise StructureMismatch(
+                    f"{self.nest.name}: {argument.name} must be a strided tensor in memory, not a "
+                    f"{type(tensor).__name__} of another layout or a lazy negation.",
+                    remedy="Convert it first: `.to_dense()` or `.resolve_neg()`.",
+                )
         key = (tuple((t.dtype, t.shape, t.stride(), t.device) for t in tensors), given)
         launch = self.launches.get(key)
         if launch is None:

@@ -21,44 +21,60 @@ def _power_of_two(n):
     return ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
 ''',
     ),
+    "_exp_reduce": (
+        (),
+        '''
+@triton.jit
+def _exp_reduce(x):
+    """x = n*ln(2) + r, with ln(2) in two parts: (n, r, e**r - 1), |r| <= 0.35."""
+    n = tl.floor(x * 1.4426950408889634 + 0.5)
+    r = (x - n * 0.693359375) + n * 0.00021219444005469057
+    p = tl.fma(r, 1.0 / 40320, 1.0 / 5040)
+    p = tl.fma(p, r, 1.0 / 720)
+    p = tl.fma(p, r, 1.0 / 120)
+    p = tl.fma(p, r, 1.0 / 24)
+    p = tl.fma(p, r, 1.0 / 6)
+    p = tl.fma(p, r, 0.5)
+    return n, tl.fma(p, r * r, r)
+''',
+    ),
     "_exp": (
-        ("_power_of_two",),
+        ("_power_of_two", "_exp_reduce"),
         '''
 @triton.jit
 def _exp(x):
-    """e**x: x = n*ln(2) + r with ln(2) in two parts, so that the hardware's 2**r gets a small argument."""
-    bounded = tl.where(x > 89.0, 89.0, tl.where(x < -104.0, -104.0, x))
-    n = tl.floor(bounded * 1.4426950408889634 + 0.5)
-    r = (bounded - n * 0.693359375) + n * 0.00021219444005469057
+    """e**x; the power of two is applied in two halves, so that the result overflows and underflows gradually."""
+    n, p = _exp_reduce(tl.where(x > 89.0, 89.0, tl.where(x < -104.0, -104.0, x)))
     half = tl.floor(n * 0.5)
-    return tl.exp2(r * 1.4426950408889634) * _power_of_two(half) * _power_of_two(n - half)
+    return (1.0 + p) * _power_of_two(half) * _power_of_two(n - half)
 ''',
     ),
     "_expm1": (
-        ("_power_of_two",),
+        ("_power_of_two", "_exp_reduce"),
         '''
 @triton.jit
 def _expm1(x):
     """e**x - 1, accurate near 0: 2**n * (e**r - 1) + (2**n - 1), halved against overflow."""
-    bounded = tl.where(x > 89.0, 89.0, tl.where(x < -30.0, -30.0, x))
-    n = tl.floor(bounded * 1.4426950408889634 + 0.5)
-    r = (bounded - n * 0.693359375) + n * 0.00021219444005469057
-    p = 1.0 / 720 + r * (1.0 / 5040 + r * (1.0 / 40320))
-    p = 1.0 / 6 + r * (1.0 / 24 + r * (1.0 / 120 + r * p))
-    p = r + r * r * (0.5 + r * p)
+    n, p = _exp_reduce(tl.where(x > 89.0, 89.0, tl.where(x < -30.0, -30.0, x)))
     half = _power_of_two(n - 1.0)
     return 2.0 * (p * half + (half - 0.5))
 ''',
     ),
     "_tanh": (
-        ("_expm1",),
+        ("_exp",),
         '''
 @triton.jit
 def _tanh(x):
-    """tanh(x) = -e / (2 + e) with e = exp(-2|x|) - 1, which cannot overflow."""
-    e = _expm1(-2.0 * tl.abs(x))
-    t = tl.div_rn(-1.0 * e, 2.0 + e)
-    return tl.where(x < 0.0, -1.0 * t, t)
+    """tanh(x): below 0.625 x + x**3 * P(x**2), P interpolated at Chebyshev nodes; above it 1 - 2 / (e**2|x| + 1)."""
+    z = x * x
+    p = tl.fma(z, 0.002292557619512081, -0.008343780413269997)
+    p = tl.fma(p, z, 0.02176886796951294)
+    p = tl.fma(p, z, -0.053959254175424576)
+    p = tl.fma(p, z, 0.13333304226398468)
+    p = tl.fma(p, z, -0.3333333432674408)
+    size = tl.abs(x)
+    far = 1.0 - tl.div_rn(2.0, _exp(2.0 * size) + 1.0)
+    return tl.where(size < 0.625, tl.fma(p * z, x, x), tl.where(x < 0.0, -1.0 * far, far))
 ''',
     ),
     "_log1p_near": (
@@ -109,6 +125,7 @@ def _quadrant(x):
     wide = x.to(tl.float64)
     k = tl.floor(wide * 0.6366197723675814 + 0.5)
     r = (wide - k * 1.5707963267341256) - k * 6.077100506506192e-11
+    r = tl.where(tl.abs(r) > 1.0, 0.0, r)  # x too large for the reduction: still a number in [-1, 1]
     return r.to(tl.float32), (k - 4.0 * tl.floor(k * 0.25)).to(tl.int32)
 ''',
     ),

@@ -1,0 +1,121 @@
+"""Ahead-of-time compilation for GPUs that are not here: kernels compile, do not spill, and load 16 bytes at a time."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import triton_nests as nests
+from graphs import EXAMPLES
+from triton_worker import lowered
+
+from fusion.kernels.emit.triton import launch_options
+from fusion.kernels.emit.triton_schedule import Kind
+from fusion.kernels.toolchain import triton as toolchain
+from fusion.patterns import scalar
+from fusion.patterns.errors import BackendUnavailable, LoweringError
+
+pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.skipif(toolchain.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+FULL_LOAD = r"ld\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64)|ld\.global(?:\.\w+)*\.v8\.b32"
+FULL_STORE = r"st\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64)|st\.global(?:\.\w+)*\.v8\.b32"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_compiles_without_spills(name: str, target: str) -> None:
+    kernel = toolchain.compile_ahead(lowered(name, torch.bfloat16)[0], target)
+    assert kernel.asm["amdgcn" if target.startswith("gfx") else "ptx"]
+    assert kernel.target == target
+    assert not kernel.spills
+    assert kernel.shared <= 48 * 1024  # what every GPU grants without asking
+    if target.startswith("gfx"):
+        assert kernel.spills == 0 and kernel.registers  # AMD always tells
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "swiglu", "gelu_bias", "layer_norm", "where_positive"])
+def test_contiguous_tensors_move_16_bytes_at_a_time(name: str, target: str) -> None:
+    ptx = toolchain.compile_ahead(lowered(name, torch.bfloat16)[0], target).asm["ptx"]
+    assert re.search(FULL_LOAD, ptx)
+    assert re.search(FULL_STORE, ptx)
+    assert not re.search(r"(?:ld|st)\.global(?:\.\w+)*\.b16", ptx)  # no element goes alone
+
+
+def test_without_alignment_nothing_is_assumed() -> None:
+    ptx = toolchain.compile_ahead(lowered("swiglu", torch.bfloat16)[0], "sm_90", aligned=False).asm["ptx"]
+    assert not re.search(FULL_LOAD, ptx)
+
+
+@pytest.mark.parametrize("fn", [f for f, n in scalar.PRIMITIVES.items() if n <= 2 and f not in ("and", "or", "xor")])
+def test_every_primitive_compiles_everywhere(fn: str) -> None:
+    result = torch.bool if fn in ("isnan", "lt", "le", "gt", "ge", "eq", "ne") else None
+    if fn in ("cast", "round_bfloat16", "round_float16"):
+        target = torch.float16 if fn == "round_float16" else torch.bfloat16 if fn == "round_bfloat16" else torch.int64
+        nest = nests.conversion(torch.float32, target)
+    elif fn == "not":
+        nest = nests.unary(fn, torch.bool)
+    else:
+        nest = (nests.unary if scalar.PRIMITIVES[fn] == 1 else nests.binary)(fn, result=result)
+    for target in ("sm_80", "gfx942"):
+        assert not toolchain.compile_ahead(nest, target).spills
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind"), [(64, Kind.ROWS), (4096, Kind.ROWS), (16384, Kind.ROWS), (50000, Kind.LOOPED)]
+)
+def test_rows_of_every_length_fit_the_registers(columns: int, kind: Kind) -> None:
+    nest = nests.row_sum(columns, "max", torch.bfloat16)
+    assert launch_options(nest).kind is kind
+    for target in ("sm_80", "sm_100", "gfx942"):
+        assert not toolchain.compile_ahead(nest, target).spills
+
+
+def test_eager_numerics_never_fuse_a_multiply_with_an_add() -> None:
+    nest = nests.multiply_add("eager")
+    assert not re.search(r"\bfma\.", toolchain.compile_ahead(nest, "sm_90").asm["ptx"])
+    assert re.search(r"\bfma\.", toolchain.compile_ahead(nests.multiply_add("fp32"), "sm_90").asm["ptx"])
+
+
+def test_division_and_square_root_are_rounded_to_nearest() -> None:
+    assert "div.rn.f32" in toolchain.compile_ahead(nests.binary("div"), "sm_90").asm["ptx"]
+    assert "sqrt.rn.f32" in toolchain.compile_ahead(nests.unary("sqrt"), "sm_90").asm["ptx"]
+
+
+def test_the_maximum_hands_nan_on() -> None:
+    ptx = toolchain.compile_ahead(nests.row_sum(64, "max"), "sm_90").asm["ptx"]
+    assert "max.NaN" in ptx and not re.search(r"max\.f32", ptx)
+
+
+def test_equal_kernels_have_equal_digests() -> None:
+    first, second = (toolchain.compile_ahead(nests.rotate(64), target) for target in ("sm_90", "sm_90"))
+    assert first.digest == second.digest != toolchain.compile_ahead(nests.rotate(64), "sm_80").digest
+
+
+def test_the_numbers_of_a_kernel_are_read_from_its_binary() -> None:
+    kernel = toolchain.compile_ahead(nests.row_sum(4096), "sm_90")
+    if kernel.registers is None:
+        pytest.skip("no cuobjdump here")
+    assert 0 < kernel.registers <= 255
+    assert kernel.shared > 0  # warps exchange their parts of the sum
+
+
+def test_an_unknown_target_is_refused_by_name() -> None:
+    with pytest.raises(BackendUnavailable, match=r"'sm90'.*sm_90"):
+        toolchain.compile_ahead(nests.rotate(64), "sm90")
+
+
+def test_a_primitive_without_a_form_is_refused() -> None:
+    with pytest.raises(LoweringError, match=r"tanh.*float64") as refusal:
+        toolchain.compile_ahead(nests.unary("tanh", torch.float64), "sm_90")
+    assert refusal.value.code == "triton-primitive"
+
+
+def test_why_triton_cannot_run_here_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "TRITON_INTERPRET=1" in (toolchain.available() or "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert toolchain.available() is None

@@ -1,0 +1,169 @@
+"""The emitted Triton source as text: no compiler, no device."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+
+import pytest
+import torch
+import triton_nests as nests
+
+from fusion.kernels.emit import triton_math, triton_primitives
+from fusion.kernels.emit.triton import Kind, emit, launch_options, parameters
+from fusion.kernels.emit.triton_schedule import needs_int64
+from fusion.patterns import scalar, symbols
+from fusion.patterns.errors import LoweringError
+
+S1 = symbols.symbol("s1")
+
+
+def test_the_table_covers_every_primitive() -> None:
+    assert set(triton_primitives.EXPRESSIONS) == set(scalar.PRIMITIVES)
+    assert set(triton_primitives.REDUCTIONS) == set(scalar.REDUCTIONS)
+    for fn, operands in scalar.PRIMITIVES.items():
+        for form in triton_primitives.EXPRESSIONS[fn].values():
+            assert f"{{{operands - 1}}}" in form and f"{{{operands}}}" not in form
+
+
+def test_helpers_call_what_they_say_they_call() -> None:
+    for name, (callees, source) in triton_math.HELPERS.items():
+        called = {n.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name)} & set(triton_math.HELPERS)
+        assert called == set(callees), name
+
+
+def test_a_module_holds_the_kernel_and_only_the_helpers_it_uses() -> None:
+    tree = ast.parse(emit(nests.unary("tanh")))
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert functions == ["_power_of_two", "_exp_reduce", "_exp", "_tanh", "tanh_float32"]
+    plain = ast.parse(emit(nests.binary("add")))
+    assert [node.name for node in plain.body if isinstance(node, ast.FunctionDef)] == ["add_float32"]
+
+
+def test_the_text_is_deterministic() -> None:
+    assert emit(nests.row_sum(64)) == emit(nests.row_sum(64))
+
+
+def test_the_origin_and_the_loop_nest_stand_above_the_kernel() -> None:
+    nest = dataclasses.replace(nests.row_sum(64), origin=("sum @ model.py:7", "evil @ a\nimport os:1"))
+    text = emit(nest)
+    assert "#   sum @ model.py:7" in text
+    assert "#   for i0 in s0:" in text
+    assert not any(isinstance(n, ast.Import) and n.names[0].name == "os" for n in ast.walk(ast.parse(text)))
+
+
+def test_whole_rows_are_loaded_once() -> None:
+    text = emit(nests.row_sum(64))
+    assert launch_options(nests.row_sum(64)).kind is Kind.ROWS
+    assert text.count("tl.load(") == 1
+    assert "for start" not in text
+
+
+def test_rows_of_unknown_length_are_looped_over() -> None:
+    nest = nests.row_sum(S1)
+    assert launch_options(nest).kind is Kind.LOOPED
+    text = emit(nest)
+    assert text.count("for start in range(0, s1, COLS):") == 2
+    assert text.count("tl.load(") == 2
+    assert "mask=(j < s1)" in text
+
+
+def test_column_masks_vanish_where_the_block_is_the_row() -> None:
+    assert "(j <" not in emit(nests.row_sum(64))
+    assert "(j < 100)" in emit(nests.row_sum(100))
+
+
+def test_every_case_of_a_select_masks_its_loads() -> None:
+    text = emit(nests.rotate(64))
+    assert "mask=(row < s0) & (j < 32)" in text
+    assert "mask=(row < s0) & (j >= 32)" in text
+
+
+def test_a_load_that_both_cases_use_is_masked_by_either() -> None:
+    text = emit(nests.shared_case())
+    assert "((j < 8) | (j >= 8) & (j < 16))" in text.replace("((j >= 8) & (j < 16))", "(j >= 8) & (j < 16)").replace(
+        "((j < 8))", "(j < 8)"
+    )
+
+
+def test_reductions_over_less_than_the_row_do_not_share_masked_loads() -> None:
+    text = emit(nests.short_reduction())
+    assert text.count("tl.load(") == 2
+    assert "(j < 32)" in text
+
+
+def test_what_does_not_vary_with_the_column_is_computed_before_the_loop() -> None:
+    lines = emit(nests.scaled_rows(S1)).splitlines()
+    division = next(i for i, line in enumerate(lines) if "tl.div_rn(1.0" in line)
+    last_loop = max(i for i, line in enumerate(lines) if "for start" in line)
+    assert division < last_loop
+
+
+@pytest.mark.parametrize(
+    ("nest", "rows", "columns", "programs"),
+    [
+        (nests.row_sum(64), 33, 64, 3),  # 16 rows of 64 a program
+        (nests.row_sum(4096), 33, 4096, 33),
+        (nests.row_sum(S1), 5, 100, 5),
+        (nests.rotate(4096), 3, 4096, 12),  # no reduction: the row is cut into blocks
+        (nests.unary("neg"), 1, 1025, 2),
+        (nests.unary("neg"), 1, 0, 0),
+        (nests.row_sum(64), 0, 64, 0),
+    ],
+)
+def test_the_grid_covers_every_element(nest: nests.LoopNest, rows: int, columns: int, programs: int) -> None:
+    assert launch_options(nest).programs(rows, columns) == programs
+
+
+@pytest.mark.parametrize("columns", [1, 3, 16, 64, 100, 1024, 1025, 4096, 11008, 16384])
+def test_blocks_are_powers_of_two_that_hold_the_row(columns: int) -> None:
+    schedule = launch_options(nests.row_sum(columns))
+    assert schedule.columns >= columns and schedule.columns.bit_count() == schedule.rows.bit_count() == 1
+    assert schedule.num_warps in (1, 2, 4, 8, 16)
+    assert schedule.rows * schedule.columns <= 32 * 32 * schedule.num_warps  # at most 32 elements a thread
+
+
+def test_64_thread_warps_are_half_as_many() -> None:
+    nest = nests.row_sum(4096)
+    schedule = launch_options(nest)
+    assert schedule.options(nest, 64)["num_warps"] * 2 == schedule.options(nest, 32)["num_warps"]
+
+
+def test_offsets_get_64_bits_where_they_need_them() -> None:
+    nest = nests.row_sum(4096)
+    assert not needs_int64(nest, {"s0": 1000})
+    assert needs_int64(nest, {"s0": 2**19})
+    assert not needs_int64(nests.far_rows(), {"s0": 2, "s1": 2**30})
+    assert needs_int64(nests.far_rows(), {"s0": 3, "s1": 2**30})
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "text"),
+    [
+        (0.1, torch.float32, "0.1"),
+        (float("-inf"), torch.float32, 'float("-inf")'),
+        (float("nan"), torch.float32, 'float("nan")'),
+        (1e39, torch.float32, 'float("inf")'),
+        (1e39, torch.float64, "1e+39"),
+        (True, torch.bool, "True"),
+        (-3, torch.int64, "-3"),
+    ],
+)
+def test_constants_keep_their_value(value: float, dtype: torch.dtype, text: str) -> None:
+    assert triton_primitives.literal(scalar.Constant(dtype, value)) == text
+
+
+def test_constants_that_triton_would_widen_are_typed() -> None:
+    x = nests.load("a0", nests.J, torch.float32)
+    text = emit(nests.flat("tiny", x + 1e-40, (torch.float32,), torch.float32))
+    assert "tl.full([1], 1e-40, tl.float32)" in text
+
+
+@pytest.mark.parametrize("name", ["class", "has space", "row", "x\nimport os", "_hidden"])
+def test_no_name_but_a_plain_one_reaches_the_source(name: str) -> None:
+    with pytest.raises(LoweringError, match="cannot be a name"):
+        emit(dataclasses.replace(nests.row_sum(64), name=name))
+
+
+def test_parameters_are_inputs_outputs_sizes() -> None:
+    assert parameters(nests.row_sum(S1)) == ("a0", "o0", "o1", "s0", "s1")

@@ -1,0 +1,49 @@
+"""Values of Triton kernels, under Triton's interpreter: no GPU needed. The cases are in `triton_worker`.
+
+The interpreter computes with NumPy, element for element what the kernel says, but for three things: it cuts float32
+to bfloat16 off instead of rounding (the toolchain replaces that), it sums in another order than a GPU, and it does not
+fuse `tl.fma`. So it proves masks, offsets, casts and formulas; what only a GPU can prove is in tests/gpu.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import triton_worker
+from graphs import EXAMPLES
+
+from fusion.patterns import scalar
+
+pytest.importorskip("triton", reason="Triton is not installed")
+CASES = [name for name, _ in triton_worker.cases()]
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict[str, object]]:
+    worker = Path(triton_worker.__file__)
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, str(worker)], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, object]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values(case: str, results: dict[str, dict[str, object]]) -> None:
+    assert results[case]["ok"], results[case]["why"]
+
+
+def test_every_primitive_has_a_case() -> None:
+    tested = {name.split("/")[1] for name in CASES if not name.startswith(("feature", "example", "cast"))}
+    casts = {"cast", "round_bfloat16", "round_float16"}  # the cast cases
+    assert tested | casts == set(scalar.PRIMITIVES)
+
+
+def test_every_kind_of_schedule_ran(results: dict[str, dict[str, object]]) -> None:
+    kinds = {results[f"example/{name}-float32"]["kind"] for name in EXAMPLES}
+    assert kinds == {"flat", "tile", "rows", "looped"}

@@ -1,0 +1,305 @@
+"""Runs many Triton kernels under Triton's interpreter and prints what came out, as one JSON object.
+
+A process of its own with TRITON_INTERPRET=1, which Triton reads when it is imported. Each entry says whether the values
+meet the rule of the case, and why not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import triton_nests as nests
+from graphs import EXAMPLES, LENGTH, trace
+
+from fusion.kernels.emit.triton import Kind, emit, launch_options
+from fusion.kernels.loops import LoopNest
+from fusion.kernels.lower import lower
+from fusion.kernels.toolchain import triton as toolchain
+from fusion.kernels.toolchain.triton_script import standalone
+from fusion.patterns import reference, verify
+from fusion.patterns.errors import StructureMismatch
+from fusion.patterns.graph import SubGraph
+from fusion.runtime.cuda_launch import make_cuda_launcher
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Case = Callable[[], dict[str, object]]
+
+_INF = float("inf")
+SPECIAL = torch.tensor(
+    [
+        0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 88.8, -104.0, 1e-20, 1e-40, -1e-40, 3e38, -3e38, 4194304.5,
+        _INF, -_INF, float("nan"),
+    ]
+)  # fmt: skip
+
+# Primitive -> (range its error was measured over, bound in float32 ulp). A correctly rounded function has 0.5; the
+# rest is what the formulas of `triton_math` accumulate: at most one rounding each in the argument reduction, the
+# polynomial and the last operation. rsqrt rounds twice, the first error halved by 1/sqrt and doubled by the binade.
+UNARY = {
+    "neg": (-9, 9, 0), "abs": (-9, 9, 0), "floor": (-9, 9, 0), "ceil": (-9, 9, 0), "trunc": (-9, 9, 0),
+    "round": (-9, 9, 0), "sqrt": (0, 1e3, 0.5), "rsqrt": (1e-6, 1e3, 1.5), "exp": (-87, 88, 1), "expm1": (-20, 88, 1.5),
+    "log": (0, 100, 1), "log1p": (-1, 10, 1), "sin": (-1e5, 1e5, 1.5), "cos": (-1e5, 1e5, 1.5), "tanh": (-10, 10, 1.5),
+    "erf": (-5, 5, 1),
+}  # fmt: skip
+REFERENCE = {"neg": torch.neg, "max": torch.maximum, "min": torch.minimum}
+BINARY = {"add": 0.5, "sub": 0.5, "mul": 0.5, "div": 0.5, "pow": 0.5, "fmod": 0, "max": 0, "min": 0}
+
+
+def main() -> None:
+    """Runs the cases whose names contain an argument, or all, and prints their results."""
+    if not toolchain.interpreted():
+        raise SystemExit("Set TRITON_INTERPRET=1.")
+    warnings.simplefilter("ignore")  # NumPy's, about the infinities the cases are made of
+    torch.set_num_threads(1)
+    found: dict[str, object] = {}
+    for name, case in cases():
+        if len(sys.argv) > 1 and not any(part in name for part in sys.argv[1:]):
+            continue
+        began = time.perf_counter()
+        try:
+            found[name] = {**case(), "seconds": round(time.perf_counter() - began, 3)}
+        except Exception:
+            found[name] = {"ok": False, "why": traceback.format_exc()}
+    print(json.dumps(found, indent=1))
+
+
+def cases() -> Iterator[tuple[str, Case]]:
+    """Every case by name."""
+    for fn in UNARY:
+        yield f"unary/{fn}", lambda fn=fn: unary(fn)
+    for fn in BINARY:
+        yield f"binary/{fn}", lambda fn=fn: binary(fn)
+    for fn in ("lt", "le", "gt", "ge", "eq", "ne", "isnan"):
+        yield f"compare/{fn}", lambda fn=fn: comparison(fn)
+    for fn in ("and", "or", "xor", "not", "where"):
+        yield f"logic/{fn}", lambda fn=fn: logic(fn)
+    for source in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool):
+        for target in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool):
+            yield f"cast/{_short(source)}-{_short(target)}", lambda s=source, t=target: conversion(s, t)
+    for name in ("looped_sum", "looped_max", "nan_max", "rotate_exact", "script", "mismatch", "wide"):
+        yield f"feature/{name}", globals()[name]
+    for name in EXAMPLES:
+        for dtype in DTYPES:
+            yield f"example/{name}-{_short(dtype)}", lambda n=name, d=dtype: example(n, d)
+
+
+def unary(fn: str) -> dict[str, object]:
+    """A primitive over its range, near 0, and at special values."""
+    low, high, bound = UNARY[fn]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(20000, generator=generator) * (high - low) + low
+    near = torch.rand(4000, generator=generator) * 2e-3 - (1e-3 if low < 0 else 0)
+    run = make_cuda_launcher(nests.unary(fn))
+    exact = getattr(torch, fn)
+    x = torch.cat((x, near))
+    return _judge(run(x), exact(x.double()), bound, run(SPECIAL), exact(SPECIAL.double()))
+
+
+def binary(fn: str) -> dict[str, object]:
+    """A primitive of two operands, and every pair of special values."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 20000, generator=generator) * torch.tensor([[10.0], [3.0]])
+    x = x.abs() if fn == "pow" else x
+    run = make_cuda_launcher(nests.binary(fn))
+    exact = REFERENCE.get(fn) or getattr(torch, fn)
+    left, right = SPECIAL.repeat(len(SPECIAL)), SPECIAL.repeat_interleave(len(SPECIAL))
+    return _judge(
+        run(x, y),
+        exact(x.double(), y.double()),
+        BINARY[fn],
+        run(left, right),
+        exact(left.double(), right.double()),
+    )
+
+
+def comparison(fn: str) -> dict[str, object]:
+    """Comparisons of every pair of special values."""
+    left, right = SPECIAL.repeat(len(SPECIAL)), SPECIAL.repeat_interleave(len(SPECIAL))
+    if fn == "isnan":
+        return _same(make_cuda_launcher(nests.unary(fn, result=torch.bool))(left), left.isnan())
+    return _same(make_cuda_launcher(nests.binary(fn, result=torch.bool))(left, right), getattr(torch, fn)(left, right))
+
+
+def logic(fn: str) -> dict[str, object]:
+    """Truth tables, and the bits of integers."""
+    left, right = torch.tensor([False, True, False, True]), torch.tensor([False, False, True, True])
+    if fn == "not":
+        return _same(make_cuda_launcher(nests.unary(fn, torch.bool))(left), ~left)
+    if fn == "where":
+        x, y = torch.randn(2, 4)
+        return _same(make_cuda_launcher(nests.selection())(left, x, y), torch.where(left, x, y))
+    truth = _same(
+        make_cuda_launcher(nests.binary(fn, torch.bool))(left, right), getattr(torch, f"logical_{fn}")(left, right)
+    )
+    a, b = torch.arange(-8, 8), torch.arange(16) * 3
+    bits = _same(make_cuda_launcher(nests.binary(fn, torch.int64))(a, b), getattr(torch, f"bitwise_{fn}")(a, b))
+    return truth if not truth["ok"] else bits
+
+
+def conversion(source: torch.dtype, target: torch.dtype) -> dict[str, object]:
+    """Casts of values the target can hold, ties in the last place among them."""
+    x = torch.tensor([0.0, 1.0, -1.0, 2.75, -2.75, 100.0, 65519.0, 3.1415927, 1.00390625, 1.01171875, 1e-7])
+    if source.is_floating_point and target.is_floating_point:
+        x = torch.cat((x, SPECIAL, torch.randn(1000)))
+    x = x.abs().clamp(max=100).to(source) if source is torch.uint8 else x.to(source)
+    return _same(make_cuda_launcher(nests.conversion(source, target))(x), x.to(target))
+
+
+def looped_sum() -> dict[str, object]:
+    """Rows of a length known at the call only, shorter and longer than a chunk."""
+    run = make_cuda_launcher(nests.row_sum(nests.symbols.symbol("s1")))
+    for columns in (1, 100, 1024, 2500):
+        x = torch.randn(3, columns)
+        total, rest = run(x)
+        exact = x.double().sum(-1)
+        # Any order of summing n numbers errs by at most (n - 1) half ulps of the sum of their sizes.
+        bound = columns * 2.0**-24 * x.double().abs().sum(-1)
+        if not bool(((total - exact).abs() <= bound).all()):
+            return {"ok": False, "why": f"{columns} columns: off by {(total - exact).abs().max():.3g}"}
+        if not torch.equal(rest, x - total[:, None]):
+            return {"ok": False, "why": f"{columns} columns: the second pass differs"}
+    return {"ok": True}
+
+
+def looped_max() -> dict[str, object]:
+    """The maximum in chunks, of rows that are all -inf but one."""
+    x = torch.full((4, 1500), float("-inf"))
+    x[1, 1200], x[2, 3] = 5.0, float("nan")
+    found, _ = make_cuda_launcher(nests.row_sum(nests.symbols.symbol("s1"), "max"))(x)
+    return _same(found, x.amax(-1))
+
+
+def nan_max() -> dict[str, object]:
+    """NaN anywhere makes the row's maximum NaN."""
+    x = torch.randn(8, 64)
+    x[3, 0], x[4, 63], x[5, 30] = float("nan"), float("nan"), float("inf")
+    found, _ = make_cuda_launcher(nests.row_sum(64, "max"))(x)
+    low, _ = make_cuda_launcher(nests.row_sum(64, "min"))(x)
+    first = _same(found, x.amax(-1))
+    return first if not first["ok"] else _same(low, x.amin(-1))
+
+
+def rotate_exact() -> dict[str, object]:
+    """Every case of a Select reads only what it may: NaN around the tensor stays out."""
+    around = torch.full((64 + 3 * 64 + 64,), float("nan"), dtype=torch.bfloat16)
+    x = around[64:-64].view(3, 64).copy_(torch.randn(3, 64))
+    return _same(make_cuda_launcher(nests.rotate(64))(x), torch.cat((-x[:, 32:], x[:, :32]), -1))
+
+
+def script() -> dict[str, object]:
+    """The standalone program runs and prints one line per output."""
+    nest = nests.row_sum(64)
+    schedule = launch_options(nest)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.py"
+        path.write_text(standalone(nest, schedule, emit(nest, schedule)))
+        done = subprocess.run([sys.executable, "-I", str(path)], capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    ok = done.returncode == 0 and [line.split()[0] for line in lines] == ["o0", "o1"]
+    return {"ok": ok, "why": done.stderr[-2000:] or done.stdout}
+
+
+def mismatch() -> dict[str, object]:
+    """Inputs of another structure are refused by name, before anything runs."""
+    run = make_cuda_launcher(nests.row_sum(64))
+    x = torch.randn(4, 64)
+    wrong = {
+        "dtype": (x.double(),), "number of dimensions": (x[0],), "shape": (x[:, :32].contiguous(),),
+        "strides": (x.t().contiguous().t(),), "arguments": (x, x), "strided": ([1.0],),
+    }  # fmt: skip
+    for what, arguments in wrong.items():
+        try:
+            run(*arguments)
+        except StructureMismatch as error:
+            if what in str(error) and (what == "arguments" or "a0" in str(error)):
+                continue
+            return {"ok": False, "why": f"{what}: {error}"}
+        return {"ok": False, "why": f"{what}: not refused"}
+    return {"ok": True}
+
+
+def wide() -> dict[str, object]:
+    """Offsets beyond 2**31: a stride no 32 bits hold, over memory that is never touched in between."""
+    nest = nests.far_rows()
+    base = torch.empty(2**31 + 16, dtype=torch.uint8)  # pages that are not written take no memory
+    x = base.as_strided((2, 8), (2**31, 1))
+    x.copy_(torch.arange(16, dtype=torch.uint8).view(2, 8))
+    return _same(make_cuda_launcher(nest)(x), x.contiguous())
+
+
+def lowered(name: str, dtype: torch.dtype) -> tuple[LoopNest, SubGraph]:
+    """An example as a kernel with a free length."""
+    made = EXAMPLES[name]
+    free = {LENGTH: "s0", LENGTH + 4: "s0 + 4"}  # cat_sizes makes the second
+    graph = trace(made.fn, *made.inputs(dtype, LENGTH), dynamic=free)
+    return lower(graph), graph
+
+
+def example(name: str, dtype: torch.dtype) -> dict[str, object]:
+    """An example graph: one kernel at three lengths, the last one 0, by the fp64 rule; inputs are left as they were."""
+    made = EXAMPLES[name]
+    nest, graph = lowered(name, dtype)
+    schedule = launch_options(nest)
+    if schedule.kind is Kind.LOOPED:  # chunks shorter than the rows, so that there are several
+        schedule = dataclasses.replace(schedule, columns=16)
+    run = make_cuda_launcher(nest, schedule=schedule)
+    worst = 0.0
+    for length in (LENGTH, 19, 0):
+        if length == 0 and name == "qk_norm_rope":
+            continue  # eager refuses it: view(2, 0, -1, 16) is ambiguous
+        inputs = made.inputs(dtype, length)
+        before = [x.clone() for x in inputs]
+        fused = run(*inputs)
+        fused = fused if isinstance(fused, tuple) else (fused,)
+        named = dict(zip(graph.inputs, inputs, strict=True))
+        eager, exact = reference.run(graph, named), reference.run_fp64(graph, named)
+        if len(fused) != len(eager):
+            return {"ok": False, "why": f"{len(fused)} outputs, not {len(eager)}"}
+        verdict = verify.accept_all({o: (f, eager[o], exact[o]) for o, f in zip(graph.outputs, fused, strict=True)})
+        if not verdict.ok:
+            return {"ok": False, "why": f"length {length}: {verdict.reason}"}
+        if not all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True)):
+            return {"ok": False, "why": f"length {length}: an input was written to"}
+        worst = max(worst, verdict.error_fused)
+    return {"ok": True, "error": worst, "kind": schedule.kind.value}
+
+
+def _judge(
+    found: torch.Tensor, exact: torch.Tensor, bound: float, special: torch.Tensor, special_exact: torch.Tensor
+) -> dict[str, object]:
+    """Values within `bound` ulp; of the special ones, NaN and inf in the right places and the rest finite."""
+    error = float(((found.double() - exact).abs() / verify.ulp(exact, torch.float32)).max())
+    want = special_exact.float()
+    finite = torch.isfinite(want)
+    wrong = (torch.isfinite(special) != finite) | (~finite & ~torch.isclose(special, want, equal_nan=True))
+    ok = error <= bound * (1 + 1e-6) and not bool(wrong.any())
+    return {
+        "ok": ok,
+        "ulp": error,
+        "why": f"{error:.3f} ulp, {bound} allowed; special {special[wrong]}, not {want[wrong]}",
+    }
+
+
+def _same(found: torch.Tensor, want: torch.Tensor) -> dict[str, object]:
+    equal = found.dtype == want.dtype and found.shape == want.shape
+    floating = want.is_floating_point()
+    equal = equal and bool(((found == want) | ((found != found) & (want != want) if floating else False)).all())
+    return {"ok": equal, "why": "" if equal else f"{found}, not {want}"}
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    main()
