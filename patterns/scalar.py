@@ -152,7 +152,7 @@ _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne", "not", "isnan")
 
 
 def apply(fn: str, *operands: Scalar | float | int | bool) -> Scalar:
-    """Builds `fn(operands)`; plain numbers take the dtype of the first operand that is a node (of `where`: the last)."""
+    """Builds `fn(operands)`; plain numbers take the dtype of the first node among them (of `where`: the last)."""
     typed = [o.dtype for o in operands if isinstance(o, Scalar)]
     dtype = typed[-1] if fn == "where" else typed[0]
     nodes = tuple(o if isinstance(o, Scalar) else constant(o, dtype) for o in operands)
