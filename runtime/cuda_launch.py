@@ -67,6 +67,7 @@ class _Launcher:
         self.given = sum(s.source == "given" for s in nest.sizes)
         # AMD kernels are specialised on more than addresses and sizes, so Triton picks them anew for each call.
         self.direct = not toolchain.interpreted() and torch.version.hip is None
+        self.constants = {wide: toolchain.block_constants(schedule, wide=wide) for wide in (False, True)}
         self.launches: dict[Any, _Launch] = {}
         self.compiled: dict[Any, Any] = {}
 
@@ -106,8 +107,8 @@ class _Launcher:
         return launch
 
     def _run(self, launch: _Launch, tensors: tuple[torch.Tensor, ...], device: torch.device) -> None:
-        guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-        with guard:
+        elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+        with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
             if self.direct:
                 self._run_compiled(launch, tensors, device)
             else:
@@ -121,13 +122,11 @@ class _Launcher:
         if compiled is None:
             self.compiled[key] = self._run_jit(launch, tensors)
         else:
-            constants = toolchain.block_constants(self.schedule, wide=launch.wide)
-            compiled[(launch.grid, 1, 1)](*tensors, *launch.sizes, *constants.values())
+            compiled[(launch.grid, 1, 1)](*tensors, *launch.sizes, *self.constants[launch.wide].values())
 
     def _run_jit(self, launch: _Launch, tensors: tuple[torch.Tensor, ...]) -> Any:
-        constants = toolchain.block_constants(self.schedule, wide=launch.wide)
         options = self.schedule.options(self.nest, 64 if _wave64() else 32)
-        return self.kernel[(launch.grid,)](*tensors, *launch.sizes, **constants, **options)
+        return self.kernel[(launch.grid,)](*tensors, *launch.sizes, **self.constants[launch.wide], **options)
 
 
 def prepare(nest: LoopNest, schedule: Schedule, tensors: tuple[torch.Tensor, ...], given: tuple[int, ...]) -> _Launch:

@@ -1,0 +1,128 @@
+"""Triton kernels on a GPU: every example against eager on the same device, by the fp64 rule of DESIGN.md.
+
+What the other tiers cannot show: the launcher's specialisations (alignment, divisibility, sizes of 1), streams,
+devices, 64-bit offsets, and the hardware's arithmetic.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+import triton_nests as nests
+import triton_worker as cases
+from graphs import EXAMPLES, LENGTH
+
+from fusion.patterns import reference, verify
+from fusion.runtime.cuda_launch import make_cuda_launcher
+
+DEVICE = "cuda"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NO_GPU = "torch.cuda.is_available() is False: there is no GPU here, or torch is a CPU build"
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)]
+
+
+def check(name: str, dtype: torch.dtype, lengths: tuple[int, ...]) -> None:
+    """One kernel at several lengths; inputs, layouts and dtypes as eager leaves them."""
+    nest, graph = cases.lowered(name, dtype)
+    run = make_cuda_launcher(nest)
+    for length in lengths:
+        inputs = [x.to(DEVICE) for x in EXAMPLES[name].inputs(dtype, length)]
+        before = [x.clone() for x in inputs]
+        for _ in range(2):  # the second goes by the remembered binary
+            fused = run(*inputs)
+        fused = fused if isinstance(fused, tuple) else (fused,)
+        named = dict(zip(graph.inputs, inputs, strict=True))
+        eager, exact = reference.run(graph, named), reference.run_fp64(graph, named)
+        verdict = verify.accept_all({o: (f, eager[o], exact[o]) for o, f in zip(graph.outputs, fused, strict=True)})
+        assert verdict.ok, f"length {length}: {verdict.reason}"
+        assert all(f.device.type == DEVICE for f in fused)
+        assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_meets_the_fp64_rule(name: str, dtype: torch.dtype) -> None:
+    check(name, dtype, (LENGTH, 16, 19, 300))  # a size of 16 is a specialisation of its own
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_size_of_one_is_a_specialisation_of_its_own(name: str) -> None:
+    # In bfloat16, whose rounding hides the order of a sum: the rule's sample of eager's error is but two rows here.
+    check(name, torch.bfloat16, (1, 17, 1))
+
+
+@pytest.mark.parametrize("name", [n for n in EXAMPLES if n != "qk_norm_rope"])  # whose view(2, 0, -1, 16) eager refuses
+def test_no_elements_launch_nothing(name: str) -> None:
+    check(name, torch.bfloat16, (0,))
+
+
+@pytest.mark.parametrize("fn", cases.UNARY)
+def test_unary_primitives_keep_their_bounds(fn: str) -> None:
+    low, high, bound = cases.UNARY[fn]
+    x = torch.rand(100000, generator=torch.Generator().manual_seed(1)) * (high - low) + low
+    found = make_cuda_launcher(nests.unary(fn))(x.to(DEVICE)).cpu()
+    exact = getattr(torch, fn)(x.double())
+    error = (found.double() - exact).abs() / verify.ulp(exact, torch.float32)
+    # erf is the vendor's: at most 2 ulp by CUDA's programming guide, appendix on mathematical functions.
+    assert error.max() <= max(bound, 2 if fn == "erf" else bound) * (1 + 1e-6)
+    special = make_cuda_launcher(nests.unary(fn))(cases.SPECIAL.to(DEVICE)).cpu()
+    want = getattr(torch, fn)(cases.SPECIAL.double()).float()
+    assert torch.equal(special.isnan(), want.isnan()) and torch.equal(special.isinf(), want.isinf())
+
+
+def test_an_address_that_is_not_aligned_gets_its_own_binary() -> None:
+    run = make_cuda_launcher(nests.row_sum(64, dtype=torch.bfloat16))
+    around = torch.randn(1 + 32 * 64, device=DEVICE).to(torch.bfloat16)
+    aligned, shifted = around[:-1].view(32, 64), around[1:].view(32, 64)
+    for x in (aligned, shifted, aligned, shifted):
+        total, rest = run(x)
+        torch.testing.assert_close(total, x.float().sum(-1), rtol=0, atol=64 * 2.0**-24 * 64 * 4)
+        assert torch.equal(rest, (x.float() - total[:, None]).to(torch.bfloat16))
+
+
+def test_it_runs_on_the_current_stream() -> None:
+    run = make_cuda_launcher(nests.binary("add"))
+    x = torch.randn(1 << 20, device=DEVICE)
+    run(x, x)  # compiled before the streams part
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # what is queued before it on this stream holds it up
+        y = x * 2
+        total = run(y, y)
+    stream.synchronize()
+    assert torch.equal(total, x * 4)
+
+
+def test_it_runs_on_the_inputs_device() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    x = torch.randn(1000, device="cuda:1")
+    total = make_cuda_launcher(nests.binary("add"))(x, x)
+    assert total.device == x.device and torch.equal(total, x * 2)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    if torch.cuda.mem_get_info()[0] < 4 << 30:
+        pytest.skip("less than 4 GiB of free GPU memory")
+    x = torch.empty(2**31 + 16, dtype=torch.uint8, device=DEVICE).as_strided((2, 8), (2**31, 1))
+    x.copy_(torch.arange(16, dtype=torch.uint8).view(2, 8))
+    assert torch.equal(make_cuda_launcher(nests.far_rows())(x), x.contiguous())
+
+
+@pytest.mark.parametrize("columns", [1, 100, 1024, 11008, 16384, 50000])
+def test_rows_of_any_length(columns: int) -> None:
+    for extent in (columns, nests.symbols.symbol("s1")):
+        x = torch.randn(37, columns, device=DEVICE)
+        x[3, columns // 2] = float("nan")
+        highest, _ = make_cuda_launcher(nests.row_sum(extent, "max"))(x)
+        assert torch.equal(highest.nan_to_num(9e9), x.amax(-1).nan_to_num(9e9))
+        total, _ = make_cuda_launcher(nests.row_sum(extent))(x)
+        bound = columns * 2.0**-24 * x.double().abs().sum(-1)  # any order of summing
+        off = (total.double() - x.double().sum(-1)).abs()
+        assert torch.equal(total.isnan(), x.isnan().any(-1)) and bool((off <= bound)[~total.isnan()].all())
