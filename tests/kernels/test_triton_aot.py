@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
+import graphs
 import pytest
 import torch
 import triton_nests as nests
 from graphs import EXAMPLES
 from triton_worker import lowered
 
-from fusion.kernels.emit.triton import launch_options
-from fusion.kernels.emit.triton_schedule import Kind
+from fusion.kernels.emit.triton import emit, launch_options
+from fusion.kernels.emit.triton_schedule import Kind, tensors
+from fusion.kernels.lower import lower
 from fusion.kernels.toolchain import triton as toolchain
 from fusion.patterns import scalar
 from fusion.patterns.errors import BackendUnavailable, LoweringError
+from fusion.runtime.cuda_launch import make_cuda_launcher
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.skipif(toolchain.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
@@ -43,6 +47,30 @@ def test_contiguous_tensors_move_16_bytes_at_a_time(name: str, target: str) -> N
     assert re.search(FULL_LOAD, ptx)
     assert re.search(FULL_STORE, ptx)
     assert not re.search(r"(?:ld|st)\.global(?:\.\w+)*\.b16", ptx)  # no element goes alone
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("fn", "shapes"),
+    [
+        (graphs.add_rms_norm, ((2, 7, 4096), (2, 7, 4096), (4096,))),
+        (graphs.rms_norm, ((2, 7, 16384), (16384,))),
+        (graphs.layer_norm, ((2, 7, 11008), (11008,), (11008,))),
+        (graphs.chunk_swiglu, ((2, 7, 22016),)),
+        (graphs.qk_norm_rope, ((2, 7, 16 * 128), (128,), (2, 7, 128), (2, 7, 128))),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_widths_of_real_models_fit_the_registers(
+    fn: Callable[..., object], shapes: tuple[tuple[int, ...], ...], target: str
+) -> None:
+    inputs = [graphs.normal(*shape, dtype=torch.bfloat16) for shape in shapes]
+    kernel = toolchain.compile_ahead(lower(graphs.trace(fn, *inputs, dynamic={graphs.LENGTH: "s0"})), target)
+    assert not kernel.spills
+    # 16 warps of 128 registers are what a multiprocessor's 64K registers hold; fewer would leave it half empty.
+    assert kernel.registers is None or kernel.registers <= 128
+    wide = r"(?:global|buffer)_load_dwordx4" if target.startswith("gfx") else FULL_LOAD
+    assert re.search(wide, kernel.asm["amdgcn" if target.startswith("gfx") else "ptx"])
 
 
 def test_without_alignment_nothing_is_assumed() -> None:
@@ -112,6 +140,28 @@ def test_a_primitive_without_a_form_is_refused() -> None:
     with pytest.raises(LoweringError, match=r"tanh.*float64") as refusal:
         toolchain.compile_ahead(nests.unary("tanh", torch.float64), "sm_90")
     assert refusal.value.code == "triton-primitive"
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
+@pytest.mark.parametrize("name", ["masked_softmax", "cat_sizes", "swiglu", "strided"])
+def test_sizes_of_one_are_constants_to_the_compiler(name: str, wide: bool) -> None:
+    from triton import compile
+    from triton.compiler import ASTSource
+
+    nest, _ = lowered(name, torch.bfloat16)
+    schedule = launch_options(nest)
+    signature = {tensor.name: toolchain.POINTERS[tensor.dtype] for tensor in tensors(nest)}
+    ones = {size.symbol: 1 for size in nest.sizes}  # what Triton's JIT makes of an argument that is 1
+    constants = ones | toolchain.block_constants(schedule, wide=wide)
+    kernel = toolchain.load(emit(nest, schedule), nest.name)
+    source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants, {})
+    assert "ptx" in compile(source, target=toolchain.parse_target("sm_90"), options=schedule.options(nest)).asm
+
+
+def test_a_launcher_that_cannot_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendUnavailable, match=r"rotate_half cannot run: .*TRITON_INTERPRET=1"):
+        make_cuda_launcher(nests.rotate(64))
 
 
 def test_why_triton_cannot_run_here_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

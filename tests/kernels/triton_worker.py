@@ -190,7 +190,7 @@ def nan_max() -> dict[str, object]:
 
 
 def rotate_exact() -> dict[str, object]:
-    """Every case of a Select reads only what it may: NaN around the tensor stays out."""
+    """Each case of a Select takes its own elements, up to the ends: the NaN around the tensor stays out."""
     around = torch.full((64 + 3 * 64 + 64,), float("nan"), dtype=torch.bfloat16)
     x = around[64:-64].view(3, 64).copy_(torch.randn(3, 64))
     return _same(make_cuda_launcher(nests.rotate(64))(x), torch.cat((-x[:, 32:], x[:, :32]), -1))
