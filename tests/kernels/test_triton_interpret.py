@@ -19,7 +19,7 @@ from graphs import EXAMPLES
 
 from fusion.patterns import scalar
 
-pytest.importorskip("triton", reason="Triton is not installed")
+triton = pytest.importorskip("triton", reason="Triton is not installed")
 CASES = [name for name, _ in triton_worker.cases()]
 
 
@@ -33,9 +33,18 @@ def results() -> dict[str, dict[str, object]]:
     return found
 
 
+def outcome(case: str, results: dict[str, dict[str, object]]) -> dict[str, object]:
+    found = results[case]
+    # Triton 3.6 takes int() of a one-element array for a loop's bound, which NumPy 2.4 refuses; 3.7 squeezes it first.
+    if triton.__version__.startswith("3.6") and "only 0-dimensional arrays" in str(found.get("why")):
+        pytest.skip("Triton 3.6's interpreter cannot loop to a run-time bound under this NumPy; Triton 3.7 can")
+    return found
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_values(case: str, results: dict[str, dict[str, object]]) -> None:
-    assert results[case]["ok"], results[case]["why"]
+    found = outcome(case, results)
+    assert found["ok"], found["why"]
 
 
 def test_every_primitive_has_a_case() -> None:
@@ -45,5 +54,5 @@ def test_every_primitive_has_a_case() -> None:
 
 
 def test_every_kind_of_schedule_ran(results: dict[str, dict[str, object]]) -> None:
-    kinds = {results[f"example/{name}-float32"]["kind"] for name in EXAMPLES}
+    kinds = {outcome(f"example/{name}-float32", results)["kind"] for name in EXAMPLES}
     assert kinds == {"flat", "tile", "rows", "looped"}
