@@ -145,8 +145,9 @@ def _solve(item: tuple[str, int, Dim, int], unknown: sympy.Symbol, known: Mappin
     if dim == unknown:
         return found
     values: dict[sympy.Expr, Dim] = {symbols.symbol(k): v for k, v in known.items()}
-    reduced = symbols.substitute(dim, values)
-    solutions = [s for s in sympy.solve(sympy.sympify(reduced) - found, unknown) if s.is_Integer]
+    free = sympy.Dummy(integer=True)  # a size symbol counts as positive, but an empty tensor makes it 0
+    equation = symbols.substitute(dim, {**values, unknown: free}) - sympy.Integer(found)
+    solutions = [s for s in sympy.solve(equation, free) if s.is_Integer and s >= 0]
     if len(solutions) != 1:
         raise StructureMismatch(
             f"Input {name!r}: expected size {symbols.render(dim)} in dimension {d}, found {found}, "

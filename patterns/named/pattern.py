@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..graph import Leaf, OpNode, Ref, SubGraph, TensorSpec
+from ..graph import Leaf, OpNode, Ref, SubGraph, TensorSpec, contiguous_strides
 from ..symbols import Dim
 
 FULL = 2**63 - 1  # the end of a slice that goes to the end, as torch writes it
@@ -34,6 +34,12 @@ class Pattern:
     def graph(self) -> SubGraph:
         """The graph, bearing the pattern's name."""
         return self.create().with_pattern(self.name)
+
+
+def dense_strides(shape: Sequence[Dim], order: Sequence[int]) -> tuple[Dim, ...]:
+    """Strides, in elements, of a tensor that is dense with its dimensions in `order`, outermost first."""
+    packed = contiguous_strides(tuple(shape[d] for d in order))
+    return tuple(packed[tuple(order).index(d)] for d in range(len(shape)))
 
 
 class GraphBuilder:
@@ -72,9 +78,9 @@ class GraphBuilder:
         self.specs[node.outputs[0]] = spec
         return Ref(node.outputs[0])
 
-    def convert(self, x: Ref, dtype: torch.dtype) -> Ref:
+    def convert(self, x: Ref, dtype: torch.dtype, name: str | None = None) -> Ref:
         """`x` in `dtype`; no call where it is already, as in a recording."""
-        return x if self.specs[x.name].dtype == dtype else self.call("to.dtype", x, dtype, dtype=dtype)
+        return x if self.specs[x.name].dtype == dtype else self.call("to.dtype", x, dtype, dtype=dtype, name=name)
 
     def graph(self, *outputs: Ref) -> SubGraph:
         """What was written down."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..graph import SubGraph, contiguous_strides
+from ..graph import SubGraph
 from ..symbols import as_dim, symbol
-from .pattern import GraphBuilder, Pattern
+from .pattern import GraphBuilder, Pattern, dense_strides
 from .rms_norm import normalise
 from .rope import rotate
 
@@ -33,12 +33,9 @@ def create_qk_norm_rope_pattern(
     cos, sin = (b.input(name, dtype, (batch, length, head_dim)) for name in ("cos", "sin"))
     split = (batch, length, heads, head_dim)
     normed = normalise(b, b.call("view.default", x, split, shape=split), weight, split, dtype, eps, name=None)
-    strides = contiguous_strides(split)
-    shape = (batch, heads, length, head_dim)
-    turned = b.call(
-        "transpose.int", normed, 1, 2, shape=shape, strides=(strides[0], strides[2], strides[1], strides[3])
-    )
-    return b.graph(rotate(b, turned, cos, sin, shape)).with_pattern("QK-norm+RoPE")
+    shape, order = (batch, heads, length, head_dim), (0, 2, 1, 3)
+    turned = b.call("transpose.int", normed, 1, 2, shape=shape, strides=dense_strides(shape, order))
+    return b.graph(rotate(b, turned, cos, sin, shape, order)).with_pattern("QK-norm+RoPE")
 
 
 PATTERNS = (Pattern("QK-norm+RoPE", create_qk_norm_rope_pattern),)

@@ -49,11 +49,13 @@ def normalise(
     squares = b.call("pow.Tensor_Scalar", wide, 2, shape=shape)
     mean = b.call("mean.dim", squares, (-1,), True, shape=per_row)
     scale = b.call("rsqrt.default", b.call("add.Tensor", mean, eps, shape=per_row), shape=per_row)
+    is_last = weight is None
+    normed = b.call("mul.Tensor", wide, scale, shape=shape, name=name if is_last and dtype is torch.float32 else None)
+    normed = b.convert(normed, dtype, name=name if is_last else None)
     if weight is None:
-        return b.call("mul.Tensor", wide, scale, shape=shape, name=name)
+        return normed
     factor = weight if scaling == "weight" else b.call("add.Tensor", weight, 1)
-    narrow = b.convert(b.call("mul.Tensor", wide, scale, shape=shape), dtype)
-    return b.call("mul.Tensor", factor, narrow, shape=shape, name=name)
+    return b.call("mul.Tensor", factor, normed, shape=shape, name=name)
 
 
 PATTERNS = tuple(

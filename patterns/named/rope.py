@@ -8,7 +8,7 @@ import torch
 
 from ..graph import Ref, SubGraph
 from ..symbols import Dim, symbol
-from .pattern import FULL, GraphBuilder, Pattern
+from .pattern import FULL, GraphBuilder, Pattern, dense_strides
 
 
 def create_rope_pattern(head_dim: int = 128, dtype: torch.dtype = torch.float32, device: str = "cpu") -> SubGraph:
@@ -30,8 +30,13 @@ def create_rope_pattern(head_dim: int = 128, dtype: torch.dtype = torch.float32,
     return b.graph(rotate(b, x, cos, sin, (batch, heads, length, head_dim))).with_pattern("RoPE")
 
 
-def rotate(b: GraphBuilder, x: Ref, cos: Ref, sin: Ref, shape: Sequence[Dim]) -> Ref:
-    """Writes the rotation of `x` of `shape` [b, h, s, d] by `cos` and `sin` [b, s, d]; the result is "output"."""
+def rotate(
+    b: GraphBuilder, x: Ref, cos: Ref, sin: Ref, shape: Sequence[Dim], order: Sequence[int] = (0, 1, 2, 3)
+) -> Ref:
+    """Writes the rotation of `x` of `shape` [b, h, s, d] by `cos` and `sin` [b, s, d]; the result is "output".
+
+    `order` is that of the dimensions of `x` in memory. torch keeps it in results of pointwise operators, cat does not.
+    """
     batch, _, length, size = shape
     half = size // 2
     angle_shape = (batch, 1, length, size)
@@ -39,9 +44,11 @@ def rotate(b: GraphBuilder, x: Ref, cos: Ref, sin: Ref, shape: Sequence[Dim]) ->
     part_shape, strides = (*shape[:-1], half), b.specs[x.name].strides
     upper = b.call("slice.Tensor", x, 3, half, FULL, shape=part_shape, strides=strides)
     lower = b.call("slice.Tensor", x, 3, 0, half, shape=part_shape, strides=strides)
-    rotated = b.call("cat.default", (b.call("neg.default", upper), lower), -1, shape=shape)
-    straight = b.call("mul.Tensor", x, cos, shape=shape)
-    return b.call("add.Tensor", straight, b.call("mul.Tensor", rotated, sin, shape=shape), name="output")
+    negated = b.call("neg.default", upper, shape=part_shape, strides=dense_strides(part_shape, order))
+    rotated = b.call("mul.Tensor", b.call("cat.default", (negated, lower), -1, shape=shape), sin)
+    dense = dense_strides(shape, order)
+    straight = b.call("mul.Tensor", x, cos, shape=shape, strides=dense)
+    return b.call("add.Tensor", straight, rotated, shape=shape, strides=dense, name="output")
 
 
 PATTERNS = (Pattern("RoPE", create_rope_pattern),)

@@ -38,11 +38,11 @@ def create_softmax_pattern(
         x = b.call("add.Tensor", x, masked)
     elif mask == "fill":
         x = b.call("masked_fill.Scalar", x, masked, float("-inf"))
-    half = dtype is not torch.float32
-    out = b.call("softmax.int", x, -1, torch.float32, dtype=torch.float32, name=None if half else "output")
-    if half:
-        out = b.call("to.dtype", out, dtype, dtype=dtype, name="output")
-    return b.graph(out).with_pattern("scaled softmax" if mask == "none" else "masked softmax")
+    is_last = dtype is torch.float32
+    weights = b.call("softmax.int", x, -1, torch.float32, dtype=torch.float32, name="output" if is_last else None)
+    return b.graph(b.convert(weights, dtype, name="output")).with_pattern(
+        "scaled softmax" if mask == "none" else "masked softmax"
+    )
 
 
 PATTERNS = (

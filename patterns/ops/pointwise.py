@@ -124,8 +124,9 @@ def _identity(x: Scalar, *_: object, **__: object) -> Scalar:
 
 
 def _sign(x: Scalar) -> Scalar:
-    one, zero = constant(1, x.dtype), constant(0, x.dtype)
-    return apply("where", apply("gt", x, 0), one, apply("where", apply("lt", x, 0), -one, apply("mul", x, zero)))
+    """NaN has the sign 0, as in torch."""
+    negative = apply("where", apply("lt", x, 0), constant(-1, x.dtype), constant(0, x.dtype))
+    return apply("where", apply("gt", x, 0), constant(1, x.dtype), negative)
 
 
 _EXACT = "exact up to the rounding of the result"
@@ -162,7 +163,11 @@ pointwise(("masked_fill.Scalar", "masked_fill.Tensor"), _masked_fill, unpromoted
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     pointwise((f"{_name}.Tensor", f"{_name}.Scalar"), lambda a, b, _fn=_name: apply(_fn, a, b), note=_EXACT)
 for _name in ("and", "or", "xor"):
-    pointwise((f"bitwise_{_name}.Tensor", f"bitwise_{_name}.Scalar"), lambda a, b, _fn=_name: apply(_fn, a, b))
+    pointwise(
+        (f"bitwise_{_name}.Tensor", f"bitwise_{_name}.Scalar", f"__{_name}__.Tensor", f"__{_name}__.Scalar"),
+        lambda a, b, _fn=_name: apply(_fn, a, b),
+        note=_EXACT,
+    )
     pointwise(f"logical_{_name}.default", _logical(_name), note=_EXACT)  # type: ignore[arg-type]
 pointwise("bitwise_not.default", _not, note=_EXACT)
 pointwise("logical_not.default", lambda x: apply("not", cast(x, torch.bool)), note=_EXACT)

@@ -1,0 +1,421 @@
+"""Every row of the operator table means what torch's operator means.
+
+The tests follow from the table: each row is looked up in torch, and its meaning is compared on the samples listed here
+for its operator. A row without a sample fails, so adding a row means adding one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from fusion.patterns import symbols
+from fusion.patterns.graph import Ref, TensorSpec, leaves, map_leaves
+from fusion.patterns.ops import TABLE, Call, Kind, Operator, resolve
+from fusion.patterns.scalar import (
+    PRIMITIVES,
+    Apply,
+    Constant,
+    Load,
+    Reduce,
+    Scalar,
+    Size,
+    compute_type,
+    constant,
+)
+
+# A row is at most a dozen operations in float64, each within 4 ulp, at condition numbers below 100 on these samples:
+# 12 * 4 * 100 * 2**-52 = 1.1e-12. A wrong formula is off in the first digits.
+TOLERANCE = 2e-12
+
+
+class Sample(NamedTuple):
+    """The arguments of one call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = {}  # noqa: RUF012 -- a NamedTuple's default, never written to
+
+
+def sample(*args: Any, **kwargs: Any) -> Sample:
+    return Sample(args, kwargs)
+
+
+def real(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def positive(*shape: int) -> torch.Tensor:
+    return real(*shape).abs() + 0.1
+
+
+X, Y, ROW = real(4, 6), real(4, 6, seed=1), real(6, seed=2)  # ROW broadcasts
+SPECIAL = torch.tensor([0.0, -0.0, math.nan, math.inf, -math.inf, 0.5, -1.5, 2.5, 40.0, -40.0], dtype=torch.float64)
+OTHER = torch.tensor([1.0, -2.0, 3.0, 0.5, -0.5, math.inf, math.nan, 0.75, -7.0, 6.0], dtype=torch.float64)
+FIRST, SECOND = torch.arange(-12, 12).view(4, 6), torch.arange(5, 29).view(4, 6)
+YES, NO = FIRST % 2 == 0, FIRST % 3 == 0
+
+
+def unary(*more: torch.Tensor) -> list[Sample]:
+    return [sample(x) for x in (X, SPECIAL, *more)]
+
+
+def binary() -> list[Sample]:
+    return [sample(X, Y), sample(X, ROW), sample(SPECIAL, OTHER)]
+
+
+def with_number(*numbers: float) -> list[Sample]:
+    return [sample(x, n) for x in (X, SPECIAL) for n in numbers]
+
+
+def integers() -> list[Sample]:
+    return [sample(FIRST, SECOND), sample(YES, NO)]
+
+
+POINTWISE: dict[str, list[Sample]] = {
+    "add.Tensor": [*binary(), sample(X, Y, alpha=0.5), sample(X, 2.0), sample(YES, NO), *integers()],
+    "add.Scalar": [*with_number(2.0), sample(X, 2.0, 3)],
+    "sub.Tensor": [*binary(), sample(X, ROW, alpha=2), sample(FIRST, SECOND)],
+    "sub.Scalar": [*with_number(2.0), sample(X, 2.0, 3)],
+    "rsub.Tensor": [*binary(), sample(X, Y, alpha=2)],
+    "rsub.Scalar": [*with_number(1.0), sample(X, 2.0, 3)],
+    "mul.Tensor": [*binary(), sample(X, 0.3), *integers()],
+    "mul.Scalar": with_number(0.3),
+    "div.Tensor": [*binary(), sample(X, 3.0), sample(1.0 * YES.double(), OTHER[:1])],
+    "div.Scalar": with_number(3.0),
+    "pow.Tensor_Scalar": [*with_number(1, 2, 3, -1, -2, 0.5, 2.0, 0), sample(positive(4, 6), -0.5)]
+    + [sample(positive(4, 6), e) for e in (0.5, 1.7, -2.3)],
+    "pow.Tensor_Tensor": [sample(positive(4, 6), Y), sample(positive(4, 6), ROW)],
+    "remainder.Scalar": [sample(X, 0.7), sample(X, -0.7), sample(SPECIAL, 2.0)],
+    "remainder.Tensor": [sample(X, Y), sample(FIRST, SECOND), sample(FIRST, -SECOND)],
+    "where.self": [sample(YES, X, Y), sample(YES, X, ROW), sample(YES, X, torch.tensor(2.0, dtype=torch.float64))],
+    "where.ScalarOther": [sample(YES, X, -1.5), sample(YES, X, -math.inf)],
+    "where.ScalarSelf": [sample(YES, -1.5, X)],
+    "where.Scalar": [sample(YES, 2.0, -1.0)],
+    "masked_fill.Scalar": [sample(X, YES, -1.5), sample(X, YES[0], -math.inf)],
+    "masked_fill.Tensor": [sample(X, YES, torch.tensor(-1.5, dtype=torch.float64))],
+    "clamp.default": [sample(X, -0.5, 0.5), sample(X, -0.5), sample(X, None, 0.5), sample(SPECIAL, max=1.0)],
+    "clamp_min.default": with_number(-0.5),
+    "clamp_max.default": with_number(0.5),
+    "leaky_relu.default": [*unary(), sample(X, 0.2)],
+    "softplus.default": [*unary(X * 30), sample(X, 2.0, 1.0)],
+    "gelu.default": [*unary(), sample(X, approximate="tanh"), sample(SPECIAL, approximate="tanh")],
+    "bitwise_not.default": [sample(FIRST), sample(YES)],
+    "logical_not.default": [*unary(), sample(FIRST), sample(YES)],
+    "to.dtype": [sample(X, torch.float32), sample(X * 3, torch.int64), sample(FIRST, torch.bool)],
+    "to.dtype_layout": [sample(X, dtype=torch.float32)],
+    "to.device": [sample(X, torch.device("cpu"), torch.bfloat16)],
+    "_to_copy.default": [sample(X, dtype=torch.float16)],
+    "type_as.default": [sample(X, FIRST), sample(X, Y.float())],
+}
+for _name in ("log", "log1p", "sqrt", "rsqrt"):
+    POINTWISE[f"{_name}.default"] = unary(positive(4, 6))
+for _name in (
+    "neg", "abs", "floor", "ceil", "trunc", "round", "exp", "expm1", "sin", "cos", "tanh", "erf", "sign", "sigmoid",
+    "silu", "relu", "log_sigmoid", "square", "reciprocal",
+):  # fmt: skip
+    POINTWISE[f"{_name}.default"] = unary()
+for _name in ("maximum", "minimum"):
+    POINTWISE[f"{_name}.default"] = binary()
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    POINTWISE[f"{_name}.Tensor"] = [*binary(), sample(X, X), sample(FIRST, SECOND)]
+    POINTWISE[f"{_name}.Scalar"] = [*with_number(0.5), sample(FIRST, 3)]
+for _name in ("and", "or", "xor"):
+    POINTWISE[f"bitwise_{_name}.Tensor"] = POINTWISE[f"__{_name}__.Tensor"] = integers()
+    POINTWISE[f"bitwise_{_name}.Scalar"] = POINTWISE[f"__{_name}__.Scalar"] = [sample(FIRST, 6), sample(YES, True)]
+    POINTWISE[f"logical_{_name}.default"] = [
+        sample(X, Y),
+        sample(YES, NO),
+        sample(FIRST, SECOND),
+        sample(SPECIAL, OTHER),
+    ]
+
+MASKED = X.masked_fill(YES, -math.inf)  # rows with some -inf
+OVER_ROWS = [X, X[:, :1], MASKED, torch.full((2, 3), -math.inf, dtype=torch.float64), real(2, 3, 5), X * 300]
+
+
+def over_rows(dim: Any, *rest: Any, **kwargs: Any) -> list[Sample]:
+    return [sample(x, dim, *rest, **kwargs) for x in OVER_ROWS]
+
+
+REDUCTIONS: dict[str, list[Sample]] = {
+    "sum.dim_IntList": [*over_rows((-1,)), *over_rows((-1,), True), sample(ROW, None)],
+    "mean.dim": [*over_rows((-1,), True), sample(X, (1,)), sample(ROW, (0,))],
+    "amax.default": [*over_rows((-1,), True), sample(ROW)],
+    "amin.default": [*over_rows((-1,), True), sample(X, (1,))],
+    "logsumexp.default": [*over_rows((-1,)), *over_rows((-1,), True)],
+    "softmax.int": [*over_rows(-1), sample(X, 1, torch.float64)],
+    "_softmax.default": over_rows(-1, False),
+    "log_softmax.int": over_rows(-1),
+    "_log_softmax.default": over_rows(-1, False),
+}
+
+
+def counted(*shape: int) -> torch.Tensor:
+    return torch.arange(math.prod(shape)).view(shape)
+
+
+BOX = counted(2, 3, 4)
+ONES = counted(1, 3, 1, 4)
+
+VIEWS: dict[str, list[Sample]] = {
+    "contiguous.default": [sample(BOX.transpose(0, 1))],
+    "view.default": [sample(BOX, s) for s in ((6, 4), (2, 12), (24,), (2, 2, 6), (2, 3, 1, 4), (2, 3, 2, 2), (4, 6))],
+    "reshape.default": [sample(BOX, (3, 8)), sample(BOX.transpose(0, 2), (4, 6)), sample(counted(1), ())],
+    "_unsafe_view.default": [sample(BOX, (6, 4))],
+    "flatten.using_ints": [sample(BOX), sample(BOX, 1), sample(BOX, 0, 1)],
+    "unflatten.int": [sample(BOX, 2, (2, 2)), sample(BOX, -1, (4, 1))],
+    "squeeze.default": [sample(ONES)],
+    "squeeze.dim": [sample(ONES, 0), sample(ONES, 1), sample(ONES, -2)],
+    "squeeze.dims": [sample(ONES, (0, 2)), sample(ONES, (1, 2))],
+    "view_as.default": [sample(BOX, counted(6, 4))],
+    "reshape_as.default": [sample(BOX, counted(3, 8))],
+    "transpose.int": [sample(BOX, 0, 1), sample(BOX, -1, 0), sample(BOX, 1, 1)],
+    "swapaxes.default": [sample(BOX, 1, 2)],
+    "t.default": [sample(counted(3, 4)), sample(counted(5))],
+    "numpy_T.default": [sample(counted(3, 4)), sample(BOX)],
+    "mT.default": [sample(BOX)],
+    "permute.default": [sample(BOX, (2, 0, 1)), sample(BOX, (-1, 1, 0))],
+    "unsqueeze.default": [sample(BOX, d) for d in (0, 2, 3, -1, -4)],
+    "expand.default": [sample(ONES, (5, 3, 2, 4)), sample(ONES, (-1, 3, 6, -1)), sample(counted(4), (2, 3, 4))],
+    "expand_as.default": [sample(counted(4), BOX)],
+    "broadcast_to.default": [sample(counted(3, 1), (2, 3, 4))],
+    "slice.Tensor": [
+        sample(BOX), sample(BOX, 2, 1, 3), sample(BOX, 2, 2, 2**63 - 1), sample(BOX, -1, None, 2),
+        sample(BOX, 2, -2, 4), sample(BOX, 1, 0, 3, 2), sample(BOX, 2, 1, 4, 2), sample(BOX, 1, 3, 5),
+    ],
+    "select.int": [sample(BOX, 0, 1), sample(BOX, -1, 2), sample(BOX, 1, -1)],
+    "narrow.default": [sample(BOX, 1, 1, 2), sample(BOX, -1, 0, 3), sample(BOX, 2, -2, 2)],
+    "chunk.default": [sample(BOX, 2, 2), sample(BOX, 2, -2), sample(BOX, 2)],
+    "unsafe_chunk.default": [sample(BOX, 2, 2)],
+    "split.Tensor": [sample(BOX, 2, 1), sample(BOX, 1)],
+    "split.sizes": [sample(BOX, (1, 3), -1)],
+    "split.default": [sample(BOX, (1, 3), -1)],
+    "split_with_sizes.default": [sample(BOX, (1, 3), 2), sample(BOX, (1, 1))],
+    "unbind.int": [sample(BOX), sample(BOX, 1), sample(BOX, -1)],
+}  # fmt: skip
+for _name in ("alias", "detach", "clone", "lift_fresh"):
+    VIEWS[f"{_name}.default"] = [sample(BOX), sample(BOX.transpose(0, 1))]
+
+JOINS: dict[str, list[Sample]] = {
+    name: [
+        sample((counted(2, 3), counted(2, 2) + 50), 1),
+        sample((BOX, BOX[:1] + 50, BOX + 90)),
+        sample((BOX, BOX), -2),
+    ]
+    for name in ("cat.default", "concat.default")
+}
+
+SAMPLES: Mapping[Kind, Mapping[str, list[Sample]]] = {
+    Kind.POINTWISE: POINTWISE, Kind.REDUCTION: REDUCTIONS, Kind.VIEW: VIEWS, Kind.JOIN: JOINS,
+}  # fmt: skip
+
+
+def rows(kind: Kind) -> list[Any]:
+    return [pytest.param(row, id=op) for op, row in TABLE.items() if row.kind is kind]
+
+
+def samples_of(row: Operator) -> list[Sample]:
+    found = SAMPLES[row.kind].get(row.op.removeprefix("aten."))
+    assert found, f"{row.op} has a row in the operator table but no sample here: add one"
+    return found
+
+
+def torch_result(row: Operator, s: Sample) -> tuple[torch.Tensor, ...]:
+    made = resolve(row.op)(*s.args, **s.kwargs)
+    return (made,) if isinstance(made, torch.Tensor) else tuple(made)
+
+
+def call(s: Sample, outputs: tuple[torch.Tensor, ...]) -> Call:
+    """The sample as a row's functions see it."""
+    tensors = [x for x in leaves((s.args, tuple(s.kwargs.values()))) if isinstance(x, torch.Tensor)]
+
+    def ref(leaf: Any) -> Any:
+        return (
+            Ref(f"x{next(i for i, t in enumerate(tensors) if t is leaf)}") if isinstance(leaf, torch.Tensor) else leaf
+        )
+
+    specs, results = ([TensorSpec(t.dtype, tuple(t.shape), t.stride()) for t in ts] for ts in (tensors, outputs))
+    kwargs = {name: map_leaves(ref, value) for name, value in s.kwargs.items()}
+    return Call(map_leaves(ref, s.args), kwargs, tuple(specs), tuple(results))
+
+
+# A row's expression, in numpy
+
+
+def element(tensors: dict[str, np.ndarray], tensor: torch.Tensor, dtype: torch.dtype | None) -> Load:
+    """A leaf that stands for `tensor`, converted to `dtype` as torch converts operands."""
+    name = f"x{len(tensors)}"
+    tensors[name] = (tensor if dtype is None else tensor.to(dtype)).numpy()
+    kind = compute_type(dtype or tensor.dtype)
+    return Load(kind, name, 0, tensor.dtype)
+
+
+def expression_of(row: Operator, s: Sample, computed_in: torch.dtype, tensors: dict[str, np.ndarray]) -> Scalar:
+    """The row's expression over leaves, called as the lowering calls it: numbers are constants."""
+    assert row.expression is not None
+    numeric = {a.name: any(k in str(a.type) for k in ("Tensor", "number")) for a in resolve(row.op)._schema.arguments}
+
+    def operand(value: Any, is_numeric: bool, unpromoted: bool) -> Any:
+        if isinstance(value, torch.Tensor):
+            return element(tensors, value, None if unpromoted else computed_in)
+        return constant(value, computed_in) if is_numeric and isinstance(value, (bool, int, float)) else value
+
+    flags = list(numeric.values())
+    args = [operand(a, flags[k], k in row.unpromoted) for k, a in enumerate(s.args)]
+    return row.expression(*args, **{name: operand(v, numeric[name], False) for name, v in s.kwargs.items()})
+
+
+UNARY: dict[str, Callable[..., np.ndarray]] = {
+    "neg": np.negative, "abs": np.abs, "exp": np.exp, "expm1": np.expm1, "log": np.log, "log1p": np.log1p,
+    "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "sin": np.sin, "cos": np.cos, "tanh": np.tanh,
+    "erf": np.vectorize(math.erf, otypes=[np.float64]), "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc,
+    "round": np.round, "not": np.logical_not, "isnan": np.isnan,
+}  # fmt: skip
+BINARY: dict[str, Callable[..., np.ndarray]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "pow": np.power, "fmod": np.fmod,
+    "max": np.maximum, "min": np.minimum, "lt": np.less, "le": np.less_equal, "gt": np.greater,
+    "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "and": np.bitwise_and, "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}  # fmt: skip
+REDUCE = {"sum": np.sum, "max": np.max, "min": np.min}
+NUMPY = {
+    torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int32,
+    torch.bool: np.bool_,
+}  # fmt: skip
+
+
+def value(node: Scalar, tensors: Mapping[str, np.ndarray]) -> Any:
+    """The value of an expression for all elements at once; the column is the last dimension."""
+    match node:
+        case Constant(value=number):
+            return NUMPY[node.dtype](number)
+        case Size(dim=int(size)):
+            return NUMPY[node.dtype](size)
+        case Load(argument=name):
+            return tensors[name]
+        case Reduce(fn=fn, body=body):
+            return REDUCE[fn](value(body, tensors), axis=-1, keepdims=True)
+        case Apply(fn="cast", args=(x,)):
+            inner = value(x, tensors)
+            return inner != 0 if node.dtype is torch.bool else np.asarray(inner).astype(NUMPY[node.dtype])
+        case Apply(fn="where", args=args):
+            return np.where(*(value(a, tensors) for a in args))
+        case Apply(fn=fn, args=args):
+            return {**UNARY, **BINARY}[fn](*(value(a, tensors) for a in args))
+    raise AssertionError(f"an expression holds {node}, which a row has no business with")
+
+
+def assert_means(node: Scalar, tensors: Mapping[str, np.ndarray], expected: torch.Tensor) -> None:
+    with np.errstate(all="ignore"):
+        got = torch.as_tensor(np.broadcast_to(value(node, tensors), expected.shape).copy())
+    got = got.to(expected.dtype)  # the rounding to the result's dtype is not the row's affair
+    if expected.dtype.is_floating_point:
+        torch.testing.assert_close(got, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+    else:
+        assert torch.equal(got, expected)
+
+
+def computed_in(s: Sample, row: Operator) -> torch.dtype:
+    """The dtype torch computes in: of the promoted operands."""
+    tensors = [a for k, a in enumerate(s.args) if isinstance(a, torch.Tensor) and k not in row.unpromoted]
+    numbers = [a for a in s.args if isinstance(a, (bool, int, float))]
+    operands = tensors or numbers or [a for a in s.args if isinstance(a, torch.Tensor)]
+    dtype = torch.result_type(operands[0], operands[-1])
+    return torch.float64 if dtype.is_floating_point else dtype
+
+
+def test_the_evaluator_knows_every_primitive() -> None:
+    assert set(PRIMITIVES) == {*UNARY, *BINARY, "where", "cast", "round_bfloat16", "round_float16"}
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=op) for op, row in TABLE.items()])
+def test_torch_has_the_operator(row: Operator) -> None:
+    assert callable(resolve(row.op))
+
+
+def test_a_row_without_a_sample_fails() -> None:
+    with pytest.raises(AssertionError, match="no sample here"):
+        samples_of(Operator("aten.new_operator.default", Kind.POINTWISE))
+
+
+@pytest.mark.parametrize("kind", list(SAMPLES))
+def test_every_sample_belongs_to_a_row(kind: Kind) -> None:
+    assert set(SAMPLES[kind]) <= {op.removeprefix("aten.") for op, row in TABLE.items() if row.kind is kind}
+
+
+@pytest.mark.parametrize("row", rows(Kind.POINTWISE))
+def test_pointwise_rows(row: Operator) -> None:
+    for s in samples_of(row):
+        (expected,) = torch_result(row, s)
+        tensors: dict[str, np.ndarray] = {}
+        node = expression_of(row, s, computed_in(s, row), tensors)
+        assert_means(node, tensors, expected)
+
+
+@pytest.mark.parametrize("row", rows(Kind.REDUCTION))
+def test_reduction_rows(row: Operator) -> None:
+    assert row.expression is not None
+    for s in samples_of(row):
+        (expected,) = torch_result(row, s)
+        x = s.args[0]
+        as_half = TensorSpec(torch.float32, tuple(x.shape), x.stride())
+        made = TensorSpec(torch.float32, tuple(expected.shape), expected.stride())
+        assert row.covers(Call((Ref("x"), *s.args[1:]), s.kwargs, (as_half,), (made,))) is None
+        tensors: dict[str, np.ndarray] = {}
+        node = row.expression(element(tensors, x, torch.float64), x.shape[-1])
+        assert_means(node, tensors, expected if expected.dim() == x.dim() else expected.unsqueeze(-1))
+
+
+@pytest.mark.parametrize("row", rows(Kind.REDUCTION))
+def test_reductions_over_other_dimensions_are_not_covered(row: Operator) -> None:
+    spec = TensorSpec.contiguous(torch.float32, (4, 6))
+    dims: Any = 0 if "softmax" in row.op else (0,)
+    over_first = Call((Ref("x"), dims), {}, (spec,), (spec,))
+    assert "not over the last one" in (row.covers(over_first) or "")
+
+
+@pytest.mark.parametrize("row", rows(Kind.VIEW))
+def test_view_rows(row: Operator) -> None:
+    assert row.index is not None
+    for s in samples_of(row):
+        outputs = torch_result(row, s)
+        c = call(s, outputs)
+        assert row.covers(c) is None
+        for number, out in enumerate(outputs):
+            names = [f"i{d}" for d in range(out.dim())]
+            index = tuple(symbols.index_symbol(name) for name in names)
+            source = row.index(c, index, dict(zip(names, out.shape, strict=True)), number)
+            assert len(source) == s.args[0].dim()
+            grid = dict(zip(names, np.indices(out.shape), strict=True))
+            at = tuple(np.broadcast_to(eval(symbols.print_python(d), {}, grid), out.shape) for d in source)
+            assert np.array_equal(s.args[0].numpy()[at], out.numpy()), f"{s.args[1:]} maps {index} to {source}"
+
+
+@pytest.mark.parametrize("row", rows(Kind.JOIN))
+def test_join_rows(row: Operator) -> None:
+    assert row.pieces is not None
+    for s in samples_of(row):
+        (expected,) = torch_result(row, s)
+        c = call(s, (expected,))
+        assert row.covers(c) is None
+        dim, sizes = row.pieces(c)
+        parts = expected.split(list(sizes), dim)
+        assert all(torch.equal(part, operand) for part, operand in zip(parts, s.args[0], strict=True))
+
+
+@pytest.mark.parametrize("start", [7, -7])
+def test_a_slice_that_starts_outside_is_not_covered(start: int) -> None:
+    spec = TensorSpec.contiguous(torch.float32, (4,))
+    reason = TABLE["aten.slice.Tensor"].covers(Call((Ref("x"), 0, start, 9), {}, (spec,), (spec,)))
+    assert reason == "a slice that starts outside the tensor"
+
+
+def test_cat_with_a_legacy_empty_tensor_is_not_covered() -> None:
+    empty, box = TensorSpec.contiguous(torch.float32, (0,)), TensorSpec.contiguous(torch.float32, (2, 3))
+    reason = TABLE["aten.cat.default"].covers(Call(((Ref("x"), Ref("y")), 0), {}, (empty, box), (box,)))
+    assert reason == "cat with a legacy empty tensor"
