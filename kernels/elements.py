@@ -185,7 +185,7 @@ class Elements:
         end: Dim = 0
         for name, spec, size in zip(node.refs, call.inputs, sizes, strict=True):
             start, end = end, symbols.as_dim(end + size)
-            if symbols.same(size, 0) or _at_least(at, end):
+            if symbols.same(size, 0) or indexing.reaches(at, end, extents):
                 continue
             shifted = (*index[:dim], symbols.as_dim(at - start), *index[dim + 1 :])
             x = self.at(name, shifted, column)
@@ -260,12 +260,6 @@ def check_calls(graph: SubGraph) -> None:
     devices = {spec.device for _, spec in graph.specs}
     if len(devices) > 1:
         raise LoweringError("device", f"The region's values live on {sorted(devices)}, a kernel runs on one device.")
-
-
-def _at_least(index: Dim, bound: Dim) -> bool:
-    """Whether a non-negative index expression provably reaches `bound`; loop indices start at 0."""
-    gap = sympy.expand(index - bound)
-    return bool(gap.is_nonnegative)
 
 
 def _broadcasts(shape: tuple[Dim, ...], to: tuple[Dim, ...]) -> bool:

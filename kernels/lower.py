@@ -16,7 +16,7 @@ from fusion.patterns.scalar import COLUMN, Apply, Constant, Load, Reduce, Reduce
 from fusion.patterns.symbols import Dim
 
 from .elements import Elements, check_calls
-from .loops import Argument, LoopNest, Output, Reduction, SizeParameter, Store
+from .loops import Argument, Axis, LoopNest, Output, Reduction, SizeParameter, Store
 from .space import Body, Space, column_space, memory_order, merged, row_space
 
 _NAME_LENGTH = 48
@@ -42,8 +42,9 @@ def lower(graph: SubGraph, *, numerics: str = "eager") -> LoopNest:
         raise ValueError(f"numerics is 'eager' or 'fp32', not {numerics!r}.")
     canonical = graph.canonical
     check_calls(canonical)
+    outputs = _outputs(canonical)
     try:
-        body = _body(canonical, eager=numerics == "eager")
+        body = _body(canonical, outputs, eager=numerics == "eager")
     except RecursionError as error:
         raise LoweringError(
             "too_large", f"A chain of {len(graph.nodes)} operators is too deep for one kernel.", remedy=_CUT
@@ -52,7 +53,6 @@ def lower(graph: SubGraph, *, numerics: str = "eager") -> LoopNest:
         Argument(name, spec.dtype, spec.shape, spec.strides)
         for name, spec in ((name, canonical.spec[name]) for name in canonical.inputs)
     )
-    outputs = _outputs(canonical)
     return LoopNest(
         name=_name(graph),
         subgraph=graph.digest,
@@ -81,33 +81,35 @@ def _outputs(canonical: SubGraph) -> tuple[Output, ...]:
     return tuple(Output(f"o{k}", spec.dtype, spec.shape, memory_order(f"o{k}", spec)) for k, spec in enumerate(specs))
 
 
-def _body(canonical: SubGraph, *, eager: bool) -> Body:
+def _body(canonical: SubGraph, outputs: tuple[Output, ...], *, eager: bool) -> Body:
     """Loops, reductions and stores over the space that suits the graph."""
     specs = [canonical.spec[name] for name in canonical.outputs]
-    orders = [memory_order(f"o{k}", spec) for k, spec in enumerate(specs)]
+    orders = [output.order for output in outputs]
     if not any(ops.kind_of(node.op) is Kind.REDUCTION for node in canonical.nodes):
-        return merged(_filled(canonical, column_space(specs, orders, innermost=True), eager=eager)[0])
+        return merged(_filled(canonical, outputs, column_space(specs, orders, innermost=True), eager=eager)[0])
     try:
         space = column_space(specs, orders, innermost=False)
-        return merged(_filled(canonical, space, eager=eager)[0])
+        if space.column == Axis(COLUMN, 1):  # every output is one element
+            space = row_space(specs, orders)
+        return merged(_filled(canonical, outputs, space, eager=eager)[0])
     except LoweringError as error:
         if error.code != "reduction_in_column":
             raise
         # Every output may be a reduction's result: then each dimension is a row axis. A reduction that leaves a row
         # axis out, though, would be repeated along it.
-        body, reduced_at = _filled(canonical, row_space(specs, orders), eager=eager)
+        body, reduced_at = _filled(canonical, outputs, row_space(specs, orders), eager=eager)
         rows = {axis.name for axis in body.rows}
         if any(rows - {s.name for s in symbols.free_symbols(at)} for at in reduced_at):
             raise
         return merged(body)
 
 
-def _filled(canonical: SubGraph, space: Space, *, eager: bool) -> tuple[Body, list[Index]]:
+def _filled(canonical: SubGraph, outputs: tuple[Output, ...], space: Space, *, eager: bool) -> tuple[Body, list[Index]]:
     """The loops of `space` with what they compute, and the row index of each reduction."""
     elements = Elements(canonical, space.extents, eager=eager)
     extent = space.column.extent if space.column else 1
     stores = []
-    for output, name, (index, per_row) in zip(_outputs(canonical), canonical.outputs, space.at, strict=True):
+    for output, name, (index, per_row) in zip(outputs, canonical.outputs, space.at, strict=True):
         value = elements.at(name, index, extent)
         if not eager and not elements.exact(value, output.dtype):
             value = scalar.round_to(value, output.dtype)

@@ -96,9 +96,9 @@ def _space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], colum
         if d != column and not _is_one(spec.shape[d]):
             axes[d] = Axis(f"i{len(axes)}", spec.shape[d])
     rows = tuple(axes.values())
-    last = () if column is None else (Axis(COLUMN, spec.shape[column]),)
+    last: Axis | None = None
     if column is not None:
-        axes[column] = last[0]
+        last = axes[column] = Axis(COLUMN, spec.shape[column])
     logical = tuple(axes[d] for d in sorted(axes))
     by_memory = tuple(axes[d] for d in order if d in axes)
     at: list[tuple[Index, bool]] = []
@@ -106,7 +106,7 @@ def _space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], colum
         index = _index(own, own_order, logical, by_memory)
         per_row = index is None or column is None
         if index is None and last:
-            index = _index(own, own_order, _without(logical, last[0]), _without(by_memory, last[0]))
+            index = _index(own, own_order, _without(logical, last), _without(by_memory, last))
         if index is None:
             raise LoweringError(
                 "domain",
@@ -114,7 +114,7 @@ def _space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], colum
                 remedy="Compute them in two kernels.",
             )
         at.append((index, per_row))
-    return Space(rows, last[0] if last else None, tuple(at))
+    return Space(rows, last, tuple(at))
 
 
 def _widest(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]]) -> tuple[TensorSpec, tuple[int, ...]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import sympy
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from . import symbols
+from .errors import LoweringError
 from .symbols import Dim
 
 Index = tuple[Dim, ...]
@@ -16,7 +18,11 @@ Extents = Mapping[str, Dim]  # loop index name -> how far it runs
 def divide(value: Dim, by: Dim, extents: Extents) -> tuple[Dim, Dim]:
     """Quotient and remainder of a non-negative index expression, simplified with what the loop extents tell.
 
-    `divide(i*64 + d, 64, {"d": 64})` is `(i, d)`.
+    `divide(i*64 + d, 64, {"d": 64})` is `(i, d)`. Whatever is still divided is non-negative where `value` is, since
+    emitted code divides with truncation.
+
+    Raises:
+        LoweringError: "index": part of `value` may be negative by an amount that is not a number.
     """
     if symbols.same(by, 1):
         return value, 0
@@ -28,6 +34,12 @@ def divide(value: Dim, by: Dim, extents: Extents) -> tuple[Dim, Dim]:
             quotient = quotient + ratio
         else:
             rest = rest + term
+    if quotient != 0 and not reaches(rest, 0, extents):
+        lowest = _bound(rest, extents, highest=False)
+        if lowest is None or not lowest.is_Integer or not isinstance(by, int):
+            raise LoweringError("index", f"The index {value} cannot be divided by {by}: {rest} may be negative.")
+        lift = -(int(lowest) // by)
+        quotient, rest = quotient - lift, rest + lift * by
     if below(rest, by, extents):
         return symbols.as_dim(quotient), symbols.as_dim(rest)
     return (
@@ -37,15 +49,47 @@ def divide(value: Dim, by: Dim, extents: Extents) -> tuple[Dim, Dim]:
 
 
 def below(value: Dim, bound: Dim, extents: Extents) -> bool:
-    """Whether an index expression is provably smaller than `bound`."""
-    if isinstance(value, int) or value.is_Integer:
-        return isinstance(bound, int) and int(value) < bound
-    highest = value
-    for sym in value.free_symbols:
-        if sym.name in extents:
-            highest = highest.xreplace({sym: sympy.sympify(extents[sym.name]) - 1})
-    gap = sympy.expand(sympy.sympify(bound) - highest)
-    return bool(gap.is_positive)
+    """Whether an index expression is provably smaller than `bound` for every loop index."""
+    highest = _bound(sympy.expand(sympy.sympify(value)), extents, highest=True)
+    return highest is not None and _at_least(bound - highest, 1)
+
+
+def reaches(value: Dim, bound: Dim, extents: Extents) -> bool:
+    """Whether an index expression is provably at least `bound` for every loop index."""
+    lowest = _bound(sympy.expand(sympy.sympify(value)), extents, highest=False)
+    return lowest is not None and _at_least(lowest - bound, 0)
+
+
+def _bound(value: sympy.Expr, extents: Extents, *, highest: bool) -> sympy.Expr | None:
+    """An upper or lower bound of an index expression, over size symbols only; None where there is no simple one."""
+    if isinstance(value, sympy.Symbol):
+        if value.name not in extents:
+            return value
+        return sympy.sympify(extents[value.name]) - 1 if highest else sympy.Integer(0)
+    if not value.args:
+        return value
+    if isinstance(value, sympy.Mul) and value.args[0].is_negative:
+        positive = _bound(-value, extents, highest=not highest)
+        return None if positive is None else -positive
+    if isinstance(value, (Mod, PythonMod)):
+        return value.args[1] - 1 if highest else sympy.Integer(0)
+    if not isinstance(value, (sympy.Add, sympy.Mul, sympy.Pow, FloorDiv)):
+        return None
+    parts = [_bound(part, extents, highest=highest) for part in value.args]
+    if any(part is None for part in parts) or (isinstance(value, FloorDiv) and not _at_least(parts[0], 0)):
+        return None
+    return value.func(*parts)
+
+
+def _at_least(value: Dim, bound: int) -> bool:
+    """Whether a polynomial in size symbols is provably at least `bound`, given that each symbol is at least 1."""
+    lowest = 0
+    for term in sympy.Add.make_args(sympy.expand(sympy.sympify(value))):
+        number, factors = term.as_coeff_Mul()
+        if factors != 1 and (number < 0 or not factors.is_polynomial(*factors.free_symbols)):
+            return False
+        lowest += number
+    return bool(lowest >= bound)
 
 
 def linearize(index: Sequence[Dim], shape: Sequence[Dim]) -> Dim:

@@ -6,19 +6,27 @@ expressions are never negative, so floor division and remainder print as the C o
 
 from __future__ import annotations
 
+import ast
 import functools
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 import sympy
-from sympy.parsing.sympy_parser import parse_expr
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
 from .errors import GraphError
 
 Dim: TypeAlias = int | sympy.Expr
 
-_FUNCTIONS = {"FloorDiv": FloorDiv, "Mod": Mod, "Max": Max, "Min": Min}
+# What `render` prints, and what it stands for; torch's classes print some of them as operators.
+_FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
+    "FloorDiv": FloorDiv, "CleanDiv": CleanDiv, "Mod": Mod, "PythonMod": PythonMod, "Max": Max, "Min": Min,
+}  # fmt: skip
+_OPERATORS: dict[type[ast.operator], Callable[..., sympy.Expr]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: operator.pow,
+    ast.Div: operator.truediv, ast.FloorDiv: FloorDiv, ast.Mod: Mod,
+}  # fmt: skip
 
 
 @functools.cache
@@ -69,8 +77,8 @@ def product(dims: Iterable[Dim]) -> Dim:
 
 def same(left: Dim, right: Dim) -> bool:
     """Whether two sizes are provably equal for all values of their symbols."""
-    if isinstance(left, int) and isinstance(right, int):
-        return left == right
+    if left == right or (isinstance(left, int) and isinstance(right, int)):
+        return bool(left == right)
     return bool(sympy.expand(left - right) == 0)
 
 
@@ -106,26 +114,32 @@ def render(dim: Dim) -> str:
 
 
 def parse(text: str | int) -> Dim:
-    """Reads what `render` wrote."""
+    """Reads what `render` wrote; evaluates nothing else.
+
+    Raises:
+        GraphError: `text` is no size expression.
+    """
     if isinstance(text, int):
         return text
-    names: dict[str, object] = dict(_FUNCTIONS)
-    for name in set(_identifiers(text)) - set(_FUNCTIONS):
-        names[name] = symbol(name)
-    return as_dim(parse_expr(text, local_dict=names))
+    try:
+        return as_dim(_read(ast.parse(text, mode="eval").body))
+    except SyntaxError as error:
+        raise GraphError(f"{text!r} is no size expression.") from error
 
 
-def _identifiers(text: str) -> list[str]:
-    word = ""
-    words: list[str] = []
-    for char in text + " ":
-        if char.isalnum() or char == "_":
-            word += char
-        else:
-            if word and not word[0].isdigit():
-                words.append(word)
-            word = ""
-    return words
+def _read(node: ast.expr) -> sympy.Expr:
+    match node:
+        case ast.Constant(value=int(value)):
+            return sympy.Integer(value)
+        case ast.Name(id=name):
+            return symbol(name)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_read(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_read(left), _read(right))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*map(_read, args))
+    raise GraphError(f"{ast.unparse(node)!r} is no part of a size expression.")
 
 
 def print_python(dim: Dim, rename: Callable[[str], str] = lambda name: name) -> str:
