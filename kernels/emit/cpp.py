@@ -21,7 +21,7 @@ from fusion.patterns.scalar import COLUMN, Scalar
 from fusion.patterns.symbols import Dim
 
 from .cpp_columns import Column, Sink
-from .cpp_expressions import STORAGE, Block, Interner, Values, cost, store_text, stored_value
+from .cpp_expressions import STORAGE, Block, Interner, Values, cost, stored_value
 from .cpp_prelude import prelude
 
 # DLPack type codes; bits are the element size.
@@ -31,7 +31,7 @@ _CODES = {torch.bool: 6, torch.bfloat16: 4, torch.uint8: 1}
 # libgomp takes 1.5 to 4 us, one core does 4 to 12 vector instructions' worth of elements per nanosecond.
 PARALLEL_WORK = 160_000
 _PLACEHOLDER = "KERNEL"
-_RESERVED = re.compile(r"(x|at|cut|part|nan)\d*|row|first|last|in|out|sizes|given|out_shape|[A-Z_]+")
+_RESERVED = re.compile(r"(x|at|cut|part|total)\d*|row|first|last|in|out|sizes|given|out_shape|[A-Z_]+")
 
 
 def emit(nest: LoopNest) -> str:
@@ -137,7 +137,8 @@ class _Row:
 
     def __init__(self, nest: LoopNest) -> None:
         self.nest = nest
-        self.values = Values()
+        kinds = {a.dtype for a in nest.inputs if a.dtype.is_floating_point}
+        self.values = Values(plain_bfloat16=kinds <= {torch.bfloat16})
         self.interned = Interner()
         self.dtypes = {o.name: o.dtype for o in nest.outputs}
 
@@ -149,7 +150,7 @@ class _Row:
         roots = [stored_value(self.interned(s.value), self.dtypes[s.output]) for s in per_row]
         self.values.count(roots)
         for store, root in zip(per_row, roots, strict=True):
-            text = store_text(self.dtypes[store.output], self.values.write(root, block))
+            text = self.values.stored(self.dtypes[store.output], self.values.write(root, block))
             block.lines.append(f"{store.output}[{self.values.index(store.offset, block)}] = {text};")
         per_column = [s for s in self.nest.stores if not s.per_row]
         if per_column and self.nest.column is not None:

@@ -12,10 +12,17 @@ from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import COLUMN, Scalar, Select
 from fusion.patterns.symbols import Dim
 
-from .cpp_expressions import COMPUTE, Block, Interner, Values, branches, mentions_column, split_column, store_text
+from .cpp_expressions import COMPUTE, Block, Interner, Values, branches, mentions_column, split_column
 
-_SUM_BLOCK = 4096  # a sum is the sum of sums of so many elements: rounding errors grow with the length of each
+_BLOCK = 512  # elements that are computed to a buffer and then reduced; 2 KiB of floats, far inside the first cache
 _ROW_BRANCHES = 2  # Selects on the row that become branches around the loop; each doubles the code
+
+# Reduction -> its start, the function that reduces a buffer, and how a buffer's result is taken in.
+_REDUCTIONS = {
+    "sum": ("0", "sum_of", "{total} += {part};"),
+    "max": ("-({kind})__builtin_inf()", "highest_of", "{total} = max_of({total}, {part});"),
+    "min": ("({kind})__builtin_inf()", "lowest_of", "{total} = min_of({total}, {part});"),
+}
 
 Finish = Callable[[Block, list[str]], None]
 
@@ -50,6 +57,7 @@ class Column:
         self.extent = extent
         self.start, self.stop = ("first", "last") if shared else ("0", symbols.print_c(extent))
         self.shared = shared
+        self.buffer = ""  # of the reduction being written
 
     def store(self, sinks: Sequence[Sink], block: Block) -> None:
         """Writes every sink for every column."""
@@ -57,7 +65,7 @@ class Column:
         def finish(inner: Block, texts: list[str]) -> None:
             for sink, text in zip(sinks, texts, strict=True):
                 target = f"{sink.output}[{self.values.index(sink.offset, inner)}]"
-                inner.lines.append(f"{target} = {store_text(sink.storage, text)};")
+                inner.lines.append(f"{target} = {self.values.stored(sink.storage, text)};")
 
         self._decide(
             [s.value for s in sinks], lambda roots, at, low, high: self._loop(roots, at, low, high, finish), block
@@ -66,23 +74,40 @@ class Column:
     def reduce(self, fn: str, name: str, body: Scalar, block: Block) -> None:
         """Computes the variable `name`, `fn` over `body`; NaN in any element makes a maximum or minimum NaN."""
         kind = COMPUTE[body.dtype]
-        if fn == "sum":
-            block.lines.append(f"{kind} {name} = 0;")
-            self._decide([body], lambda roots, at, low, high: self._sum(roots, at, low, high, name, kind), block)
-            return
-        sign, compare = ("-", ">") if fn == "max" else ("", "<")
-        flag = self.values.fresh("nan")
-        block.lines += [f"{kind} {name} = {sign}({kind})__builtin_inf();", f"int32_t {flag} = 0;"]
+        start, helper, combine = _REDUCTIONS[fn]
+        # Blocks are summed in double: their number must not add to the error of a long row.
+        wide = "double" if kind == "float" and fn == "sum" else kind
+        total = self.values.fresh("total")
+        block.lines.append(f"{wide} {total} = {start.format(kind=kind)};")
+
+        def loop(roots: list[Scalar], at: Block, low: str, high: str) -> None:
+            known = int(high) - int(low) if low.isdigit() and high.isdigit() else None
+            if known is not None and known <= _BLOCK:
+                self._buffered(roots, at, low, high, kind, known)
+                at.lines.append(combine.format(total=total, part=f"{helper}({self.buffer}, {known})"))
+                return
+            inside = Block("row", at)
+            begin, end = self.values.fresh("cut"), self.values.fresh("cut")
+            inside.lines.append(f"const int64_t {end} = {begin} + {_BLOCK} < {high} ? {begin} + {_BLOCK} : {high};")
+            self._buffered(roots, inside, begin, end, kind, _BLOCK)
+            inside.lines.append(combine.format(total=total, part=f"{helper}({self.buffer}, {end} - {begin})"))
+            at.lines.append(f"for (int64_t {begin} = {low}; {begin} < {high}; {begin} += {_BLOCK}) {{")
+            at.nest(inside)
+            at.lines.append("}")
+
+        self._decide([body], loop, block)
+        block.lines.append(f"const {kind} {name} = {f'({kind})' if wide != kind else ''}{total};")
+
+    def _buffered(self, roots: list[Scalar], block: Block, low: str, high: str, kind: str, room: int) -> None:
+        """Writes the elements of a stretch of the column to a fresh buffer."""
+        buffer = self.buffer = self.values.fresh("part")
+        block.lines.append(f"{kind} {buffer}[{room} + 32];")
+        start = "" if low == "0" else f" - {low}"
 
         def finish(inner: Block, texts: list[str]) -> None:
-            value = self.values.fresh("x")
-            inner.lines.append(f"const {kind} {value} = {texts[0]};")
-            inner.lines.append(f"{flag} |= {value} != {value};")
-            inner.lines.append(f"{name} = {value} {compare} {name} ? {value} : {name};")
+            inner.lines.append(f"{buffer}[{COLUMN}{start}] = {texts[0]};")
 
-        clause = f" reduction({fn}:{name}) reduction(|:{flag})"
-        self._decide([body], lambda roots, at, low, high: self._loop(roots, at, low, high, finish, clause), block)
-        block.lines.append(f'if ({flag}) {name} = ({kind})__builtin_nan("");')
+        self._loop(roots, block, low, high, finish)
 
     def _decide(
         self, roots: list[Scalar], loop: Callable[[list[Scalar], Block, str, str], None], block: Block, depth: int = 0
@@ -144,35 +169,12 @@ class Column:
             edges.append(name)
         return edges
 
-    def _sum(self, roots: list[Scalar], block: Block, low: str, high: str, name: str, kind: str) -> None:
-        short = low.isdigit() and high.isdigit() and int(high) - int(low) <= _SUM_BLOCK
-        part = self.values.fresh("part")
-
-        def finish(inner: Block, texts: list[str]) -> None:
-            inner.lines.append(f"{part} += {texts[0]};")
-
-        clause = f" reduction(+:{part})"
-        if short:
-            block.lines.append(f"{kind} {part} = 0;")
-            self._loop(roots, block, low, high, finish, clause)
-            block.lines.append(f"{name} += {part};")
-            return
-        inside = Block("row", block)
-        begin, end = self.values.fresh("cut"), self.values.fresh("cut")
-        inside.lines.append(f"const int64_t {end} = {begin} + {_SUM_BLOCK} < {high} ? {begin} + {_SUM_BLOCK} : {high};")
-        inside.lines.append(f"{kind} {part} = 0;")
-        self._loop(roots, inside, begin, end, finish, clause)
-        inside.lines.append(f"{name} += {part};")
-        block.lines.append(f"for (int64_t {begin} = {low}; {begin} < {high}; {begin} += {_SUM_BLOCK}) {{")
-        block.nest(inside)
-        block.lines.append("}")
-
     def _loop(self, roots: list[Scalar], block: Block, low: str, high: str, finish: Finish, clause: str = "") -> None:
         """One loop without branches; what does not run with the column is written to `block` before it."""
         self.values.count(roots)
         body = Block("loop", block)
         finish(body, [self.values.write(root, body) for root in roots])
-        block.lines.append(f"#pragma omp simd{clause}")
+        block.lines.append("#pragma omp simd")
         block.lines.append(f"for (int64_t {COLUMN} = {low}; {COLUMN} < {high}; ++{COLUMN}) {{")
         block.nest(body)
         block.lines.append("}")

@@ -16,7 +16,7 @@ from fusion.patterns.symbols import Dim
 
 # Element types in memory and in arithmetic.
 STORAGE = {
-    torch.float32: "float", torch.float64: "double", torch.bfloat16: "uint16_t", torch.float16: "half_t",
+    torch.float32: "float", torch.float64: "double", torch.bfloat16: "uint16_t", torch.float16: "uint16_t",
     torch.int64: "int64_t", torch.int32: "int32_t", torch.int16: "int16_t", torch.int8: "int8_t",
     torch.uint8: "uint8_t", torch.bool: "uint8_t",
 }  # fmt: skip
@@ -118,15 +118,25 @@ def load_text(storage: torch.dtype, element: str) -> str:
     return element if compute is storage else f"({COMPUTE[compute]}){element}"
 
 
-def store_text(storage: torch.dtype, value: str) -> str:
-    """A value narrowed to an element of memory."""
+def store_text(storage: torch.dtype, value: str, *, plain_bfloat16: bool) -> str:
+    """A value narrowed to an element of memory; `plain_bfloat16` as in `Values`."""
     if storage is torch.bfloat16:
-        return f"narrow_bfloat16({value})"
+        return f"narrow_bfloat16{'_plain' if plain_bfloat16 else ''}({value})"
     if storage is torch.float16:
         return f"narrow_float16({value})"
     if storage in (torch.float32, torch.float64, torch.int64, torch.int32):
         return value
     return f"({STORAGE[storage]}){value}"
+
+
+def _added_exp(node: Scalar) -> Scalar | None:
+    """The exponential in `constant + exp(x)`, if the constant is so large that subnormal results vanish in the sum."""
+    if isinstance(node, Apply) and node.fn == "add":
+        for constant, other in (node.args, node.args[::-1]):
+            large = isinstance(constant, Constant) and abs(constant.value) >= 1e-20
+            if large and isinstance(other, Apply) and other.fn == "exp":
+                return other
+    return None
 
 
 def stored_value(value: Scalar, storage: torch.dtype) -> Scalar:
@@ -256,28 +266,35 @@ class Block:
 
 
 class Values:
-    """Writes expressions into blocks, each shared one once."""
+    """Writes expressions into blocks, each shared one once.
 
-    def __init__(self) -> None:
+    Args:
+        plain_bfloat16: no NaN of the kernel has bits in the lower half of a float, so that rounding need not care.
+    """
+
+    def __init__(self, *, plain_bfloat16: bool) -> None:
+        self.plain_bfloat16 = plain_bfloat16
         self.runs_with_column = Dependence()
         self._uses: Counter[int] = Counter()
+        self._added: set[int] = set()  # exponentials that only a sum with a constant uses
         self._temporaries = 0
 
     def count(self, roots: Iterable[Scalar]) -> None:
         """Takes note of what `roots` share."""
-        self._uses = Counter()
-        seen: set[int] = set()
-        for root in roots:
-            self._uses[id(root)] += 1
-            for node in scalar.walk(root):
-                if id(node) not in seen:
-                    seen.add(id(node))
-                    self._uses.update(id(c) for c in scalar.children(node))
+        roots = tuple(roots)
+        nodes = tuple(scalar.walk(*roots))
+        self._uses = Counter(id(root) for root in roots)
+        self._uses.update(id(child) for node in nodes for child in scalar.children(node))
+        self._added = {id(e) for node in nodes if (e := _added_exp(node)) is not None and self._uses[id(e)] == 1}
 
     def fresh(self, prefix: str) -> str:
         """A variable name that no other statement of the kernel uses."""
         self._temporaries += 1
         return f"{prefix}{self._temporaries}"
+
+    def stored(self, storage: torch.dtype, text: str) -> str:
+        """The text of a value narrowed to an element of memory."""
+        return store_text(storage, text, plain_bfloat16=self.plain_bfloat16)
 
     def write(self, node: Scalar, block: Block) -> str:
         """The text of `node`'s value in `block`, after the statements it needs were appended there."""
@@ -311,8 +328,11 @@ class Values:
                 return load_text(storage, f"{argument}[{self.index(offset, block)}]")
             case Size(dim=dim):
                 return f"({COMPUTE[node.dtype]}){symbols.print_c(dim)}"
-            case Apply(args=args):
-                return apply_text(node, [self.write(a, block) for a in args])
+            case Apply(fn=fn, args=args):
+                text = apply_text(node, [self.write(a, block) for a in args])
+                if fn == "round_bfloat16" and self.plain_bfloat16:
+                    return text.replace(fn, f"{fn}_plain", 1)
+                return text.replace("exp_of", "exp_normal_of", 1) if id(node) in self._added else text
             case _:
                 raise TypeError(f"{type(node).__name__} is no expression of a kernel's body.")
 

@@ -54,29 +54,48 @@ INLINE float float_of(uint32_t u) { float x; __builtin_memcpy(&x, &u, 4); return
 """,
     ),
     (
-        ("widen_bfloat16", "narrow_bfloat16", "round_bfloat16"),
+        ("widen_bfloat16", "narrow_bfloat16", "round_bfloat16", "narrow_bfloat16_plain", "round_bfloat16_plain"),
         """\
-// bfloat16 is the upper half of a float: round to nearest even, a NaN stays a quiet NaN
+// bfloat16 is the upper half of a float: round to nearest even. Adding to a NaN could carry it into the sign; the
+// plain forms are for values whose NaNs have no bits in the lower half, as those from bfloat16 inputs and arithmetic.
 INLINE uint32_t nearest_bfloat16(float x) {
     const uint32_t u = bits_of(x);
-    return x != x ? (u | 0x400000u) : u + (0x7fffu + ((u >> 16) & 1u));
+    return u + 0x7fffu + ((u >> 16) & 1u);
 }
+INLINE uint32_t nearest_bfloat16_or_nan(float x) { return x != x ? bits_of(x) | 0x400000u : nearest_bfloat16(x); }
 INLINE float widen_bfloat16(uint16_t u) { return float_of((uint32_t)u << 16); }
-INLINE uint16_t narrow_bfloat16(float x) { return (uint16_t)(nearest_bfloat16(x) >> 16); }
-INLINE float round_bfloat16(float x) { return float_of(nearest_bfloat16(x) & 0xffff0000u); }
+INLINE uint16_t narrow_bfloat16(float x) { return (uint16_t)(nearest_bfloat16_or_nan(x) >> 16); }
+INLINE float round_bfloat16(float x) { return float_of(nearest_bfloat16_or_nan(x) & 0xffff0000u); }
+INLINE uint16_t narrow_bfloat16_plain(float x) { return (uint16_t)(nearest_bfloat16(x) >> 16); }
+INLINE float round_bfloat16_plain(float x) { return float_of(nearest_bfloat16(x) & 0xffff0000u); }
 """,
     ),
     (
-        ("half_t", "widen_float16", "narrow_float16", "round_float16"),
+        ("widen_float16", "narrow_float16", "round_float16"),
         """\
-#if defined(__aarch64__)
-typedef __fp16 half_t;
-#else
-typedef _Float16 half_t;
-#endif
-INLINE float widen_float16(half_t x) { return (float)x; }
-INLINE half_t narrow_float16(float x) { return (half_t)x; }
-INLINE float round_float16(float x) { return (float)(half_t)x; }
+// float16 by integer arithmetic, which vectorises everywhere (gcc 12 does not vectorise conversions of _Float16).
+// Subnormals: adding 0.5, whose ulp is float16's smallest step, rounds to that step.
+INLINE float widen_float16(uint16_t h) {
+    const float scaled = float_of((uint32_t)(h & 0x7fffu) << 13) * 5.19229686e33f;  // 2^112, the bias between the two
+    const uint32_t u = bits_of(scaled) | (scaled >= 65536.0f ? 0x7f800000u : 0u);
+    return float_of(u | ((uint32_t)(h & 0x8000u) << 16));
+}
+INLINE float round_float16(float x) {
+    const float a = __builtin_fabsf(x);
+    const uint32_t u = bits_of(a);
+    const float normal = float_of((u + 0xfffu + ((u >> 13) & 1u)) & 0xffffe000u);
+    const float rounded = a < 6.10351562e-05f ? (a + 0.5f) - 0.5f : normal;
+    const float finite = a < 65520.0f ? rounded : a * __builtin_inff();  // inf or NaN
+    return __builtin_copysignf(finite, x);
+}
+INLINE uint16_t narrow_float16(float x) {
+    const float a = __builtin_fabsf(x);
+    const uint32_t u = bits_of(a);
+    const uint32_t normal = (u + 0xfffu + ((u >> 13) & 1u) - 0x38000000u) >> 13;
+    const uint32_t rounded = a < 6.10351562e-05f ? bits_of(a + 0.5f) - 0x3f000000u : normal;
+    const uint32_t bounded = a >= 65520.0f ? 0x7c00u : rounded;
+    return (uint16_t)((x != x ? 0x7e00u : bounded) | ((bits_of(x) >> 16) & 0x8000u));
+}
 """,
     ),
     (
@@ -117,6 +136,38 @@ template <typename T> INLINE T min_of(T a, T b) { return a < b || a != a ? a : b
 """,
     ),
     (
+        ("sum_of", "highest_of", "lowest_of"),
+        """\
+// Reductions of a buffer of n elements with room for 32 more: two vectors of partial results, then a tree, of floats
+// in double. An `omp simd reduction` would add its lanes one after the other: slow for short rows, and less exact.
+template <typename T> struct widened { typedef T type; };
+template <> struct widened<float> { typedef double type; };
+#define REDUCING(NAME, RESULT, START, STEP) \\
+    template <typename T> INLINE RESULT NAME(T* values, int64_t n) { \\
+        typedef T lanes __attribute__((vector_size(16 * sizeof(T)), aligned(sizeof(T)), may_alias)); \\
+        for (int k = 0; k < 32; ++k) values[n + k] = START; \\
+        lanes a = *(const lanes*)values, b = *(const lanes*)(values + 16), v; \\
+        for (int64_t i = 32; i < n; i += 32) { \\
+            v = *(const lanes*)(values + i); \\
+            a = STEP(a, v); \\
+            v = *(const lanes*)(values + i + 16); \\
+            b = STEP(b, v); \\
+        } \\
+        RESULT half[16]; \\
+        for (int k = 0; k < 16; ++k) half[k] = STEP((RESULT)a[k], (RESULT)b[k]); \\
+        for (int k = 0; k < 8; ++k) half[k] = STEP(half[k], half[k + 8]); \\
+        for (int k = 0; k < 4; ++k) half[k] = STEP(half[k], half[k + 4]); \\
+        return STEP(STEP(half[0], half[2]), STEP(half[1], half[3])); \\
+    }
+#define STEP_SUM(a, b) ((a) + (b))
+#define STEP_HIGHEST(a, b) (((b) > (a)) | ((b) != (b)) ? (b) : (a))
+#define STEP_LOWEST(a, b) (((b) < (a)) | ((b) != (b)) ? (b) : (a))
+REDUCING(sum_of, typename widened<T>::type, 0, STEP_SUM)
+REDUCING(highest_of, T, -(T)__builtin_inf(), STEP_HIGHEST)
+REDUCING(lowest_of, T, (T)__builtin_inf(), STEP_LOWEST)
+""",
+    ),
+    (
         ("floor_of", "ceil_of", "trunc_of", "round_of", "sqrt_of", "rsqrt_of", "pow_of"),
         """\
 INLINE float floor_of(float x) { return __builtin_floorf(x); }
@@ -148,7 +199,7 @@ template <typename T> INLINE T whole_pow(T x, T n) {
 """,
     ),
     (
-        ("exp_of", "expm1_of", "split_exp"),
+        ("exp_of", "exp_normal_of", "expm1_of"),
         """\
 // x = n*ln2 + r with |r| <= ln2/2; e^r - 1 = r + r*r*P(r). n sits in the low bits of `shifted`.
 INLINE float split_exp(float x, float& shifted) {
@@ -163,15 +214,25 @@ INLINE float split_exp(float x, float& shifted) {
     p = __builtin_fmaf(p, r, 0.5f);
     return __builtin_fmaf(r * r, p, r);
 }
-// within 1 ulp; two exact scalings, so that subnormal results round once
+// within 1 ulp; n is added to the exponent. Small results are made 2^64 too large first, so that subnormals round once
 INLINE float exp_of(float x) {
-    const float low = x < -105.0f ? -105.0f : x;
     float shifted;
-    const float y = 1.0f + split_exp(low > 90.0f ? 90.0f : low, shifted);
-    const int32_t n = (int32_t)(bits_of(shifted) - 0x4b400000u);
-    const int32_t half = n >> 1;
-    return y * float_of((uint32_t)(half + 127) << 23) * float_of((uint32_t)(n - half + 127) << 23);
+    const float y = 1.0f + split_exp(x, shifted);
+    const uint32_t u = bits_of(y) + (bits_of(shifted) << 23);
+    const float small = float_of(u + (64u << 23)) * 5.42101086e-20f;
+    const float scaled = x < -87.0f ? small : float_of(u);
+    const float bounded = x < -104.0f ? 0.0f : scaled;
+    return x <= 88.7228394f ? bounded : x + __builtin_inff();  // inf and NaN
 }
+// the same where subnormal results do not matter, because something larger is added: those are 0
+INLINE float exp_normal_of(float x) {
+    float shifted;
+    const float y = 1.0f + split_exp(x, shifted);
+    const float scaled = float_of(bits_of(y) + (bits_of(shifted) << 23));
+    const float bounded = x < -87.0f ? 0.0f : scaled;
+    return x <= 88.7228394f ? bounded : x + __builtin_inff();  // inf and NaN
+}
+INLINE double exp_normal_of(double x) { return __builtin_exp(x); }
 // within 2 ulp; 2^n*(q + 1) - 1 with one rounding, halved so that 2^n does not overflow early
 INLINE float expm1_of(float x) {
     const float low = x < -40.0f ? -40.0f : x;
@@ -246,7 +307,7 @@ INLINE float tanh_of(float x) {
     p = __builtin_fmaf(p, u, 0.13332549f);
     p = __builtin_fmaf(p, u, -0.33333316f);
     const float near = __builtin_fmaf(a * u, p, a);
-    const float far = 1.0f - 2.0f / (1.0f + exp_of(2.0f * a));
+    const float far = 1.0f - 2.0f / (1.0f + exp_normal_of(2.0f * a));
     return __builtin_copysignf(a < 0.55f ? near : far, x);
 }
 INLINE double tanh_of(double x) { return __builtin_tanh(x); }
@@ -274,7 +335,7 @@ INLINE float erf_of(float x) {
     q = __builtin_fmaf(q, t, 0.84317356f);
     q = __builtin_fmaf(q, t, 2.6389627f);
     q = __builtin_fmaf(q, t, 1.8496056f);
-    const float far = __builtin_copysignf(1.0f - exp_of(-q), x);
+    const float far = __builtin_copysignf(1.0f - exp_normal_of(-q), x);
     return a < 1.0f ? __builtin_fmaf(x, p, x) : far;
 }
 INLINE double erf_of(double x) { return __builtin_erf(x); }
@@ -286,9 +347,14 @@ INLINE double erf_of(double x) { return __builtin_erf(x); }
 // 2/pi as binary digits after one word of zeros. Payne and Hanek: with x = m*2^(e-23), the digits from place e-24 on,
 // times m, are x*2/pi modulo 4 in fixed point with 62 places; digits before it only add whole turns. Exact to 2^-60
 // of a quarter turn for every float, where the nearest a float comes to a multiple of it is 2^-30.
-static const uint32_t two_over_pi[8] = {
-    0u, 0xa2f9836eu, 0x4e441529u, 0xfc2757d1u, 0xf534ddc0u, 0xdb629599u, 0x3c439041u, 0xfe5163abu,
-};
+// Masks, not a table: gcc makes guarded loads of a table, also of a chain of ?:, and those do not vectorise.
+INLINE uint64_t masked(uint32_t word, uint32_t wanted, uint64_t digits) { return -(uint64_t)(word == wanted) & digits; }
+INLINE uint64_t two_over_pi(uint32_t word) {
+    return masked(word, 0, 0x00000000a2f9836eu) | masked(word, 1, 0xa2f9836e4e441529u)
+        | masked(word, 2, 0x4e441529fc2757d1u) | masked(word, 3, 0xfc2757d1f534ddc0u)
+        | masked(word, 4, 0xf534ddc0db629599u) | masked(word, 5, 0xdb6295993c439041u)
+        | masked(word, 6, 0x3c439041fe5163abu);
+}
 INLINE float reduce_angle(float x, uint32_t& quarter) {
     const uint32_t u = bits_of(x) & 0x7fffffffu;
     const int32_t e = (int32_t)(u >> 23) - 127;
@@ -296,8 +362,8 @@ INLINE float reduce_angle(float x, uint32_t& quarter) {
     const uint64_t m = (u & 0x7fffffu) | 0x800000u;
     const uint32_t word = place >> 5;
     const uint64_t shift = place & 31u;
-    const uint64_t high = ((uint64_t)two_over_pi[word] << 32) | two_over_pi[word + 1];
-    const uint64_t low = ((uint64_t)two_over_pi[word + 2] << 32) | two_over_pi[word + 3];
+    const uint64_t high = two_over_pi(word);
+    const uint64_t low = two_over_pi(word + 2);
     const uint64_t digits = (high << shift) | ((low >> 1) >> (63 - shift));
     const uint64_t turns = m * digits + ((m * ((low << shift) >> 32)) >> 32);
     const uint64_t nearest = (turns + 0x2000000000000000u) >> 62;
