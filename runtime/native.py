@@ -1,0 +1,310 @@
+"""Guards and snapshots, in C where a compiler is at hand and in Python with the same meaning where not.
+
+A guard checks tensors against their recorded specs and reads the size symbols. A snapshot checks that Python objects
+are as they were. The C extension (`native/native.c`) is compiled at first use and kept in the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import json
+import struct
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import sympy
+import torch
+
+from fusion.kernels.store import Store
+from fusion.kernels.toolchain.cpp import compile_c_extension, find_toolchain, why_missing
+from fusion.patterns import symbols
+from fusion.patterns.errors import BackendUnavailable, CompileError, FusionError, GraphError
+from fusion.patterns.graph import TensorSpec
+from fusion.patterns.symbols import Dim
+
+_SOURCE = Path(__file__).parent / "native" / "native.c"
+_HEADER = Path(torch.__file__).parent / "include" / "ATen" / "dlpack.h"
+_NAME = "fusion_native"
+
+TENSOR_TYPES: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)  # exact types; nn.Buffer makes plain tensors
+
+# DLPack type codes and bits.
+DLPACK_TYPES: dict[torch.dtype, tuple[int, int]] = {
+    torch.int8: (0, 8), torch.int16: (0, 16), torch.int32: (0, 32), torch.int64: (0, 64), torch.uint8: (1, 8),
+    torch.uint16: (1, 16), torch.uint32: (1, 32), torch.uint64: (1, 64), torch.float16: (2, 16),
+    torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16), torch.complex64: (5, 64),
+    torch.complex128: (5, 128), torch.bool: (6, 8),
+}  # fmt: skip
+_DEVICE_TYPES = {"cpu": 1, "cuda": 10 if torch.version.hip else 2}
+
+Guard = Callable[..., "tuple[int, ...] | None"]
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT = _Absent()  # as a snapshot entry's expected value: the key or attribute must not be there
+
+
+class SizeSource(NamedTuple):
+    """Where a guard reads a size symbol: `kind` is "shape" or "stride", of tensor number `tensor` at `dim`."""
+
+    symbol: str
+    tensor: int
+    kind: str
+    dim: int
+
+
+class _Loaded(NamedTuple):
+    module: ModuleType | None
+    reason: str | None
+
+
+_loaded: _Loaded | None = None  # the answer is kept, also when it is no
+
+
+def load_native(store: Store | None = None) -> ModuleType | None:
+    """The C extension, compiled if this process and `store` do not have it; None if that cannot be done.
+
+    The first answer is kept for the process; `native_available` has the reason for a None.
+    """
+    global _loaded
+    if _loaded is None:
+        try:
+            _loaded = _Loaded(_load(store), None)
+        except (FusionError, OSError, ImportError, RuntimeError, TypeError, ValueError) as error:
+            _loaded = _Loaded(None, f"The C runtime cannot be used, Python does its work instead: {error}")
+    return _loaded.module
+
+
+def native_available() -> str | None:
+    """None where the C extension is in use, else a sentence that says why not. Loads it if nothing has yet."""
+    load_native()
+    return _loaded.reason if _loaded else None
+
+
+def _load(store: Store | None) -> ModuleType:
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        raise BackendUnavailable(
+            f"torch {torch.__version__} has no DLPack exchange in C.", remedy="Install torch 2.11 or newer."
+        )
+    toolchain = find_toolchain()
+    if toolchain is None:
+        raise CompileError(why_missing())
+    source, header = _SOURCE.read_text(), _HEADER.read_text()
+    abi = [str(sysconfig.get_config_var("SOABI")), str(torch.__version__), toolchain.identity]
+    digest = hashlib.sha256(json.dumps([source, header, *abi]).encode()).hexdigest()
+    if store and (kept := store.get_file(digest)):
+        return _imported(kept)
+    with tempfile.TemporaryDirectory(prefix="fusion-native-") as folder:  # once loaded, the file is not needed
+        (Path(folder) / _SOURCE.name).write_text(source)
+        (Path(folder) / _HEADER.name).write_text(header)
+        built = Path(folder) / f"{_NAME}.so"
+        compile_c_extension(Path(folder) / _SOURCE.name, built)
+        return _imported((store.put_file(digest, built) if store else None) or built)
+
+
+def _imported(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_loader(_NAME, importlib.machinery.ExtensionFileLoader(_NAME, str(path)))
+    if spec is None:
+        raise ImportError(f"{path.name} is no extension module")
+    module = importlib.util.module_from_spec(spec)
+    module.initialize(
+        torch.Tensor.__dlpack_c_exchange_api__, TENSOR_TYPES, torch.Tensor.is_neg, torch.Tensor.is_conj, ABSENT
+    )
+    return module
+
+
+def make_snapshot(entries: Iterable[tuple[Any, ...]]) -> Callable[[], bool]:
+    """A function without arguments that returns whether every entry still holds.
+
+    Args:
+        entries: of the forms
+            ("item", dict, key, expected): dict[key] is `expected`, or there is no such key where that is ABSENT;
+            ("size", container, n): the container has `n` items;
+            ("attribute", object, name, expected): the attribute is `expected`, or is missing where that is ABSENT.
+            Values are compared by identity, so an attribute must hand out the same object each time it is read.
+
+    Raises:
+        ValueError, TypeError: an entry of another form.
+    """
+    module = load_native()
+    return (module.Snapshot if module else PythonSnapshot)(list(entries))
+
+
+class PythonSnapshot:
+    """`make_snapshot` without the C extension."""
+
+    def __init__(self, entries: Sequence[tuple[Any, ...]]) -> None:
+        for entry in entries:
+            if not isinstance(entry, tuple):
+                raise TypeError("a snapshot's entries are tuples")
+            match entry:
+                case ("item", dict(), _, _) | ("size", _, int()) | ("attribute", _, str(), _):
+                    pass
+                case _:
+                    raise ValueError(f"{entry!r} is no entry of a snapshot")
+        self._items = [e[1:] for e in entries if e[0] == "item"]
+        self._sizes = [e[1:] for e in entries if e[0] == "size"]
+        self._attributes = [e[1:] for e in entries if e[0] == "attribute"]
+
+    def __call__(self) -> bool:
+        return (
+            all(dict.get(target, key, ABSENT) is expected for target, key, expected in self._items)
+            and all(len(container) == n for container, n in self._sizes)
+            and all(getattr(target, name, ABSENT) is expected for target, name, expected in self._attributes)
+        )
+
+
+def make_guard(
+    specs: Sequence[TensorSpec], devices: Sequence[torch.device], sources: Sequence[tuple[str, int, str, int]]
+) -> Guard:
+    """A function of tensors that returns its symbols' values, in the order of `sources`, or None if a tensor does not fit.
+
+    A tensor fits when it is a plain tensor or parameter in strided memory, without a lazy negation or conjugation,
+    and has the dtype, device, sizes and strides of its spec. A stride does not count where the size is 1, and none
+    counts where there are no elements. A symbol read from a shape is at least 2: sizes 0 and 1 are recorded as numbers.
+
+    Args:
+        specs: one per tensor; Dims over the symbols of `sources`.
+        devices: of each tensor, with its index.
+        sources: (symbol, number of the tensor, "shape" or "stride", dimension), as `SizeSource`.
+
+    Raises:
+        GraphError: a spec uses a symbol that no source gives, or a source that is not there.
+    """
+    slow = PythonGuard(specs, devices, sources)
+    module = load_native()
+    encoded = _encode(specs, devices, sources) if module else None
+    return module.Guard(encoded, slow) if module and encoded is not None else slow
+
+
+class PythonGuard:
+    """`make_guard` without the C extension, and for sizes that are no monomial."""
+
+    def __init__(
+        self, specs: Sequence[TensorSpec], devices: Sequence[torch.device], sources: Sequence[tuple[str, int, str, int]]
+    ) -> None:
+        _check(specs, devices, sources)
+        self._kinds = [(s.dtype, len(s.shape), *_device(d)) for s, d in zip(specs, devices, strict=True)]
+        self._sources = [(tensor, kind == "stride", dim) for _, tensor, kind, dim in sources]
+        names = {source[0]: number for number, source in enumerate(sources)}
+        self._dims = _compiled([d for s in specs for d in (*s.shape, *s.strides)], names)
+
+    def __call__(self, *tensors: Any) -> tuple[int, ...] | None:
+        if len(tensors) != len(self._kinds):
+            return None
+        if not all(_fits(tensor, *kind) for tensor, kind in zip(tensors, self._kinds, strict=True)):
+            return None
+        values = tuple((tensors[t].stride() if stride else tensors[t].shape)[dim] for t, stride, dim in self._sources)
+        if any(value < 2 and not stride for value, (_, stride, _) in zip(values, self._sources, strict=True)):
+            return None
+        try:
+            wanted = self._dims(values)
+        except ZeroDivisionError:  # a size divided by a difference of sizes: none of the recorded structure
+            return None
+        at = 0
+        for tensor in tensors:
+            shape, strides, n = tuple(tensor.shape), tensor.stride(), tensor.dim()
+            if shape != wanted[at : at + n]:
+                return None
+            compared = zip(shape, strides, wanted[at + n : at + 2 * n], strict=True)
+            if 0 not in shape and any(have != want and size != 1 for size, have, want in compared):
+                return None
+            at += 2 * n
+        return values
+
+
+def in_plain_memory(tensor: Any) -> bool:
+    """Whether C code may read a tensor's elements where they lie: no subclass or wrapper, no layout, no lazy bits."""
+    if type(tensor) not in TENSOR_TYPES or tensor.layout is not torch.strided or tensor.is_quantized:
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_neg() or tensor.is_conj():
+        return False
+    return tensor.device.type != "meta" and (tensor.data_ptr() != 0 or tensor.numel() == 0)
+
+
+def _fits(tensor: Any, dtype: torch.dtype, dims: int, device: str, index: int) -> bool:
+    return (
+        type(tensor) in TENSOR_TYPES
+        and tensor.dtype == dtype
+        and tensor.dim() == dims
+        and _device(tensor.device) == (device, index)
+        and in_plain_memory(tensor)
+    )
+
+
+def _device(device: torch.device) -> tuple[str, int]:
+    """Type and index; a device without an index is the first of its type, as every CPU tensor's is."""
+    return device.type, device.index or 0
+
+
+def _check(
+    specs: Sequence[TensorSpec], devices: Sequence[torch.device], sources: Sequence[tuple[str, int, str, int]]
+) -> None:
+    if len(specs) != len(devices):
+        raise GraphError(f"A guard needs one device per tensor; got {len(devices)} for {len(specs)}.")
+    names = [source[0] for source in sources]
+    if len(set(names)) != len(names):
+        raise GraphError(f"A guard reads each symbol once; got {names}.")
+    for name, tensor, kind, dim in sources:
+        inside = 0 <= tensor < len(specs) and 0 <= dim < len(specs[tensor].shape)
+        if not inside or kind not in ("shape", "stride"):
+            raise GraphError(f"The symbol {name} is read from {kind}[{dim}] of tensor {tensor}, which is not there.")
+    used = {s.name for s in symbols.free_symbols(d for spec in specs for d in (*spec.shape, *spec.strides))}
+    if missing := used - set(names):
+        raise GraphError(f"No tensor gives the size symbols {sorted(missing)}.", remedy="Pass a source for each.")
+
+
+def _compiled(dims: Sequence[Dim], names: dict[str, int]) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
+    """A function from symbol values to the values of `dims`; its text holds numbers and operators only."""
+    terms = "".join(f"{symbols.print_python(d, lambda name: f'v[{names[name]}]')}, " for d in dims)
+    return eval(f"lambda v: ({terms})", {"__builtins__": {"max": max, "min": min}})
+
+
+def _encode(
+    specs: Sequence[TensorSpec], devices: Sequence[torch.device], sources: Sequence[tuple[str, int, str, int]]
+) -> bytes | None:
+    """The spec the C guard reads, as little-endian int64s; None for what it has no words for.
+
+    Number of tensors, number of symbols; per symbol: tensor, 1 for a stride, dimension; per tensor: DLPack device
+    type, device index, type code, bits, number of dimensions, a monomial per size, then one per stride. A monomial is
+    its coefficient, its number of factors, and the number of each factor's symbol.
+    """
+    names = {source[0]: number for number, source in enumerate(sources)}
+    words = [len(specs), len(sources)]
+    for _, tensor, kind, dim in sources:
+        words += [tensor, kind == "stride", dim]
+    for spec, device in zip(specs, devices, strict=True):
+        if spec.dtype not in DLPACK_TYPES or device.type not in _DEVICE_TYPES:
+            return None
+        words += [_DEVICE_TYPES[device.type], device.index or 0, *DLPACK_TYPES[spec.dtype], len(spec.shape)]
+        for dim in (*spec.shape, *spec.strides):
+            monomial = _monomial(dim, names)
+            if monomial is None:
+                return None
+            words += [monomial[0], len(monomial) - 1, *monomial[1:]]
+    return struct.pack(f"<{len(words)}q", *words)
+
+
+def _monomial(dim: Dim, names: dict[str, int]) -> list[int] | None:
+    """The coefficient of `dim`, then its factors' symbols; None if it is not of that form."""
+    if isinstance(dim, int):
+        return [dim]
+    coefficient, rest = dim.as_coeff_Mul()
+    if not coefficient.is_Integer:
+        return None
+    factors = [int(coefficient)]
+    for base, power in rest.as_powers_dict().items():
+        if not isinstance(base, sympy.Symbol) or not power.is_Integer or power < 1:
+            return None
+        factors += [names[base.name]] * int(power)
+    return factors
