@@ -50,6 +50,7 @@ class Elements:
         self.rows = rows
         self.eager = eager
         self.reduced_at: list[Index] = []  # the row index of every reduction that was built
+        self._conditional = 0  # in how many joins the element being built is one case
         self._memo: dict[tuple[str, Index, Dim], Scalar] = {}
         self._loads: dict[tuple[str, Dim], Load] = {}
         self._row_results: dict[tuple[str, Index], tuple[Scalar, Scalar, Scalar]] = {}
@@ -59,7 +60,7 @@ class Elements:
         """The element of `name` at `index`, which may name the column index, running to `column`.
 
         Raises:
-            LoweringError: "reduction_in_column", "dtype", "too_large".
+            LoweringError: "reduction_in_column", "reduction_in_join", "dtype", "index", "too_large".
         """
         key = (name, index, column)
         found = self._memo.get(key)
@@ -188,7 +189,9 @@ class Elements:
             if symbols.same(size, 0) or indexing.reaches(at, end, extents):
                 continue
             shifted = (*index[:dim], symbols.as_dim(at - start), *index[dim + 1 :])
+            self._conditional += 1
             x = self.at(name, shifted, column)
+            self._conditional -= 1
             x = x if spec.dtype == dtype else self.rounded(x, dtype)
             cases.append(scalar.cast(x, scalar.compute_type(dtype)))
             bounds.append(end)
@@ -223,6 +226,13 @@ class Elements:
             )
         found = self._row_results.get((node.outputs[0], at))
         if found is None:
+            if self._conditional and not self._inside(at, call.inputs[0].shape):
+                raise LoweringError(
+                    "reduction_in_join",
+                    f"{node.op} makes rows of a part of a cat; before it is known which part a row belongs to, it "
+                    "would read outside its operand.",
+                    remedy="Cut the region at the cat.",
+                )
             self.reduced_at.append(at)
             extent = call.inputs[0].shape[-1]
             inner = self._summand(node, call, (*at, symbols.index_symbol(COLUMN)), extent)
@@ -230,6 +240,11 @@ class Elements:
             assert row.expression is not None
             found = self._row_results[node.outputs[0], at] = (slot, inner, row.expression(slot, extent))
         return found
+
+    def _inside(self, index: Index, shape: tuple[Dim, ...]) -> bool:
+        """Whether the row indices provably stay inside the tensor, whatever a join selects."""
+        pairs = list(zip(index, shape, strict=False))
+        return all(indexing.reaches(i, 0, self.rows) and indexing.below(i, size, self.rows) for i, size in pairs)
 
     def _summand(self, node: OpNode, call: Call, index: Index, column: Dim) -> Scalar:
         """A reduction's operand, converted to the dtype it asks for, in the dtype it accumulates in."""

@@ -36,7 +36,9 @@ def lower(graph: SubGraph, *, numerics: str = "eager") -> LoopNest:
         LoweringError: the graph is not one kernel. Codes: "not_fusable" (an operator without an element-wise
             definition), "operator_use" (a use the operator table does not cover), "dtype", "device", "output_layout"
             (an output that is dense in no order), "domain" (outputs over different iteration spaces),
-            "reduction_in_column" (a reduction that would run once per element), "too_large".
+            "reduction_in_column" (a reduction that would run once per element), "reduction_in_join" (a reduction over
+            rows that only some rows of the kernel have), "index" (an index too involved to simplify safely),
+            "too_large".
     """
     if numerics not in ("eager", "fp32"):
         raise ValueError(f"numerics is 'eager' or 'fp32', not {numerics!r}.")

@@ -6,12 +6,15 @@ its tensor wherever its value counts, and every output element is written exactl
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import sympy
 import torch
+from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 
 from fusion.kernels.loops import LoopNest, Output
 from fusion.patterns import symbols
@@ -26,6 +29,15 @@ _TYPES = {
     torch.int64: np.int64,
     torch.int32: np.int32,
     torch.bool: np.bool_,
+}
+_DIM: dict[type, Callable[[Array, Array], Array]] = {
+    sympy.Add: np.add,
+    sympy.Mul: np.multiply,
+    sympy.Pow: np.power,
+    FloorDiv: lambda a, b: np.sign(a) * (np.abs(a) // b),
+    Mod: np.fmod,
+    Max: np.maximum,
+    Min: np.minimum,
 }
 _REDUCE = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
@@ -102,8 +114,12 @@ class _Expressions:
         return np.broadcast_to(x, np.broadcast_shapes(*(a.shape for a in arrays)))
 
     def dim(self, dim: Dim) -> Array:
-        source = symbols.print_python(dim)
-        return np.asarray(eval(source, {"max": np.maximum, "min": np.minimum}, dict(self.names)), dtype=np.int64)
+        """The value of a size or index expression, divided as emitted code divides: with truncation."""
+        if isinstance(dim, int) or dim.is_Integer:
+            return np.asarray(int(dim), dtype=np.int64)
+        if isinstance(dim, sympy.Symbol):
+            return np.asarray(self.names[dim.name], dtype=np.int64)
+        return functools.reduce(_DIM[type(dim)], [self.dim(part) for part in dim.args])
 
     def of(self, node: Scalar, condition: int = 0) -> Array:
         """The value of `node`, which counts where condition number `condition` holds."""

@@ -352,6 +352,16 @@ def test_reductions_that_would_repeat_for_every_column() -> None:
     assert refused(lambda x: F.softmax(x, -1).transpose(0, 1).contiguous(), normal(4, 6)).code == "reduction_in_column"
 
 
+def test_reductions_of_rows_that_only_a_part_of_a_join_has() -> None:
+    """Hoisted, such a reduction would run for every row, and read outside its operand for most."""
+
+    def parts(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.cat((rms_norm(x, w), rms_norm(y, w)), 0)
+
+    assert refused(parts, normal(4, 8), normal(5, 8), normal(8)).code == "reduction_in_join"
+    nest_of(lambda x, y, w: rms_norm(torch.cat((x, y), 0), w), normal(4, 8), normal(5, 8), normal(8))
+
+
 def test_regions_too_large_to_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elements, "LIMIT", 16)
     lower(trace(lambda x: x + 1.0, normal(4)))
