@@ -1,0 +1,199 @@
+"""What must run before what in a recording: data flow, side effects, and an order once regions are one step each."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import sympy
+
+from fusion.patterns import ops
+from fusion.patterns.errors import GraphError, UnsupportedOperator
+from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, Ref, SubGraph, leaves
+from fusion.patterns.ops import Kind
+
+Step = tuple[Literal["node", "region"], int]
+
+
+class RegionLike(Protocol):
+    """What `schedule` needs to know of a region."""
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Indices of its calls, views among them."""
+
+    @property
+    def subgraph(self) -> SubGraph:
+        """What it reads and hands back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dependence:
+    """Who reads whom in a recording, by node index.
+
+    Attributes:
+        producer: the node that makes each value first.
+        users: for each node, the nodes that read what it makes, ascending.
+        after: for each node, the nodes that may not run before it: its users, and what side effects demand. Effects
+            keep their order among themselves and to every access to memory that is written; what reads the result of
+            an island stays before the next island, which may write to the same memory.
+        returned: nodes that make an output of the recording.
+    """
+
+    producer: Mapping[str, int]
+    users: tuple[tuple[int, ...], ...]
+    after: tuple[tuple[int, ...], ...]
+    returned: frozenset[int]
+
+
+def dependence(graph: RecordedGraph) -> Dependence:
+    """Works out the dependence of `graph`'s nodes; every node comes after those it depends on."""
+    producer: dict[str, int] = {}
+    for i, node in enumerate(graph.nodes):
+        for name in made_by(node):
+            producer.setdefault(name, i)
+    users: list[set[int]] = [set() for _ in graph.nodes]
+    after: list[set[int]] = [set() for _ in graph.nodes]
+    for i, node in enumerate(graph.nodes):
+        for name in node.refs:
+            if producer.get(name, i) < i:
+                users[producer[name]].add(i)
+    sources = {s.symbol: producer[s.value] for s in graph.symbols if s.value in producer}
+    for i, node in enumerate(graph.nodes):
+        for symbol in _symbols(node) if sources else ():
+            if sources.get(symbol, i) < i:
+                after[sources[symbol]].add(i)
+    for before, later in _effect_order(graph):
+        after[before].add(later)
+    returned = {
+        producer[leaf.name] for leaf in leaves(graph.outputs) if isinstance(leaf, Ref) and leaf.name in producer
+    }
+    return Dependence(
+        producer,
+        tuple(tuple(sorted(u)) for u in users),
+        tuple(tuple(sorted(a | u)) for a, u in zip(after, users, strict=True)),
+        frozenset(returned),
+    )
+
+
+def made_by(node: OpNode | IslandNode) -> tuple[str, ...]:
+    """Names of the values a node makes."""
+    return tuple(o for o in node.outputs if isinstance(o, str))
+
+
+def _symbols(node: OpNode | IslandNode) -> Iterable[str]:
+    """Size symbols that are arguments of a call."""
+    for leaf in leaves((node.args, node.kwargs)):
+        if isinstance(leaf, sympy.Expr):
+            yield from (s.name for s in leaf.free_symbols)
+
+
+def _effect_order(graph: RecordedGraph) -> Iterable[tuple[int, int]]:
+    """Pairs of nodes that side effects keep in order."""
+    written = set(graph.mutated)
+    lent: set[str] = set()  # results of islands and views of them: memory a later island may write to
+    pinned: int | None = None
+    readers: list[int] = []
+    for i, node in enumerate(graph.nodes):
+        island = isinstance(node, IslandNode)
+        if any(name in lent for name in node.refs):
+            readers.append(i)
+        if island or _aliases(node, lent):
+            lent.update(made_by(node))
+        if island or ops.kind_of(node.op) is Kind.EFFECT or not written.isdisjoint((*node.refs, *made_by(node))):
+            if pinned is not None:
+                yield pinned, i
+            pinned = i
+        if island and node.effect:
+            yield from ((r, i) for r in readers if r != i)
+            readers = []
+
+
+def _aliases(node: OpNode, lent: set[str]) -> bool:
+    """Whether a call's results may share memory with a value in `lent`."""
+    if not any(name in lent for name in node.refs):
+        return False
+    if ops.kind_of(node.op) is Kind.VIEW:
+        return True
+    try:
+        returns: Any = ops.resolve(node.op)._schema.returns
+    except UnsupportedOperator:
+        return True
+    return ops.kind_of(node.op) is Kind.LIBRARY and any(r.alias_info is not None for r in returns)
+
+
+def schedule(
+    graph: RecordedGraph, regions: Sequence[RegionLike], dependences: Dependence | None = None
+) -> tuple[Step, ...]:
+    """A valid execution order in which each region is one step, for all regions of a partition or any choice of them.
+
+    Calls inside a region do not run again, but for views that someone outside reads.
+
+    Raises:
+        GraphError: the regions depend on each other in a circle; those of one partition never do.
+    """
+    facts = dependences or dependence(graph)
+    region_of = {i: k for k, r in enumerate(regions) for i in r.nodes if not is_view(graph.nodes[i])}
+    inside = {i for r in regions for i in r.nodes}
+    running = _running(graph, facts, regions, inside)
+    steps: list[Step] = [("region", k) for k in range(len(regions))]
+    steps += [("node", i) for i in sorted(running)]
+    place = {step: max(i for i in regions[step[1]].nodes) if step[0] == "region" else step[1] for step in steps}
+
+    def step_of(i: int) -> Step | None:
+        return ("region", region_of[i]) if i in region_of else ("node", i) if i in running else None
+
+    following: dict[Step, set[Step]] = {step: set() for step in steps}
+    for i, later in enumerate(facts.after):
+        before = step_of(i)
+        for j in later if before else ():
+            then = step_of(j)
+            if before and then and then != before:
+                following[before].add(then)
+    for k, region in enumerate(regions):  # through the views it recomputes, a region reads further back than its calls
+        for name in region.subgraph.inputs:
+            maker = step_of(facts.producer[name]) if name in facts.producer else None
+            if maker:
+                following[maker].add(("region", k))
+    return _sorted(steps, following, place)
+
+
+def is_view(node: OpNode | IslandNode) -> bool:
+    """Whether a node is a call that only maps indices."""
+    return isinstance(node, OpNode) and ops.kind_of(node.op) is Kind.VIEW
+
+
+def _running(
+    graph: RecordedGraph, facts: Dependence, regions: Sequence[RegionLike], inside: set[int]
+) -> frozenset[int]:
+    """Nodes that run outside: all in no region, and views in one that someone outside still reads."""
+    read = {facts.producer[n] for r in regions for n in r.subgraph.inputs if n in facts.producer}
+    running: set[int] = set()
+    for i in reversed(range(len(graph.nodes))):
+        needed = i in facts.returned or i in read or any(u in running for u in facts.users[i])
+        if i not in inside or (is_view(graph.nodes[i]) and needed):
+            running.add(i)
+    return frozenset(running)
+
+
+def _sorted(steps: Sequence[Step], following: Mapping[Step, set[Step]], place: Mapping[Step, int]) -> tuple[Step, ...]:
+    """A topological order that stays as near to the recorded one as it can."""
+    waiting = dict.fromkeys(steps, 0)
+    for later in following.values():
+        for step in later:
+            waiting[step] += 1
+    ready = [(place[s], s) for s in steps if waiting[s] == 0]
+    heapq.heapify(ready)
+    order: list[Step] = []
+    while ready:
+        _, step = heapq.heappop(ready)
+        order.append(step)
+        for then in following[step]:
+            waiting[then] -= 1
+            if waiting[then] == 0:
+                heapq.heappush(ready, (place[then], then))
+    if len(order) != len(steps):
+        raise GraphError("The regions depend on each other in a circle.", remedy="Use regions of one partition.")
+    return tuple(order)
