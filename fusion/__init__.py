@@ -1,0 +1,50 @@
+"""opfusion: automatic operator fusion for PyTorch inference.
+
+    import fusion
+    fusion.enable(model)          # the same model: recorded on first calls, then dispatched to proved kernels
+    print(fusion.report(model))   # what was fused, what was not, and why
+"""
+
+from __future__ import annotations
+
+from fusion.api import (
+    Recording,
+    disable,
+    enable,
+    record,
+    register_island,
+    report,
+    start_recording,
+    stop_recording,
+)
+from fusion.config import FusionConfig
+from fusion.decide.heuristics import Decision, FusionHeuristics
+from fusion.patterns import (
+    OpNode,
+    RecordedGraph,
+    SubGraph,
+    create_add_rms_norm_pattern,
+    create_swiglu_pattern,
+)
+from fusion.patterns.errors import (
+    BackendUnavailable,
+    CompileError,
+    ConfigError,
+    FusionError,
+    GraphError,
+    RecordingError,
+    StructureMismatch,
+    UnsupportedOperator,
+)
+from fusion.reporting.model import FusionReport
+from fusion.scheduler import FusionScheduler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable", "CompileError", "ConfigError", "Decision", "FusionConfig", "FusionError",
+    "FusionHeuristics", "FusionReport", "FusionScheduler", "GraphError", "OpNode", "RecordedGraph", "Recording",
+    "RecordingError", "StructureMismatch", "SubGraph", "UnsupportedOperator", "create_add_rms_norm_pattern",
+    "create_swiglu_pattern", "disable", "enable", "record", "register_island", "report", "start_recording",
+    "stop_recording",
+]  # fmt: skip

@@ -167,7 +167,7 @@ class PythonSnapshot:
 def make_guard(
     specs: Sequence[TensorSpec], devices: Sequence[torch.device], sources: Sequence[tuple[str, int, str, int]]
 ) -> Guard:
-    """A function of tensors that returns its symbols' values, in the order of `sources`, or None if a tensor does not fit.
+    """A function of tensors that returns its symbols' values, in order, or None if a tensor does not fit.
 
     A tensor fits when it is a plain tensor or parameter in strided memory, without a lazy negation or conjugation,
     and has the dtype, device, sizes and strides of its spec. A stride does not count where the size is 1, and none

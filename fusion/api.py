@@ -1,0 +1,370 @@
+"""The public functions: enable, disable, report, record."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from fusion.capture import islands
+from fusion.capture.record import Recording as Recorded
+from fusion.capture.record import below_autograd, finish
+from fusion.capture.recorder import Recorder
+from fusion.config import FusionConfig
+from fusion.patterns.errors import FusionError, RecordingError, StructureMismatch
+from fusion.patterns.graph import RecordedGraph, SubGraph
+from fusion.patterns.ops import Kind, kind_of
+from fusion.patterns.ops.pointwise import CONVERSIONS
+from fusion.patterns.reference import bind_symbols
+from fusion.reporting.model import FusionReport
+from fusion.runtime.measure import eager_function
+from fusion.runtime.plan import MISS, Conditions, Shape, write_plan
+from fusion.scheduler import FusionScheduler
+from fusion.scope import Scope
+from fusion.session import Session, report_of
+
+register_island = islands.register_island
+
+_SESSIONS: weakref.WeakKeyDictionary[torch.nn.Module, Session] = weakref.WeakKeyDictionary()
+_ACTIVE: list[Recording] = []
+
+Config = FusionConfig | Mapping[str, Any] | str | None
+
+
+def enable(model: torch.nn.Module, config: Config = None) -> torch.nn.Module:
+    """Puts a model under fusion: its first calls are recorded, later ones run proved and measured plans.
+
+    Calls under autograd, autocast, training mode or another torch mode run as before. Enabling again replaces the
+    config.
+
+    Args:
+        model: any module; its repeated blocks are recorded one by one.
+        config: a FusionConfig, a mapping of its fields, a JSON or TOML file, or None.
+
+    Returns:
+        the same model.
+
+    Raises:
+        ConfigError: the config is not valid.
+        BackendUnavailable: the config names a backend that this machine cannot provide.
+        FusionError: `model` is no torch module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise FusionError(
+            f"enable() takes a torch.nn.Module, not a {type(model).__name__}.",
+            remedy="Record a function with fusion.record().",
+        )
+    scheduler = FusionScheduler(config)  # type: ignore[arg-type]
+    disable(model)
+    _SESSIONS[model] = Session(model, scheduler)
+    return model
+
+
+def disable(model: torch.nn.Module) -> torch.nn.Module:
+    """Takes a model out of fusion; it is then exactly as it was before `enable`. Returns the same model."""
+    session = _SESSIONS.pop(model, None)
+    if session is not None:
+        session.remove()
+    return model
+
+
+def report(model: torch.nn.Module) -> FusionReport:
+    """What was fused in a model, what was not, and why; `print` it or take its `to_json()`.
+
+    Raises:
+        FusionError: the model is not enabled.
+    """
+    session = _SESSIONS.get(model)
+    if session is None:
+        raise FusionError("This model is not under fusion.", remedy="Call fusion.enable(model) first.")
+    return session.report()
+
+
+class Recording:
+    """What a `with fusion.record(...)` block ran; also a callable graph once the block is over.
+
+    Attributes:
+        graph: the RecordedGraph.
+        subgraphs: the regions found in it, named by their pattern where one matches.
+    """
+
+    def __init__(self, inputs: Mapping[str, torch.Tensor], config: Config) -> None:
+        self.scheduler = FusionScheduler(config)  # type: ignore[arg-type]
+        for name, value in inputs.items():
+            if not isinstance(value, torch.Tensor):
+                raise RecordingError(
+                    f"record() takes tensors as inputs; {name!r} is a {type(value).__name__}.",
+                    remedy="Close over other values instead.",
+                )
+        self._inputs = dict(inputs)
+        self._marked: dict[str, torch.Tensor] = {}
+        self._recorder: Recorder | None = None
+        self._recorded: Recorded | None = None
+        self._context: Any = None
+        self._names: tuple[str, ...] = ()
+        self._function: Callable[..., Any] | None = None
+
+    # ---- recording
+
+    def __enter__(self) -> Recording:
+        if _ACTIVE:
+            raise RecordingError("A recording is active already.", remedy="Stop it before starting another.")
+        if self._recorder is not None:
+            raise RecordingError("This recording is over.", remedy="Start a new one with fusion.record().")
+        self._start = time.perf_counter()
+        named = [(f"x{i}", (name,), value) for i, (name, value) in enumerate(self._inputs.items())]
+        self._recorder = Recorder(
+            named, {}, {}, adopt_inputs=not named, max_ops=self.scheduler.config.max_graph_size
+        )
+        self._context = below_autograd(self._recorder, ())
+        self._context.__enter__()
+        _ACTIVE.append(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _ACTIVE.remove(self)
+        self._context.__exit__(*error)
+        if error[0] is None:
+            self._finish()
+
+    def output(self, **named: torch.Tensor) -> None:
+        """Names results of the block. Without any, the results are the values that nothing in the block read."""
+        self._marked.update(named)
+
+    def _finish(self) -> None:
+        recorder = self._recorder
+        assert recorder is not None
+        if not self._marked:
+            read = {name for node in recorder.nodes for name in node.refs}
+            made = [o for node in recorder.nodes for o in node.outputs if isinstance(o, str) and o not in read]
+            found = [recorder.real[name] for name in dict.fromkeys(made) if name in recorder.real]
+            names = ["output"] if len(found) == 1 else [f"output{i}" for i in range(len(found))]
+            self._marked = dict(zip(names, found, strict=True))
+        names = tuple(str(i.path[0]) for i in recorder.inputs)
+        self._recorded = finish(recorder, dict(self._marked), Conditions((), (), (), ()), self._start)
+        self._names = names
+        if self._recorded.refusal is None and not self._marked:
+            raise RecordingError("The block ran no torch operator.", remedy="Put the computation inside the block.")
+
+    def _done(self) -> Recorded:
+        if self._recorded is None:
+            raise RecordingError("The recording is not over yet.", remedy="Leave the with block first.")
+        if self._recorded.refusal is not None:
+            raise RecordingError(f"The block cannot be replayed: {self._recorded.refusal}")
+        return self._recorded
+
+    # ---- afterwards
+
+    @property
+    def graph(self) -> RecordedGraph:
+        """The recorded graph.
+
+        Raises:
+            RecordingError: the block is not over, or could not be recorded; the message says why.
+        """
+        graph = self._done().graph
+        assert graph is not None
+        return graph
+
+    @property
+    def subgraphs(self) -> tuple[SubGraph, ...]:
+        """The regions that could be one kernel each."""
+        recorded = self._done()
+        return tuple(r.subgraph for r in self.scheduler.template(recorded, self._names).partition.regions)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in the order `compile()`'s callable takes them."""
+        self._done()
+        return self._names
+
+    def compile(self) -> Callable[..., Any]:
+        """A callable for new inputs of the recorded structure, by position or name.
+
+        It returns the one result, or a dict of them by name. Sizes may differ from the recorded ones wherever the
+        recording did not depend on them; sizes 0 and 1 are fixed.
+
+        Raises (when called):
+            StructureMismatch: the inputs differ in structure; record again.
+        """
+        if self._function is None:
+            self._function = self._compile()
+        return self._function
+
+    def run(self, *args: torch.Tensor, **named: torch.Tensor) -> Any:
+        """Calls `compile()`'s callable."""
+        return self.compile()(*args, **named)
+
+    def report(self) -> FusionReport:
+        """What was fused and why, once `compile()` was called."""
+        self.compile()
+        return report_of([self._scope], self.scheduler)
+
+    def _compile(self) -> Callable[..., Any]:
+        recorded = self._done()
+        assert recorded.graph is not None and recorded.conditions is not None
+        devices = tuple(recorded.devices[i.name] for i in recorded.graph.inputs)
+        shape = Shape(recorded.graph, recorded.conditions, self._names, devices, recorded.tree)
+        steps = tuple(("node", i) for i in range(len(recorded.graph.nodes)))
+        bound = {**recorded.parameters, **recorded.constants, "FAIL": _raise}
+        unfused = write_plan(shape, steps).bind(bound).run
+
+        def eager(*tensors: Any) -> Any:
+            result = unfused(*tensors)
+            if result is MISS:
+                raise StructureMismatch(
+                    f"The inputs do not have the recorded structure: {_described(self._names, tensors)} against "
+                    f"{', '.join(f'{n}: {shape.graph.spec[i.name].text()}' for n, i in zip(self._names, shape.graph.inputs, strict=True))}.",
+                    remedy="Record again with inputs like these.",
+                )
+            return result
+
+        self._scope = Scope("recording", _named(self._names, eager), self.scheduler)
+        self._scope.adopt(recorded)
+        several = list(self._marked) != ["output"]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with torch.no_grad():
+                result = self._scope.entry(*args, **kwargs)
+            return result if several else result["output"]
+
+        return call
+
+
+def _raise(error: BaseException, log: Any, arguments: Any) -> Any:
+    raise error
+
+
+def _described(names: tuple[str, ...], tensors: tuple[Any, ...]) -> str:
+    def one(value: Any) -> str:
+        if not isinstance(value, torch.Tensor):
+            return type(value).__name__
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)} strides {list(value.stride())}"
+
+    return ", ".join(f"{n}: {one(v)}" for n, v in zip(names, tensors, strict=False))
+
+
+def _named(names: tuple[str, ...], function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with parameters called `names`."""
+    for name in names:
+        if not name.isidentifier():
+            raise RecordingError(f"{name!r} is no name for an input.", remedy="Use identifiers.")
+    namespace: dict[str, Any] = {"_f_function": function}
+    exec(f"def recorded({', '.join(names)}): return _f_function({', '.join(names)})", namespace)
+    made: Callable[..., Any] = namespace["recorded"]
+    return made
+
+
+def record(*inputs: torch.Tensor, config: Config = None, **named: torch.Tensor) -> Recording:
+    """Records the torch operators of a `with` block.
+
+        with fusion.record(gate=g, up=u) as recording:
+            y = torch.nn.functional.silu(g) * u
+        swiglu = recording.compile()
+        swiglu(g2, u2)
+
+    Args:
+        inputs, named: the tensors that will differ between calls. Without any, every tensor the block did not make is
+            an input, in the order of first use.
+        config: as for `enable`.
+
+    Raises:
+        RecordingError: a recording is active already.
+    """
+    return Recording({**{f"arg{i}": t for i, t in enumerate(inputs)}, **named}, config)
+
+
+def start_recording(*inputs: torch.Tensor, config: Config = None, **named: torch.Tensor) -> Recording:
+    """`record` for code that cannot use a `with` block; `stop_recording` ends it.
+
+    Raises:
+        RecordingError: a recording is active already.
+    """
+    return record(*inputs, config=config, **named).__enter__()
+
+
+def stop_recording(**outputs: torch.Tensor) -> Recording:
+    """Ends the recording that `start_recording` began.
+
+    Args:
+        outputs: results by name; without any, the values that nothing in the recording read.
+
+    Returns:
+        the recording: `.graph`, `.subgraphs`, `.compile()`, `.run(...)`.
+
+    Raises:
+        RecordingError: none is active.
+    """
+    if not _ACTIVE:
+        raise RecordingError("No recording is active.", remedy="Call fusion.start_recording() first.")
+    recording = _ACTIVE[-1]
+    recording.output(**outputs)
+    recording.__exit__(None, None, None)
+    return recording
+
+
+def dispatcher_for(graph: Any, scheduler: FusionScheduler) -> Callable[[dict[str, torch.Tensor]], dict[str, Any]]:
+    """What `FusionScheduler.dispatch` runs for a graph: a function from inputs by name to outputs by name.
+
+    Raises:
+        FusionError: `graph` is neither a SubGraph nor a Recording.
+    """
+    if isinstance(graph, Recording):
+        function = graph.compile()
+
+        def run(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+            _check_names(graph.input_names, inputs)
+            result = function(**inputs)
+            return result if isinstance(result, dict) else {"output": result}
+
+        return run
+    if not isinstance(graph, SubGraph):
+        raise FusionError(
+            f"dispatch() takes a SubGraph or a Recording, not a {type(graph).__name__}.",
+            remedy="Make one with create_swiglu_pattern() or fusion.record().",
+        )
+    return _subgraph_dispatcher(graph, scheduler)
+
+
+def _subgraph_dispatcher(graph: SubGraph, scheduler: FusionScheduler) -> Callable[..., dict[str, Any]]:
+    eager = eager_function(graph)
+    polymorphic = not graph.symbols or all(
+        kind_of(n.op) in (Kind.POINTWISE, Kind.REDUCTION) and n.op not in CONVERSIONS for n in graph.nodes
+    )
+
+    def call(*tensors: torch.Tensor) -> Any:
+        named = dict(zip(graph.inputs, tensors, strict=True))
+        try:
+            values = bind_symbols(graph, named)
+        except StructureMismatch:
+            if not polymorphic:
+                raise
+            values = dict.fromkeys(graph.symbols, 0)  # no operator of the graph takes a size
+        return eager(*tensors, *(values[s] for s in graph.symbols))
+
+    scope = Scope(graph.pattern or "+".join(graph.ops), _named(graph.inputs, call), scheduler)
+
+    def run(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+        _check_names(graph.inputs, inputs)
+        with torch.no_grad():
+            result = scope.entry(*(inputs[name] for name in graph.inputs))
+        return dict(zip(graph.outputs, result if len(graph.outputs) > 1 else (result,), strict=True))
+
+    run.scope = scope  # type: ignore[attr-defined]
+    return run
+
+
+def _check_names(expected: tuple[str, ...], given: Mapping[str, Any]) -> None:
+    if set(expected) != set(given):
+        raise StructureMismatch(
+            f"The graph's inputs are {list(expected)}; given were {list(given)}.", remedy="Pass exactly these names."
+        )
+
+
+__all__ = [
+    "Recording", "disable", "dispatcher_for", "enable", "record", "register_island", "report",
+    "start_recording", "stop_recording",
+]  # fmt: skip

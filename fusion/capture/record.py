@@ -1,0 +1,251 @@
+"""Recording a call: from a callable and its arguments to a RecordedGraph with what a plan must hold on to."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fusion.decide.refusal import Refusal, Refused
+from fusion.patterns.graph import (
+    Argument,
+    Expect,
+    RecordedGraph,
+    Ref,
+    TensorSpec,
+    map_leaves,
+)
+
+from fusion.runtime.plan import Conditions
+
+from . import islands
+from .provenance import Atom, flatten, tensors_of
+from .recorder import Recorder, SizeReads, as_tuples, storage_key
+from .shadow import GuardError, Translation, hint, is_symbolic
+
+
+@dataclass
+class Recording:
+    """The outcome of one recorded call.
+
+    Attributes:
+        result: what the call returned.
+        refusal: why it cannot be replayed, or None.
+        graph: the recorded graph, or None when refused.
+        conditions: what a plan checks beside sizes.
+        constants: tensors by value name.
+        parameters: tensors by value name.
+        tree: pytree structure of the result.
+        devices: full device of every input by value name.
+        real: every tensor of the run by value name; drop it when the kernels are proved.
+        log: results of the islands with effects.
+        seconds: how long recording took.
+    """
+
+    result: Any
+    refusal: Refusal | None
+    graph: RecordedGraph | None = None
+    conditions: Conditions | None = None
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
+    tree: Any = None
+    devices: dict[str, torch.device] = field(default_factory=dict)
+    real: dict[str, torch.Tensor] = field(default_factory=dict)
+    values: dict[str, int] = field(default_factory=dict)
+    log: list[Any] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def below_autograd(recorder: Recorder, kinds: tuple[type, ...]) -> Iterator[None]:
+    """The modes under which a recorder sees whole operators: linear and attention are not taken apart."""
+    with (
+        torch.no_grad(),
+        islands.session(recorder, kinds),
+        torch._C._AutoDispatchBelowAutograd(),
+        SizeReads(recorder),
+        recorder,
+    ):
+        yield
+
+
+def record(
+    call: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    invoke: Callable[[], Any],
+    modules: Mapping[str, torch.nn.Module],
+    *,
+    max_ops: int = 4096,
+) -> Recording:
+    """Runs `invoke()` once and records it.
+
+    Args:
+        call: the scope's callable, for messages.
+        arguments: its arguments by parameter name, as `inspect.Signature.bind` gives them.
+        invoke: makes the call.
+        modules: modules whose tensors the scope may use, by path prefix ("" for the scope's own).
+        max_ops: operators a recording may have.
+
+    Returns:
+        the outcome; `result` is always what the call returned, recorded or not.
+    """
+    start = time.perf_counter()
+    leaves, containers = flatten(arguments)
+    objects = {id(leaf.value): leaf.path for leaf in leaves if not isinstance(leaf.value, (torch.Tensor, *Atom))}
+    opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not islands.has_islands(type(leaf.value))]
+    kinds = tuple({type(leaf.value) for leaf in leaves if id(leaf.value) in objects} - {type(o.value) for o in opaque})
+    parameters = {
+        id(tensor): (f"{prefix}.{path}" if prefix else path, tensor)
+        for prefix, module in modules.items()
+        for path, tensor in tensors_of(module)
+    }
+    tensors = [leaf for leaf in leaves if isinstance(leaf.value, torch.Tensor)]
+    recorder = Recorder(
+        [(f"x{i}", leaf.path, leaf.value) for i, leaf in enumerate(tensors)], parameters, objects, max_ops=max_ops
+    )
+    if opaque:
+        kind = type(opaque[0].value).__name__
+        recorder.refuse(
+            "opaque_argument",
+            f"the argument {opaque[0].path[0]!r} is a {kind}; register its methods with fusion.register_island",
+            "",
+        )
+    before = _python_state(modules)
+    with below_autograd(recorder, kinds):
+        result = invoke()
+    _check_state(recorder, before, _python_state(modules))
+    conditions = Conditions(
+        tuple((c.path, c.kind, c.keys) for c in containers),
+        tuple((leaf.path, leaf.value) for leaf in leaves if isinstance(leaf.value, Atom)),
+        tuple((leaf.path, type(leaf.value)) for leaf in leaves if id(leaf.value) in objects),
+        tuple(recorder.aliased_inputs),
+    )
+    return finish(recorder, result, conditions, start)
+
+
+def finish(recorder: Recorder, result: Any, conditions: Conditions, start: float) -> Recording:
+    """Turns what a recorder met into a Recording."""
+    plain = pytree.tree_map(hint, result)
+    recording = Recording(plain, recorder.refusal)
+    if recorder.refusal is None:
+        try:
+            _fill(recording, recorder, result, conditions)
+        except Refused as refused:
+            recording.refusal = refused.refusal
+        except GuardError as error:
+            recording.refusal = Refusal("guard", str(error))
+        except Exception as error:
+            recording.refusal = Refusal("recorder_error", f"{type(error).__name__}: {error}")
+    if recording.refusal is not None:
+        recording.graph = None
+    recording.seconds = time.perf_counter() - start
+    return recording
+
+
+def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Conditions) -> None:
+    translation = recorder.shadow.finish()
+    leaves, tree = pytree.tree_flatten(result)
+    outputs = tuple(_output(leaf, recorder, translation) for leaf in leaves)
+    written = {name for name, t in recorder.real.items() if storage_key(t) in recorder.written}
+    outside = [*(i.name for i in recorder.inputs), *recorder.parameters, *recorder.constants]
+    for name in outside:
+        if name in written:
+            raise Refused("outer_write", f"an in-place operator writes to {recorder.parameters.get(name, 'an argument')}")
+    recording.graph = RecordedGraph(
+        inputs=tuple(recorder.inputs),
+        parameters=tuple(recorder.parameters.items()),
+        constants=tuple(recorder.constants),
+        mutated=tuple(sorted(written)),
+        nodes=tuple(_translated(node, translation) for node in recorder.nodes),
+        outputs=outputs,
+        structure=str(tree),
+        specs=tuple((name, _spec(fake, translation)) for name, fake in recorder.fakes.items()),
+        symbols=tuple(translation.sources),
+        guards=tuple(translation.guards),
+    )
+    recording.conditions = conditions
+    recording.constants = dict(recorder.constants)
+    recording.parameters = {name: recorder.real[name] for name in recorder.parameters}
+    recording.tree = tree
+    recording.devices = {i.name: recorder.real[i.name].device for i in recorder.inputs}
+    recording.real = recorder.real
+    recording.values = {s.symbol: _value_of(s, recorder) for s in translation.sources if s.kind != "result"}
+    recording.log = recorder.log
+
+
+def _value_of(source: Any, recorder: Recorder) -> int:
+    tensor = recorder.real[source.value]
+    return int(tensor.shape[source.dim] if source.kind == "shape" else tensor.stride(source.dim))
+
+
+def _output(leaf: Any, recorder: Recorder, translation: Translation) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        name = recorder.name_of(leaf)
+        if name is None:
+            raise Refused("unknown_tensor", "the result holds a tensor that no recorded operator made")
+        return Ref(name)
+    if is_symbolic(leaf):
+        return translation.dim(leaf)
+    if isinstance(leaf, (type(None), bool, int, float, str)):
+        return Expect(leaf)
+    if id(leaf) in recorder.objects:
+        return Argument(recorder.objects[id(leaf)])
+    raise Refused("opaque_output", f"the result holds a {type(leaf).__name__}")
+
+
+def _translated(node: Any, translation: Translation) -> Any:
+    def leaf(x: Any) -> Any:
+        return translation.dim(x) if is_symbolic(x) else x
+
+    arguments = None if node.args is None else map_leaves(leaf, as_tuples(node.args))
+    return replace(node, args=arguments, kwargs=map_leaves(leaf, as_tuples(node.kwargs)))
+
+
+def _spec(fake: torch.Tensor, translation: Translation) -> TensorSpec:
+    return TensorSpec(
+        fake.dtype,
+        tuple(translation.dim(d) for d in fake.shape),
+        tuple(translation.dim(d) for d in fake.stride()),
+        fake.device.type,
+    )
+
+
+def _python_state(modules: Mapping[str, torch.nn.Module]) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """Attributes of every module by (path, name): the object, and the size of a container."""
+    state: dict[tuple[str, str], tuple[Any, Any]] = {}
+    for prefix, module in modules.items():
+        for path, child in module.named_modules(prefix=prefix):
+            held = [child.__dict__, child.__dict__.get("_parameters") or {}, child.__dict__.get("_buffers") or {}]
+            for names in held:
+                for name, value in names.items():
+                    state[(path, name)] = (value, len(value) if isinstance(value, (list, dict, set)) else None)
+    return state
+
+
+def _check_state(
+    recorder: Recorder, before: Mapping[tuple[str, str], Any], after: Mapping[tuple[str, str], Any]
+) -> None:
+    """Refuses a run that changed a module's attributes, and takes symbolic sizes out of what it left there."""
+    for key, (value, size) in after.items():
+        was = before.get(key)
+        if was is None or was[0] is not value or was[1] != size:
+            where = ".".join(part for part in key if part)
+            recorder.refuse("python_state", f"the forward changes the attribute {where!r}", "")
+    for key in before:
+        if key not in after:
+            recorder.refuse("python_state", f"the forward deletes the attribute {'.'.join(key)!r}", "")
+
+
+def plain_state(modules: Mapping[str, torch.nn.Module]) -> None:
+    """Replaces symbolic sizes that a recorded forward left in module attributes by numbers."""
+    for module in modules.values():
+        for child in module.modules():
+            for name, value in list(child.__dict__.items()):
+                if is_symbolic(value):
+                    child.__dict__[name] = hint(value)
+

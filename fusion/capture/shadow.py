@@ -1,0 +1,151 @@
+"""The symbolic shadow: a fake tensor beside every real one, so that shapes come out of a recording as expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils._sympy.printers import PythonPrinter
+
+from fusion.patterns import symbols
+from fusion.patterns.graph import SymbolSource
+from fusion.patterns.symbols import Dim
+
+
+def is_symbolic(value: Any) -> bool:
+    """Whether `value` is one of torch's symbolic numbers."""
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def hint(value: Any) -> Any:
+    """The real number behind a symbolic one; anything else as it is."""
+    if not is_symbolic(value):
+        return value
+    known = value.node.hint
+    return known if known is not None else value.node.shape_env.size_hint(value.node.expr)
+
+
+class Shadow:
+    """The symbols, fake tensors and guards of one recording.
+
+    Sizes 0 and 1 are fixed (broadcasting depends on them); every other size of an input is a symbol, at least 2.
+    """
+
+    def __init__(self) -> None:
+        self.env = ShapeEnv(specialize_zero_one=True, duck_shape=False)
+        self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
+        self.sources: list[tuple[sympy.Symbol, SymbolSource]] = []
+
+    def new_symbol(self, value: int, source: tuple[str, str, int]) -> Any:
+        """A symbol whose real value is `value`; 0 and 1 stay numbers."""
+        if value in (0, 1):
+            return value
+        origin = ConstantSource(f"size{len(self.sources)}")
+        made = self.env.create_symbol(
+            value, source=origin, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None, do_not_specialize_zero_one=False
+        )
+        number = self.env.create_symintnode(made, hint=value, source=origin)
+        self.sources.append((number.node.expr, SymbolSource(f"s{len(self.sources)}", *source)))
+        return number
+
+    def static(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The shadow of a tensor whose sizes never change."""
+        return self.build(tensor, tensor.shape, tensor.stride())
+
+    def build(self, tensor: torch.Tensor, sizes: Sequence[Any], strides: Sequence[Any]) -> torch.Tensor:
+        """A fake tensor like `tensor` with the given sizes and strides."""
+        with self.mode:
+            return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device)
+
+    def of_input(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The shadow of a tensor that enters the scope: a symbol for every size above 1."""
+        sizes = [self.new_symbol(size, (name, "shape", i)) for i, size in enumerate(tensor.shape)]
+        return self.build(tensor, sizes, self._strides(name, tensor, sizes))
+
+    def of_result(self, name: str, tensor: torch.Tensor, like: Sequence[torch.Tensor], grows: tuple[int, ...]) -> Any:
+        """The shadow of an island's result: sizes follow the inputs' where they agree, except where it may grow."""
+        rank = tensor.ndim
+        free = {d % rank for d in grows} if rank else set()
+        sizes: list[Any] = []
+        for i, size in enumerate(tensor.shape):
+            followed = [f.shape[i] for f in like if f.ndim == rank and hint(f.shape[i]) == size]
+            if followed and i not in free:
+                sizes.append(followed[0])
+            else:
+                sizes.append(self.new_symbol(size, (name, "shape", i)))
+        return self.build(tensor, sizes, self._strides(name, tensor, sizes))
+
+    def _strides(self, name: str, tensor: torch.Tensor, sizes: Sequence[Any]) -> list[Any]:
+        """Strides as products of sizes where the layout is dense in some order, else as numbers or symbols."""
+        strides: list[Any] = [0] * tensor.ndim
+        running: Any = 1
+        real = tensor.stride()
+        for dim in sorted(range(tensor.ndim), key=lambda d: (real[d], -d)):
+            if tensor.shape[dim] == 1:
+                strides[dim] = real[dim] if real[dim] in (0, 1) else running
+                continue
+            if real[dim] == hint(running):
+                strides[dim] = running
+                running = running * sizes[dim]
+            elif real[dim] in (0, 1):
+                strides[dim] = real[dim]
+            else:
+                strides[dim] = self.new_symbol(real[dim], (name, "stride", dim))
+                running = strides[dim] * sizes[dim]
+        return strides
+
+    def finish(self) -> Translation:
+        """The recording's symbols and guards, once no more can come."""
+        return Translation(self)
+
+
+class Translation:
+    """From torch's symbols to the graph's, after a recording.
+
+    Attributes:
+        sources: the graph symbols that are left after torch's own unification.
+        guards: conditions as Python text over graph symbols; "never" cases raise GuardError.
+    """
+
+    def __init__(self, shadow: Shadow) -> None:
+        self.env = shadow.env
+        self.names: dict[sympy.Symbol, sympy.Symbol] = {}
+        self.sources: list[SymbolSource] = []
+        for torch_symbol, source in shadow.sources:
+            final = self.env.replace(torch_symbol)
+            if final == torch_symbol:
+                renamed = SymbolSource(f"s{len(self.sources)}", source.value, source.kind, source.dim)
+                self.names[torch_symbol] = symbols.symbol(renamed.symbol)
+                self.sources.append(renamed)
+        self.guards = self._guards()
+
+    def dim(self, value: Any) -> Dim:
+        """A torch size as a graph Dim."""
+        if not is_symbolic(value):
+            return int(value)
+        return symbols.as_dim(self._renamed(value.node.expr))
+
+    def _renamed(self, expression: Any) -> Any:
+        return self.env.replace(expression).xreplace(self.names)
+
+    def _guards(self) -> list[str]:
+        printer = PythonPrinter()
+        found: dict[str, None] = {}
+        for guard in self.env.guards:
+            expression = self._renamed(guard.expr)
+            if expression in (sympy.true, True):
+                continue
+            unknown = expression.free_symbols - set(self.names.values())
+            if unknown:
+                raise GuardError(f"a condition on sizes that have no source: {guard.expr}")
+            found.setdefault(printer.doprint(expression))
+        return list(found)
+
+
+class GuardError(Exception):
+    """A guard of the recording that a plan could not check."""

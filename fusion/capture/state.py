@@ -1,0 +1,79 @@
+"""The Python state a recording depends on: what a plan's snapshot watches, and what rules recording out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.modules import module as torch_module
+
+from fusion.decide.refusal import Refusal
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def problems(modules: Mapping[str, torch.nn.Module]) -> Refusal | None:
+    """Why a call cannot be recorded or dispatched now, or None."""
+    if torch.is_grad_enabled():
+        return Refusal("grad_enabled", "call the model under torch.inference_mode() or torch.no_grad()")
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return Refusal("active_mode", "another dispatch or function mode is active")
+    if torch._C._is_any_autocast_enabled():
+        return Refusal("autocast", "autocast is enabled; cast the model instead")
+    if torch._C._get_tracing_state():
+        return Refusal("active_mode", "torch.jit is tracing")
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return Refusal("hook", "global module hooks are registered")
+    for prefix, module in modules.items():
+        for path, child in module.named_modules(prefix=prefix):
+            if child.training:
+                return Refusal("training", f"{path or type(child).__name__} is in training mode; call model.eval()")
+            if child is not module and any(getattr(child, hooks) for hooks in _HOOKS):
+                return Refusal("hook", f"{path} has forward hooks")
+    return None
+
+
+def watched(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """Snapshot entries for everything a module tree's forward can depend on beside its arguments.
+
+    Every attribute, parameter, buffer and submodule by identity; the number of attributes and inner hooks; each
+    class's `forward`; the plain attributes of configuration objects that modules hold.
+    """
+    entries: list[tuple[Any, ...]] = [
+        ("size", torch_module._global_forward_hooks, 0),
+        ("size", torch_module._global_forward_pre_hooks, 0),
+    ]
+    seen: dict[int, Any] = {id(o): o for o in objects}
+    kinds: dict[type, None] = {}
+    for module in modules.values():
+        for child in module.modules():
+            root = child is module
+            kinds[type(child)] = None
+            entries += _of_module(child, root)
+            for value in vars(child).values():
+                if hasattr(value, "__dict__") and not isinstance(value, (torch.nn.Module, torch.Tensor, type)):
+                    if not callable(value):
+                        seen.setdefault(id(value), value)
+    entries += [("attribute", kind, "forward", kind.forward) for kind in kinds]
+    for held in seen.values():
+        entries += [("item", vars(held), k, v) for k, v in vars(held).items() if isinstance(v, _PLAIN)]
+    return entries
+
+
+def _of_module(module: torch.nn.Module, root: bool) -> list[tuple[Any, ...]]:
+    own = vars(module)
+    entries: list[tuple[Any, ...]] = []
+    if not root:
+        entries.append(("size", own, len(own)))
+        entries += [("size", own[hooks], 0) for hooks in _HOOKS]
+    for name, value in own.items():
+        if name in ("_parameters", "_buffers", "_modules"):
+            entries += [("item", value, k, v) for k, v in value.items()]
+            entries.append(("size", value, len(value)))
+        elif not name.startswith("_") and not (root and name == "forward"):
+            entries.append(("item", own, name, value))
+            if isinstance(value, (list, dict, set)):
+                entries.append(("size", value, len(value)))
+    return entries

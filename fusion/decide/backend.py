@@ -1,0 +1,198 @@
+"""From regions to launchers: which backend, compiled how, remembered where."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from fusion.config import FusionConfig
+from fusion.kernels.compiler import compile_cpp
+from fusion.kernels.loops import LoopNest
+from fusion.kernels.lower import given_symbols, lower
+from fusion.kernels.store import Store, default_directory
+from fusion.kernels.toolchain import cpp, triton
+from fusion.patterns.errors import BackendUnavailable, CompileError, LoweringError
+from fusion.patterns.graph import SubGraph
+from fusion.runtime.launch import make_launcher
+from fusion.runtime.native import load_native
+
+from .heuristics import Decision
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled region.
+
+    Attributes:
+        launch: takes the inputs in order, then the given sizes; returns a tensor or a tuple.
+        nest: its LoopNest.
+        compiled: the backend's kernel with its source, or None for Triton, which compiles at the first launch.
+        backend: "cpp" or "triton".
+    """
+
+    launch: Callable[..., Any]
+    nest: LoopNest
+    compiled: Any
+    backend: str
+
+
+@dataclass
+class Costs:
+    """What compiling has cost so far; seconds and counts."""
+
+    compile_seconds: float = 0.0
+    profile_seconds: float = 0.0
+    cache_hits: int = 0
+    cache_misses: int = 0
+
+
+@dataclass
+class Backends:
+    """The compilers of this machine behind one door, with a memory of kernels and decisions.
+
+    Raises:
+        BackendUnavailable: the config names a backend that this machine cannot provide.
+    """
+
+    config: FusionConfig
+    costs: Costs = field(default_factory=Costs)
+
+    def __post_init__(self) -> None:
+        self.store: Store | None = None
+        if self.config.enable_cache:
+            self.store = Store(self.config.cache_dir or default_directory())
+        self.nests: dict[tuple[str, str], LoopNest | LoweringError] = {}
+        self.kernels: dict[str, Kernel | Decision] = {}
+        self.decisions: dict[str, Decision] = {}
+        self._lock = threading.RLock()
+        self._check_explicit()
+
+    def _check_explicit(self) -> None:
+        """An explicit request that cannot be met is an error, not a fallback."""
+        if self.config.backend == "triton":
+            reason = triton.available()
+            if reason:
+                raise BackendUnavailable(f"backend='triton' was asked for: {reason}")
+        if self.config.backend == "cpp" and cpp.find_toolchain() is None:
+            raise BackendUnavailable(f"backend='cpp' was asked for: {cpp.why_missing()}")
+
+    def lower(self, graph: SubGraph) -> LoopNest:
+        """The LoopNest of a region, remembered by digest.
+
+        Raises:
+            LoweringError: it cannot be one kernel.
+        """
+        key = (graph.digest, self.config.numerics)
+        known = self.nests.get(key)
+        if known is None:
+            try:
+                known = lower(graph, numerics=self.config.numerics)
+            except LoweringError as error:
+                known = error
+            self.nests[key] = known
+        if isinstance(known, LoweringError):
+            raise known
+        return known
+
+    def backend_for(self, graph: SubGraph) -> str | Decision:
+        """ "cpp" or "triton", or the decision that there is none."""
+        device = graph.spec[graph.outputs[0]].device
+        wanted = {"cpu": "cpp", "cuda": "triton"}.get(device)
+        if wanted is None:
+            return Decision(False, "device", f"no kernels for the device {device!r}")
+        if self.config.backend not in ("auto", wanted):
+            return Decision(False, "no_backend", f"backend={self.config.backend!r} makes no kernels for {device}")
+        missing = triton.available() if wanted == "triton" else (None if cpp.find_toolchain() else cpp.why_missing())
+        return Decision(False, "no_backend", missing) if missing else wanted
+
+    def compile(self, graphs: Sequence[SubGraph]) -> list[Kernel | Decision]:
+        """Kernels for regions, in order; those that are new are compiled together. A failure is remembered too."""
+        with self._lock:
+            fresh = {g.digest: g for g in graphs if g.digest not in self.kernels}
+            if fresh:
+                self._compile(fresh)
+            return [self.kernels[g.digest] for g in graphs]
+
+    def _compile(self, fresh: dict[str, SubGraph]) -> None:
+        native: dict[str, LoopNest] = {}
+        for digest, graph in fresh.items():
+            backend = self.backend_for(graph)
+            if isinstance(backend, Decision):
+                self.kernels[digest] = backend
+                continue
+            try:
+                nest = self.lower(graph)
+            except LoweringError as error:
+                self.kernels[digest] = Decision(False, error.code, error.message)
+                continue
+            if backend == "cpp":
+                native[digest] = nest
+            else:
+                self.kernels[digest] = Kernel(make_launcher(nest), nest, None, "triton")
+        if native:
+            self._compile_cpp(native)
+
+    def _compile_cpp(self, nests: dict[str, LoopNest]) -> None:
+        load_native(self.store)
+        start = time.perf_counter()
+        try:
+            compiled = compile_cpp(list(nests.values()), self.store)
+        except (CompileError, BackendUnavailable, LoweringError) as error:
+            if len(nests) > 1:  # one bad kernel must not take the others with it
+                for digest, nest in nests.items():
+                    self._compile_cpp({digest: nest})
+                return
+            self.kernels[next(iter(nests))] = Decision(False, "compile_error", str(error).splitlines()[0])
+            return
+        finally:
+            self.costs.compile_seconds += time.perf_counter() - start
+        for digest, kernel in zip(nests, compiled, strict=True):
+            self.costs.cache_hits += kernel.from_cache
+            self.costs.cache_misses += not kernel.from_cache
+            self.kernels[digest] = Kernel(make_launcher(kernel), kernel.nest, kernel, "cpp")
+
+    def launcher(self, graph: SubGraph) -> Callable[..., Any] | Decision:
+        """The launcher of one region, or the decision that there is none."""
+        kernel = self.compile([graph])[0]
+        if isinstance(kernel, Kernel) and given_symbols(kernel.nest):
+            return Decision(False, "guard", "its sizes cannot be read off its inputs")
+        return kernel.launch if isinstance(kernel, Kernel) else kernel
+
+    # ---- decisions
+
+    def decision_key(self, graph: SubGraph, bucket: object) -> str:
+        """What a measured decision depends on."""
+        device = graph.spec[graph.outputs[0]].device
+        machine = torch.cuda.get_device_name() if device == "cuda" else _cpp_identity()
+        parts = [graph.digest, self.config.numerics, self.config.fusion_ratio, str(bucket), machine, torch.__version__]
+        parts += [torch.get_num_threads(), self.config.verify, self.config.profile]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def remembered(self, key: str) -> Decision | None:
+        """A decision of this or an earlier process."""
+        if key not in self.decisions and self.store is not None:
+            found = self.store.get_json(key)
+            if isinstance(found, dict):
+                try:
+                    self.decisions[key] = Decision(**found)
+                except TypeError:
+                    return None  # written by another version: a miss
+        return self.decisions.get(key)
+
+    def remember(self, key: str, decision: Decision) -> None:
+        """Keeps a decision for this process and the next ones."""
+        self.decisions[key] = decision
+        if self.store is not None:
+            self.store.put_json(key, asdict(decision))
+
+
+def _cpp_identity() -> str:
+    toolchain = cpp.find_toolchain()
+    return toolchain.identity if toolchain else ""

@@ -1,0 +1,86 @@
+"""Why something did not happen, as a value: every `no` of the pass carries a code and a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# code -> what it means; the report shows the code and the refusal's own sentence.
+CODES: dict[str, str] = {
+    # recording a scope
+    "grad_enabled": "autograd is recording; fusion is for inference",
+    "training": "a module of the scope is in training mode",
+    "active_mode": "another torch dispatch or function mode is active",
+    "autocast": "autocast is enabled",
+    "hook": "a module inside the scope has forward hooks",
+    "data_read": "the forward reads tensor data in Python",
+    "numpy": "the forward passes through NumPy",
+    "python_state": "the forward changes Python state",
+    "unknown_tensor": "the forward uses a tensor of unknown origin",
+    "opaque_argument": "an argument is an object the recorder cannot look into",
+    "opaque_output": "the result holds an object the recorder cannot rebuild",
+    "unsupported_layout": "a tensor has a layout, subclass or device the recorder does not cover",
+    "outer_write": "the forward writes to a tensor it was given",
+    "random": "the forward draws random numbers",
+    "shape_mismatch": "the symbolic shapes disagree with the real ones",
+    "guard": "a guard cannot be expressed",
+    "too_large": "the recording has more ops than max_graph_size",
+    "too_many_plans": "the scope needed more plans than max_plans",
+    "recorder_error": "the recorder failed",
+    "disabled": "fusion is switched off",
+    # trusting a plan
+    "plan_mismatch": "the plan's result differs from eager's",
+    "plan_error": "the plan failed",
+    # fusing a region
+    "not_fusable": "a library call",
+    "operator_use": "a use of an operator that its table row does not cover",
+    "dtype": "a dtype the kernels do not cover",
+    "device": "a device the kernels do not cover",
+    "aliased": "the value's memory is written to",
+    "not_convex": "a path leaves the region and comes back",
+    "different_domain": "the outputs do not share one iteration space",
+    "reduction_in_column": "a reduction would be recomputed for every element",
+    "broadcast_recompute": "a value would be recomputed for every element it is broadcast to",
+    "output_layout": "an output's memory layout is not dense",
+    "too_small": "fewer ops than min_nodes",
+    "few_elements": "fewer elements than min_tensor_elements",
+    "fuel": "max_fusions reached",
+    "no_backend": "no compiler for this device",
+    "compile_error": "the kernel did not compile",
+    "inaccurate": "the kernel's error is larger than eager's allows",
+    "slower": "the kernel did not measure faster",
+    "launch_error": "the kernel could not be launched",
+    # fused
+    "faster": "measured faster than eager",
+    "unmeasured": "fused by rule; measuring is switched off",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A typed `no`.
+
+    Attributes:
+        code: one of `CODES`.
+        sentence: what was met, in words.
+        origin: "file:line" of the user's code, or "".
+    """
+
+    code: str
+    sentence: str
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"{self.code!r} is no refusal code; add it to CODES.")
+
+    def __str__(self) -> str:
+        where = f" ({self.origin})" if self.origin else ""
+        return f"{self.code}: {self.sentence}{where}"
+
+
+class Refused(Exception):
+    """Carries a Refusal out of a step; never reaches the user."""
+
+    def __init__(self, code: str, sentence: str, origin: str = "") -> None:
+        self.refusal = Refusal(code, sentence, origin)
+        super().__init__(str(self.refusal))

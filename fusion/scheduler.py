@@ -1,0 +1,376 @@
+"""The orchestrator: partition, match, decide, compile, prove, plan.
+
+Each step takes one immutable value and makes the next; scopes whose recordings have the same structure share every
+result, so that the second of 28 equal layers costs a binding of names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from fusion.capture.record import Recording
+from fusion.config import FusionConfig
+from fusion.decide.backend import Backends, Kernel
+from fusion.decide.heuristics import Decision, FusionHeuristics, bytes_moved
+from fusion.decide.partition import Partition, Region, partition
+from fusion.decide.refusal import Refusal
+from fusion.kernels.lower import given_symbols
+from fusion.patterns import symbols
+from fusion.patterns.graph import IslandNode, RecordedGraph, SubGraph, canonicalize
+from fusion.patterns.match import match
+from fusion.patterns.ops import Kind, kind_of
+from fusion.runtime.plan import KernelCall, Shape, Source, Step, input_symbols, island_constants, write_match, write_plan
+
+Bucket = tuple[tuple[str, int, int], ...]  # (input symbol, lowest, highest value) a set of decisions is for
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A region with what was decided about it."""
+
+    region: Region
+    decision: Decision
+    kernel: Kernel | None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Everything the scopes of one structure share.
+
+    Attributes:
+        shape: what plans are written from.
+        partition: its regions.
+        candidates: per region, the decision and the kernel, in partition order.
+        bucket: the sizes the decisions were measured for.
+        unfused: execution order without kernels.
+        steps, calls, kernels: execution order with kernels; "region" steps index into `calls`.
+    """
+
+    shape: Shape
+    partition: Partition
+    candidates: tuple[Candidate, ...]
+    bucket: Bucket
+    unfused: tuple[Step, ...]
+    steps: tuple[Step, ...]
+    calls: tuple[KernelCall, ...]
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def launches(self) -> tuple[int, int]:
+        """Operator and kernel calls of one run, eager and planned; views launch nothing."""
+        graph = self.shape.graph
+
+        def counts(index: int) -> bool:
+            node = graph.nodes[index]
+            return isinstance(node, IslandNode) or kind_of(node.op) is not Kind.VIEW
+
+        before = sum(counts(i) for _, i in self.unfused)
+        after = sum(kind == "region" or counts(i) for kind, i in self.steps)
+        return before, after
+
+
+@dataclass
+class Template:
+    """What is known of a structure: its partition, and its decisions by bucket."""
+
+    shape: Shape
+    partition: Partition
+    unfused: tuple[Step, ...]
+    by_bucket: dict[Bucket, Compiled] = field(default_factory=dict)
+    sources: dict[Any, Source] = field(default_factory=dict)
+
+
+class FusionScheduler:
+    """Compiles recordings and remembers what it compiled.
+
+    Args:
+        config: a FusionConfig, a mapping, a file, or None for the environment's.
+
+    Raises:
+        ConfigError: the config is not valid.
+        BackendUnavailable: the config names a backend that this machine cannot provide.
+    """
+
+    def __init__(self, config: FusionConfig | Mapping[str, Any] | None = None) -> None:
+        self.config = FusionConfig.resolve(config)
+        self.heuristics = FusionHeuristics(self.config)
+        self.backends = Backends(self.config)
+        self.templates: dict[str, Template] = {}
+        self._dispatchers: dict[Any, Any] = {}
+
+    # ---- the pipeline
+
+    def template(self, recording: Recording, parameters: tuple[str, ...]) -> Template:
+        """Partitions a recording, or finds the partition of an equal one.
+
+        Args:
+            recording: one that was not refused.
+            parameters: the scope's parameter names in signature order.
+        """
+        assert recording.graph is not None and recording.conditions is not None
+        devices = tuple(recording.devices[i.name] for i in recording.graph.inputs)
+        shape = Shape(recording.graph, recording.conditions, parameters, devices, recording.tree)
+        key = structure_key(shape)
+        known = self.templates.get(key)
+        if known is None:
+            values = dict(recording.values)
+            split = partition(
+                recording.graph,
+                min_nodes=self.config.min_nodes,
+                min_elements=self.config.min_tensor_elements,
+                values=values,
+                judge=self.backends.lower,
+            )
+            regions = tuple(
+                replace(r, subgraph=r.subgraph.with_pattern(match(r.subgraph))) for r in split.regions
+            )
+            split = replace(split, regions=regions)
+            known = Template(shape, split, tuple(("node", i) for i in range(len(recording.graph.nodes))))
+            self.templates[key] = known
+        return known
+
+    def compile(
+        self, template: Template, tensors: Mapping[str, torch.Tensor] | None, values: Mapping[str, int]
+    ) -> Compiled:
+        """Decides every region for the sizes of `values`.
+
+        Args:
+            template: the partition.
+            tensors: real tensors by value name, for proving and measuring; without them nothing new is fused.
+            values: every size symbol's value in that run.
+        """
+        bucket = self.bucket(template, values)
+        known = template.by_bucket.get(bucket)
+        if known is not None:
+            return known
+        regions = template.partition.regions
+        static = [self.heuristics.should_fuse(r.subgraph, values) for r in regions]
+        wanted = [r.subgraph for r, s in zip(regions, static, strict=True) if s.fused]
+        made = iter(self.backends.compile(wanted))
+        candidates: list[Candidate] = []
+        fuel = self.config.max_fusions
+        for region, first in zip(regions, static, strict=True):
+            candidate = Candidate(region, first, None)
+            if first.fused:
+                candidate = self._decide(region, next(made), tensors, values)
+                if candidate.decision.fused and fuel is not None:
+                    if fuel == 0:
+                        spent = replace(candidate.decision, fused=False, code="fuel", reason="max_fusions is used up")
+                        candidate = Candidate(region, spent, None)
+                    else:
+                        fuel -= 1
+            candidates.append(candidate)
+        compiled = self._assemble(template, tuple(candidates), bucket)
+        template.by_bucket[bucket] = compiled
+        return compiled
+
+    def _decide(
+        self,
+        region: Region,
+        kernel: Kernel | Decision,
+        tensors: Mapping[str, torch.Tensor] | None,
+        values: Mapping[str, int],
+    ) -> Candidate:
+        graph = region.subgraph
+        if isinstance(kernel, Decision):
+            before, after = bytes_moved(graph, values)
+            return Candidate(region, replace(kernel, bytes_before=before, bytes_after=after), None)
+        key = self.backends.decision_key(graph, _size_class(graph, values))
+        decision = self.backends.remembered(key)
+        if decision is None and tensors is not None:
+            start = time.perf_counter()
+            given = [symbols.evaluate(d, values) for d in given_dims(graph, kernel)]
+            needed = {s: values[s] for s in graph.symbols}
+            decision = self.heuristics.judge(graph, [tensors[i] for i in graph.inputs], needed, kernel.launch, given)
+            self.backends.costs.profile_seconds += time.perf_counter() - start
+            self.backends.remember(key, decision)
+        if decision is None:
+            decision = Decision(False, "unmeasured", "not measured yet")
+        return Candidate(region, decision, kernel if decision.fused else None)
+
+    def _assemble(self, template: Template, candidates: tuple[Candidate, ...], bucket: Bucket) -> Compiled:
+        steps: list[Step] = []
+        calls: list[KernelCall] = []
+        kernels: list[Kernel] = []
+        removed = {i for c in candidates if c.kernel for i in c.region.removed}
+        placed: set[int] = set()
+        for kind, index in template.partition.order:
+            if kind == "node":
+                if index not in removed and index not in placed:
+                    steps.append((kind, index))
+                    placed.add(index)
+                continue
+            candidate = candidates[index]
+            if candidate.kernel is None:
+                for node in candidate.region.nodes:
+                    if node not in placed:
+                        steps.append(("node", node))
+                        placed.add(node)
+                continue
+            graph = candidate.region.subgraph
+            steps.append(("region", len(calls)))
+            calls.append(KernelCall(graph.inputs, graph.outputs, given_dims(graph, candidate.kernel)))
+            kernels.append(candidate.kernel)
+        ordered = _sorted_steps(template.shape.graph, steps, calls)
+        return Compiled(
+            template.shape,
+            template.partition,
+            candidates,
+            bucket,
+            template.unfused,
+            ordered,
+            tuple(calls),
+            tuple(kernels),
+        )
+
+    def bucket(self, template: Template, values: Mapping[str, int]) -> Bucket:
+        """The range of sizes around `values` that decisions are shared over: powers of four, per input symbol."""
+        used = {name for r in template.partition.regions for name in r.subgraph.symbols}
+        ranges = []
+        for source in input_symbols(template.shape.graph):
+            if source.symbol in used and source.kind == "shape":
+                low = 2
+                while low * 4 <= values[source.symbol]:
+                    low *= 4
+                ranges.append((source.symbol, low, low * 4 - 1))
+        return tuple(ranges)
+
+    # ---- plans
+
+    def source(self, template: Template, compiled: Compiled | None, kind: str, **options: Any) -> Source:
+        """The text of a plan, written once per template: "match", "unfused" or "fused"."""
+        key = (kind, compiled.bucket if compiled and kind == "fused" else None, *sorted(options.items()))
+        known = template.sources.get(key)
+        if known is None:
+            if kind == "match":
+                known = write_match(template.shape)
+            elif kind == "unfused":
+                known = write_plan(template.shape, template.unfused, **options)
+            else:
+                assert compiled is not None
+                within = {s: (low, high) for s, low, high in compiled.bucket}
+                known = write_plan(template.shape, compiled.steps, compiled.calls, within=within, **options)
+            template.sources[key] = known
+        return known
+
+    # ---- subgraphs given by hand
+
+    def dispatch(self, graph: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Runs a SubGraph (or a recording) on named inputs, fused where that is proved and faster, else eagerly.
+
+        Args:
+            graph: a SubGraph such as `create_swiglu_pattern()`, or what `fusion.record` gave.
+            inputs: a tensor per input name; shapes as the graph's, up to its size symbols; any floating dtype.
+
+        Returns:
+            a tensor per output name.
+
+        Raises:
+            StructureMismatch: the inputs do not fit the graph.
+        """
+        from fusion.api import dispatcher_for
+
+        key = graph if isinstance(graph, SubGraph) else id(graph)
+        known = self._dispatchers.get(key)
+        if known is None:
+            known = self._dispatchers[key] = (dispatcher_for(graph, self), graph)
+        result: dict[str, torch.Tensor] = known[0](dict(inputs))
+        return result
+
+    def cache_stats(self) -> dict[str, int | float]:
+        """Counts since this scheduler was made: kernels found on disk and compiled, decisions held, seconds spent."""
+        costs = self.backends.costs
+        return {
+            "hits": costs.cache_hits,
+            "misses": costs.cache_misses,
+            "kernels": sum(isinstance(k, Kernel) for k in self.backends.kernels.values()),
+            "decisions": len(self.backends.decisions),
+            "compile_seconds": costs.compile_seconds,
+            "profile_seconds": costs.profile_seconds,
+        }
+
+    def clear_cache(self) -> None:
+        """Forgets every kernel and decision, in memory and on disk. Scopes that run already keep their plans."""
+        self.templates.clear()
+        self._dispatchers.clear()
+        self.backends.kernels.clear()
+        self.backends.decisions.clear()
+        self.backends.nests.clear()
+        if self.backends.store is not None:
+            self.backends.store.clear()
+
+
+def structure_key(shape: Shape) -> str:
+    """Equal for scopes that can share plans: same graph up to islands' plain arguments, same conditions."""
+    graph = shape.graph
+    later = set(island_constants(graph))
+    nodes = tuple(
+        replace(n, args=tuple("later" if f"i{k}_{p}" in later else a for p, a in enumerate(n.args or ())))
+        if isinstance(n, IslandNode) and n.args is not None
+        else n
+        for k, n in enumerate(graph.nodes)
+    )
+    conditions = shape.conditions
+    return "|".join(
+        [
+            replace(graph, nodes=nodes).digest,
+            repr(conditions.containers),
+            repr([(p, type(v).__name__, v) for p, v in conditions.atoms]),
+            repr([(p, id(k)) for p, k in conditions.kinds]),
+            repr(conditions.aliases),
+            repr(shape.parameters),
+            repr(shape.devices),
+            repr(shape.tree),
+        ]
+    )
+
+
+def given_dims(graph: SubGraph, kernel: Kernel) -> tuple[Any, ...]:
+    """What a launcher takes after the inputs: the sizes behind the nest's given symbols."""
+    _, _, stands_for = canonicalize(graph)
+    return tuple(stands_for[name] for name in given_symbols(kernel.nest))
+
+
+def _size_class(graph: SubGraph, values: Mapping[str, int]) -> tuple[int, ...]:
+    """Powers of four of a region's size symbols, in canonical order."""
+    _, _, stands_for = canonicalize(graph)
+    return tuple((symbols.evaluate(dim, values).bit_length() - 2) // 2 for dim in stands_for.values())
+
+
+def _sorted_steps(graph: RecordedGraph, steps: Sequence[Step], calls: Sequence[KernelCall]) -> tuple[Step, ...]:
+    """`steps` with every one after the steps that make what it reads; otherwise in the given order.
+
+    A region that was refused runs as operators where the kernel would have stood, which may be after an operator that
+    reads a view they share; calls with effects keep their order.
+    """
+    made_by: dict[str, int] = {}
+    for position, (kind, index) in enumerate(steps):
+        outputs = calls[index].outputs if kind == "region" else graph.nodes[index].outputs
+        for name in outputs:
+            if isinstance(name, str):
+                made_by.setdefault(name, position)
+    done: set[int] = set()
+    ordered: list[Step] = []
+
+    def visit(position: int) -> None:
+        if position in done:
+            return
+        done.add(position)
+        kind, index = steps[position]
+        reads = calls[index].inputs if kind == "region" else graph.nodes[index].refs
+        for name in reads:
+            if name in made_by:
+                visit(made_by[name])
+        ordered.append(steps[position])
+
+    for position in range(len(steps)):
+        visit(position)
+    return tuple(ordered)
+
+
+__all__ = ["Candidate", "Compiled", "FusionScheduler", "Refusal", "Template"]

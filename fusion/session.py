@@ -1,0 +1,202 @@
+"""A model under fusion: its scopes, their entries in the modules, and the report about them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fusion.blocks import find_scopes
+from fusion.config import FusionConfig
+from fusion.decide.heuristics import Decision
+from fusion.decide.refusal import CODES
+from fusion.integrations import transformers
+from fusion.patterns.graph import SubGraph
+from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
+from fusion.scheduler import Candidate, Compiled, FusionScheduler
+from fusion.scope import Forward, Scope
+
+
+class Session:
+    """What `enable` puts into a model, and takes out again.
+
+    Args:
+        model: the model.
+        scheduler: compiles for it.
+    """
+
+    def __init__(self, model: torch.nn.Module, scheduler: FusionScheduler) -> None:
+        transformers.register()
+        self.model = model
+        self.scheduler = scheduler
+        self.scopes: list[tuple[torch.nn.Module, Scope]] = []
+        config = getattr(model, "config", None)
+        watch = [config] if hasattr(config, "__dict__") else []
+        for path, module in find_scopes(model):
+            scope = Scope(
+                path or type(model).__name__,
+                module.forward,
+                scheduler,
+                {"": module},
+                enabled=self._enabled,
+                watch=watch,
+            )
+            self.scopes.append((module, scope))
+        self._install()
+
+    def _enabled(self) -> bool:
+        switch = getattr(getattr(self.model, "config", None), "enable_fusion", True)
+        return bool(switch) and self.scheduler.config.enable_fusion
+
+    def _install(self) -> None:
+        for module, scope in self.scopes:
+            forward = Forward(scope.entry)
+            forward.__dict__["module"] = module
+            module.__dict__["forward"] = forward
+
+    def remove(self) -> None:
+        """Takes every entry out of the model."""
+        for module, _ in self.scopes:
+            if isinstance(module.__dict__.get("forward"), Forward):
+                del module.__dict__["forward"]
+
+    def report(self) -> FusionReport:
+        """What was fused, what was not, and why."""
+        return report_of([scope for _, scope in self.scopes], self.scheduler)
+
+
+def report_of(scopes: list[Scope], scheduler: FusionScheduler) -> FusionReport:
+    """The report over scopes that share a scheduler."""
+    rows = [_scope_report(scope) for scope in scopes]
+    costs = scheduler.backends.costs
+    eager, fused = _times(rows)
+    totals = Totals(
+        scopes=len(rows),
+        launches_before=sum(r.launches_before for r in rows),
+        launches_after=sum(r.launches_after for r in rows),
+        eager_us=eager,
+        fused_us=fused,
+        recording_seconds=sum(s.statistics.recording_seconds for s in scopes),
+        compile_seconds=costs.compile_seconds,
+        profile_seconds=costs.profile_seconds,
+        cache_hits=costs.cache_hits,
+        cache_misses=costs.cache_misses,
+        fallbacks=sum(r.fallbacks for r in rows),
+        guard_misses=sum(r.guard_misses for r in rows),
+    )
+    return FusionReport(tuple(rows), totals, _environment(), scheduler.config.model_dump(mode="json"))
+
+
+def _times(rows: list[ScopeReport]) -> tuple[float | None, float | None]:
+    measured = [
+        (r.eager_us, r.fused_us)
+        for row in rows
+        for r in row.regions
+        if r.decision == "fused" and r.eager_us is not None and r.fused_us is not None
+    ]
+    return (sum(m[0] for m in measured), sum(m[1] for m in measured)) if measured else (None, None)
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _scope_report(scope: Scope) -> ScopeReport:
+    statistics = scope.statistics
+    compiled = [c for known in scope.known for c, _ in known.plans.values()]
+    regions = tuple(_region_report(scope, one, c) for one in compiled for c in one.candidates)
+    refusals = tuple(_refused_node(scope, one, i, r) for one in compiled for i, r in one.partition.refusals)
+    planned = statistics.planned[0]
+    state, reason = _state(scope, bool(compiled))
+    return ScopeReport(
+        name=scope.name,
+        state=state,
+        reason=reason,
+        calls=planned + statistics.eager,
+        fused_calls=planned,
+        eager_calls=statistics.eager,
+        recordings=statistics.recordings,
+        guard_misses=statistics.guard_misses,
+        fallbacks=statistics.fallbacks,
+        regions=regions,
+        refusals=refusals,
+        launches_before=sum(c.launches[0] for c in compiled),
+        launches_after=sum(c.launches[1] for c in compiled),
+    )
+
+
+def _state(scope: Scope, compiled: bool) -> tuple[str, str]:
+    refusals = [k.refusal for k in scope.known if k.refusal] + list(scope.refused.values())
+    reason = str(refusals[0]) if refusals else ""
+    if compiled and not all(k.refusal for k in scope.known):
+        fused = any(c.kernels for k in scope.known for c, _ in k.plans.values())
+        return ("fused" if fused else "unfused plan"), reason
+    if not refusals and scope.statistics.last_reason:
+        reason = str(scope.statistics.last_reason)
+    return ("eager" if reason else "not called"), reason
+
+
+def _region_report(scope: Scope, compiled: Compiled, candidate: Candidate) -> RegionReport:
+    graph, decision = candidate.region.subgraph, candidate.decision
+    return RegionReport(
+        scope=scope.name,
+        name=graph.pattern or "+".join(_compute(graph)),
+        pattern=graph.pattern,
+        ops=graph.ops,
+        shapes=_shapes(graph),
+        decision="fused" if decision.fused else "refused",
+        code=decision.code,
+        reason=_sentence(decision),
+        eager_us=decision.eager_us,
+        fused_us=decision.fused_us,
+        bytes_before=decision.bytes_before,
+        bytes_after=decision.bytes_after,
+        backend=candidate.kernel.backend if candidate.kernel else "eager",
+        origin=next((n.origin for n in graph.nodes if n.origin), ""),
+    )
+
+
+def _sentence(decision: Decision) -> str:
+    return decision.reason or CODES[decision.code]
+
+
+def _compute(graph: SubGraph) -> list[str]:
+    from fusion.patterns.ops import Kind, kind_of
+
+    return [n.op.split(".")[1] for n in graph.nodes if kind_of(n.op) is not Kind.VIEW]
+
+
+def _shapes(graph: SubGraph) -> str:
+    return ", ".join(dict.fromkeys(graph.spec[i].text() for i in graph.inputs))
+
+
+def _refused_node(scope: Scope, compiled: Compiled, index: int, refusal: Any) -> RegionReport:
+    node = compiled.shape.graph.nodes[index]
+    op = getattr(node, "op", None)
+    name = op.split(".")[1] if op else node.method  # type: ignore[union-attr]
+    outputs = [o for o in node.outputs if o in compiled.shape.graph.spec]
+    return RegionReport(
+        scope=scope.name,
+        name=name,
+        pattern=None,
+        ops=(name,),
+        shapes=", ".join(compiled.shape.graph.spec[o].text() for o in outputs),
+        decision="refused",
+        code=refusal.code,
+        reason=refusal.sentence,
+        eager_us=None,
+        fused_us=None,
+        bytes_before=None,
+        bytes_after=None,
+        backend="eager",
+        origin=node.origin,
+    )
+
+

@@ -1,0 +1,462 @@
+"""Plans: a recording as straight-line Python.
+
+A plan is a function of the scope's parameters, in signature order. It first checks everything the recording depended
+on, and returns `MISS` when something differs; then it runs library calls, kernels and islands. A check that fails
+after an island has changed something, and any error, goes to `on_failure` with what the islands returned so far.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+import sympy
+import torch
+from torch.utils import _pytree as pytree
+
+from fusion.patterns import symbols
+from fusion.patterns.graph import (
+    Argument,
+    Expect,
+    IslandNode,
+    OpNode,
+    Path,
+    RecordedGraph,
+    Ref,
+    SymbolSource,
+)
+from fusion.patterns.symbols import Dim
+
+from .calls import call
+from .native import make_guard
+
+
+class _Miss:
+    def __repr__(self) -> str:
+        return "MISS"
+
+
+MISS: Any = _Miss()
+
+
+class Deoptimized(Exception):
+    """A guard failed after an island had an effect; the original forward takes over."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """A kernel in a plan.
+
+    Attributes:
+        inputs, outputs: value names.
+        given: sizes the launcher takes as integers, after the inputs.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    given: tuple[Dim, ...] = ()
+
+
+Step = tuple[str, int]  # ("node", index into graph.nodes) or ("region", index into the kernels)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What must hold of a call's arguments beside tensors; as `capture.record.Conditions`, in plain values.
+
+    Attributes:
+        containers: (path, type, number of items or keys).
+        atoms: (path, value), compared by type and value.
+        kinds: (path, exact type).
+        aliases: pairs of paths that hold one tensor.
+    """
+
+    containers: tuple[tuple[Path, type, Any], ...]
+    atoms: tuple[tuple[Path, Any], ...]
+    kinds: tuple[tuple[Path, type], ...]
+    aliases: tuple[tuple[Path, Path], ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a plan is generated from; equal shapes share their code.
+
+    Attributes:
+        graph: the recording.
+        conditions: its conditions.
+        parameters: the scope's parameter names in signature order.
+        devices: full device of every input.
+        tree: pytree structure of the result.
+    """
+
+    graph: RecordedGraph
+    conditions: Conditions
+    parameters: tuple[str, ...]
+    devices: tuple[torch.device, ...]
+    tree: Any
+
+
+@dataclass
+class Plan:
+    """A callable plan.
+
+    Attributes:
+        run: the function; takes the scope's arguments in signature order.
+        source: its text.
+    """
+
+    run: Callable[..., Any]
+    source: str
+
+
+@dataclass
+class Source:
+    """A plan's text and what its names stand for; parameters, constants and island arguments are bound later."""
+
+    text: str
+    names: dict[str, Any] = field(default_factory=dict)
+
+    def bind(self, values: Mapping[str, Any]) -> Plan:
+        """Makes the plan callable.
+
+        Args:
+            values: objects for the names that differ between scopes of one shape.
+        """
+        namespace = {**self.names, **values}
+        exec(_compiled(self.text), namespace)
+        return Plan(namespace["plan"], self.text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(text: str) -> CodeType:
+    return compile(text, "<fusion plan>", "exec")
+
+
+def island_constants(graph: RecordedGraph) -> dict[str, Any]:
+    """Plain values among islands' arguments by the name a plan uses for them ("i0", ...): a layer's number, say."""
+    found: dict[str, Any] = {}
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node, IslandNode):
+            for position, leaf in enumerate(node.args or ()):
+                if _bound_later(leaf):
+                    found[f"i{index}_{position}"] = leaf
+    return found
+
+
+def _bound_later(leaf: Any) -> bool:
+    return type(leaf) is int
+
+
+class Writer:
+    """Writes one plan. Use `write_plan` and `write_match`."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.graph = shape.graph
+        self.lines: list[str] = []
+        self.names: dict[str, Any] = {"MISS": MISS, "Deoptimized": Deoptimized}
+        self.bound: set[str] = set()
+        self.pending = [(set(re.findall(r"\bs\d+\b", g)), g) for g in self.graph.guards]
+        self.register: dict[str, str] = {}
+        self.free: list[str] = []
+        self.effects = False
+        self.paths = {i.name: i.path for i in self.graph.inputs}
+
+    # ---- names
+
+    def name(self, hint: str, value: Any) -> str:
+        """A name in the plan's namespace for an object."""
+        for known, held in self.names.items():
+            if held is value:
+                return known
+        fresh = f"{hint}{len(self.names)}"
+        self.names[fresh] = value
+        return fresh
+
+    def path(self, path: Path) -> str:
+        """Source of an argument path."""
+        text = f"a{self.shape.parameters.index(str(path[0]))}"
+        for key in path[1:]:
+            text += f"[{key}]" if isinstance(key, int) else f"[{self.name('key', key)}]"
+        return text
+
+    def value(self, name: str) -> str:
+        """Source of a tensor value."""
+        if name in self.register:
+            return self.register[name]
+        if name in self.paths:
+            return self.path(self.paths[name])
+        return name  # a parameter p0.. or constant c0.., bound by name
+
+    def text(self, leaf: Any) -> str:
+        """Source of a leaf or nested tuple of leaves."""
+        if isinstance(leaf, tuple):
+            return "(" + ", ".join(map(self.text, leaf)) + ("," if len(leaf) == 1 else "") + ")"
+        if isinstance(leaf, Ref):
+            return self.value(leaf.name)
+        if isinstance(leaf, sympy.Expr):
+            return symbols.print_python(leaf)
+        if isinstance(leaf, Expect):
+            return self.text(leaf.value)
+        if isinstance(leaf, Argument):
+            return self.path(leaf.path)
+        if leaf is None or type(leaf) in (bool, int):
+            return repr(leaf)
+        return self.name("k", leaf)
+
+    # ---- checks
+
+    def miss(self, condition: str, indent: str = "    ") -> None:
+        """`if condition:` the plan is not for this call."""
+        action = "raise Deoptimized" if self.effects else "return MISS"
+        self.lines.append(f"{indent}if {condition}: {action}")
+
+    def checks(self) -> None:
+        """Everything that can be checked before the first call."""
+        conditions = self.shape.conditions
+        for path, kind, keys in conditions.containers:
+            at = self.path(path)
+            if kind is dict and not keys and len(path) == 1:
+                self.miss(f"{at} or type({at}) is not dict")
+                continue
+            size = f"tuple({at}) != {self.name('keys', keys)}" if kind is dict else f"len({at}) != {keys}"
+            self.miss(f"type({at}) is not {kind.__name__} or {size}")
+        for path, value in conditions.atoms:
+            at = self.path(path)
+            if value is None or isinstance(value, (bool, torch.dtype)):
+                self.miss(f"{at} is not {self.text(value)}")
+            else:
+                self.miss(f"type({at}) is not {self.name('type', type(value))} or {at} != {self.text(value)}")
+        for path, kind in conditions.kinds:
+            self.miss(f"type({self.path(path)}) is not {self.name('type', kind)}")
+        for left, right in conditions.aliases:
+            self.miss(f"{self.path(left)} is not {self.path(right)}")
+        if self.graph.inputs:
+            names = [i.name for i in self.graph.inputs]
+            self.guard(names, self.shape.devices)
+        self.flush()
+
+    def guard(self, names: Sequence[str], devices: Sequence[torch.device], indent: str = "    ") -> None:
+        """Checks tensors and binds the size symbols they are the source of."""
+        fresh = [s for s in self.graph.symbols if s.value in names and s.kind != "result" and s.symbol not in self.bound]
+        needed = symbols.free_symbols([d for n in names for d in (*self.spec(n).shape, *self.spec(n).strides)])
+        known = {s.symbol for s in fresh}
+        extra = [s for s in self.graph.symbols if s.symbol in {x.name for x in needed} - known]
+        checked = [*names, *dict.fromkeys(s.value for s in extra if s.kind != "result")]
+        places = [s for s in (*fresh, *extra) if s.kind != "result"]
+        all_devices = [*devices, *(devices[0] for _ in checked[len(names) :])]
+        guard = make_guard(
+            [self.spec(n) for n in checked],
+            all_devices,
+            [(s.symbol, checked.index(s.value), s.kind, s.dim) for s in places],
+        )
+        called = f"{self.name('guard', guard)}({', '.join(map(self.value, checked))})"
+        self.lines.append(f"{indent}g = {called}")
+        self.miss("g is None", indent)
+        if places:
+            self.lines.append(f"{indent}{', '.join(s.symbol for s in places)}, = g")
+        self.bound |= {s.symbol for s in places}
+
+    def spec(self, name: str) -> Any:
+        """The TensorSpec of a value."""
+        return self.graph.spec[name]
+
+    def flush(self, indent: str = "    ") -> None:
+        """Writes the guards whose symbols are all known by now."""
+        for wanted, guard in list(self.pending):
+            if wanted <= self.bound:
+                self.pending.remove((wanted, guard))
+                self.miss(f"not ({guard})", indent)
+
+    # ---- the body
+
+    def island(self, index: int, node: IslandNode, log: bool) -> None:
+        """An island call, its log entry, and the checks on what it returned."""
+        receiver = self.path(node.receiver)
+        pad = "        "
+        if node.args is None:
+            self.lines.append(f"{pad}r = {receiver}.{node.method}")
+        else:
+            given = [
+                f"i{index}_{p}" if _bound_later(leaf) else self.text(leaf) for p, leaf in enumerate(node.args)
+            ] + [f"{k}={self.text(v)}" for k, v in node.kwargs]
+            self.lines.append(f"{pad}r = {receiver}.{node.method}({', '.join(given)})")
+            if log:
+                seen = [self.value(leaf.name) for leaf in node.args if isinstance(leaf, Ref)]
+                self.lines.append(f"{pad}SEEN.append([{', '.join(seen)}])")
+        if node.effect:
+            self.effects = True
+            self.lines.append(f"{pad}log.append(r)")
+        if node.structure != "leaf":
+            targets = [f"t{k}" for k in range(len(node.outputs))]
+            self.lines.append(f"{pad}{', '.join(targets)}{',' if len(targets) == 1 else ''} = r")
+        else:
+            targets = ["r"]
+        tensors: list[str] = []
+        for target, output in zip(targets, node.outputs, strict=True):
+            if isinstance(output, Expect):
+                self.miss(f"type({target}) is not {self.name('type', type(output.value))}", pad)
+                self.miss(f"{target} != {self.text(output.value)}", pad)
+            elif output in self.graph.spec:
+                if output not in self.register:
+                    self.lines.append(f"{pad}{self.allocate(output)} = {target}")
+                tensors.append(output)
+            else:
+                symbol = next(s.symbol for s in self.graph.symbols if s.value == output)
+                self.lines.append(f"{pad}{symbol} = {target}")
+                self.miss(f"type({symbol}) is not int or {symbol} < 2", pad)
+                self.bound.add(symbol)
+        if tensors:
+            self.guard(tensors, [self.shape.devices[0]] * len(tensors), pad)
+        self.flush(pad)
+
+    def allocate(self, name: str) -> str:
+        """A local variable for a value; variables of dead values are used again, so that memory is freed."""
+        self.register[name] = self.free.pop() if self.free else f"v{len(set(self.register.values()) | set(self.free))}"
+        return self.register[name]
+
+    def release(self, names: Sequence[str], position: int, last: Mapping[str, int]) -> None:
+        """Gives back the variables of values that are not read after `position`."""
+        for name in dict.fromkeys(names):
+            if last.get(name, -1) <= position and name in self.register and name not in self.kept:
+                self.free.append(self.register.pop(name))
+
+    kept: frozenset[str] = frozenset()
+
+    def body(self, steps: Sequence[Step], kernels: Sequence[KernelCall], taps: frozenset[str], log: bool) -> None:
+        """Library calls, kernels and islands in order."""
+        pad = "        "
+        reads = [self._reads(step, kernels) for step in steps]
+        last: dict[str, int] = {}
+        for position, names in enumerate(reads):
+            last.update(dict.fromkeys(names, position))
+        returned = {leaf.name for leaf in self.graph.outputs if isinstance(leaf, Ref)}
+        sources = {s.value for s in self.graph.symbols}
+        self.kept = frozenset(returned | sources)
+        for name in sorted(taps & (set(self.paths) | {p for p, _ in self.graph.parameters} | set(self.graph.constants))):
+            self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
+        for position, (kind, index) in enumerate(steps):
+            if kind == "region":
+                made = self._kernel(index, kernels[index], reads[position], position, last)
+            elif isinstance(self.graph.nodes[index], IslandNode):
+                node = self.graph.nodes[index]
+                assert isinstance(node, IslandNode)
+                self.island(index, node, log)
+                self.release(reads[position], position, last)
+                made = [o for o in node.outputs if isinstance(o, str) and o in self.graph.spec]
+            else:
+                made = self._operator(index, reads[position], position, last)
+            for name in made:
+                if name in taps:
+                    self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
+            self.release(made, position, last)
+
+    def _reads(self, step: Step, kernels: Sequence[KernelCall]) -> tuple[str, ...]:
+        kind, index = step
+        return kernels[index].inputs if kind == "region" else self.graph.nodes[index].refs
+
+    def _kernel(
+        self, index: int, kernel: KernelCall, reads: Sequence[str], position: int, last: Mapping[str, int]
+    ) -> list[str]:
+        given = [*map(self.value, kernel.inputs), *(symbols.print_python(d) for d in kernel.given)]
+        self.release(reads, position, last)
+        targets = ", ".join(self.allocate(o) for o in kernel.outputs)
+        self.lines.append(f"        {targets} = kernel{index}({', '.join(given)})")
+        return list(kernel.outputs)
+
+    def _operator(self, index: int, reads: Sequence[str], position: int, last: Mapping[str, int]) -> list[str]:
+        node = self.graph.nodes[index]
+        assert isinstance(node, OpNode)
+        source = call(node, self.text, self.name)
+        self.release(reads, position, last)
+        fresh = [o for o in node.outputs if o not in self.register and o not in self.paths]
+        if not fresh:
+            self.lines.append(f"        {source}")
+        else:
+            several = len(node.outputs) > 1 or self._returns_list(node)
+            targets = ", ".join(self.allocate(o) for o in node.outputs)
+            self.lines.append(f"        {targets}{',' if several else ''} = {source}")
+        return fresh
+
+    @staticmethod
+    def _returns_list(node: OpNode) -> bool:
+        from fusion.patterns.ops import resolve
+
+        returns = resolve(node.op)._schema.returns
+        return len(returns) == 1 and "[]" in str(returns[0].type)
+
+    def result(self) -> str:
+        """Source of what the plan returns."""
+        leaves = [self.text(leaf) for leaf in self.graph.outputs]
+        tree = self.shape.tree
+        if tree.is_leaf():
+            return leaves[0]
+        if tree.type in (tuple, list) and all(child.is_leaf() for child in tree.children()):
+            inner = ", ".join(leaves)
+            return f"[{inner}]" if tree.type is list else f"({inner}{',' if len(leaves) == 1 else ''})"
+        unflatten = self.name("unflatten", pytree.tree_unflatten)
+        return f"{unflatten}([{', '.join(leaves)}], {self.name('tree', tree)})"
+
+
+def _head(shape: Shape, name: str) -> str:
+    return f"def {name}({', '.join(f'a{i}' for i in range(len(shape.parameters)))}):"
+
+
+def write_match(shape: Shape) -> Source:
+    """A function like the plan that only checks: it returns the input symbols' values by name, or MISS."""
+    writer = Writer(shape)
+    writer.lines.append(_head(shape, "plan"))
+    writer.checks()
+    writer.lines.append("    return {" + ", ".join(f"{s!r}: {s}" for s in sorted(writer.bound)) + "}")
+    return Source("\n".join(writer.lines), writer.names)
+
+
+def write_plan(
+    shape: Shape,
+    steps: Sequence[Step],
+    kernels: Sequence[KernelCall] = (),
+    *,
+    within: Mapping[str, tuple[int, int]] | None = None,
+    pinned: bool = False,
+    taps: frozenset[str] = frozenset(),
+    log: bool = False,
+) -> Source:
+    """The source of a plan.
+
+    Args:
+        shape: what was recorded.
+        steps: execution order.
+        kernels: the kernels that "region" steps call as kernel0, kernel1, ...
+        within: bounds (lowest, highest) on input symbols this plan is for.
+        pinned: the plan is only for the values of the input symbols in the set `PROVED`.
+        taps: values to leave in the dict `TAP` on the way.
+        log: leave islands' tensor arguments in the list `SEEN`, and their results in the list `LOGGED`.
+
+    Names to bind: parameters, constants and island constants by value name, kernel0.., `FAIL(error, log, arguments)`,
+    and `PROVED`, `TAP`, `SEEN`, `LOGGED` where asked for.
+    """
+    writer = Writer(shape)
+    writer.lines.append(_head(shape, "plan"))
+    writer.checks()
+    for symbol, (low, high) in (within or {}).items():
+        writer.miss(f"not {low} <= {symbol} <= {high}")
+    if pinned:
+        inputs = sorted(writer.bound)
+        writer.miss(f"({', '.join(inputs)}{',' if inputs else ''}) not in PROVED")
+    arguments = ", ".join(f"a{i}" for i in range(len(shape.parameters)))
+    writer.lines += ["    log = LOGGED" if log else "    log = []", "    try:"]
+    writer.body(steps, kernels, taps, log)
+    writer.lines.append(f"        return {writer.result()}")
+    writer.lines.append("    except Exception as error:")
+    writer.lines.append(f"        return FAIL(error, log, ({arguments}{',' if arguments else ''}))")
+    return Source("\n".join(writer.lines), writer.names)
+
+
+def input_symbols(graph: RecordedGraph) -> tuple[SymbolSource, ...]:
+    """The symbols that are known before a plan's first call, by symbol name."""
+    names = {i.name for i in graph.inputs}
+    return tuple(sorted((s for s in graph.symbols if s.value in names), key=lambda s: s.symbol))
