@@ -1,4 +1,4 @@
-"""The report as a terminal table: one per group of equal scopes, its reasons below it, totals at the end."""
+"""The report as a terminal table: one per group of equal scopes, reasons below it, totals at the end."""
 
 from __future__ import annotations
 
@@ -76,10 +76,16 @@ def _body(scope: ScopeReport, width: int) -> Iterator[RenderableType]:
     if scope.reason:
         yield _indented(scope.reason)
     yield _indented(_counters(scope), "dim")
-    rows = [*scope.regions, *scope.refusals]
+    rows = [*scope.regions, *filter(_is_measured, scope.refusals)]
     if rows:
         yield _table(rows, scope.count, width)
         yield from _reasons(rows)
+    yield from _left_alone([row for row in scope.refusals if not _is_measured(row)], scope.count)
+
+
+def _is_measured(row: RegionReport) -> bool:
+    """Whether a row has numbers to show; the others are counted by their reason, not given a line each."""
+    return any(value is not None for value in (row.eager_us, row.fused_us, row.bytes_before, row.bytes_after))
 
 
 def _counters(scope: ScopeReport) -> str:
@@ -162,6 +168,18 @@ def _reasons(rows: Sequence[RegionReport]) -> Iterator[RenderableType]:
     for (code, reason), numbers in reasons.items():
         row_numbers = ", ".join(map(str, numbers))
         yield _indented(f"{row_numbers}  {code}: {reason}" if reason else f"{row_numbers}  {code}")
+
+
+def _left_alone(rows: Sequence[RegionReport], scopes: int) -> Iterator[RenderableType]:
+    """Operators that never were a candidate worth a measurement: how many of one scope, and why."""
+    reasons: dict[str, int] = {}
+    for row in rows:
+        reason = f"{row.code}: {row.reason}" if row.reason else f"{row.code}: {' '.join(_runs(row.ops)) or row.name}"
+        reasons[reason] = reasons.get(reason, 0) + row.count
+    if reasons:
+        yield _indented("Left to eager:", "dim")
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+        yield _indented(f"{-(-count // scopes):>3}x {reason}", "dim")
 
 
 def _totals(totals: Totals) -> Iterator[RenderableType]:

@@ -128,6 +128,19 @@ def test_text_says_what_was_decided_and_why() -> None:
         assert words in text, f"{words!r} is missing from\n{text}"
 
 
+def test_refusals_without_numbers_are_counted_by_reason() -> None:
+    library = {"decision": "refused", "code": "not_fusable", "reason": "aten.linear.default is a library call"}
+    numbers = dict.fromkeys(("eager_us", "fused_us", "bytes_before", "bytes_after", "pattern"))
+    names = ("layers.0", "layers.1")
+    rows = {name: [region(name, name=f"r{i}", **library, **numbers) for i in range(3)] for name in names}
+    scopes = [scope(name, region(name), refusals=tuple(rows[name])) for name in names]
+    report = FusionReport(tuple(scopes), Totals())
+    lines = str(report).splitlines()
+    assert "    3x not_fusable: aten.linear.default is a library call" in lines
+    assert sum("linear" in line for line in lines) == 1
+    assert len(report.regions) == 8, "JSON keeps every row"
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
 def test_lines_fit_and_no_column_is_lost(width: int) -> None:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
