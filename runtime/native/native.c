@@ -19,6 +19,10 @@ static int n_tensor_types;
 static PyObject *absent;     /* the sentinel that stands for a missing key or attribute */
 static PyCFunction is_neg;   /* Tensor.is_neg and Tensor.is_conj, called without a lookup */
 static PyCFunction is_conj;
+/* Where the dispatch keys of a tensor lie: `pointer_at` bytes into the Python object is the address of its
+ * implementation, and `keys_at` bytes into that the keys. Found by measurement; a mask of 0 means not found. */
+static Py_ssize_t pointer_at, keys_at;
+static uint64_t lazy_mask;
 
 /* ---- reading tensors ---- */
 
@@ -44,6 +48,19 @@ static inline int ask(PyCFunction method, PyObject *tensor) {
     return truth;
 }
 
+/* Whether a tensor's elements are to be negated or conjugated when they are read; -1 with an exception set. */
+static inline int is_lazy(PyObject *tensor, uint8_t code) {
+    if (lazy_mask) {
+        const char *implementation;
+        uint64_t keys;
+        memcpy(&implementation, (const char *)tensor + pointer_at, sizeof implementation);
+        memcpy(&keys, implementation + keys_at, sizeof keys);
+        return (keys & lazy_mask) != 0;
+    }
+    int lazy = ask(is_neg, tensor);
+    return lazy || code != kDLComplex ? lazy : ask(is_conj, tensor);
+}
+
 /* 1: `out` describes the tensor. 0: no tensor in plain memory, no exception. -1: an exception is set. */
 static inline int describe(PyObject *object, DLTensor *out) {
     if (!is_tensor(object)) return 0;
@@ -59,8 +76,7 @@ static inline int describe(PyObject *object, DLTensor *out) {
     if (out->dtype.lanes != 1) return 0;
     if (out->ndim && !out->strides) return 0;
     if (!out->data && !is_empty(out)) return 0; /* storage that was freed, or zeros that were never written */
-    int lazy = ask(is_neg, object);
-    if (!lazy && out->dtype.code == kDLComplex) lazy = ask(is_conj, object);
+    int lazy = is_lazy(object, out->dtype.code);
     return lazy < 0 ? -1 : !lazy;
 }
 
@@ -543,10 +559,14 @@ static PyCFunction method_of(PyObject *descriptor) {
     return method->ml_flags == METH_NOARGS ? method->ml_meth : NULL;
 }
 
-/* initialize(exchange capsule, tensor types, Tensor.is_neg, Tensor.is_conj, the absent sentinel) */
+/* initialize(exchange capsule, tensor types, Tensor.is_neg, Tensor.is_conj, the absent sentinel,
+ *            pointer_at, keys_at, lazy_mask) */
 static PyObject *initialize(PyObject *module, PyObject *args) {
     PyObject *capsule, *types, *neg, *conj, *sentinel;
-    if (!PyArg_ParseTuple(args, "OO!OOO:initialize", &capsule, &PyTuple_Type, &types, &neg, &conj, &sentinel))
+    unsigned long long mask;
+    Py_ssize_t pointer, keys;
+    if (!PyArg_ParseTuple(args, "OO!OOOnnK:initialize", &capsule, &PyTuple_Type, &types, &neg, &conj, &sentinel,
+                          &pointer, &keys, &mask))
         return NULL;
     const DLPackExchangeAPI *found = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
     if (!found) return NULL;
@@ -570,6 +590,7 @@ static PyObject *initialize(PyObject *module, PyObject *args) {
     is_neg = method_of(neg);
     is_conj = method_of(conj);
     absent = Py_NewRef(sentinel);
+    pointer_at = pointer, keys_at = keys, lazy_mask = mask;
     Py_RETURN_NONE;
 }
 

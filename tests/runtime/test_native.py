@@ -1,0 +1,379 @@
+"""Guards and snapshots: the C ones against the Python ones, and both against what they promise."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion.kernels.store import Store
+from fusion.patterns import symbols
+from fusion.patterns.errors import GraphError
+from fusion.patterns.graph import TensorSpec
+from fusion.runtime import native
+from fusion.runtime.native import ABSENT, PythonGuard, PythonSnapshot, SizeSource, make_guard, make_snapshot
+
+CPU = torch.device("cpu")
+S0, S1 = symbols.symbol("s0"), symbols.symbol("s1")
+FLOAT = torch.float32
+
+
+def c_extension() -> object:
+    module = native.load_native()
+    if module is None:
+        pytest.skip(str(native.native_available()))
+    return module
+
+
+def native_guard(specs: list[TensorSpec], sources: list[SizeSource], devices: list[torch.device] | None = None):
+    module = c_extension()
+    guard = make_guard(specs, devices or [CPU] * len(specs), sources)
+    assert isinstance(guard, module.Guard)
+    return guard
+
+
+def python_guard(specs: list[TensorSpec], sources: list[SizeSource], devices: list[torch.device] | None = None):
+    return PythonGuard(specs, devices or [CPU] * len(specs), sources)
+
+
+def python_snapshot(entries: list[tuple[object, ...]]) -> Callable[[], bool]:
+    return PythonSnapshot(entries)
+
+
+def native_snapshot(entries: list[tuple[object, ...]]) -> Callable[[], bool]:
+    module = c_extension()
+    snapshot = make_snapshot(entries)
+    assert isinstance(snapshot, module.Snapshot)
+    return snapshot
+
+
+guards = pytest.mark.parametrize("make", [native_guard, python_guard])
+snapshots = pytest.mark.parametrize("make", [native_snapshot, python_snapshot])
+
+
+@guards
+def test_a_guard_returns_the_symbols_in_order(make) -> None:
+    specs = [TensorSpec.contiguous(FLOAT, (S0, 4)), TensorSpec.contiguous(FLOAT, (S1, S0, 8))]
+    guard = make(specs, [SizeSource("s1", 1, "shape", 0), SizeSource("s0", 0, "shape", 0)])
+    assert guard(torch.zeros(3, 4), torch.zeros(5, 3, 8)) == (5, 3)
+    assert make([TensorSpec.contiguous(FLOAT, (2,))], [])(torch.zeros(2)) == ()
+    assert make([], [])() == ()
+
+
+@guards
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(3, 4, dtype=torch.float64),
+        torch.zeros(3, 4, dtype=torch.int32),
+        torch.zeros(3, 4, device="meta"),
+        torch.zeros(3, 4, 1),
+        torch.zeros(3),
+        torch.zeros(3, 5),
+        torch.zeros(1, 4),
+        torch.zeros(0, 4),
+        torch.zeros(4, 3).t(),
+        torch.zeros(3, 8)[:, ::2],
+        torch._neg_view(torch.zeros(3, 4)),
+        torch._efficientzerotensor(3, 4),
+        torch.zeros(3, 4).to_sparse(),
+        torch.nn.UninitializedParameter(),
+        torch.zeros(3, 4).as_subclass(type("Named", (torch.Tensor,), {})),
+        None,
+        3,
+        [[0.0] * 4] * 3,
+    ],
+    ids=lambda x: f"{type(x).__name__}-{getattr(x, 'dtype', '')}",
+)
+def test_a_guard_refuses_what_differs_in_one_field(make, wrong: object) -> None:
+    guard = make([TensorSpec.contiguous(FLOAT, (S0, 4))], [SizeSource("s0", 0, "shape", 0)])
+    assert guard(torch.zeros(3, 4)) == (3,)
+    assert guard(wrong) is None
+
+
+@guards
+def test_a_guard_refuses_another_number_of_tensors(make) -> None:
+    guard = make([TensorSpec.contiguous(FLOAT, (2,))], [])
+    assert guard() is None
+    assert guard(torch.zeros(2), torch.zeros(2)) is None
+
+
+@guards
+def test_a_guard_refuses_storage_that_was_freed(make) -> None:
+    guard = make([TensorSpec.contiguous(FLOAT, (2,))], [])
+    tensor = torch.zeros(2)
+    tensor.untyped_storage().resize_(0)
+    assert guard(tensor) is None
+
+
+@guards
+def test_a_guard_refuses_another_device(make) -> None:
+    for device in (torch.device("cuda", 0), torch.device("cpu", 1)):
+        assert make([TensorSpec.contiguous(FLOAT, (2,))], [], [device])(torch.zeros(2)) is None
+
+
+@guards
+def test_a_guard_refuses_a_lazy_conjugate(make) -> None:
+    guard = make([TensorSpec.contiguous(torch.complex64, (2,))], [])
+    tensor = torch.zeros(2, dtype=torch.complex64)
+    assert guard(tensor) == ()
+    assert guard(tensor.conj()) is None
+    assert guard(tensor.conj().resolve_conj()) == ()
+
+
+@guards
+def test_a_guard_takes_parameters_that_require_grad(make) -> None:
+    guard = make([TensorSpec.contiguous(FLOAT, (S0,))], [SizeSource("s0", 0, "shape", 0)])
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with context():
+            assert guard(parameter) == (3,)
+            assert guard(torch.zeros(4, requires_grad=True)) == (4,)
+
+
+@guards
+def test_a_symbol_is_the_same_everywhere(make) -> None:
+    specs = [TensorSpec.contiguous(FLOAT, (S0, 4)), TensorSpec.contiguous(FLOAT, (S0, 2 * S0))]
+    guard = make(specs, [SizeSource("s0", 0, "shape", 0)])
+    assert guard(torch.zeros(3, 4), torch.zeros(3, 6)) == (3,)
+    assert guard(torch.zeros(3, 4), torch.zeros(4, 6)) is None
+    assert guard(torch.zeros(3, 4), torch.zeros(3, 7)) is None
+
+
+@guards
+def test_strides_are_monomials_and_symbols(make) -> None:
+    heads = TensorSpec(FLOAT, (S0, 8, S1, 16), (128 * S1, 16, 128, 1))
+    guard = make([heads], [SizeSource("s0", 0, "shape", 0), SizeSource("s1", 0, "shape", 2)])
+    assert guard(torch.zeros(2, 5, 8, 16).transpose(1, 2)) == (2, 5)
+    assert guard(torch.zeros(2, 8, 5, 16)) is None
+    padded = make([TensorSpec(FLOAT, (4, 3), (S0, 1))], [SizeSource("s0", 0, "stride", 0)])
+    assert padded(torch.zeros(4, 10)[:, :3]) == (10,)
+    assert padded(torch.zeros(4, 3)) == (3,)
+    assert padded(torch.zeros(1, 3).expand(4, 3)) == (0,)  # only a size must be at least 2
+
+
+@guards
+def test_strides_do_not_count_at_size_one_or_without_elements(make) -> None:
+    one = make([TensorSpec.contiguous(FLOAT, (1, 4))], [])
+    assert one(torch.zeros(4).as_strided((1, 4), (77, 1))) == ()
+    assert one(torch.zeros(8).as_strided((1, 4), (77, 2))) is None
+    none = make([TensorSpec.contiguous(FLOAT, (0, 4))], [])
+    assert none(torch.zeros(8).as_strided((0, 4), (5, 2))) == ()
+
+
+@guards
+def test_a_product_too_large_for_a_size_does_not_fit(make) -> None:
+    vast = [TensorSpec(FLOAT, (S0, S1), (S0**6 * S1**6, 1))]
+    guard = make(vast, [SizeSource("s0", 0, "shape", 0), SizeSource("s1", 0, "shape", 1)])
+    assert guard(torch.zeros(2048, 2048)) is None
+
+
+def test_sizes_that_are_no_monomial_get_the_python_guard() -> None:
+    guard = make_guard([TensorSpec.contiguous(FLOAT, (S0, S0 + 4))], [CPU], [SizeSource("s0", 0, "shape", 0)])
+    assert isinstance(guard, PythonGuard)
+    assert guard(torch.zeros(3, 7)) == (3,)
+    assert guard(torch.zeros(3, 8)) is None
+
+
+def test_a_division_by_zero_does_not_fit() -> None:
+    odd = symbols.floor_div(S0, S0 - 2)
+    guard = make_guard([TensorSpec.contiguous(FLOAT, (S0, odd))], [CPU], [SizeSource("s0", 0, "shape", 0)])
+    assert guard(torch.zeros(3, 3)) == (3,)
+    assert guard(torch.zeros(2, 3)) is None
+
+
+@pytest.mark.parametrize(
+    ("sources", "devices"),
+    [
+        ([], [CPU]),
+        ([SizeSource("s0", 1, "shape", 0)], [CPU]),
+        ([SizeSource("s0", 0, "shape", 2)], [CPU]),
+        ([SizeSource("s0", 0, "result", 0)], [CPU]),
+        ([SizeSource("s0", 0, "shape", 0)] * 2, [CPU]),
+        ([SizeSource("s0", 0, "shape", 0)], []),
+    ],
+)
+def test_a_guard_without_a_meaning_is_an_error(sources: list[SizeSource], devices: list[torch.device]) -> None:
+    with pytest.raises(GraphError):
+        make_guard([TensorSpec.contiguous(FLOAT, (S0, 4))], devices, sources)
+
+
+@pytest.mark.parametrize("spec", [b"", b"12345", bytes(8), (1).to_bytes(8, "little") * 2, b"\xff" * 64])
+def test_bytes_that_are_no_spec_are_refused(spec: bytes) -> None:
+    with pytest.raises(ValueError, match="no guard spec"):
+        c_extension().Guard(spec, lambda *tensors: None)
+
+
+SIZES = st.sampled_from([0, 1, 2, 3, 4])
+DIMS = st.sampled_from([0, 1, 2, 3, S0, S1, 2 * S0, S0 * S1])
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[list[TensorSpec], list[SizeSource], list[torch.Tensor]]:
+    """Specs over two symbols, and tensors that often fit them."""
+    values = {"s0": draw(SIZES), "s1": draw(SIZES)}
+    first = TensorSpec.contiguous(FLOAT, (S0, S1))
+    specs = [first, *(_spec(draw) for _ in range(draw(st.integers(0, 2))))]
+    tensors = []
+    for spec in specs:
+        shape = [symbols.evaluate(d, values) if draw(st.integers(0, 9)) else draw(SIZES) for d in spec.shape]
+        strides = [symbols.evaluate(d, values) if draw(st.integers(0, 9)) else draw(SIZES) for d in spec.strides]
+        tensors.append(torch.zeros(4096).as_strided(shape, strides))
+    kind = draw(st.sampled_from(["shape", "stride"]))
+    return specs, [SizeSource("s0", 0, "shape", 0), SizeSource("s1", 0, kind, 1 if kind == "shape" else 0)], tensors
+
+
+def _spec(draw: st.DrawFn) -> TensorSpec:
+    shape = tuple(draw(st.lists(DIMS, max_size=3)))
+    if draw(st.booleans()):
+        return TensorSpec.contiguous(FLOAT, shape)
+    return TensorSpec(FLOAT, shape, tuple(draw(st.lists(DIMS, min_size=len(shape), max_size=len(shape)))))
+
+
+@settings(max_examples=400, deadline=None)
+@given(calls())
+def test_the_c_guard_means_what_the_python_guard_means(call) -> None:
+    specs, sources, tensors = call
+    assert native_guard(specs, sources)(*tensors) == python_guard(specs, sources)(*tensors)
+
+
+class Holder:
+    value = None
+
+
+@snapshots
+def test_a_snapshot_sees_an_item_change(make) -> None:
+    watched: dict[object, object] = {"a": None, 7: [1]}
+    snapshot = make([("item", watched, "a", None), ("item", watched, 7, watched[7]), ("item", watched, "b", ABSENT)])
+    assert snapshot() is True
+    watched["b"] = None
+    assert snapshot() is False
+    del watched["b"]
+    assert snapshot() is True
+    watched[7] = [1]  # equal, but another object
+    assert snapshot() is False
+    del watched["a"]
+    assert snapshot() is False
+
+
+@snapshots
+def test_a_snapshot_sees_a_size_change(make) -> None:
+    hooks: dict[int, object] = {}
+    listed = [1, 2]
+    snapshot = make([("size", hooks, 0), ("size", listed, 2)])
+    assert snapshot() is True
+    listed.append(3)
+    assert snapshot() is False
+    listed.pop()
+    hooks[0] = print
+    assert snapshot() is False
+
+
+@snapshots
+def test_a_snapshot_sees_an_attribute_change(make) -> None:
+    holder, value = Holder(), object()
+    holder.there = value
+    snapshot = make([("attribute", holder, "there", value), ("attribute", holder, "missing", ABSENT)])
+    assert snapshot() is True
+    holder.missing = None
+    assert snapshot() is False
+    del holder.missing
+    assert snapshot() is True
+    del holder.there
+    assert snapshot() is False
+
+
+@snapshots
+def test_a_snapshot_passes_errors_on(make) -> None:
+    class Angry:
+        @property
+        def value(self) -> object:
+            raise KeyError("no")
+
+        def __hash__(self) -> int:
+            raise LookupError("unhashable today")
+
+    with pytest.raises(KeyError):
+        make([("attribute", Angry(), "value", None)])()
+    with pytest.raises(LookupError):
+        make([("item", {}, Angry(), None)])()
+    with pytest.raises(TypeError):
+        make([("size", 3, 0)])()
+
+
+@snapshots
+@pytest.mark.parametrize(
+    "entry", [("item", [], 0, None), ("size", [], 0, 0), ("flag",), ("attribute", 1, 2, 3), "item"]
+)
+def test_a_snapshot_refuses_other_entries(make, entry: object) -> None:
+    c_extension()
+    with pytest.raises((TypeError, ValueError)):
+        make([entry])
+
+
+def test_a_snapshot_holds_and_frees_what_it_watches() -> None:
+    holder = Holder()
+    holder.snapshot = native_snapshot([("attribute", holder, "value", None), ("item", {"k": holder}, "k", holder)])
+    gone = weakref.ref(holder)
+    del holder
+    gc.collect()
+    assert gone() is None  # a cycle through the snapshot is found
+
+
+def test_guards_and_snapshots_leave_reference_counts_as_they_were() -> None:
+    tensor, key, value = torch.zeros(3, 4), object(), object()
+    watched = {key: value}
+    guard = native_guard([TensorSpec.contiguous(FLOAT, (S0, 4))], [SizeSource("s0", 0, "shape", 0)])
+    snapshot = native_snapshot([("item", watched, key, value)])
+    before = [sys.getrefcount(x) for x in (tensor, key, value, watched, None)]
+    for _ in range(1000):
+        guard(tensor)
+        guard(None)
+        snapshot()
+    after = [sys.getrefcount(x) for x in (tensor, key, value, watched, None)]
+    assert after[:4] == before[:4]
+    assert abs(after[4] - before[4]) < 100
+
+
+def test_the_extension_is_kept_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    c_extension()
+    monkeypatch.setattr(native, "_loaded", None)
+    store = Store(tmp_path / "cache")
+    assert native.load_native(store) is not None
+    assert store.statistics()["entries"] == 1
+    monkeypatch.setattr(native, "_loaded", None)
+    monkeypatch.setattr(native, "compile_c_extension", lambda *paths: pytest.fail("compiled twice"))
+    assert native.load_native(store) is not None
+    assert store.hits == 1
+
+
+def test_lazy_bits_are_found_or_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    c_extension()
+    specs = [TensorSpec.contiguous(FLOAT, (3,)), TensorSpec.contiguous(torch.complex64, (3,))]
+    real, complex_ = torch.zeros(3), torch.zeros(3, dtype=torch.complex64)
+    lazy = [(torch._neg_view(real), complex_), (real, complex_.conj()), (real, torch._neg_view(complex_))]
+    for bits in (native._lazy_bits(), (0, 0, 0)):
+        monkeypatch.setattr(native, "_lazy_bits", lambda bits=bits: bits)
+        monkeypatch.setattr(native, "_loaded", None)
+        guard = native_guard(specs, [])
+        assert guard(real, complex_) == ()
+        assert [guard(*pair) for pair in lazy] == [None] * 3
+    monkeypatch.undo()
+    native.load_native().initialize(*native._initialization())
+
+
+def test_without_a_compiler_python_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_loaded", None)
+    monkeypatch.setattr(native, "find_toolchain", lambda: None)
+    monkeypatch.setattr(native, "why_missing", lambda: "No compiler here.")
+    assert native.load_native() is None
+    assert "No compiler here." in str(native.native_available())
+    assert isinstance(make_guard([TensorSpec.contiguous(FLOAT, (2,))], [CPU], []), PythonGuard)
+    assert isinstance(make_snapshot([]), PythonSnapshot)
