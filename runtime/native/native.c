@@ -242,9 +242,18 @@ static void guard_dealloc(Guard *self) {
 
 enum { ITEM, SIZE, ATTRIBUTE };
 
+/* CPython 3.11 numbers every state of every dict, so a dict whose number is the same has not changed. Later versions
+ * deprecate the number; there every call looks the keys up. */
+#if PY_VERSION_HEX < 0x030C0000
+#define VERSION(dict) (((PyDictObject *)(dict))->ma_version_tag)
+#else
+#define VERSION(dict) UINT64_C(0)
+#endif
+
 typedef struct {
     int kind;
     Py_ssize_t size;
+    uint64_t version; /* of the dict, when the item was last found to be as expected; 0 for never */
     PyObject *target, *key, *expected;
 } Entry;
 
@@ -256,11 +265,15 @@ typedef struct {
 } Snapshot;
 
 /* 1: as expected. 0: changed. -1: an exception is set. */
-static int entry_holds(const Entry *e) {
+static int entry_holds(Entry *e) {
     if (e->kind == ITEM) {
+        uint64_t version = VERSION(e->target); /* before the lookup, which may run code */
+        if (version && version == e->version) return 1;
         PyObject *found = PyDict_GetItemWithError(e->target, e->key);
-        if (found) return found == e->expected;
-        return PyErr_Occurred() ? -1 : e->expected == absent;
+        if (!found && PyErr_Occurred()) return -1;
+        int holds = (found ? found : absent) == e->expected;
+        if (holds) e->version = version;
+        return holds;
     }
     if (e->kind == SIZE) {
         Py_ssize_t size = PyObject_Size(e->target);
@@ -283,7 +296,7 @@ static PyObject *snapshot_call(PyObject *object, PyObject *const *args, size_t n
         return NULL;
     }
     const Entry *end = self->entries + self->n;
-    for (const Entry *e = self->entries; e < end; e++) {
+    for (Entry *e = self->entries; e < end; e++) {
         int holds = entry_holds(e);
         if (holds < 0) return NULL;
         if (!holds) Py_RETURN_FALSE;

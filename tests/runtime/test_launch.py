@@ -136,14 +136,20 @@ def test_a_wrong_input_is_named(wrong: object) -> None:
         launcher(right, right)
 
 
-def test_a_given_size_must_be_an_integer() -> None:
-    def shift(x: torch.Tensor) -> torch.Tensor:
-        return x + 7.0
+def test_sizes_that_no_input_shows_are_given() -> None:
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return torch.mul(x, 7)
 
-    inputs = torch.randn(7, 8)
-    for launcher in both(compiled(shift, inputs)):
-        with pytest.raises(StructureMismatch):
-            launcher(inputs, 3)
+    x = torch.randn(3, 8)
+    kernel = compiled(scaled, x)
+    assert [s.source for s in kernel.nest.sizes] == ["given"]
+    for launcher in both(kernel):
+        assert torch.equal(launcher(x, 7), x * 7)
+        assert torch.equal(launcher(x, 12), x * 12)
+        with pytest.raises(StructureMismatch, match="1 integers"):
+            launcher(x)
+        with pytest.raises(TypeError):
+            launcher(x, "7")
 
 
 def test_nothing_leaks_in_a_hundred_thousand_calls() -> None:
@@ -185,3 +191,9 @@ def test_without_the_extension_ctypes_runs_the_kernel(monkeypatch: pytest.Monkey
     launcher = make_launcher(compiled(swish, *inputs))
     assert isinstance(launcher, CtypesLauncher)
     torch.testing.assert_close(launcher(*inputs), swish(*inputs))
+
+
+def test_a_nest_without_a_library_goes_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "make_cuda_launcher", lambda nest: ("triton", nest))
+    nest = kernels()["swiglu"].nest
+    assert make_launcher(nest) == ("triton", nest)

@@ -264,6 +264,35 @@ def test_a_snapshot_sees_an_item_change(make) -> None:
 
 
 @snapshots
+def test_a_snapshot_sees_every_way_to_write_an_item(make) -> None:
+    holder, first, second = Holder(), object(), object()
+    holder.value = first
+    watched = holder.__dict__
+    snapshot = make([("item", watched, "value", first)])
+
+    def assign(value: object) -> None:
+        holder.value = value
+
+    writes = [
+        assign,  # often enough for the interpreter to specialise it
+        lambda value: setattr(holder, "value", value),
+        lambda value: watched.update(value=value),
+        lambda value: watched.__setitem__("value", value),
+        lambda value: (watched.clear(), watched.setdefault("value", value)),
+    ]
+    for write in writes:
+        for _ in range(50):
+            assert snapshot() is True
+            write(second)
+            assert snapshot() is False
+            write(first)
+    holder.__dict__ = {}  # the old dict is what is watched
+    assert snapshot() is True
+    watched.popitem()
+    assert snapshot() is False
+
+
+@snapshots
 def test_a_snapshot_sees_a_size_change(make) -> None:
     hooks: dict[int, object] = {}
     listed = [1, 2]
