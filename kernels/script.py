@@ -32,9 +32,7 @@ def standalone(nest: LoopNest, symbol: str, source: str) -> str:
         "symbol": repr(symbol),
         "sizes": repr(len(nest.sizes)),
         "given": repr(given),
-        "inputs": _listing(
-            [f"({a.dtype}, {shape}, {strides})" for a, (shape, strides) in zip(nest.inputs, inputs, strict=True)]
-        ),
+        "inputs": _listing([f"({dtype}, {shape}, {strides})" for dtype, shape, strides in inputs]),
         "outputs": _listing([f"({o.dtype}, {o.order})" for o in nest.outputs]),
     }
     assignments = "\n".join(f"{name.upper()} = {text}" for name, text in parameters.items())
