@@ -40,12 +40,15 @@ class Dependence:
             keep their order among themselves and to every access to memory that is written; what reads the result of
             an island stays before the next island, which may write to the same memory.
         returned: nodes that make an output of the recording.
+        written: values whose memory is written to: by an in-place operator, or by an island that hands out again what
+            it was not given, as a cache does that returns its own buffer.
     """
 
     producer: Mapping[str, int]
     users: tuple[tuple[int, ...], ...]
     after: tuple[tuple[int, ...], ...]
     returned: frozenset[int]
+    written: frozenset[str]
 
 
 def dependence(graph: RecordedGraph) -> Dependence:
@@ -65,7 +68,8 @@ def dependence(graph: RecordedGraph) -> Dependence:
         for symbol in _symbols(node) if sources else ():
             if sources.get(symbol, i) < i:
                 after[sources[symbol]].add(i)
-    for before, later in _effect_order(graph):
+    written = frozenset(graph.mutated) | _handed_out_again(graph)
+    for before, later in _effect_order(graph, written):
         after[before].add(later)
     returned = {
         producer[leaf.name] for leaf in leaves(graph.outputs) if isinstance(leaf, Ref) and leaf.name in producer
@@ -75,6 +79,7 @@ def dependence(graph: RecordedGraph) -> Dependence:
         tuple(tuple(sorted(u)) for u in users),
         tuple(tuple(sorted(a | u)) for a, u in zip(after, users, strict=True)),
         frozenset(returned),
+        written,
     )
 
 
@@ -90,9 +95,18 @@ def _symbols(node: OpNode | IslandNode) -> Iterable[str]:
             yield from (s.name for s in leaf.free_symbols)
 
 
-def _effect_order(graph: RecordedGraph) -> Iterable[tuple[int, int]]:
+def _handed_out_again(graph: RecordedGraph) -> frozenset[str]:
+    known = {i.name for i in graph.inputs} | {name for name, _ in graph.parameters} | set(graph.constants)
+    again: set[str] = set()
+    for node in graph.nodes:
+        made = set(made_by(node))
+        again |= (made & known) - set(node.refs)
+        known |= made
+    return frozenset(again)
+
+
+def _effect_order(graph: RecordedGraph, written: frozenset[str]) -> Iterable[tuple[int, int]]:
     """Pairs of nodes that side effects keep in order."""
-    written = set(graph.mutated)
     lent: set[str] = set()  # results of islands and views of them: memory a later island may write to
     pinned: int | None = None
     readers: list[int] = []
@@ -137,10 +151,11 @@ def schedule(
     facts = dependences or dependence(graph)
     region_of = {i: k for k, r in enumerate(regions) for i in r.nodes if not is_view(graph.nodes[i])}
     inside = {i for r in regions for i in r.nodes}
+    held = [frozenset(r.nodes) for r in regions]
     running = _running(graph, facts, regions, inside)
     steps: list[Step] = [("region", k) for k in range(len(regions))]
     steps += [("node", i) for i in sorted(running)]
-    place = {step: max(i for i in regions[step[1]].nodes) if step[0] == "region" else step[1] for step in steps}
+    place = {step: max(regions[step[1]].nodes) if step[0] == "region" else step[1] for step in steps}
 
     def step_of(i: int) -> Step | None:
         return ("region", region_of[i]) if i in region_of else ("node", i) if i in running else None
@@ -150,7 +165,8 @@ def schedule(
         before = step_of(i)
         for j in later if before else ():
             then = step_of(j)
-            if before and then and then != before:
+            remade = j in region_of and i in held[region_of[j]]  # j reads the region's own copy of the view
+            if before and then and then != before and not remade:
                 following[before].add(then)
     for k, region in enumerate(regions):  # through the views it recomputes, a region reads further back than its calls
         for name in region.subgraph.inputs:

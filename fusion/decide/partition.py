@@ -11,25 +11,18 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-import torch
-
-from fusion.kernels.elements import DTYPES
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import lower
-from fusion.patterns import ops, symbols
+from fusion.patterns import symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, SubGraph, TensorSpec
-from fusion.patterns.ops import Kind
-from fusion.patterns.symbols import Dim
+from fusion.patterns.graph import IslandNode, RecordedGraph, SubGraph, TensorSpec
 
-from .dependence import Dependence, Step, dependence, is_view, made_by, schedule
+from .dependence import Dependence, Step, schedule
+from .facts import Extents, Facts, No
 from .refusal import CODES, Refusal
 
 Judge = Callable[[SubGraph], LoopNest]
-Extents = tuple[str, ...]  # sizes other than 1, as sorted text: an iteration space up to the order of its dimensions
-No = tuple[str, str]  # refusal code and sentence
 
-_COMPUTE = (Kind.POINTWISE, Kind.REDUCTION, Kind.JOIN)
 # Codes of a LoweringError that go by another name in a report.
 _LOWERING_CODES = {"domain": "different_domain", "index": "operator_use"}
 
@@ -87,7 +80,7 @@ def partition(
             symbol it lacks counts as large enough.
         judge: lowers a SubGraph or raises LoweringError; `kernels.lower.lower` by default. Called once per digest.
     """
-    facts = _Facts(graph)
+    facts = Facts(graph)
     search = _Search(facts, min_nodes, min_elements, values, _remembered(judge or lower))
     for i in reversed(range(len(graph.nodes))):
         if facts.computes(i) and i not in search.taken and i not in search.refused:
@@ -124,132 +117,27 @@ def _refusals(search: _Search, regions: Iterable[Region]) -> Iterable[tuple[int,
         yield i, Refusal(code, sentence, node.origin)
 
 
-class _Facts:
-    """What is known of each node of a recording before any region is grown."""
-
-    def __init__(self, graph: RecordedGraph) -> None:
-        self.graph = graph
-        self.dependence: Dependence = dependence(graph)
-        self._texts: dict[Dim, str] = {}
-        written = frozenset(graph.mutated)
-        self.boundary = [_boundary(node, graph.spec, written) for node in graph.nodes]
-        self.view = [no is None and is_view(n) for no, n in zip(self.boundary, graph.nodes, strict=True)]
-        self.row_source: list[int | None] = []
-        for i in range(len(graph.nodes)):
-            self.row_source.append(self._row_source(i))
-
-    def computes(self, i: int) -> bool:
-        """Whether node `i` is a call a kernel can compute."""
-        return self.boundary[i] is None and not self.view[i]
-
-    def op(self, i: int) -> OpNode:
-        """Node `i`, which is a call."""
-        node = self.graph.nodes[i]
-        assert isinstance(node, OpNode)
-        return node
-
-    def reduces(self, i: int) -> bool:
-        """Whether node `i` is a reduction."""
-        return self.computes(i) and ops.kind_of(self.op(i).op) is Kind.REDUCTION
-
-    def sources(self, i: int) -> tuple[int, ...]:
-        """The nodes that make the values whose elements node `i` reads."""
-        names = self.op(i).refs[:1] if self.view[i] else self.op(i).refs
-        return tuple(self.dependence.producer[n] for n in names if n in self.dependence.producer)
-
-    def extents(self, shape: Iterable[Dim]) -> Extents:
-        """An iteration space, to be compared."""
-        return tuple(sorted(text for text in map(self._text, shape) if text != "1"))
-
-    def _text(self, size: Dim) -> str:
-        if size not in self._texts:
-            self._texts[size] = symbols.render(size if isinstance(size, int) else symbols.as_dim(size.expand()))
-        return self._texts[size]
-
-    def made(self, i: int) -> Extents:
-        """The iteration space of what node `i` makes."""
-        return self.extents(self.graph.spec[self.op(i).outputs[0]].shape)
-
-    def space(self, i: int) -> Extents:
-        """The iteration space node `i` runs over."""
-        return self.extents(self.graph.spec[self.op(i).refs[0]].shape) if self.reduces(i) else self.made(i)
-
-    def rows(self, i: int) -> Extents | None:
-        """The rows that node `i` has one value for each of, where it depends on a reduction over them."""
-        source = self.row_source[i]
-        return None if source is None else self.extents(self.graph.spec[self.op(source).refs[0]].shape[:-1])
-
-    def _row_source(self, i: int) -> int | None:
-        if self.boundary[i] is not None or isinstance(self.graph.nodes[i], IslandNode):
-            return None
-        if self.reduces(i):
-            return i if self.made(i) == self.extents(self.graph.spec[self.op(i).refs[0]].shape[:-1]) else None
-        if self.view[i] or ops.kind_of(self.op(i).op) is Kind.POINTWISE:
-            below = (self.row_source[p] for p in self.sources(i))
-            return next((s for s in below if s is not None and self.made(s) == self.made(i)), None)
-        return None
-
-    def broadcasts(self, i: int, by: int) -> bool:
-        """Whether node `by` reads elements of what node `i` makes more than once each."""
-        if self.reduces(by) or ops.kind_of(self.op(by).op) is Kind.JOIN:
-            return False
-        if self.view[by] and len(self.made(by)) <= len(self.extents(self.graph.spec[self.op(by).refs[0]].shape)):
-            return False
-        wanted = len(self.made(by))
-        made = set(self.op(i).outputs)
-        return any(len(self.extents(self.graph.spec[n].shape)) < wanted for n in self.op(by).refs if n in made)
-
-
-def _boundary(node: OpNode | IslandNode, spec: dict[str, TensorSpec], written: frozenset[str]) -> No | None:
-    """Why a node can be in no region, or None."""
-    if isinstance(node, IslandNode):
-        return "not_fusable", f"{node.method} is called natively"
-    names = (*node.refs, *made_by(node))
-    if not written.isdisjoint(names):
-        return "aliased", f"{node.op} touches memory that an in-place operator writes to"
-    row = ops.lookup(node.op)
-    if row is None or row.kind not in (*_COMPUTE, Kind.VIEW):
-        return "not_fusable", f"{node.op} is a library call"
-    reason = row.covers(ops.call_of(node, spec))
-    if reason is not None or (row.kind is not Kind.VIEW and len(node.outputs) != 1):
-        return "operator_use", f"{node.op}: {reason or 'several results'}"
-    for name in names:
-        if spec[name].dtype not in DTYPES:
-            return "dtype", f"{node.op} touches {spec[name].text()}; kernels hold no {spec[name].dtype}"
-    made = spec[node.outputs[0]]
-    if (
-        row.kind is Kind.POINTWISE
-        and made.dtype.itemsize < 4
-        and not (made.dtype.is_floating_point or made.dtype is torch.bool)
-    ):
-        return "dtype", f"{node.op} makes {made.text()}; arithmetic in 8 and 16 bit integers wraps and is not fused"
-    devices = sorted({spec[name].device for name in names})
-    if len(devices) > 1:
-        return "device", f"{node.op} has tensors on {' and '.join(devices)}; a kernel runs on one device"
-    return None
-
-
 @dataclass
 class _Growth:
     """A region while it grows.
 
     Attributes:
-        last: the node it grows from.
         space: the iteration space of its outputs.
         device: of all its values.
         nodes: its nodes, views included.
         mask: the same as a bit set.
         repeated: nodes whose value is read more than once per element.
         leaks: for each view inside, the nodes outside that read it, directly or through other views inside.
+        returned: views inside that the recording hands back, as they are or through other views inside.
     """
 
-    last: int
     space: Extents
     device: str
     nodes: set[int] = field(default_factory=set)
     mask: int = 0
     repeated: set[int] = field(default_factory=set)
     leaks: dict[int, set[int]] = field(default_factory=dict)
+    returned: set[int] = field(default_factory=set)
 
 
 class _Search:
@@ -257,7 +145,7 @@ class _Search:
 
     def __init__(
         self,
-        facts: _Facts,
+        facts: Facts,
         min_nodes: int,
         min_elements: int,
         values: Mapping[str, int],
@@ -287,6 +175,8 @@ class _Search:
                 if self.facts.computes(n):
                     self.refused[n] = self.declined.get(n, no) if no[0] == "too_small" else no
             return
+        for n in grown.nodes - {i}:
+            self.declined.setdefault(n, no)
         if not self._accept_part(i, grown.nodes):
             self.refused[i] = no
 
@@ -315,7 +205,7 @@ class _Search:
     def _grow(self, last: int, *, further_outputs: bool) -> _Growth:
         facts = self.facts
         spec = facts.graph.spec[facts.op(last).outputs[0]]
-        grown = _Growth(last, facts.space(last), spec.device)
+        grown = _Growth(facts.space(last), spec.device)
         queue: list[int] = []
         queued: set[int] = set()
 
@@ -336,6 +226,8 @@ class _Search:
                 grown.repeated.add(i)
             if facts.view[i]:
                 grown.leaks[i] = self._readers_outside(i, grown)
+                if self._is_returned(i, grown):
+                    grown.returned.add(i)
                 take(i)
                 continue
             no = self._decline(i, grown, further_outputs)
@@ -372,7 +264,7 @@ class _Search:
         per_row = self._is_per_row(i, grown)
         if i in grown.repeated and not per_row:
             return "broadcast_recompute", f"the result of {op} would be computed again for all it is broadcast to"
-        if not (readers or self._returned(i, grown)):
+        if not (readers or self._is_returned(i, grown)):
             return None
         if not further_outputs:
             return "different_domain", f"the result of {op} is read outside too; the kernel cannot hand it back"
@@ -380,10 +272,9 @@ class _Search:
             return "different_domain", f"the result of {op} is read outside too, and runs over other indices"
         return None
 
-    def _returned(self, i: int, grown: _Growth) -> bool:
-        """Whether the recording hands back what node `i` makes, as it is or viewed."""
-        views = (u for u in self.facts.dependence.users[i] if u in grown.leaks)
-        return i in self.facts.dependence.returned or any(self._returned(v, grown) for v in views)
+    def _is_returned(self, i: int, grown: _Growth) -> bool:
+        """Whether the recording hands back what node `i` makes, as it is or through views inside."""
+        return i in self.facts.dependence.returned or any(u in grown.returned for u in self.facts.dependence.users[i])
 
     def _is_per_row(self, i: int, grown: _Growth) -> bool:
         """Whether node `i` has one value per row of the region, made by a reduction that can be taken in."""
@@ -475,4 +366,5 @@ def _elements(spec: TensorSpec, values: Mapping[str, int]) -> int | None:
     """How many elements a tensor has; None where that depends on a symbol of unknown value."""
     if any(s.name not in values for s in symbols.free_symbols(spec.shape)):
         return None
-    return math.prod(symbols.evaluate(size, values) for size in spec.shape)
+    count: int = math.prod(symbols.evaluate(size, values) for size in spec.shape)
+    return count
