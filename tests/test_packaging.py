@@ -39,6 +39,18 @@ def test_every_name_of_the_readme_exists() -> None:
     assert [name for name in sorted(names) if not hasattr(module, name)] == []
 
 
+def test_the_readme_examples_that_download_nothing_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FUSION_CACHE_DIR", str(tmp_path))
+    blocks = [b for b in PYTHON_BLOCK.findall((ROOT / "README.md").read_text()) if "from_pretrained" not in b]
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "SwiGLU" in printed and "torch.Size([5, 4096])" in printed and "Totals" in printed
+
+
 def test_the_readme_lists_every_field_of_the_config() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.*?) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     fields = [(name, repr(info.default), info.description) for name, info in FusionConfig.model_fields.items()]
