@@ -12,7 +12,7 @@ import torch
 from fusion.capture import islands
 from fusion.capture.record import Recording as Recorded
 from fusion.capture.record import below_autograd, finish
-from fusion.capture.recorder import Recorder
+from fusion.capture.recorder import Recorder, SizeReads
 from fusion.config import FusionConfig
 from fusion.patterns.errors import FusionError, RecordingError, StructureMismatch
 from fusion.patterns.graph import RecordedGraph, SubGraph
@@ -119,7 +119,7 @@ class Recording:
         self._recorder = Recorder(
             named, {}, {}, adopt_inputs=not named, max_ops=self.scheduler.config.max_graph_size
         )
-        self._context = below_autograd(self._recorder, ())
+        self._context = below_autograd(self._recorder, (), SizeReads(self._recorder))
         self._context.__enter__()
         _ACTIVE.append(self)
         return self

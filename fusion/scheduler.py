@@ -101,6 +101,7 @@ class FusionScheduler:
         self.heuristics = FusionHeuristics(self.config)
         self.backends = Backends(self.config)
         self.templates: dict[str, Template] = {}
+        self.twins: dict[Any, list[Any]] = {}  # recordings that equal modules may follow, by their structure
         self._dispatchers: dict[Any, Any] = {}
 
     # ---- the pipeline
@@ -297,6 +298,7 @@ class FusionScheduler:
     def clear_cache(self) -> None:
         """Forgets every kernel and decision, in memory and on disk. Scopes that run already keep their plans."""
         self.templates.clear()
+        self.twins.clear()
         self._dispatchers.clear()
         self.backends.kernels.clear()
         self.backends.decisions.clear()

@@ -8,14 +8,16 @@ import keyword
 import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from fusion.capture import islands
-from fusion.capture.record import Recording, plain_state, record
+from fusion.capture.follow import Likeness, follow, likeness, twins
+from fusion.capture.provenance import flatten
+from fusion.capture.record import Recording, plain_state, python_state, record
 from fusion.capture.state import problems, watched
 from fusion.decide.refusal import Refusal
 from fusion.patterns.errors import GraphError
@@ -60,6 +62,8 @@ class Known:
         self.trusted = not recording.graph.symbols
         self.refusal: Refusal | None = None
         self.failures = 0
+        self.recording = recording
+        self.likeness: Any = None
         self.plans: dict[Any, tuple[Compiled, Plan]] = {}
         self.binding: dict[str, Any] = {**self.tensors, **island_constants(recording.graph)}
         self.match = scheduler.source(template, None, "match").bind(self.binding).run
@@ -67,6 +71,10 @@ class Known:
     def key(self, values: Mapping[str, int]) -> tuple[int, ...]:
         """The input symbols' values in order."""
         return tuple(values[s] for s in self.symbols)
+
+    def release(self, recording: Recording) -> None:
+        """Lets go of the recorded run's tensors; its structure stays for twins to follow."""
+        self.recording = replace(recording, result=None, real={}, log=[], parameters={}, constants={})
 
     def plan(self, compiled: Compiled, fail: Callable[..., Any]) -> None:
         """Makes the plan of a bucket, pinned to what was proved until the recording is trusted."""
@@ -136,6 +144,8 @@ class Scope:
         self.known: list[Known] = []
         self.refused: dict[Any, Refusal] = {}
         self.resets = 0
+        self.stranger = False  # differed from its twins: recorded in full
+        self.likeness: Likeness | None = None
         self._lock = threading.RLock()
         self.signature = _Signature(call)
         self._plans: list[Callable[..., Any]] = []
@@ -148,6 +158,8 @@ class Scope:
         """Takes the modules as they are now as what plans are valid for."""
         self.snapshot = make_snapshot(watched(self.modules, self.watch))
         self.entry.__globals__["_f_unchanged"] = self.snapshot
+        only = list(self.modules) == [""]
+        self.likeness = likeness(self.modules[""]) if only else None
 
     def _publish(self) -> None:
         """Makes the plans of all usable recordings the ones that `entry` tries; newest first."""
@@ -202,6 +214,7 @@ class Scope:
     def _reset(self) -> bool:
         """The modules changed: what was recorded is void."""
         self.resets += 1
+        self.stranger = False
         self.known.clear()
         self.refused.clear()
         self._publish()
@@ -212,6 +225,9 @@ class Scope:
 
     def _record(self, arguments: Sequence[Any], key: Any) -> Any:
         config = self.scheduler.config
+        twin = self._twin(arguments)
+        if twin is not None:
+            return self._follow(*twin, arguments)
         recording = record(
             self.call,
             dict(zip(self.signature.names, arguments, strict=True)),
@@ -236,6 +252,38 @@ class Scope:
             self.refused[key] = Refusal("recorder_error", f"{type(error).__name__}: {error}")
         return recording.result
 
+    def _twin(self, arguments: Sequence[Any]) -> tuple[Known, dict[str, int]] | None:
+        """A recording of an equal module that applies to this call, and the input symbols' values in it."""
+        if self.likeness is None or self.stranger:
+            return None
+        for known in self.scheduler.twins.get(self.likeness.structure, ()):
+            if twins(known.likeness, self.likeness, known.graph):
+                values = known.match(*arguments)
+                if values is not MISS:
+                    return known, values
+        return None
+
+    def _follow(self, twin: Known, values: dict[str, int], arguments: Sequence[Any]) -> Any:
+        """Records this call by following an equal module's recording; if they part, the next call is recorded."""
+        named = dict(zip(self.signature.names, arguments, strict=True))
+        found = {leaf.path: leaf.value for leaf in flatten(named)[0]}
+        inputs = {i.name: found[i.path] for i in twin.graph.inputs}
+        objects = {id(found[path]): path for path, _ in twin.recording.conditions.kinds}
+        module = self.modules[""]
+        before = python_state(self.modules)
+        result, recording, why = follow(
+            twin.recording, values, module, inputs, objects, lambda: self.original(arguments)
+        )
+        self.statistics.eager += 1
+        if recording is None or python_state(self.modules) != before:
+            self.stranger = True
+            self.statistics.last_reason = Refusal("guard", f"differs from an equal module: {why}")
+            return result
+        self.statistics.recordings += 1
+        self.statistics.recording_seconds += recording.seconds
+        self._prove(Known(recording, twin.template, self.scheduler), recording, arguments)
+        return result
+
     def adopt(self, recording: Recording, arguments: Sequence[Any] | None = None) -> None:
         """Compiles a recording; its plan is proved by running it with the islands answering from the recording.
 
@@ -248,6 +296,13 @@ class Scope:
             arguments = [recording.real[i.name] for i in recording.graph.inputs]
         template = self.scheduler.template(recording, self.signature.names)
         known = Known(recording, template, self.scheduler)
+        self._prove(known, recording, arguments)
+        if self.likeness is not None and known.refusal is None:
+            known.likeness = self.likeness
+            self.scheduler.twins.setdefault(self.likeness.structure, []).append(known)
+
+    def _prove(self, known: Known, recording: Recording, arguments: Sequence[Any]) -> None:
+        """Runs the unfused plan on the recorded call, then makes the fused one."""
         self.known.append(known)
         values = dict(recording.values)
         replay = islands.Replay(recording.log)
@@ -256,7 +311,8 @@ class Scope:
         if result is MISS or not same_results(result, recording.result):
             known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's")
             return
-        compiled = self.scheduler.compile(template, recording.real, values)
+        compiled = self.scheduler.compile(known.template, recording.real, values)
+        known.release(recording)
         known.proved.add(known.key(values))
         late = [s for s in known.graph.symbols if s.symbol not in known.symbols]
         if late:

@@ -62,13 +62,13 @@ class Recording:
 
 
 @contextlib.contextmanager
-def below_autograd(recorder: Recorder, kinds: tuple[type, ...]) -> Iterator[None]:
+def below_autograd(recorder: Any, kinds: tuple[type, ...], reads: Any) -> Iterator[None]:
     """The modes under which a recorder sees whole operators: linear and attention are not taken apart."""
     with (
         torch.no_grad(),
         islands.session(recorder, kinds),
         torch._C._AutoDispatchBelowAutograd(),
-        SizeReads(recorder),
+        reads,
         recorder,
     ):
         yield
@@ -115,10 +115,10 @@ def record(
             f"the argument {opaque[0].path[0]!r} is a {kind}; register its methods with fusion.register_island",
             "",
         )
-    before = _python_state(modules)
-    with below_autograd(recorder, kinds):
+    before = python_state(modules)
+    with below_autograd(recorder, kinds, SizeReads(recorder)):
         result = invoke()
-    _check_state(recorder, before, _python_state(modules))
+    _check_state(recorder, before, python_state(modules))
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),
         tuple((leaf.path, leaf.value) for leaf in leaves if isinstance(leaf.value, Atom)),
@@ -215,7 +215,7 @@ def _spec(fake: torch.Tensor, translation: Translation) -> TensorSpec:
     )
 
 
-def _python_state(modules: Mapping[str, torch.nn.Module]) -> dict[tuple[str, str], tuple[Any, Any]]:
+def python_state(modules: Mapping[str, torch.nn.Module]) -> dict[tuple[str, str], tuple[Any, Any]]:
     """Attributes of every module by (path, name): the object, and the size of a container."""
     state: dict[tuple[str, str], tuple[Any, Any]] = {}
     for prefix, module in modules.items():

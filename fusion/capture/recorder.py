@@ -24,17 +24,17 @@ from .provenance import Atom, user_line
 from .shadow import Shadow, hint, is_symbolic
 
 _TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-_DATA_READS = {
+DATA_READS = {
     torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__index__, torch.Tensor.__float__,
     torch.Tensor.tolist, torch.Tensor.__contains__, torch.Tensor.__format__, torch.Tensor.__repr__,
     torch.Tensor.data_ptr, torch.Tensor.__complex__, torch.equal, torch.allclose, torch.is_nonzero,
 }  # fmt: skip
-_NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__, torch.from_numpy, torch.Tensor.__dlpack__}
+NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__, torch.from_numpy, torch.Tensor.__dlpack__}
 _SIZE_READS = {
     torch.Tensor.size, torch.Tensor.numel, torch.Tensor.stride, torch.Tensor.nelement,
     torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
 }  # fmt: skip
-_LAYOUT_READS = {torch.Tensor.is_contiguous, torch.Tensor.storage_offset}
+LAYOUT_READS = {torch.Tensor.is_contiguous, torch.Tensor.storage_offset}
 
 
 class Recorder(TorchDispatchMode):
@@ -338,11 +338,11 @@ class SizeReads(TorchFunctionMode):
                 return int(fake.shape[0])  # len() must be a number: the size is fixed by a guard
         elif func is torch.Tensor.contiguous and len(args) == 1 and not kwargs:
             return self._contiguous(args[0])
-        elif func in _DATA_READS:
+        elif func in DATA_READS:
             recorder.refuse("data_read", f"{func.__name__} reads tensor data in Python")
-        elif func in _NUMPY:
+        elif func in NUMPY:
             recorder.refuse("numpy", f"{func.__name__} leaves torch")
-        elif func in _LAYOUT_READS:
+        elif func in LAYOUT_READS:
             return self._layout(func, args, kwargs)
         return func(*args, **kwargs)
 

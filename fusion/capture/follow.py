@@ -1,0 +1,381 @@
+"""Following: recording a call of a scope whose twin was recorded already, without a symbolic shadow.
+
+The 28 layers of a model are one class with other weights. The first is recorded with symbols; for each of the others
+it is enough to see that its run does, call for call, what the first one's recording says at these sizes. That costs a
+tenth. Whatever differs ends the following, the run goes on untouched, and the next call is recorded in full.
+
+What makes it sound: the twins run the same code (same classes) with equal attributes, but for integers that the
+recording knows only as arguments of islands (a layer's number); the call meets all guards of the recording; every
+operator, argument and result layout is compared. A plan that comes of it is still proved against eager at another
+shape before it is trusted.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fusion.patterns import symbols
+from fusion.patterns.graph import Expect, IslandNode, OpNode, RecordedGraph, Ref, leaves, map_leaves
+
+from .islands import Island
+from .provenance import tensors_of
+from .record import Recording, below_autograd
+from .recorder import DATA_READS, LAYOUT_READS, NUMPY, as_tuples
+
+_MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What two modules must share to be twins.
+
+    Attributes:
+        structure: equal for modules of the same classes, tensors and attributes, integers left out.
+        integers: integer attributes by path.
+    """
+
+    structure: Any
+    integers: tuple[tuple[str, int], ...]
+
+
+def likeness(module: torch.nn.Module) -> Likeness:
+    """A module tree's classes, tensor layouts, plain attributes, and the identity of everything else it holds."""
+    structure: list[Any] = []
+    integers: list[tuple[str, int]] = []
+    for path, child in module.named_modules():
+        structure.append((path, id(type(child)), id(type(child).forward)))
+        for name, value in vars(child).items():
+            if name in _MODULE_INTERNALS or name == "forward":
+                continue
+            if type(value) is int:
+                integers.append((f"{path}.{name}", value))
+            elif isinstance(value, (type(None), bool, float, str)):
+                structure.append((path, name, value))
+            elif isinstance(value, (dict, list, set, tuple)):
+                structure.append((path, name, repr(value)))
+            elif not isinstance(value, torch.Tensor):
+                structure.append((path, name, id(value)))
+    for path, tensor in tensors_of(module):
+        structure.append((path, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device))
+    return Likeness(tuple(structure), tuple(integers))
+
+
+def twins(first: Likeness, second: Likeness, graph: RecordedGraph) -> bool:
+    """Whether a recording of the first module may be followed by the second."""
+    if first.structure != second.structure or len(first.integers) != len(second.integers):
+        return False
+    in_islands = {
+        leaf
+        for node in graph.nodes
+        if isinstance(node, IslandNode)
+        for leaf in leaves(node.args or ())
+        if type(leaf) is int
+    }
+    return all(
+        a == b or (a[0] == b[0] and a[1] in in_islands)
+        for a, b in zip(first.integers, second.integers, strict=True)
+    )
+
+
+class Diverged(Exception):
+    """The run does something else than the recording."""
+
+
+class Follower(TorchDispatchMode):
+    """Compares one run, call for call, with a recording of its twin."""
+
+    def __init__(
+        self,
+        graph: RecordedGraph,
+        values: Mapping[str, int],
+        inputs: Mapping[int, str],
+        parameters: Mapping[int, str],
+        objects: Mapping[int, Any],
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.values = dict(values)
+        self.nodes: list[OpNode | IslandNode] = []
+        self.names = dict(inputs)
+        self.real: dict[str, torch.Tensor] = {}
+        self.held: dict[str, torch.Tensor] = {}
+        self.objects = objects
+        self.log: list[Any] = []
+        self.diverged: str | None = None
+        self._parameters = parameters
+        self._paths = dict(graph.parameters)
+        self._expected = {path: name for name, path in graph.parameters}
+        self._paused = 0
+        self._thread = threading.get_ident()
+
+    @property
+    def following(self) -> bool:
+        """Whether the run still agrees with the recording, and this thread is looking."""
+        return not self._paused and self.diverged is None and threading.get_ident() == self._thread
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Diverged as reason:
+            self.diverged = str(reason)
+        except Exception as error:
+            self.diverged = f"{type(error).__name__}: {error}"
+
+    def _name(self, tensor: torch.Tensor) -> str:
+        name = self.names.get(id(tensor))
+        if name is None:
+            path = self._parameters.get(id(tensor))
+            name = self._expected.get(path) if path is not None else None
+            if name is None:
+                raise Diverged("a tensor that the recording does not know")
+            self._bind(name, tensor)
+        return name
+
+    def _bind(self, name: str, tensor: torch.Tensor) -> None:
+        self.names[id(tensor)] = name
+        self.real[name] = tensor
+
+    def _next(self) -> OpNode | IslandNode:
+        if len(self.nodes) >= len(self.graph.nodes):
+            raise Diverged("more calls than recorded")
+        return self.graph.nodes[len(self.nodes)]
+
+    def _concrete(self, leaf: Any) -> Any:
+        return symbols.evaluate(leaf, self.values) if isinstance(leaf, sympy.Expr) else leaf
+
+    # ---- operators
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self.following:
+            self._attempt(lambda: self._operator(func, args, kwargs, result))
+        return result
+
+    def _operator(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if func is torch.ops.aten.lift_fresh.default:
+            self._constant(result)
+            return
+        named_args, named_kwargs = pytree.tree_map(
+            lambda a: Ref(self._name(a)) if isinstance(a, torch.Tensor) else a, (args, kwargs)
+        )
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        known = [self.names.get(id(r)) for r in results]
+        given = {leaf.name for leaf in leaves(as_tuples((named_args, list(named_kwargs.values())))) if isinstance(leaf, Ref)}
+        if known and not func._schema.is_mutable and all(k in given for k in known):
+            return
+        node = self._next()
+        if not isinstance(node, OpNode) or node.op != str(func):
+            raise Diverged(f"{func} where the recording differs")
+        ours = (as_tuples(named_args), tuple(sorted((k, as_tuples(v)) for k, v in named_kwargs.items())))
+        if map_leaves(self._concrete, (node.args, node.kwargs)) != ours:
+            raise Diverged(f"other arguments of {func}")
+        for name, tensor in zip(node.outputs, results, strict=True):
+            self._made(name, tensor)
+        self.nodes.append(node)
+
+    def _made(self, name: str, tensor: torch.Tensor) -> None:
+        if self.names.get(id(tensor)) == name:
+            return
+        if id(tensor) in self.names:
+            raise Diverged(f"{name} is a tensor that was there before")
+        self._check(name, tensor)
+        self._bind(name, tensor)
+
+    def _check(self, name: str, tensor: torch.Tensor) -> None:
+        """The result has the recorded dtype and layout; symbols that it is the source of take their values from it."""
+        for source in self.graph.symbols:
+            if source.value == name and source.symbol not in self.values:
+                held = tensor.shape if source.kind == "shape" else tensor.stride()
+                self.values[source.symbol] = int(held[source.dim])
+                if source.kind == "shape" and held[source.dim] < 2:
+                    raise Diverged("a size of 0 or 1")
+        spec = self.graph.spec[name]
+        shape = tuple(symbols.evaluate(d, self.values) for d in spec.shape)
+        if spec.dtype != tensor.dtype or spec.device != tensor.device.type or shape != tuple(tensor.shape):
+            raise Diverged(f"{name} has another type or shape")
+        strides = [symbols.evaluate(d, self.values) for d in spec.strides]
+        differ = any(a != b and size > 1 for a, b, size in zip(strides, tensor.stride(), shape, strict=True))
+        if differ and math.prod(shape):
+            raise Diverged(f"{name} has another layout")
+
+    def _constant(self, constant: torch.Tensor) -> None:
+        name = f"c{len(self.held)}"
+        if name not in self.graph.constants:
+            raise Diverged("a constant that the recording does not have")
+        self._check(name, constant)
+        self.held[name] = constant
+        self._bind(name, constant)
+
+    def elided_contiguous(self, tensor: torch.Tensor) -> None:
+        """`contiguous()` handed its operand back; the recording may hold the call."""
+        node = self.graph.nodes[len(self.nodes)] if len(self.nodes) < len(self.graph.nodes) else None
+        if isinstance(node, OpNode) and node.op == "aten.contiguous.default" and node.refs == (self._name(tensor),):
+            self._bind(node.outputs[0], tensor)
+            self.nodes.append(node)
+
+    # ---- islands
+
+    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
+        """Calls natively and compares the call; integers among the arguments may be the twin's own."""
+        if not self.following:
+            return original(receiver, *args, **kwargs)
+        self._paused += 1
+        try:
+            result = original(receiver, *args, **kwargs)
+        finally:
+            self._paused -= 1
+        if island.effect:
+            self.log.append(result)
+        self._attempt(lambda: self._island(island, receiver, args, kwargs, result))
+        return result
+
+    def _island(self, island: Island, receiver: Any, args: Any, kwargs: Any, result: Any) -> None:
+        node = self._next()
+        if not isinstance(node, IslandNode) or node.args is None or node.method != island.method:
+            raise Diverged(f"island {island.method} where the recording differs")
+        if self.objects.get(id(receiver)) != node.receiver:
+            raise Diverged(f"island {island.method} of another object")
+        ours = tuple(Ref(self._name(a)) if isinstance(a, torch.Tensor) else a for a in args)
+        theirs = map_leaves(self._concrete, node.args)
+        same = len(ours) == len(theirs) and all(
+            a == b or (type(a) is int and type(b) is int) for a, b in zip(as_tuples(ours), theirs, strict=True)
+        )
+        named = tuple(
+            sorted((k, Ref(self._name(v)) if isinstance(v, torch.Tensor) else as_tuples(v)) for k, v in kwargs.items())
+        )
+        if not same or map_leaves(self._concrete, node.kwargs) != named:
+            raise Diverged(f"other arguments of island {island.method}")
+        outputs = result if node.structure != "leaf" else (result,)
+        if type(result) is not {"tuple": tuple, "list": list}.get(node.structure, type(result)):
+            raise Diverged(f"island {island.method} returned something else")
+        for output, value in zip(node.outputs, outputs, strict=True):
+            self._island_result(output, value)
+        numbers = tuple(o if type(o) is int and type(t) is int else n for o, t, n in zip(ours, theirs, node.args, strict=True))
+        self.nodes.append(replace(node, args=numbers))
+
+    def _island_result(self, output: Any, value: Any) -> None:
+        if isinstance(output, Expect):
+            if type(value) is not type(output.value) or value != output.value:
+                raise Diverged("an island returned another value")
+        elif isinstance(value, torch.Tensor):
+            self._made(output, value)
+        else:
+            symbol = next(s.symbol for s in self.graph.symbols if s.value == output)
+            if type(value) is not int or value < 2:
+                raise Diverged("an island returned a size of 0 or 1")
+            self.values[symbol] = value
+
+    def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
+        """An attribute read on an argument object is compared with the recording's."""
+        if self.following and id(receiver) in self.objects:
+            self._attempt(lambda: self._attribute(receiver, name, value))
+        return value
+
+    def _attribute(self, receiver: Any, name: str, value: Any) -> None:
+        node = self._next()
+        expected = (Expect(value),)
+        if not isinstance(node, IslandNode) or node.args is not None or (node.method, node.outputs) != (name, expected):
+            raise Diverged(f"attribute {name} where the recording differs")
+        self.nodes.append(node)
+
+    # ---- the end
+
+    def conclude(self, result: Any) -> None:
+        """The run is over: all calls were met, the guards hold, the result is made of the same values."""
+        if len(self.nodes) != len(self.graph.nodes):
+            raise Diverged("fewer calls than recorded")
+        for guard in self.graph.guards:
+            if not eval(guard, {"__builtins__": {}, "max": max, "min": min}, dict(self.values)):
+                raise Diverged(f"the guard {guard} does not hold")
+        flat, tree = pytree.tree_flatten(result)
+        if str(tree) != self.graph.structure:
+            raise Diverged("a result of another structure")
+        for leaf, recorded in zip(flat, self.graph.outputs, strict=True):
+            if isinstance(leaf, torch.Tensor):
+                if recorded != Ref(self._name(leaf)):
+                    raise Diverged("the result holds another value")
+            elif isinstance(recorded, Expect) and (type(recorded.value) is not type(leaf) or recorded.value != leaf):
+                raise Diverged("the result holds another constant")
+            elif isinstance(recorded, sympy.Expr) and symbols.evaluate(recorded, self.values) != leaf:
+                raise Diverged("the result holds another size")
+
+
+class _Reads(TorchFunctionMode):
+    """Notices what the dispatch mode cannot see: data reads, and `contiguous()` that did nothing."""
+
+    def __init__(self, follower: Follower) -> None:
+        super().__init__()
+        self.follower = follower
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        follower = self.follower
+        if follower.following:
+            if func in DATA_READS or func in NUMPY or func in LAYOUT_READS:
+                follower.diverged = f"{func} reads tensor data"
+            elif func is torch.Tensor.contiguous and result is args[0]:
+                follower._attempt(lambda: follower.elided_contiguous(args[0]))
+        return result
+
+
+def follow(
+    twin: Recording,
+    values: Mapping[str, int],
+    module: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    objects: Mapping[int, Any],
+    invoke: Callable[[], Any],
+) -> tuple[Any, Recording | None, str]:
+    """Makes a call and follows its twin's recording.
+
+    Args:
+        twin: the recording.
+        values: the input symbols' values in this call; the twin's guards on them hold.
+        module: the scope's module.
+        inputs: tensors of this call by the recording's value names.
+        objects: argument objects of this call by id: their paths.
+        invoke: makes the call.
+
+    Returns:
+        the call's result; the module's own recording, or None; why not.
+    """
+    assert twin.graph is not None
+    start = time.perf_counter()
+    follower = Follower(
+        twin.graph,
+        values,
+        {id(tensor): name for name, tensor in inputs.items()},
+        {id(tensor): path for path, tensor in tensors_of(module)},
+        objects,
+    )
+    follower.real.update(inputs)
+    with below_autograd(follower, (), _Reads(follower)):
+        result = invoke()
+    follower._attempt(lambda: follower.conclude(result) if follower.diverged is None else None)
+    if follower.diverged is not None:
+        return result, None, follower.diverged
+    graph = replace(twin.graph, nodes=tuple(follower.nodes))
+    recording = replace(
+        twin,
+        result=result,
+        graph=graph,
+        constants=follower.held,
+        parameters={name: follower.real[name] for name, _ in graph.parameters},
+        real=follower.real,
+        values=follower.values,
+        log=follower.log,
+        seconds=time.perf_counter() - start,
+    )
+    return result, recording, ""
