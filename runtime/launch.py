@@ -43,7 +43,10 @@ def make_launcher(kernel: CompiledKernel | LoopNest) -> Launcher:
         ctypes.cast(library[f"{kernel.symbol}_{part}"], ctypes.c_void_p).value for part in ("prepare", "run")
     )
     outputs = tuple((*DLPACK_TYPES[o.dtype], o.order) for o in kernel.nest.outputs)
-    return module.Launcher(prepare, run, len(kernel.nest.inputs), slow.given, len(kernel.nest.sizes), outputs, slow)
+    launcher: Launcher = module.Launcher(
+        prepare, run, len(kernel.nest.inputs), slow.given, len(kernel.nest.sizes), outputs, slow
+    )
+    return launcher
 
 
 class CtypesLauncher:

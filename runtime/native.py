@@ -125,7 +125,7 @@ def _imported(path: Path) -> ModuleType:
 
 def _initialization() -> tuple[Any, ...]:
     """What the extension's `initialize` takes."""
-    exchange = torch.Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
+    exchange = torch.Tensor.__dlpack_c_exchange_api__
     return exchange, TENSOR_TYPES, torch.Tensor.is_neg, torch.Tensor.is_conj, ABSENT, *_lazy_bits()
 
 
@@ -265,7 +265,7 @@ def in_plain_memory(tensor: Any) -> bool:
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_neg() or tensor.is_conj():
         return False
-    return tensor.device.type != "meta" and (tensor.data_ptr() != 0 or tensor.numel() == 0)
+    return bool(tensor.device.type != "meta" and (tensor.data_ptr() != 0 or tensor.numel() == 0))
 
 
 def _fits(tensor: Any, dtype: torch.dtype, dims: int, device: str, index: int) -> bool:
@@ -303,7 +303,9 @@ def _check(
 def _compiled(dims: Sequence[Dim], names: dict[str, int]) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
     """A function from symbol values to the values of `dims`; its text holds numbers and operators only."""
     terms = "".join(f"{symbols.print_python(d, lambda name: f'v[{names[name]}]')}, " for d in dims)
-    return eval(f"lambda v: ({terms})", {"__builtins__": {"max": max, "min": min}})
+    compiled: Callable[[tuple[int, ...]], tuple[int, ...]]
+    compiled = eval(f"lambda v: ({terms})", {"__builtins__": {"max": max, "min": min}})
+    return compiled
 
 
 def _encode(
