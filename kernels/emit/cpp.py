@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import torch
 
 from fusion.kernels.loops import Argument, Axis, LoopNest, Output
-from fusion.patterns import symbols
+from fusion.patterns import scalar, symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.scalar import COLUMN, Scalar
+from fusion.patterns.scalar import COLUMN, Scalar, Select
 from fusion.patterns.symbols import Dim
 
 from .cpp_columns import Column, Sink
@@ -30,6 +30,9 @@ _CODES = {torch.bool: 6, torch.bfloat16: 4, torch.uint8: 1}
 # Elements times instructions (`cost`) below which waking threads costs more than it saves. Measured on 2 cores: a
 # parallel region costs 0.9 us while its threads spin, and one core does 100 of these units per nanosecond.
 PARALLEL_WORK = 300_000
+# Elements a row may have for its costly values to be kept between passes: 16 KiB of floats each, on the stack.
+ROW_BUFFER = 4096
+_WORTH_KEEPING = 15  # vector instructions an element (`cost`); a store and a load cost about 2
 _PLACEHOLDER = "KERNEL"
 _RESERVED = re.compile(r"(x|at|cut|part|total)\d*|row|first|last|in|out|sizes|given|out_shape|[A-Z_]+")
 
@@ -141,31 +144,58 @@ class _Row:
         kinds = {a.dtype for a in nest.inputs if a.dtype.is_floating_point}
         self.values = Values(plain_bfloat16=kinds <= {torch.bfloat16})
         self.interned = Interner()
-        self.dtypes = {o.name: o.dtype for o in nest.outputs}
+        self.reductions = [(r, self.interned(r.body)) for r in nest.reductions]
+        kinds_out = {o.name: o.dtype for o in nest.outputs}
+        self.sinks = [
+            (
+                s,
+                Sink(
+                    stored_value(self.interned(s.value), kinds_out[s.output]), s.output, s.offset, kinds_out[s.output]
+                ),
+            )
+            for s in nest.stores
+        ]
 
     def write(self, block: Block) -> None:
-        for reduction in self.nest.reductions:
-            body = self.interned(reduction.body)
-            Column(self.values, self.interned, reduction.extent).reduce(reduction.fn, reduction.name, body, block)
-        per_row = [s for s in self.nest.stores if s.per_row]
-        roots = [stored_value(self.interned(s.value), self.dtypes[s.output]) for s in per_row]
-        self.values.count(roots)
-        for store, root in zip(per_row, roots, strict=True):
-            text = self.values.stored(self.dtypes[store.output], self.values.write(root, block))
-            block.lines.append(f"{store.output}[{self.values.index(store.offset, block)}] = {text};")
-        per_column = [s for s in self.nest.stores if not s.per_row]
+        """Appends the row's statements; twice where rows may or may not fit the buffers of `_expensive` values."""
+        expensive = self._expensive()
+        extents = [self.nest.reductions[k].extent for k in expensive]
+        sure = all(isinstance(extent, int) for extent in extents)
+        if sure:
+            self._passes(block, expensive if all(int(e) <= ROW_BUFFER for e in extents) else set())
+            return
+        fits = " && ".join(dict.fromkeys(f"{symbols.print_c(extent)} <= {ROW_BUFFER}" for extent in extents))
+        for opening, kept in ((f"if ({fits}) {{", expensive), ("} else {", set[int]())):
+            inner = Block("row", block)
+            self._passes(inner, kept)
+            block.lines.append(opening)
+            block.nest(inner)
+        block.lines.append("}")
+
+    def _expensive(self) -> set[int]:
+        """Numbers of the reductions whose elements are costly and needed again: softmax's exponentials."""
+        found: set[int] = set()
+        for k, (_, body) in enumerate(self.reductions):
+            later = [b for _, b in self.reductions[k + 1 :]] + [sink.value for _, sink in self.sinks]
+            again = any(node is body for node in scalar.walk(*later))
+            if again and cost([body]) >= _WORTH_KEEPING and not any(isinstance(n, Select) for n in scalar.walk(body)):
+                found.add(k)
+        return found
+
+    def _passes(self, block: Block, kept: set[int]) -> None:
+        for k, (reduction, body) in enumerate(self.reductions):
+            room = reduction.extent if isinstance(reduction.extent, int) else ROW_BUFFER
+            column = Column(self.values, self.interned, reduction.extent)
+            column.reduce(reduction.fn, reduction.name, body, block, room if k in kept else 0)
+        per_row = [sink for store, sink in self.sinks if store.per_row]
+        self.values.count([sink.value for sink in per_row])
+        for sink in per_row:
+            text = self.values.stored(sink.storage, self.values.write(sink.value, block))
+            block.lines.append(f"{sink.output}[{self.values.index(sink.offset, block)}] = {text};")
+        per_column = [sink for store, sink in self.sinks if not store.per_row]
         if per_column and self.nest.column is not None:
-            sinks = [
-                Sink(
-                    stored_value(self.interned(s.value), self.dtypes[s.output]),
-                    s.output,
-                    s.offset,
-                    self.dtypes[s.output],
-                )
-                for s in per_column
-            ]
             split = _splits_column(self.nest)
-            Column(self.values, self.interned, self.nest.column.extent, split).store(sinks, block)
+            Column(self.values, self.interned, self.nest.column.extent, split).store(per_column, block)
 
 
 def _prepare_function(nest: LoopNest) -> list[str]:

@@ -57,7 +57,6 @@ class Column:
         self.extent = extent
         self.start, self.stop = ("first", "last") if shared else ("0", symbols.print_c(extent))
         self.shared = shared
-        self.buffer = ""  # of the reduction being written
 
     def store(self, sinks: Sequence[Sink], block: Block) -> None:
         """Writes every sink for every column."""
@@ -71,43 +70,51 @@ class Column:
             [s.value for s in sinks], lambda roots, at, low, high: self._loop(roots, at, low, high, finish), block
         )
 
-    def reduce(self, fn: str, name: str, body: Scalar, block: Block) -> None:
-        """Computes the variable `name`, `fn` over `body`; NaN in any element makes a maximum or minimum NaN."""
+    def reduce(self, fn: str, name: str, body: Scalar, block: Block, keep: int = 0) -> None:
+        """Computes the variable `name`, `fn` over `body`; NaN in any element makes a maximum or minimum NaN.
+
+        Args:
+            keep: 0, or how many elements the row has at most: they all stay in a buffer that later loops read.
+        """
         kind = COMPUTE[body.dtype]
         start, helper, combine = _REDUCTIONS[fn]
         # Blocks are summed in double: their number must not add to the error of a long row.
         wide = "double" if kind == "float" and fn == "sum" else kind
-        total = self.values.fresh("total")
+        total, kept = self.values.fresh("total"), self.values.fresh("part") if keep else ""
+        block.lines += [f"{kind} {kept}[{keep} + 32];"] if keep else []
         block.lines.append(f"{wide} {total} = {start.format(kind=kind)};")
 
         def loop(roots: list[Scalar], at: Block, low: str, high: str) -> None:
             known = int(high) - int(low) if low.isdigit() and high.isdigit() else None
             if known is not None and known <= _BLOCK:
-                self._buffered(roots, at, low, high, kind, known)
-                at.lines.append(combine.format(total=total, part=f"{helper}({self.buffer}, {known})"))
+                part = self._buffered(roots, at, low, high, kind, known, kept)
+                at.lines.append(combine.format(total=total, part=f"{helper}({part}, {known})"))
                 return
             inside = Block("row", at)
             begin, end = self.values.fresh("cut"), self.values.fresh("cut")
             inside.lines.append(f"const int64_t {end} = {begin} + {_BLOCK} < {high} ? {begin} + {_BLOCK} : {high};")
-            self._buffered(roots, inside, begin, end, kind, _BLOCK)
-            inside.lines.append(combine.format(total=total, part=f"{helper}({self.buffer}, {end} - {begin})"))
+            part = self._buffered(roots, inside, begin, end, kind, _BLOCK, kept)
+            inside.lines.append(combine.format(total=total, part=f"{helper}({part}, {end} - {begin})"))
             at.lines.append(f"for (int64_t {begin} = {low}; {begin} < {high}; {begin} += {_BLOCK}) {{")
             at.nest(inside)
             at.lines.append("}")
 
         self._decide([body], loop, block)
         block.lines.append(f"const {kind} {name} = {f'({kind})' if wide != kind else ''}{total};")
+        if keep:
+            block.names[id(body)] = f"{kept}[{COLUMN}]"
 
-    def _buffered(self, roots: list[Scalar], block: Block, low: str, high: str, kind: str, room: int) -> None:
-        """Writes the elements of a stretch of the column to a fresh buffer."""
-        buffer = self.buffer = self.values.fresh("part")
-        block.lines.append(f"{kind} {buffer}[{room} + 32];")
-        start = "" if low == "0" else f" - {low}"
+    def _buffered(self, roots: list[Scalar], block: Block, low: str, high: str, kind: str, room: int, kept: str) -> str:
+        """Writes a stretch of the column to the row's buffer, or a fresh one; returns where the stretch begins."""
+        buffer = kept or self.values.fresh("part")
+        block.lines += [] if kept else [f"{kind} {buffer}[{room} + 32];"]
+        shift = "" if kept or low == "0" else f" - {low}"
 
         def finish(inner: Block, texts: list[str]) -> None:
-            inner.lines.append(f"{buffer}[{COLUMN}{start}] = {texts[0]};")
+            inner.lines.append(f"{buffer}[{COLUMN}{shift}] = {texts[0]};")
 
         self._loop(roots, block, low, high, finish)
+        return f"{kept} + {low}" if kept else buffer
 
     def _decide(
         self, roots: list[Scalar], loop: Callable[[list[Scalar], Block, str, str], None], block: Block, depth: int = 0

@@ -234,6 +234,21 @@ def test_sum_of_a_long_row_is_as_exact_as_float32_allows():
     assert ((total.double() - x.double().sum(-1)).abs() <= 8 * 2**-23 * x.double().sum(-1)).all()
 
 
+@pytest.mark.parametrize("columns", [1, 31, 32, 512, 513, 1100, 4096, 4097, 9000])
+def test_a_softmax_keeps_its_exponentials_or_makes_them_again(columns):
+    def fn(x):
+        return (x * 0.5).softmax(-1)
+
+    graph = trace(fn, normal(3, LENGTH), dynamic=DYNAMIC)
+    (kernel,) = compiled(lower(graph))
+    assert "<= 4096" in kernel.source
+    x = normal(3, columns) * 30  # far enough apart for subnormal results
+    exact = reference.run_fp64(graph, {"x0": x})
+    (ours,) = compiler.run_ctypes(kernel, (x,))
+    verdict = accept(ours, fn(x), *exact.values())
+    assert verdict.ok, verdict.reason
+
+
 @pytest.mark.parametrize("bounds", [(0,), (3, 40), (64,), (40, 3), (N,), (3, N + 3)], ids=str)
 def test_selects_on_the_column_take_the_right_case(bounds):
     index = J if bounds != (64,) else J + 1
