@@ -7,7 +7,7 @@ result, so that the second of 28 equal layers costs a binding of names.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,12 +16,12 @@ import torch
 from fusion.capture.record import Recording
 from fusion.config import FusionConfig
 from fusion.decide.backend import Backends, Kernel
+from fusion.decide.dependence import schedule
 from fusion.decide.heuristics import Decision, FusionHeuristics, bytes_moved
 from fusion.decide.partition import Partition, Region, partition
-from fusion.decide.refusal import Refusal
 from fusion.kernels.lower import given_symbols
 from fusion.patterns import symbols
-from fusion.patterns.graph import IslandNode, RecordedGraph, SubGraph, canonicalize
+from fusion.patterns.graph import IslandNode, SubGraph, canonicalize
 from fusion.patterns.match import match
 from fusion.patterns.ops import Kind, kind_of
 from fusion.runtime.plan import KernelCall, Shape, Source, Step, input_symbols, island_constants, write_match, write_plan
@@ -195,36 +195,20 @@ class FusionScheduler:
         return Candidate(region, decision, kernel if decision.fused else None)
 
     def _assemble(self, template: Template, candidates: tuple[Candidate, ...], bucket: Bucket) -> Compiled:
-        steps: list[Step] = []
-        calls: list[KernelCall] = []
-        kernels: list[Kernel] = []
-        removed = {i for c in candidates if c.kernel for i in c.region.removed}
-        placed: set[int] = set()
-        for kind, index in template.partition.order:
-            if kind == "node":
-                if index not in removed and index not in placed:
-                    steps.append((kind, index))
-                    placed.add(index)
-                continue
-            candidate = candidates[index]
-            if candidate.kernel is None:
-                for node in candidate.region.nodes:
-                    if node not in placed:
-                        steps.append(("node", node))
-                        placed.add(node)
-                continue
-            graph = candidate.region.subgraph
-            steps.append(("region", len(calls)))
-            calls.append(KernelCall(graph.inputs, graph.outputs, given_dims(graph, candidate.kernel)))
-            kernels.append(candidate.kernel)
-        ordered = _sorted_steps(template.shape.graph, steps, calls)
+        chosen = [c for c in candidates if c.kernel is not None]
+        kernels = [c.kernel for c in chosen if c.kernel is not None]
+        calls = [
+            KernelCall(c.region.inputs, c.region.outputs, given_dims(c.region.subgraph, k))
+            for c, k in zip(chosen, kernels, strict=True)
+        ]
+        steps = schedule(template.shape.graph, [c.region for c in chosen])
         return Compiled(
             template.shape,
             template.partition,
             candidates,
             bucket,
             template.unfused,
-            ordered,
+            steps,
             tuple(calls),
             tuple(kernels),
         )
@@ -342,37 +326,3 @@ def _size_class(graph: SubGraph, values: Mapping[str, int]) -> tuple[int, ...]:
     """Powers of four of a region's size symbols, in canonical order."""
     _, _, stands_for = canonicalize(graph)
     return tuple((symbols.evaluate(dim, values).bit_length() - 2) // 2 for dim in stands_for.values())
-
-
-def _sorted_steps(graph: RecordedGraph, steps: Sequence[Step], calls: Sequence[KernelCall]) -> tuple[Step, ...]:
-    """`steps` with every one after the steps that make what it reads; otherwise in the given order.
-
-    A region that was refused runs as operators where the kernel would have stood, which may be after an operator that
-    reads a view they share; calls with effects keep their order.
-    """
-    made_by: dict[str, int] = {}
-    for position, (kind, index) in enumerate(steps):
-        outputs = calls[index].outputs if kind == "region" else graph.nodes[index].outputs
-        for name in outputs:
-            if isinstance(name, str):
-                made_by.setdefault(name, position)
-    done: set[int] = set()
-    ordered: list[Step] = []
-
-    def visit(position: int) -> None:
-        if position in done:
-            return
-        done.add(position)
-        kind, index = steps[position]
-        reads = calls[index].inputs if kind == "region" else graph.nodes[index].refs
-        for name in reads:
-            if name in made_by:
-                visit(made_by[name])
-        ordered.append(steps[position])
-
-    for position in range(len(steps)):
-        visit(position)
-    return tuple(ordered)
-
-
-__all__ = ["Candidate", "Compiled", "FusionScheduler", "Refusal", "Template"]

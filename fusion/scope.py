@@ -18,7 +18,7 @@ from fusion.capture import islands
 from fusion.capture.follow import Likeness, follow, likeness, twins
 from fusion.capture.provenance import flatten
 from fusion.capture.record import Recording, plain_state, python_state, record
-from fusion.capture.state import problems, watched
+from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal
 from fusion.patterns.errors import GraphError
 from fusion.runtime.native import make_snapshot
@@ -156,7 +156,8 @@ class Scope:
 
     def _refresh(self) -> None:
         """Takes the modules as they are now as what plans are valid for."""
-        self.snapshot = make_snapshot(watched(self.modules, self.watch))
+        self.watching = watched(self.modules, self.watch)
+        self.snapshot = make_snapshot(self.watching)
         self.entry.__globals__["_f_unchanged"] = self.snapshot
         only = list(self.modules) == [""]
         self.likeness = likeness(self.modules[""]) if only else None
@@ -195,6 +196,11 @@ class Scope:
         if not self.snapshot():
             if not self._reset():
                 return self._eager(arguments, Refusal("python_state", "the scope's modules keep changing"))
+            for plan in list(self._plans):
+                result = plan(*arguments)
+                if result is not MISS:
+                    self.statistics.planned[0] += 1
+                    return result
         key = self.signature.structure(arguments)
         if key in self.refused:
             return self._eager(arguments, self.refused[key])
@@ -212,7 +218,10 @@ class Scope:
         return self._record(arguments, key)
 
     def _reset(self) -> bool:
-        """The modules changed: what was recorded is void."""
+        """The snapshot does not hold: if the modules really changed, what was recorded is void."""
+        if unchanged(self.watching, watched(self.modules, self.watch)):
+            self._refresh()
+            return True
         self.resets += 1
         self.stranger = False
         self.known.clear()

@@ -9,7 +9,9 @@ import torch
 from torch.nn.modules import module as torch_module
 
 from fusion.decide.refusal import Refusal
+from fusion.runtime.native import ABSENT
 
+SWITCH = "enable_fusion"  # the attribute of a model's config that switches fusion off and on
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _PLAIN = (type(None), bool, int, float, str)
 
@@ -58,8 +60,27 @@ def watched(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ())
                         seen.setdefault(id(value), value)
     entries += [("attribute", kind, "forward", kind.forward) for kind in kinds]
     for held in seen.values():
-        entries += [("item", vars(held), k, v) for k, v in vars(held).items() if isinstance(v, _PLAIN)]
+        entries += [
+            ("item", vars(held), k, v) for k, v in vars(held).items() if isinstance(v, _PLAIN) and k != SWITCH
+        ]
+    entries += [("item", vars(o), SWITCH, vars(o).get(SWITCH, ABSENT)) for o in objects]
     return entries
+
+
+def unchanged(before: Sequence[tuple[Any, ...]], after: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether two lists of entries say the same of a scope: the switch aside, and plain values compared by value."""
+    if len(before) != len(after):
+        return False
+    return all(
+        a[0] == b[0]
+        and a[1] is b[1]
+        and (a[2] == SWITCH or (a[2] == b[2] and (a[-1] is b[-1] or (isinstance(a[-1], _PLAIN) and _equal(a, b)))))
+        for a, b in zip(before, after, strict=True)
+    )
+
+
+def _equal(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return type(a[-1]) is type(b[-1]) and bool(a[-1] == b[-1])
 
 
 def _of_module(module: torch.nn.Module, root: bool) -> list[tuple[Any, ...]]:
