@@ -1,5 +1,6 @@
 """C++ kernels: values against eager by the acceptance rule, vector math, special values, structure checks."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import pytest
 import torch
 from graphs import DYNAMIC, EXAMPLES, LENGTH, normal, trace
+from test_lower_random import OTHER_LENGTH, start
+from test_lower_random import program as random_program
 
 from fusion.kernels import compiler
 from fusion.kernels.emit import cpp, cpp_expressions
@@ -275,6 +278,19 @@ def test_selects_on_the_row_and_beyond_reach():
     expected = torch.stack([x[0], x[0], x[1], x[3] * 2, x[4] * 2])
     assert torch.equal(y, expected)
     assert torch.equal(z, torch.where(torch.arange(64) * 3 % 5 < 2, x, expected))
+
+
+def test_random_programs_give_exactly_what_eager_gives():
+    programs = []
+    for seed in range(60):
+        fn = random_program(seed)
+        with contextlib.suppress(LoweringError):
+            programs.append((fn, lower(trace(fn, start(LENGTH), dynamic={LENGTH: "s0"}))))
+    assert len(programs) > 40
+    for (fn, nest), kernel in zip(programs, compiled(*(nest for _, nest in programs)), strict=True):
+        for length in (LENGTH, OTHER_LENGTH):  # small integers: every result is exact
+            (result,) = compiler.run_ctypes(kernel, (start(length),))
+            assert torch.equal(result, fn(start(length))), nest
 
 
 def test_inputs_that_do_not_fit_are_refused_by_name():
