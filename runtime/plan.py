@@ -242,12 +242,7 @@ class Writer:
 
     def guard(self, names: Sequence[str], devices: Sequence[torch.device], indent: str = "    ") -> None:
         """Checks tensors and binds the size symbols they are the source of."""
-        fresh = [s for s in self.graph.symbols if s.value in names and s.kind != "result" and s.symbol not in self.bound]
-        needed = symbols.free_symbols([d for n in names for d in (*self.spec(n).shape, *self.spec(n).strides)])
-        known = {s.symbol for s in fresh}
-        extra = [s for s in self.graph.symbols if s.symbol in {x.name for x in needed} - known]
-        checked = [*names, *dict.fromkeys(s.value for s in extra if s.kind != "result")]
-        places = [s for s in (*fresh, *extra) if s.kind != "result"]
+        checked, places = self._sources(names)
         all_devices = [*devices, *(devices[0] for _ in checked[len(names) :])]
         guard = make_guard(
             [self.spec(n) for n in checked],
@@ -260,6 +255,23 @@ class Writer:
         if places:
             self.lines.append(f"{indent}{', '.join(s.symbol for s in places)}, = g")
         self.bound |= {s.symbol for s in places}
+
+    def _sources(self, names: Sequence[str]) -> tuple[list[str], list[SymbolSource]]:
+        """The tensors a guard on `names` reads, and the size symbols it takes from them.
+
+        A size that came from an earlier tensor is read off that tensor again, which may itself have further sizes.
+        """
+        checked = list(names)
+        places = {s.symbol: s for s in self.graph.symbols if s.value in names and s.symbol not in self.bound}
+        for name in checked:  # grows on the way
+            spec = self.spec(name)
+            needed = {x.name for x in symbols.free_symbols([*spec.shape, *spec.strides])} - set(places)
+            for source in self.graph.symbols:
+                if source.symbol in needed:
+                    places[source.symbol] = source
+                    if source.kind != "result" and source.value not in checked:
+                        checked.append(source.value)
+        return checked, [s for s in places.values() if s.kind != "result"]
 
     def spec(self, name: str) -> Any:
         """The TensorSpec of a value."""
@@ -337,7 +349,8 @@ class Writer:
         returned = {leaf.name for leaf in self.graph.outputs if isinstance(leaf, Ref)}
         sources = {s.value for s in self.graph.symbols}
         self.kept = frozenset(returned | sources)
-        for name in sorted(taps & (set(self.paths) | {p for p, _ in self.graph.parameters} | set(self.graph.constants))):
+        given = {*self.paths, *dict(self.graph.parameters), *self.graph.constants}
+        for name in sorted(taps & given):
             self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
         for position, (kind, index) in enumerate(steps):
             if kind == "region":
