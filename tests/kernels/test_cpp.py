@@ -409,9 +409,9 @@ def test_loops_of_every_example_vectorise(kernels, tmp_path):
             lines = source.splitlines()
             loops = [n + 1 for n, line in enumerate(lines) if line.strip() == "#pragma omp simd"]
             assert loops
-            for start in loops:  # gcc names the pragma, the loop, or a line of its body
-                end = next(n for n in range(start, len(lines)) if lines[n].strip() == "}") + 1
-                assert vectorised & set(range(start, end + 1)), (name, dtype, lines[start])
+            for first in loops:  # gcc names the pragma, the loop, or a line of its body
+                end = next(n for n in range(first, len(lines)) if lines[n].strip() == "}") + 1
+                assert vectorised & set(range(first, end + 1)), (name, dtype, lines[first])
 
 
 def test_apply_of_an_unknown_primitive_does_not_reach_the_emitter():
