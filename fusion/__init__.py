@@ -1,8 +1,8 @@
 """opfusion: automatic operator fusion for PyTorch inference.
 
-    import fusion
-    fusion.enable(model)          # the same model: recorded on first calls, then dispatched to proved kernels
-    print(fusion.report(model))   # what was fused, what was not, and why
+import fusion
+fusion.enable(model)          # the same model: recorded on first calls, then dispatched to proved kernels
+print(fusion.report(model))   # what was fused, what was not, and why
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from fusion.api import (
     Recording,
     disable,
     enable,
+    kernels_in_use,
     record,
     register_island,
     report,
@@ -45,6 +46,6 @@ __all__ = [
     "BackendUnavailable", "CompileError", "ConfigError", "Decision", "FusionConfig", "FusionError",
     "FusionHeuristics", "FusionReport", "FusionScheduler", "GraphError", "OpNode", "RecordedGraph", "Recording",
     "RecordingError", "StructureMismatch", "SubGraph", "UnsupportedOperator", "create_add_rms_norm_pattern",
-    "create_swiglu_pattern", "disable", "enable", "record", "register_island", "report", "start_recording",
+    "create_swiglu_pattern", "disable", "enable", "kernels_in_use", "record", "register_island", "report", "start_recording",
     "stop_recording",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from fusion.capture.record import Recording as Recorded
 from fusion.capture.record import below_autograd, finish
 from fusion.capture.recorder import Recorder, SizeReads
 from fusion.config import FusionConfig
+from fusion.decide.backend import Kernel
 from fusion.patterns.errors import FusionError, RecordingError, StructureMismatch
 from fusion.patterns.graph import RecordedGraph, SubGraph
 from fusion.patterns.ops import Kind, kind_of
@@ -24,7 +25,7 @@ from fusion.runtime.measure import eager_function
 from fusion.runtime.plan import MISS, Conditions, Shape, write_plan
 from fusion.scheduler import FusionScheduler
 from fusion.scope import Scope
-from fusion.session import Session, report_of
+from fusion.session import Session, kernels_of, report_of
 
 register_island = islands.register_island
 
@@ -83,6 +84,17 @@ def report(model: torch.nn.Module) -> FusionReport:
     return session.report()
 
 
+def kernels_in_use(model: torch.nn.Module) -> tuple[Kernel, ...]:
+    """The kernels a model's plans use now. Each prints as its LoopNest; `.sources()` has its C++ and Triton text.
+
+    Raises:
+        FusionError: the model is not enabled.
+    """
+    report(model)  # the same error for a model that is not enabled
+    scopes = [scope for _, scope in _SESSIONS[model].scopes]
+    return kernels_of(scopes)
+
+
 class Recording:
     """What a `with fusion.record(...)` block ran; also a callable graph once the block is over.
 
@@ -116,9 +128,7 @@ class Recording:
             raise RecordingError("This recording is over.", remedy="Start a new one with fusion.record().")
         self._start = time.perf_counter()
         named = [(f"x{i}", (name,), value) for i, (name, value) in enumerate(self._inputs.items())]
-        self._recorder = Recorder(
-            named, {}, {}, adopt_inputs=not named, max_ops=self.scheduler.config.max_graph_size
-        )
+        self._recorder = Recorder(named, {}, {}, adopt_inputs=not named, max_ops=self.scheduler.config.max_graph_size)
         self._context = below_autograd(self._recorder, (), SizeReads(self._recorder))
         self._context.__enter__()
         _ACTIVE.append(self)
@@ -203,6 +213,12 @@ class Recording:
         self.compile()
         return report_of([self._scope], self.scheduler)
 
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The kernels `compile()`'s callable uses."""
+        self.compile()
+        return kernels_of([self._scope])
+
     def _compile(self) -> Callable[..., Any]:
         recorded = self._done()
         assert recorded.graph is not None and recorded.conditions is not None
@@ -215,14 +231,16 @@ class Recording:
         def eager(*tensors: Any) -> Any:
             result = unfused(*tensors)
             if result is MISS:
+                specs = [shape.graph.spec[i.name].text() for i in shape.graph.inputs]
+                wanted = ", ".join(f"{n}: {text}" for n, text in zip(self._names, specs, strict=True))
                 raise StructureMismatch(
-                    f"The inputs do not have the recorded structure: {_described(self._names, tensors)} against "
-                    f"{', '.join(f'{n}: {shape.graph.spec[i.name].text()}' for n, i in zip(self._names, shape.graph.inputs, strict=True))}.",
+                    f"The inputs do not have the recorded structure: got {_described(self._names, tensors)}; "
+                    f"recorded was {wanted}.",
                     remedy="Record again with inputs like these.",
                 )
             return result
 
-        self._scope = Scope("recording", _named(self._names, eager), self.scheduler)
+        self._scope = Scope("recording", _named(self._names, eager), self.scheduler, records=False)
         self._scope.adopt(recorded)
         several = list(self._marked) != ["output"]
 
@@ -365,6 +383,6 @@ def _check_names(expected: tuple[str, ...], given: Mapping[str, Any]) -> None:
 
 
 __all__ = [
-    "Recording", "disable", "dispatcher_for", "enable", "record", "register_island", "report",
+    "Recording", "disable", "dispatcher_for", "enable", "kernels_in_use", "record", "register_island", "report",
     "start_recording", "stop_recording",
 ]  # fmt: skip

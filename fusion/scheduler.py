@@ -6,6 +6,7 @@ result, so that the second of 28 equal layers costs a binding of names.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,18 @@ from fusion.patterns import symbols
 from fusion.patterns.graph import IslandNode, SubGraph, canonicalize
 from fusion.patterns.match import match
 from fusion.patterns.ops import Kind, kind_of
-from fusion.runtime.plan import KernelCall, Shape, Source, Step, input_symbols, island_constants, write_match, write_plan
+from fusion.runtime.plan import (
+    KernelCall,
+    Shape,
+    Source,
+    Step,
+    input_symbols,
+    island_constants,
+    write_match,
+    write_plan,
+)
+
+_LOG = logging.getLogger("fusion")
 
 Bucket = tuple[tuple[str, int, int], ...]  # (input symbol, lowest, highest value) a set of decisions is for
 
@@ -127,11 +139,12 @@ class FusionScheduler:
                 values=values,
                 judge=self.backends.lower,
             )
-            regions = tuple(
-                replace(r, subgraph=r.subgraph.with_pattern(match(r.subgraph))) for r in split.regions
-            )
+            regions = tuple(replace(r, subgraph=r.subgraph.with_pattern(match(r.subgraph))) for r in split.regions)
             split = replace(split, regions=regions)
             known = Template(shape, split, tuple(("node", i) for i in range(len(recording.graph.nodes))))
+            self._trace("recording", recording.graph)
+            for region in regions:
+                self._trace("region", region.subgraph)
             self.templates[key] = known
         return known
 
@@ -167,6 +180,10 @@ class FusionScheduler:
                         fuel -= 1
             candidates.append(candidate)
         compiled = self._assemble(template, tuple(candidates), bucket)
+        for candidate in candidates:
+            self._trace("decision", candidate.decision)
+            if candidate.kernel is not None:
+                self._trace("kernel", candidate.kernel.nest)
         template.by_bucket[bucket] = compiled
         return compiled
 
@@ -241,7 +258,13 @@ class FusionScheduler:
                 within = {s: (low, high) for s, low, high in compiled.bucket}
                 known = write_plan(template.shape, compiled.steps, compiled.calls, within=within, **options)
             template.sources[key] = known
+            self._trace(f"{kind} plan", known.text)
         return known
+
+    def _trace(self, stage: str, value: object) -> None:
+        """With `debug_mode`, every stage's value goes to the logger "fusion" as text."""
+        if self.config.debug_mode:
+            _LOG.warning("%s\n%s", stage, value)
 
     # ---- subgraphs given by hand
 

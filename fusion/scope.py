@@ -122,7 +122,8 @@ class Scope:
         scheduler: compiles its recordings.
         modules: modules whose tensors it may use, by path prefix.
         enabled: asked at every slow call; False runs eagerly.
-        on_miss: what to do when no recording applies: "record", or "raise" StructureMismatch.
+        watch: objects whose plain attributes the callable depends on.
+        records: whether a call that no recording applies to is recorded, rather than passed to `call`.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Scope:
         modules: Mapping[str, torch.nn.Module] | None = None,
         enabled: Callable[[], bool] = lambda: True,
         watch: Sequence[Any] = (),
+        records: bool = True,
     ) -> None:
         self.name = name
         self.call = call
@@ -140,6 +142,7 @@ class Scope:
         self.modules = dict(modules or {})
         self.enabled = enabled
         self.watch = tuple(watch)
+        self.records = records
         self.statistics = Statistics()
         self.known: list[Known] = []
         self.refused: dict[Any, Refusal] = {}
@@ -213,6 +216,8 @@ class Scope:
             return self._check(known, arguments, values)
         if self.known:
             self.statistics.guard_misses += 1
+        if not self.records:
+            return self._eager(arguments, Refusal("guard", "the inputs do not have the recorded structure"))
         if len(self.known) >= self.scheduler.config.max_plans:
             return self._eager(arguments, Refusal("too_many_plans", f"max_plans={self.scheduler.config.max_plans}"))
         return self._record(arguments, key)
@@ -342,7 +347,9 @@ class Scope:
                 known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
             return self._replayed(arguments, stopped.log)
         if result is MISS:
-            return self._eager(arguments, Refusal("guard", "a value read from an argument differs from the recording's"))
+            return self._eager(
+                arguments, Refusal("guard", "a value read from an argument differs from the recording's")
+            )
         replay = islands.Replay(log)
         with islands.session(replay):
             eager = self._eager(arguments)
@@ -476,7 +483,8 @@ class _Signature:
         arguments = ", ".join(self.names)
         lines = [
             f"def entry({', '.join(listed)}):",
-            "    if not (_f_grad() or _f_dispatch() or _f_function() or _f_autocast() or _f_tracing()) and _f_unchanged():",
+            "    _f_modes = _f_grad() or _f_dispatch() or _f_function() or _f_autocast() or _f_tracing()",
+            "    if not _f_modes and _f_unchanged():",
             "        for _f_plan in _f_plans:",
             f"            _f_result = _f_plan({arguments})",
             "            if _f_result is not _f_miss:",

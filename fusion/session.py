@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from fusion.blocks import find_scopes
-from fusion.config import FusionConfig
+from fusion.decide.backend import Kernel
 from fusion.decide.heuristics import Decision
 from fusion.decide.refusal import CODES
 from fusion.integrations import transformers
-from fusion.patterns.graph import SubGraph
+from fusion.patterns.graph import IslandNode, OpNode, SubGraph
+from fusion.patterns.ops import Kind, kind_of
 from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
 from fusion.scheduler import Candidate, Compiled, FusionScheduler
 from fusion.scope import Forward, Scope
@@ -89,6 +89,18 @@ def report_of(scopes: list[Scope], scheduler: FusionScheduler) -> FusionReport:
     return FusionReport(tuple(rows), totals, _environment(), scheduler.config.model_dump(mode="json"))
 
 
+def kernels_of(scopes: list[Scope]) -> tuple[Kernel, ...]:
+    """The kernels that scopes' plans use, each once."""
+    found = {
+        kernel.nest.subgraph: kernel
+        for scope in scopes
+        for known in scope.known
+        for compiled, _ in known.plans.values()
+        for kernel in compiled.kernels
+    }
+    return tuple(found.values())
+
+
 def _times(rows: list[ScopeReport]) -> tuple[float | None, float | None]:
     measured = [
         (r.eager_us, r.fused_us)
@@ -112,7 +124,12 @@ def _scope_report(scope: Scope) -> ScopeReport:
     statistics = scope.statistics
     compiled = [c for known in scope.known for c, _ in known.plans.values()]
     regions = tuple(_region_report(scope, one, c) for one in compiled for c in one.candidates)
-    refusals = tuple(_refused_node(scope, one, i, r) for one in compiled for i, r in one.partition.refusals)
+    refusals = tuple(
+        _refused_node(scope, one, i, r)
+        for one in compiled
+        for i, r in one.partition.refusals
+        if not _is_view(one.shape.graph.nodes[i])
+    )
     planned = statistics.planned[0]
     state, reason = _state(scope, bool(compiled))
     return ScopeReport(
@@ -163,13 +180,16 @@ def _region_report(scope: Scope, compiled: Compiled, candidate: Candidate) -> Re
     )
 
 
+def _is_view(node: OpNode | IslandNode) -> bool:
+    """A view moves nothing and launches nothing: it needs no reason for not being fused."""
+    return isinstance(node, OpNode) and kind_of(node.op) is Kind.VIEW
+
+
 def _sentence(decision: Decision) -> str:
     return decision.reason or CODES[decision.code]
 
 
 def _compute(graph: SubGraph) -> list[str]:
-    from fusion.patterns.ops import Kind, kind_of
-
     return [n.op.split(".")[1] for n in graph.nodes if kind_of(n.op) is not Kind.VIEW]
 
 
@@ -179,8 +199,7 @@ def _shapes(graph: SubGraph) -> str:
 
 def _refused_node(scope: Scope, compiled: Compiled, index: int, refusal: Any) -> RegionReport:
     node = compiled.shape.graph.nodes[index]
-    op = getattr(node, "op", None)
-    name = op.split(".")[1] if op else node.method  # type: ignore[union-attr]
+    name = node.op.split(".")[1] if isinstance(node, OpNode) else node.method
     outputs = [o for o in node.outputs if o in compiled.shape.graph.spec]
     return RegionReport(
         scope=scope.name,
@@ -198,5 +217,3 @@ def _refused_node(scope: Scope, compiled: Compiled, index: int, refusal: Any) ->
         backend="eager",
         origin=node.origin,
     )
-
-

@@ -1,0 +1,30 @@
+"""The kernel compiler: SubGraphs become LoopNests, LoopNests become C++ and Triton.
+
+nest = lower(create_swiglu_pattern())
+print(nest)                          # the loops
+print(kernel_sources(nest)["cpp"])   # what they become
+"""
+
+from __future__ import annotations
+
+from fusion.kernels.emit import cpp, triton
+from fusion.kernels.loops import LoopNest
+from fusion.kernels.lower import given_symbols, lower
+from fusion.patterns.errors import LoweringError
+
+
+def kernel_sources(nest: LoopNest) -> dict[str, str]:
+    """A kernel's text at every stage: "loops", and "cpp" and "triton" where the backend can express it.
+
+    Both texts are made here; no compiler and no GPU is needed.
+    """
+    sources = {"loops": str(nest)}
+    for name, write in (("cpp", lambda: cpp.translation_unit([nest])), ("triton", lambda: triton.emit(nest))):
+        try:
+            sources[name] = write()
+        except LoweringError as error:
+            sources[name] = f"# {error}"
+    return sources
+
+
+__all__ = ["LoopNest", "given_symbols", "kernel_sources", "lower"]

@@ -293,9 +293,9 @@ class Writer:
         if node.args is None:
             self.lines.append(f"{pad}r = {receiver}.{node.method}")
         else:
-            given = [
-                f"i{index}_{p}" if _bound_later(leaf) else self.text(leaf) for p, leaf in enumerate(node.args)
-            ] + [f"{k}={self.text(v)}" for k, v in node.kwargs]
+            given = [f"i{index}_{p}" if _bound_later(leaf) else self.text(leaf) for p, leaf in enumerate(node.args)] + [
+                f"{k}={self.text(v)}" for k, v in node.kwargs
+            ]
             self.lines.append(f"{pad}r = {receiver}.{node.method}({', '.join(given)})")
             if log:
                 seen = [self.value(leaf.name) for leaf in node.args if isinstance(leaf, Ref)]

@@ -83,8 +83,7 @@ def twins(first: Likeness, second: Likeness, graph: RecordedGraph) -> bool:
         if type(leaf) is int
     }
     return all(
-        a == b or (a[0] == b[0] and a[1] in in_islands)
-        for a, b in zip(first.integers, second.integers, strict=True)
+        a == b or (a[0] == b[0] and a[1] in in_islands) for a, b in zip(first.integers, second.integers, strict=True)
     )
 
 
@@ -172,7 +171,9 @@ class Follower(TorchDispatchMode):
         )
         results = result if isinstance(result, (tuple, list)) else (result,)
         known = [self.names.get(id(r)) for r in results]
-        given = {leaf.name for leaf in leaves(as_tuples((named_args, list(named_kwargs.values())))) if isinstance(leaf, Ref)}
+        given = {
+            leaf.name for leaf in leaves(as_tuples((named_args, list(named_kwargs.values())))) if isinstance(leaf, Ref)
+        }
         if known and not func._schema.is_mutable and all(k in given for k in known):
             return
         node = self._next()
@@ -262,7 +263,9 @@ class Follower(TorchDispatchMode):
             raise Diverged(f"island {island.method} returned something else")
         for output, value in zip(node.outputs, outputs, strict=True):
             self._island_result(output, value)
-        numbers = tuple(o if type(o) is int and type(t) is int else n for o, t, n in zip(ours, theirs, node.args, strict=True))
+        numbers = tuple(
+            o if type(o) is int and type(t) is int else n for o, t, n in zip(ours, theirs, node.args, strict=True)
+        )
         self.nodes.append(replace(node, args=numbers))
 
     def _island_result(self, output: Any, value: Any) -> None:

@@ -20,7 +20,6 @@ from fusion.patterns.graph import (
     TensorSpec,
     map_leaves,
 )
-
 from fusion.runtime.plan import Conditions
 
 from . import islands
@@ -155,7 +154,9 @@ def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Con
     outside = [*(i.name for i in recorder.inputs), *recorder.parameters, *recorder.constants]
     for name in outside:
         if name in written:
-            raise Refused("outer_write", f"an in-place operator writes to {recorder.parameters.get(name, 'an argument')}")
+            raise Refused(
+                "outer_write", f"an in-place operator writes to {recorder.parameters.get(name, 'an argument')}"
+            )
     recording.graph = RecordedGraph(
         inputs=tuple(recorder.inputs),
         parameters=tuple(recorder.parameters.items()),
@@ -248,4 +249,3 @@ def plain_state(modules: Mapping[str, torch.nn.Module]) -> None:
             for name, value in list(child.__dict__.items()):
                 if is_symbolic(value):
                     child.__dict__[name] = hint(value)
-

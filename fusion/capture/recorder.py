@@ -198,7 +198,7 @@ class Recorder(TorchDispatchMode):
             return Ref(self._known(leaf))
         if isinstance(leaf, (torch.SymFloat, torch.SymBool)):
             raise Refused("guard", "a size became a floating-point argument of an operator", user_line())
-        if isinstance(leaf, Atom) or isinstance(leaf, torch.SymInt):
+        if isinstance(leaf, (*Atom, torch.SymInt)):
             return leaf
         raise Refused("opaque_argument", f"an operator argument of type {type(leaf).__name__}", user_line())
 

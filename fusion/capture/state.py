@@ -55,16 +55,19 @@ def watched(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ())
             kinds[type(child)] = None
             entries += _of_module(child, root)
             for value in vars(child).values():
-                if hasattr(value, "__dict__") and not isinstance(value, (torch.nn.Module, torch.Tensor, type)):
-                    if not callable(value):
-                        seen.setdefault(id(value), value)
+                if _is_settings(value):
+                    seen.setdefault(id(value), value)
     entries += [("attribute", kind, "forward", kind.forward) for kind in kinds]
     for held in seen.values():
-        entries += [
-            ("item", vars(held), k, v) for k, v in vars(held).items() if isinstance(v, _PLAIN) and k != SWITCH
-        ]
+        entries += [("item", vars(held), k, v) for k, v in vars(held).items() if isinstance(v, _PLAIN) and k != SWITCH]
     entries += [("item", vars(o), SWITCH, vars(o).get(SWITCH, ABSENT)) for o in objects]
     return entries
+
+
+def _is_settings(value: Any) -> bool:
+    """An object that holds attributes and nothing to call: a configuration."""
+    known = isinstance(value, (torch.nn.Module, torch.Tensor, type))
+    return hasattr(value, "__dict__") and not known and not callable(value)
 
 
 def unchanged(before: Sequence[tuple[Any, ...]], after: Sequence[tuple[Any, ...]]) -> bool:

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 
 from fusion.config import FusionConfig
+from fusion.kernels import kernel_sources
 from fusion.kernels.compiler import compile_cpp
+from fusion.kernels.emit.triton import emit as emit_triton
+from fusion.kernels.emit.triton import launch_options
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import given_symbols, lower
 from fusion.kernels.store import Store, default_directory
-from fusion.kernels.toolchain import cpp, triton
+from fusion.kernels.toolchain import cpp, triton, triton_script
 from fusion.patterns.errors import BackendUnavailable, CompileError, LoweringError
 from fusion.patterns.graph import SubGraph
 from fusion.runtime.launch import make_launcher
@@ -41,6 +44,19 @@ class Kernel:
     nest: LoopNest
     compiled: Any
     backend: str
+
+    def __str__(self) -> str:
+        return str(self.nest)
+
+    def sources(self) -> dict[str, str]:
+        """The kernel's text for each backend that can express it: "loops", "cpp", "triton"."""
+        return kernel_sources(self.nest)
+
+    def to_script(self) -> str:
+        """A program that runs this kernel alone, on random inputs; it needs torch and the backend's compiler."""
+        if self.compiled is not None:
+            return str(self.compiled.to_script())
+        return triton_script.standalone(self.nest, launch_options(self.nest), emit_triton(self.nest))
 
 
 @dataclass
@@ -73,6 +89,7 @@ class Backends:
         self.decisions: dict[str, Decision] = {}
         self._lock = threading.RLock()
         self._check_explicit()
+        load_native(self.store)  # before the first guard is made, so that it comes from the store
 
     def _check_explicit(self) -> None:
         """An explicit request that cannot be met is an error, not a fallback."""
@@ -140,7 +157,6 @@ class Backends:
             self._compile_cpp(native)
 
     def _compile_cpp(self, nests: dict[str, LoopNest]) -> None:
-        load_native(self.store)
         start = time.perf_counter()
         try:
             compiled = compile_cpp(list(nests.values()), self.store)

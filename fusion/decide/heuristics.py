@@ -88,13 +88,13 @@ class FusionHeuristics:
         """
         compute = [n for n in graph.nodes if kind_of(n.op) in (Kind.POINTWISE, Kind.REDUCTION, Kind.JOIN)]
         if len(compute) < self.config.min_nodes:
-            return Decision(False, "too_small", f"{len(compute)} operators, fewer than min_nodes={self.config.min_nodes}")
+            return Decision(
+                False, "too_small", f"{len(compute)} operators, fewer than min_nodes={self.config.min_nodes}"
+            )
         if values is None:
             return Decision(True, "unmeasured", f"{len(compute)} operators become one kernel")
         before, after = bytes_moved(graph, values)
-        elements = max(
-            math.prod(symbols.evaluate(d, values) for d in graph.spec[o].shape) for o in graph.outputs
-        )
+        elements = max(math.prod(symbols.evaluate(d, values) for d in graph.spec[o].shape) for o in graph.outputs)
         if elements < self.config.min_tensor_elements:
             least = self.config.min_tensor_elements
             reason = f"{elements} elements, fewer than min_tensor_elements={least}"
@@ -103,7 +103,10 @@ class FusionHeuristics:
         return Decision(True, "unmeasured", reason, bytes_before=before, bytes_after=after)
 
     def profile_and_decide(
-        self, graph: SubGraph, inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor], kernel: Launcher | None = None
+        self,
+        graph: SubGraph,
+        inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor],
+        kernel: Launcher | None = None,
     ) -> Decision:
         """Proves the kernel against eager and double precision on `inputs`, times both, and decides.
 
