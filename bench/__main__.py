@@ -1,0 +1,56 @@
+"""`python -m bench [NAME...]`: measures, prints a table, writes rows to bench/results/."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .options import Options
+from .rows import RESULTS, Row, show, write
+
+NAMES = ("guards", "kernels", "decode", "prefill", "accuracy", "cold")  # without names: these, in this order
+ALL = (*NAMES, "gpu")
+_FILE_WIDTH = 170  # columns of the table where there is no terminal
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Which of {', '.join(ALL)}; all but gpu without.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write all rows here instead of bench/results/.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few rounds, fewer layers; not kept unless --json.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Add torch.compile to decode, prefill and kernels.")
+    ] = False,
+    skip_compile: Annotated[bool, typer.Option("--skip-compile", help="Leave torch.compile out of cold.")] = False,
+) -> None:
+    """Measures every number the project claims, side by side with eager. Exits with 1 if a row is invalid."""
+    unknown = [name for name in names or () if name not in ALL]
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(ALL)}.")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    options = Options(quick, compiled, skip_compile)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
+    rows: list[Row] = []
+    for name in dict.fromkeys(names or NAMES):
+        console.print(f"{name} ...", style="dim")
+        made: list[Row] = importlib.import_module(f"bench.{name}").run(options)
+        rows += made
+        if made and json_path is None and not quick:
+            write(made, RESULTS / f"{name}.json")
+    if rows:
+        show(rows, console)
+    if json_path is not None:
+        write(rows, json_path)
+    raise typer.Exit(1 if any(row.status == "invalid" for row in rows) else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
