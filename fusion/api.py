@@ -151,8 +151,8 @@ class Recording:
             read = {name for node in recorder.nodes for name in node.refs}
             made = [o for node in recorder.nodes for o in node.outputs if isinstance(o, str) and o not in read]
             found = [recorder.real[name] for name in dict.fromkeys(made) if name in recorder.real]
-            names = ["output"] if len(found) == 1 else [f"output{i}" for i in range(len(found))]
-            self._marked = dict(zip(names, found, strict=True))
+            made = ["output"] if len(found) == 1 else [f"output{i}" for i in range(len(found))]
+            self._marked = dict(zip(made, found, strict=True))
         names = tuple(str(i.path[0]) for i in recorder.inputs)
         self._recorded = finish(recorder, dict(self._marked), Conditions((), (), (), ()), self._start)
         self._names = names

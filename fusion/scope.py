@@ -282,6 +282,7 @@ class Scope:
         named = dict(zip(self.signature.names, arguments, strict=True))
         found = {leaf.path: leaf.value for leaf in flatten(named)[0]}
         inputs = {i.name: found[i.path] for i in twin.graph.inputs}
+        assert twin.recording.conditions is not None
         objects = {id(found[path]): path for path, _ in twin.recording.conditions.kinds}
         module = self.modules[""]
         before = python_state(self.modules)
@@ -418,6 +419,13 @@ def _same_leaf(a: Any, b: Any) -> bool:
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
+def _stars(parameter: inspect.Parameter) -> str:
+    """What precedes a parameter's name in source."""
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return "*"
+    return "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+
+
 class _Signature:
     """A callable's parameters, and functions written with the same signature."""
 
@@ -434,7 +442,7 @@ class _Signature:
         """`invoke(call, arguments)`: calls with the arguments in signature order."""
         passed = []
         for i, p in enumerate(self.parameters):
-            prefix = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**", p.KEYWORD_ONLY: f"{p.name}="}.get(p.kind, "")
+            prefix = f"{p.name}=" if p.kind is p.KEYWORD_ONLY else _stars(p)
             passed.append(f"{prefix}a[{i}]")
         namespace: dict[str, Any] = {}
         exec(f"def invoke(call, a): return call({', '.join(passed)})", namespace)
@@ -475,8 +483,7 @@ class _Signature:
             if p.kind is p.KEYWORD_ONLY and not star:
                 listed.append("*")
                 star = True
-            prefix = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
-            listed.append(f"{prefix}{p.name}{default}")
+            listed.append(f"{_stars(p)}{p.name}{default}")
             following = self.parameters[i + 1 : i + 2]
             if p.kind is p.POSITIONAL_ONLY and (not following or following[0].kind is not p.POSITIONAL_ONLY):
                 listed.append("/")

@@ -7,6 +7,8 @@ print(kernel_sources(nest)["cpp"])   # what they become
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fusion.kernels.emit import cpp, triton
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import given_symbols, lower
@@ -19,9 +21,10 @@ def kernel_sources(nest: LoopNest) -> dict[str, str]:
     Both texts are made here; no compiler and no GPU is needed.
     """
     sources = {"loops": str(nest)}
-    for name, write in (("cpp", lambda: cpp.translation_unit([nest])), ("triton", lambda: triton.emit(nest))):
+    writers: dict[str, Callable[[LoopNest], str]] = {"cpp": lambda n: cpp.translation_unit([n]), "triton": triton.emit}
+    for name, write in writers.items():
         try:
-            sources[name] = write()
+            sources[name] = write(nest)
         except LoweringError as error:
             sources[name] = f"# {error}"
     return sources

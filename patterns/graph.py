@@ -20,6 +20,7 @@ from . import symbols
 from .errors import GraphError
 from .symbols import Dim
 
+Path = tuple[str | int, ...]  # a parameter of the scope, then indices and keys into it
 Leaf = Any  # a Ref, Dim, float, bool, None, str, torch.dtype, torch.device, torch.layout or torch.memory_format
 
 
@@ -312,17 +313,17 @@ class IslandNode:
     """A call with Python side effects, made natively and never looked into.
 
     Attributes:
-        receiver: path of the object it is called on, an argument path of the scope.
-        method: the method's name.
+        receiver: path of the object it is called on, among the scope's arguments.
+        method: the method's name; an attribute's when `args` is None.
         args, kwargs: as in `OpNode`.
         outputs: one leaf per flattened result: the name of a tensor or symbol it makes, or `Expect(value)`.
         effect: True when the call changes state; False for a read, which a plan may check before any effect.
         structure: how the flattened results nest, "leaf" or "tuple" or "list".
     """
 
-    receiver: str
+    receiver: Path
     method: str
-    args: tuple[Leaf, ...]
+    args: tuple[Leaf, ...] | None
     kwargs: tuple[tuple[str, Leaf], ...]
     outputs: tuple[Any, ...]
     effect: bool
@@ -348,11 +349,35 @@ class GraphInput:
 
     Attributes:
         name: value name.
-        path: where it comes from: an argument path ("hidden_states", "position_embeddings[0]").
+        path: where it comes from: a parameter name, then keys: ("hidden_states",), ("position_embeddings", 0).
     """
 
     name: str
-    path: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument object of the scope that is handed back as it came."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolSource:
+    """Where a size symbol's value is read.
+
+    Attributes:
+        symbol: its name.
+        value: the tensor value, or the integer result of a read island, it comes from.
+        kind: "shape", "stride" or "result".
+        dim: for shape and stride.
+    """
+
+    symbol: str
+    value: str
+    kind: str
+    dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -363,22 +388,24 @@ class RecordedGraph:
         inputs: tensors that enter by argument.
         parameters: (value name, path from the scope's module) of parameters, buffers and tensor attributes.
         constants: value names of tensors made from Python data, in the order of the recording's constant list.
+        mutated: values whose memory the recording writes to; no fusion may touch them.
         nodes: operator calls and islands in execution order.
-        outputs: the result's leaves: `Ref`s, Dims, Python constants, or ("object", path) for an argument handed back.
+        outputs: the result's leaves: `Ref`s, Dims, Python constants, or `Argument(path)` for an argument handed back.
         structure: how the result's leaves nest, as text (see capture).
         specs: TensorSpec of every tensor value.
-        symbols: (symbol name, source) where source is "PATH.shape[i]", "PATH.stride[i]", "VALUE.shape[i]" or "VALUE".
+        symbols: where each size symbol's value comes from, in the order they were met.
         guards: boolean expressions over the symbols, as Python text over symbol names.
     """
 
     inputs: tuple[GraphInput, ...]
     parameters: tuple[tuple[str, str], ...]
     constants: tuple[str, ...]
+    mutated: tuple[str, ...]
     nodes: tuple[OpNode | IslandNode, ...]
     outputs: tuple[Any, ...]
     structure: str
     specs: tuple[tuple[str, TensorSpec], ...]
-    symbols: tuple[tuple[str, str], ...]
+    symbols: tuple[SymbolSource, ...]
     guards: tuple[str, ...]
 
     @functools.cached_property
@@ -391,14 +418,15 @@ class RecordedGraph:
         """SHA-256 over the structure: equal for layers that differ only in their weights."""
         return _sha256(
             {
-                "inputs": [[i.name, i.path] for i in self.inputs],
+                "inputs": [[i.name, list(i.path)] for i in self.inputs],
+                "mutated": list(self.mutated),
                 "parameters": [list(p) for p in self.parameters],
                 "constants": list(self.constants),
                 "nodes": [_node_json(n) for n in self.nodes],
                 "outputs": encode(self.outputs),
                 "structure": self.structure,
                 "specs": [[name, encode_spec(s)] for name, s in self.specs],
-                "symbols": [list(s) for s in self.symbols],
+                "symbols": [[s.symbol, s.value, s.kind, s.dim] for s in self.symbols],
                 "guards": list(self.guards),
             }
         )
@@ -409,14 +437,15 @@ class RecordedGraph:
         return tuple(n for n in self.nodes if isinstance(n, OpNode))
 
     def __str__(self) -> str:
-        lines = ["recording(" + ", ".join(f"{i.path}: {self.spec[i.name].text()}" for i in self.inputs) + ")"]
+        lines = [
+            "recording(" + ", ".join(f"{path_text(i.path)}: {self.spec[i.name].text()}" for i in self.inputs) + ")"
+        ]
         for node in self.nodes:
             made = ", ".join(
-                f"{o}: {self.spec[o].text()}" if isinstance(o, str) and o in self.spec else str(o)
-                for o in node.outputs
+                f"{o}: {self.spec[o].text()}" if isinstance(o, str) and o in self.spec else str(o) for o in node.outputs
             )
-            call = node.op if isinstance(node, OpNode) else f"island {node.receiver}.{node.method}"
-            lines.append(f"  {made} = {call}({', '.join(map(show, node.args))})")
+            call = node.op if isinstance(node, OpNode) else f"island {path_text(node.receiver)}.{node.method}"
+            lines.append(f"  {made} = {call}({', '.join(map(show, node.args or ()))})")
         lines += [f"  guard {g}" for g in self.guards]
         lines.append(f"  return {', '.join(map(show, self.outputs))}")
         return "\n".join(lines)
@@ -427,7 +456,7 @@ def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
         return node.to_json()
     return {
         "island": node.method,
-        "receiver": node.receiver,
+        "receiver": list(node.receiver),
         "args": encode(node.args),
         "kwargs": [[k, encode(v)] for k, v in node.kwargs],
         "outputs": encode(node.outputs),
@@ -452,6 +481,11 @@ def map_leaves(function: Callable[[Leaf], Leaf], tree: Leaf) -> Any:
     return function(tree)
 
 
+def path_text(path: Path) -> str:
+    """A path for people: `position_embeddings[0]`."""
+    return str(path[0]) + "".join(f"[{key!r}]" for key in path[1:])
+
+
 def show(leaf: Leaf) -> str:
     """A leaf or nested tuple of leaves, for people."""
     if isinstance(leaf, tuple):
@@ -471,6 +505,8 @@ def encode(leaf: Leaf) -> Any:
         return {"ref": leaf.name}
     if isinstance(leaf, Expect):
         return {"expect": encode(leaf.value)}
+    if isinstance(leaf, Argument):
+        return {"argument": list(leaf.path)}
     if isinstance(leaf, sympy.Expr):
         return {"dim": symbols.render(leaf)}
     if isinstance(leaf, (torch.dtype, torch.layout, torch.memory_format)):
@@ -493,6 +529,8 @@ def decode(data: Any) -> Any:
         return float.fromhex(value)
     if kind == "ref":
         return Ref(value)
+    if kind == "argument":
+        return Argument(tuple(value))
     if kind == "expect":
         return Expect(decode(value))
     if kind == "dim":

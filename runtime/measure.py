@@ -24,31 +24,57 @@ class Comparison:
 
     Attributes:
         first_us, second_us: medians.
+        first_best_us, second_best_us: lower quartiles.
         first_spread_us, second_spread_us: distance between the quartiles.
     """
 
     first_us: float
     second_us: float
+    first_best_us: float
+    second_best_us: float
     first_spread_us: float
     second_spread_us: float
 
     @property
+    def noisy(self) -> bool:
+        """Whether something else had the machine: the quartiles of one side are further apart than half its median."""
+        return self.first_spread_us > self.first_us / 2 or self.second_spread_us > self.second_us / 2
+
+    @property
     def ratio(self) -> float:
-        """The second's time as a share of the first's, the spread counted against the second: upper quartile of the
-        second over the median of the first."""
+        """The second's time as a share of the first's, the spread counted against the second.
+
+        Upper quartile of the second over the median of the first; on a noisy machine, where the upper half of the
+        samples measures other programs, the lower quartiles.
+        """
+        if self.noisy:
+            return self.second_best_us / self.first_best_us
         return (self.second_us + self.second_spread_us / 2) / self.first_us
 
 
 def compare(first: Callable[[], object], second: Callable[[], object], *, cuda: bool, seconds: float) -> Comparison:
-    """Times two calls interleaved.
+    """Times two calls interleaved; a noisy comparison is repeated twice before it is given.
 
     Args:
         first, second: what to time; called at least a dozen times each.
         cuda: whether they launch work on a GPU, which is then waited for.
         seconds: time to spend, roughly; the least number of samples is taken in any case.
     """
-    wait = torch.cuda.synchronize if cuda else (lambda: None)
-    repeats = [max(1, int(_SAMPLE_SECONDS / _once(f, wait))) for f in (first, second) for _ in (f(), f())][::2]
+    for _ in range(3):
+        found = _compare(first, second, torch.cuda.synchronize if cuda else _nothing, seconds)
+        if not found.noisy:
+            break
+    return found
+
+
+def _nothing() -> None:
+    """CPU work is done when its call returns."""
+
+
+def _compare(
+    first: Callable[[], object], second: Callable[[], object], wait: Callable[[], object], seconds: float
+) -> Comparison:
+    repeats = [_repeats(f, wait) for f in (first, second)]
     samples: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
     while len(samples[0]) < _MOST_SAMPLES and (len(samples[0]) < _LEAST_SAMPLES or time.perf_counter() < end):
@@ -59,13 +85,22 @@ def compare(first: Callable[[], object], second: Callable[[], object], *, cuda: 
                 function()
             wait()
             kept.append((time.perf_counter() - start) / times * 1e6)
-    quartiles = [statistics.quantiles(s, n=4) for s in samples]
+    low, high = zip(*((q[0], q[2]) for q in (statistics.quantiles(s, n=4) for s in samples)), strict=True)
     return Comparison(
         statistics.median(samples[0]),
         statistics.median(samples[1]),
-        quartiles[0][2] - quartiles[0][0],
-        quartiles[1][2] - quartiles[1][0],
+        low[0],
+        low[1],
+        high[0] - low[0],
+        high[1] - low[1],
     )
+
+
+def _repeats(function: Callable[[], object], wait: Callable[[], object]) -> int:
+    """How many calls make one sample: a short call is repeated."""
+    function()
+    function()
+    return max(1, int(_SAMPLE_SECONDS / _once(function, wait)))
 
 
 def _once(function: Callable[[], object], wait: Callable[[], object]) -> float:

@@ -12,7 +12,6 @@ shape before it is trusted.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -208,7 +207,7 @@ class Follower(TorchDispatchMode):
             raise Diverged(f"{name} has another type or shape")
         strides = [symbols.evaluate(d, self.values) for d in spec.strides]
         differ = any(a != b and size > 1 for a, b, size in zip(strides, tensor.stride(), shape, strict=True))
-        if differ and math.prod(shape):
+        if differ and 0 not in shape:
             raise Diverged(f"{name} has another layout")
 
     def _constant(self, constant: torch.Tensor) -> None:

@@ -95,7 +95,7 @@ def session(handler: Session, kinds: tuple[type, ...] = ()) -> Iterator[None]:
                 setattr(island.owner, island.method, _wrapper(island, original))
             for kind in kinds:
                 saved.append((kind, "__getattribute__", vars(kind).get("__getattribute__")))
-                kind.__getattribute__ = _spy(kind.__getattribute__)  # type: ignore[method-assign]
+                setattr(kind, "__getattribute__", _spy(kind.__getattribute__))  # noqa: B010 (mypy has it read-only)
             yield
         finally:
             _SESSION.handler = previous
@@ -116,7 +116,7 @@ def _wrapper(island: Island, original: Callable[..., Any]) -> Callable[..., Any]
     return call
 
 
-def _spy(original: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
     def read(self: Any, name: str) -> Any:
         value = original(self, name)
         handler = getattr(_SESSION, "handler", None)

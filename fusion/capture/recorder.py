@@ -266,7 +266,7 @@ class Recorder(TorchDispatchMode):
             )
         graph_args, graph_kwargs = pytree.tree_map(self._leaf, (args, kwargs))
         like = [self.fakes[self._names[id(a)]] for a in pytree.tree_leaves((args, kwargs)) if torch.is_tensor(a)]
-        structure = {tuple: "tuple", list: "list"}.get(type(result), "leaf")
+        structure = "tuple" if type(result) is tuple else "list" if type(result) is list else "leaf"
         outputs: list[Any] = []
         handed: list[Any] = []
         for leaf in result if structure != "leaf" else (result,):
@@ -389,7 +389,7 @@ def as_tuples(tree: Any) -> Any:
 
 def storage_key(tensor: torch.Tensor) -> int:
     """Identifies the memory a tensor lives in."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _draws_nothing(func: Any, args: Any, kwargs: Any) -> bool:

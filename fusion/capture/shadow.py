@@ -49,7 +49,7 @@ class Shadow:
         made = self.env.create_symbol(
             value, source=origin, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None, do_not_specialize_zero_one=False
         )
-        number = self.env.create_symintnode(made, hint=value, source=origin)
+        number: Any = self.env.create_symintnode(made, hint=value, source=origin)
         self.sources.append((number.node.expr, SymbolSource(f"s{len(self.sources)}", *source)))
         return number
 

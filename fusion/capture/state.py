@@ -48,7 +48,7 @@ def watched(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ())
         ("size", torch_module._global_forward_pre_hooks, 0),
     ]
     seen: dict[int, Any] = {id(o): o for o in objects}
-    kinds: dict[type, None] = {}
+    kinds: dict[Any, None] = {}
     for module in modules.values():
         for child in module.modules():
             root = child is module

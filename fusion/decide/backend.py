@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -197,7 +197,8 @@ class Backends:
             found = self.store.get_json(key)
             if isinstance(found, dict):
                 try:
-                    self.decisions[key] = Decision(**found)
+                    known = Decision(**found)
+                    self.decisions[key] = replace(known, reason=f"{known.reason}; measured by an earlier process")
                 except TypeError:
                     return None  # written by another version: a miss
         return self.decisions.get(key)
@@ -205,7 +206,7 @@ class Backends:
     def remember(self, key: str, decision: Decision) -> None:
         """Keeps a decision for this process and the next ones."""
         self.decisions[key] = decision
-        if self.store is not None:
+        if self.store is not None and "noisy" not in decision.reason:  # such a time is no fact about the kernel
             self.store.put_json(key, asdict(decision))
 
 

@@ -111,16 +111,19 @@ def _effect_order(graph: RecordedGraph, written: frozenset[str]) -> Iterable[tup
     pinned: int | None = None
     readers: list[int] = []
     for i, node in enumerate(graph.nodes):
-        island = isinstance(node, IslandNode)
         if any(name in lent for name in node.refs):
             readers.append(i)
-        if island or _aliases(node, lent):
+        if isinstance(node, IslandNode) or _aliases(node, lent):
             lent.update(made_by(node))
-        if island or ops.kind_of(node.op) is Kind.EFFECT or not written.isdisjoint((*node.refs, *made_by(node))):
+        if (
+            isinstance(node, IslandNode)
+            or ops.kind_of(node.op) is Kind.EFFECT
+            or not written.isdisjoint((*node.refs, *made_by(node)))
+        ):
             if pinned is not None:
                 yield pinned, i
             pinned = i
-        if island and node.effect:
+        if isinstance(node, IslandNode) and node.effect:
             yield from ((r, i) for r in readers if r != i)
             readers = []
 

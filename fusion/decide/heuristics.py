@@ -164,7 +164,8 @@ class FusionHeuristics:
                 seconds=_SECONDS,
             )
         facts |= {"eager_us": times.first_us, "fused_us": times.second_us}
-        percent = f"{times.ratio:.0%} of eager's time, spread counted"
+        counted = "lower quartiles on a noisy machine" if times.noisy else "spread counted"
+        percent = f"{times.ratio:.0%} of eager's time, {counted}"
         if times.ratio > self.config.fusion_ratio:
             return Decision(False, "slower", f"{percent}; the bar is {self.config.fusion_ratio:.0%}", **facts)
         return Decision(True, "faster", percent, **facts)
