@@ -1,0 +1,13 @@
+"""Configs for the tests of the main path: fused by rule, so that no timing decides what a test exercises."""
+
+from __future__ import annotations
+
+import pytest
+
+import fusion
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> fusion.FusionConfig:
+    """Fuses whatever is proved; kernels are compiled once per test session."""
+    return fusion.FusionConfig(profile=False, cache_dir=tmp_path_factory.mktemp("kernels"))
