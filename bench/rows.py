@@ -147,6 +147,9 @@ def show(rows: Iterable[Row], console: Console) -> None:
         status = f"[{_STYLES[row.status]}]{row.status}[/]"
         table.add_row(row.measured, value, spread, target, status, row.command)
     console.print(table)
+    if _LOAD_AT_START[0] > (os.cpu_count() or 1) / 2:
+        load = f"load average {_LOAD_AT_START[0]:.1f} when this began: other processes disturb these numbers"
+        console.print(load, style="yellow", highlight=False)
     for row in kept:
         for reason in row.why:
             console.print(f"invalid: {row.measured}: {reason}", style="red", markup=False, highlight=False)

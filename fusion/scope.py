@@ -22,7 +22,7 @@ from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal
 from fusion.patterns.errors import GraphError
 from fusion.runtime.native import make_snapshot
-from fusion.runtime.plan import MISS, Plan, input_symbols, island_constants
+from fusion.runtime.plan import MISS, Deoptimized, Plan, input_symbols, island_constants
 from fusion.scheduler import Compiled, FusionScheduler, Template
 
 _MOST_FAILURES = 3  # a plan that failed this often in a row is dropped
@@ -383,7 +383,10 @@ class Scope:
             reason = Refusal("plan_error", f"{type(error).__name__}: {error}")
             if not self.scheduler.config.fallback_on_error:
                 raise error
-            if known.failures >= _MOST_FAILURES:
+            if isinstance(error, Deoptimized) and known in self.known:
+                self.known.remove(known)  # its late guards do not hold for such calls: they are recorded anew
+                self._publish()
+            elif known.failures >= _MOST_FAILURES:
                 known.refusal = reason
                 self._publish()
             self.statistics.planned[0] -= 1
@@ -513,6 +516,17 @@ class _Signature:
 
         leaves, tree = pytree.tree_flatten(tuple(arguments))
         return (str(tree), tuple(map(leaf, leaves)))
+
+
+class ClassForward:
+    """A module's forward as its class defines it at the time of the call."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        self.__signature__ = inspect.signature(types.MethodType(type(module).forward, module))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.module).forward(self.module, *args, **kwargs)
 
 
 class Forward(functools.partial):  # type: ignore[type-arg]

@@ -16,7 +16,7 @@ from fusion.patterns.graph import IslandNode, OpNode, SubGraph
 from fusion.patterns.ops import Kind, kind_of
 from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
 from fusion.scheduler import Candidate, Compiled, FusionScheduler
-from fusion.scope import Forward, Scope
+from fusion.scope import ClassForward, Forward, Scope
 
 
 class Session:
@@ -32,12 +32,13 @@ class Session:
         self.model = model
         self.scheduler = scheduler
         self.scopes: list[tuple[torch.nn.Module, Scope]] = []
+        self._replaced: list[tuple[torch.nn.Module, Any]] = []  # modules with a forward of their own, and that forward
         config = getattr(model, "config", None)
         watch = [config] if hasattr(config, "__dict__") else []
         for path, module in find_scopes(model):
             scope = Scope(
                 path or type(model).__name__,
-                module.forward,
+                vars(module).get("forward") or ClassForward(module),
                 scheduler,
                 {"": module},
                 enabled=self._enabled,
@@ -52,6 +53,8 @@ class Session:
 
     def _install(self) -> None:
         for module, scope in self.scopes:
+            if "forward" in vars(module):
+                self._replaced.append((module, vars(module)["forward"]))
             forward = Forward(scope.entry)
             forward.__dict__["module"] = module
             module.__dict__["forward"] = forward
@@ -61,6 +64,8 @@ class Session:
         for module, _ in self.scopes:
             if isinstance(module.__dict__.get("forward"), Forward):
                 del module.__dict__["forward"]
+        for module, forward in self._replaced:
+            module.__dict__["forward"] = forward
 
     def report(self) -> FusionReport:
         """What was fused, what was not, and why."""

@@ -85,7 +85,7 @@ class OpNode:
         op: the operator's full name with its overload, "aten.mul.Tensor".
         args: positional arguments in schema order; tensors are `Ref`s, sizes are Dims, nested tuples allowed.
         kwargs: keyword arguments, sorted by name.
-        outputs: the names of the values it makes. An output that *is* an input object (an in-place op) repeats its name.
+        outputs: the names of the values it makes. An output that *is* an input (in-place ops) repeats its name.
         origin: "file:line" of the user's code; no part of equality.
     """
 

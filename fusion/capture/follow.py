@@ -236,8 +236,7 @@ class Follower(TorchDispatchMode):
             result = original(receiver, *args, **kwargs)
         finally:
             self._paused -= 1
-        if island.effect:
-            self.log.append(result)
+        self.log.append(result)
         self._attempt(lambda: self._island(island, receiver, args, kwargs, result))
         return result
 

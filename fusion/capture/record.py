@@ -42,7 +42,7 @@ class Recording:
         tree: pytree structure of the result.
         devices: full device of every input by value name.
         real: every tensor of the run by value name; drop it when the kernels are proved.
-        log: results of the islands with effects.
+        log: results of the islands, in order.
         seconds: how long recording took.
     """
 

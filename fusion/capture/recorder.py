@@ -249,8 +249,7 @@ class Recorder(TorchDispatchMode):
             return original(receiver, *args, **kwargs)
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
         result = self._quiet(lambda: original(receiver, *real_args, **real_kwargs))
-        if island.effect:
-            self.log.append(result)
+        self.log.append(result)
         try:
             return self._record_island(island, receiver, args, kwargs, result)
         except Refused as refused:
