@@ -28,6 +28,7 @@ from fusion.patterns.graph import (
     RecordedGraph,
     Ref,
     SymbolSource,
+    leaves,
 )
 from fusion.patterns.symbols import Dim
 
@@ -45,6 +46,13 @@ MISS: Any = _Miss()
 
 class Deoptimized(Exception):
     """A guard failed after an island had an effect; the original forward takes over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What a log holds for an island that raised: a re-run of the original meets the same error."""
+
+    error: Exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +166,7 @@ class Writer:
         self.shape = shape
         self.graph = shape.graph
         self.lines: list[str] = []
-        self.names: dict[str, Any] = {"MISS": MISS, "Deoptimized": Deoptimized}
+        self.names: dict[str, Any] = {"MISS": MISS, "Deoptimized": Deoptimized, "Raised": Raised}
         self.bound: set[str] = set()
         self.pending = [(set(re.findall(r"\bs\d+\b", g)), g) for g in self.graph.guards]
         self.register: dict[str, str] = {}
@@ -296,13 +304,14 @@ class Writer:
             given = [f"i{index}_{p}" if _bound_later(leaf) else self.text(leaf) for p, leaf in enumerate(node.args)] + [
                 f"{k}={self.text(v)}" for k, v in node.kwargs
             ]
-            self.lines.append(f"{pad}r = {receiver}.{node.method}({', '.join(given)})")
-            if log:
-                seen = [self.value(leaf.name) for leaf in node.args if isinstance(leaf, Ref)]
-                self.lines.append(f"{pad}SEEN.append([{', '.join(seen)}])")
-        if node.effect:
-            self.effects = True
+            self.lines.append(f"{pad}try: r = {receiver}.{node.method}({', '.join(given)})")
+            self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
             self.lines.append(f"{pad}log.append(r)")
+            if log:
+                every = leaves((node.args, tuple(value for _, value in node.kwargs)))
+                seen = [self.value(leaf.name) for leaf in every if isinstance(leaf, Ref)]
+                self.lines.append(f"{pad}SEEN.append([{', '.join(seen)}])")
+        self.effects = self.effects or node.effect
         if node.structure != "leaf":
             targets = [f"t{k}" for k in range(len(node.outputs))]
             self.lines.append(f"{pad}{', '.join(targets)}{',' if len(targets) == 1 else ''} = r")

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils import _pytree as pytree
 
+from fusion.runtime.plan import Raised
+
 
 @dataclass(frozen=True, slots=True)
 class Island:
@@ -138,7 +140,7 @@ class Replay:
     """Answers island calls from a log, in order; past its end, natively.
 
     Attributes:
-        log: what the plan's islands returned.
+        log: what the plan's islands returned, reads too: a read may come before an effect that changes its answer.
         seen: the arguments the re-run passed, flattened, one list per answered call.
     """
 
@@ -154,7 +156,10 @@ class Replay:
         if self.depth == 0 and self.position < len(self.log):
             answer = self.log[self.position]
             self.position += 1
-            self.seen.append([a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)])
+            given = (args, [kwargs[name] for name in sorted(kwargs)])
+            self.seen.append([a for a in pytree.tree_leaves(given) if isinstance(a, torch.Tensor)])
+            if isinstance(answer, Raised):
+                raise answer.error
             return answer
         self.depth += 1
         try:

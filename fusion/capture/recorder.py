@@ -263,6 +263,8 @@ class Recorder(TorchDispatchMode):
             raise Refused(
                 "opaque_argument", f"{type(receiver).__name__}.{island.method} on an object that is no argument"
             )
+        if island.effect:
+            self._check_attributes(island)
         graph_args, graph_kwargs = pytree.tree_map(self._leaf, (args, kwargs))
         like = [self.fakes[self._names[id(a)]] for a in pytree.tree_leaves((args, kwargs)) if torch.is_tensor(a)]
         structure = "tuple" if type(result) is tuple else "list" if type(result) is list else "leaf"
@@ -285,6 +287,17 @@ class Recorder(TorchDispatchMode):
             )
         )
         return type(result)(handed) if structure != "leaf" else handed[0]
+
+    def _check_attributes(self, island: Island) -> None:
+        """An attribute read before an effect would read otherwise in a re-run after it: only methods are logged."""
+        for node in self.nodes:
+            if isinstance(node, IslandNode) and node.args is None:
+                raise Refused(
+                    "python_state",
+                    f"the attribute {node.method!r} is read before {island.method} may change it; "
+                    "read it through a method and register that with effect=False",
+                    node.origin,
+                )
 
     def _island_result(self, leaf: Any, like: list[torch.Tensor], island: Island) -> tuple[Any, Any]:
         if isinstance(leaf, torch.Tensor):
