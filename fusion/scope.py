@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import keyword
 import threading
-import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from fusion.capture import islands
 from fusion.capture.follow import Likeness, follow, likeness, twins
@@ -20,12 +15,13 @@ from fusion.capture.provenance import flatten
 from fusion.capture.record import Recording, plain_state, python_state, record
 from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal
-from fusion.patterns.errors import GraphError
+from fusion.known import Known, PlanStopped, same_results
 from fusion.runtime.native import make_snapshot
-from fusion.runtime.plan import MISS, Deoptimized, Plan, input_symbols, island_constants
-from fusion.scheduler import Compiled, FusionScheduler, Template
+from fusion.runtime.plan import MISS, Deoptimized
+from fusion.scheduler import FusionScheduler
+from fusion.signature import Signature
 
-_MOST_FAILURES = 3  # a plan that failed this often in a row is dropped
+_MOST_FAILURES = 3  # a plan that failed this often is dropped
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 
 
@@ -40,77 +36,6 @@ class Statistics:
     fallbacks: int = 0
     recording_seconds: float = 0.0
     last_reason: Refusal | None = None
-
-
-class Known:
-    """One recording of a scope, with the plans made from it.
-
-    Attributes:
-        proved: values of the input symbols that a plan was checked at.
-        trusted: whether it was checked at a shape other than the recorded one.
-    """
-
-    def __init__(self, recording: Recording, template: Template, scheduler: FusionScheduler) -> None:
-        assert recording.graph is not None
-        self.graph = recording.graph
-        self.template = template
-        self.scheduler = scheduler
-        self.tensors = {**recording.parameters, **recording.constants}
-        self.recorded_values = dict(recording.values)
-        self.symbols = [s.symbol for s in input_symbols(recording.graph)]
-        self.proved: set[tuple[int, ...]] = set()
-        self.trusted = not recording.graph.symbols
-        self.refusal: Refusal | None = None
-        self.failures = 0
-        self.recording = recording
-        self.likeness: Any = None
-        self.plans: dict[Any, tuple[Compiled, Plan]] = {}
-        self.binding: dict[str, Any] = {**self.tensors, **island_constants(recording.graph)}
-        self.match = scheduler.source(template, None, "match").bind(self.binding).run
-
-    def key(self, values: Mapping[str, int]) -> tuple[int, ...]:
-        """The input symbols' values in order."""
-        return tuple(values[s] for s in self.symbols)
-
-    def release(self, recording: Recording) -> None:
-        """Lets go of the recorded run's tensors; its structure stays for twins to follow."""
-        self.recording = replace(recording, result=None, real={}, log=[], parameters={}, constants={})
-
-    def plan(self, compiled: Compiled, fail: Callable[..., Any]) -> None:
-        """Makes the plan of a bucket, pinned to what was proved until the recording is trusted."""
-        source = self.scheduler.source(self.template, compiled, "fused", pinned=not self.trusted)
-        launchers = {f"kernel{i}": k.launch for i, k in enumerate(compiled.kernels)}
-        names = {**self.binding, **launchers, "FAIL": fail, "PROVED": self.proved}
-        self.plans[compiled.bucket] = (compiled, source.bind(names))
-
-    def checked_run(
-        self, arguments: Sequence[Any], taps: frozenset[str]
-    ) -> tuple[Any, list[Any], list[list[torch.Tensor]], dict[str, torch.Tensor]]:
-        """Runs the unfused plan: result, island log, island arguments, tapped tensors.
-
-        Raises:
-            PlanStopped: the plan did not apply or failed; it carries the island log.
-        """
-        tap: dict[str, torch.Tensor] = {}
-        seen: list[list[torch.Tensor]] = []
-
-        def fail(error: BaseException, log: list[Any], _: Any) -> Any:
-            raise PlanStopped(error, log)
-
-        source = self.scheduler.source(self.template, None, "unfused", taps=taps, log=True)
-        logged: list[Any] = []
-        plan = source.bind({**self.binding, "FAIL": fail, "TAP": tap, "SEEN": seen, "LOGGED": logged})
-        result = plan.run(*arguments)
-        return result, logged, seen, tap
-
-
-class PlanStopped(Exception):
-    """An unfused plan failed on the way."""
-
-    def __init__(self, error: BaseException, log: list[Any]) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.log = log
 
 
 class Scope:
@@ -150,7 +75,7 @@ class Scope:
         self.stranger = False  # differed from its twins: recorded in full
         self.likeness: Likeness | None = None
         self._lock = threading.RLock()
-        self.signature = _Signature(call)
+        self.signature = Signature(call)
         self._plans: list[Callable[..., Any]] = []
         self.entry = self.signature.entry(self._plans, self.statistics.planned, self._slow)
         self._refresh()
@@ -399,148 +324,3 @@ class Scope:
 def _read(source: Any, tap: Mapping[str, torch.Tensor]) -> int:
     tensor = tap[source.value]
     return int(tensor.shape[source.dim] if source.kind == "shape" else tensor.stride(source.dim))
-
-
-def same_results(left: Any, right: Any) -> bool:
-    """Whether two results agree bit for bit, in structure, dtypes, shapes and strides; NaN equals NaN."""
-    left_leaves, left_tree = pytree.tree_flatten(left)
-    right_leaves, right_tree = pytree.tree_flatten(right)
-    if left_tree != right_tree:
-        return False
-    return all(_same_leaf(a, b) for a, b in zip(left_leaves, right_leaves, strict=True))
-
-
-def _same_leaf(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
-        return type(a) is type(b) and bool(a == b)
-    if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
-        return False
-    if any(x != y for x, y, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size > 1) and a.numel():
-        return False
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def _stars(parameter: inspect.Parameter) -> str:
-    """What precedes a parameter's name in source."""
-    if parameter.kind is parameter.VAR_POSITIONAL:
-        return "*"
-    return "**" if parameter.kind is parameter.VAR_KEYWORD else ""
-
-
-class _Signature:
-    """A callable's parameters, and functions written with the same signature."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        parameters = list(inspect.signature(call).parameters.values())
-        self.parameters = parameters
-        self.names = tuple(p.name for p in parameters)
-        for name in self.names:
-            if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_f_"):
-                raise GraphError(f"The parameter name {name!r} cannot be used in a plan.")
-        self._invoke = self._make_invoke()
-
-    def _make_invoke(self) -> Callable[..., Any]:
-        """`invoke(call, arguments)`: calls with the arguments in signature order."""
-        passed = []
-        for i, p in enumerate(self.parameters):
-            prefix = f"{p.name}=" if p.kind is p.KEYWORD_ONLY else _stars(p)
-            passed.append(f"{prefix}a[{i}]")
-        namespace: dict[str, Any] = {}
-        exec(f"def invoke(call, a): return call({', '.join(passed)})", namespace)
-        function: Callable[..., Any] = namespace["invoke"]
-        return function
-
-    def invoke(self, call: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-        """Calls with arguments in signature order."""
-        return self._invoke(call, arguments)
-
-    def entry(
-        self, plans: list[Callable[..., Any]], counter: list[int], slow: Callable[..., Any]
-    ) -> Callable[..., Any]:
-        """The function that stands in for the callable: the mode checks, then the plans, then the slow path.
-
-        Whoever makes it puts the snapshot into its globals as `_f_unchanged`.
-        """
-        names: dict[str, Any] = {
-            "_f_plans": plans,
-            "_f_counter": counter,
-            "_f_slow": slow,
-            "_f_miss": MISS,
-            "_f_grad": torch.is_grad_enabled,
-            "_f_dispatch": torch._C._len_torch_dispatch_stack,
-            "_f_function": torch._C._len_torch_function_stack,
-            "_f_autocast": torch._C._is_any_autocast_enabled,
-            "_f_tracing": torch._C._get_tracing_state,
-        }
-        listed: list[str] = []
-        star = False
-        for i, p in enumerate(self.parameters):
-            default = ""
-            if p.default is not p.empty:
-                names[f"_f_default{i}"] = p.default
-                default = f"=_f_default{i}"
-            if p.kind is p.VAR_POSITIONAL:
-                star = True
-            if p.kind is p.KEYWORD_ONLY and not star:
-                listed.append("*")
-                star = True
-            listed.append(f"{_stars(p)}{p.name}{default}")
-            following = self.parameters[i + 1 : i + 2]
-            if p.kind is p.POSITIONAL_ONLY and (not following or following[0].kind is not p.POSITIONAL_ONLY):
-                listed.append("/")
-        arguments = ", ".join(self.names)
-        lines = [
-            f"def entry({', '.join(listed)}):",
-            "    _f_modes = _f_grad() or _f_dispatch() or _f_function() or _f_autocast() or _f_tracing()",
-            "    if not _f_modes and _f_unchanged():",
-            "        for _f_plan in _f_plans:",
-            f"            _f_result = _f_plan({arguments})",
-            "            if _f_result is not _f_miss:",
-            "                _f_counter[0] += 1",
-            "                return _f_result",
-            f"    return _f_slow({arguments})",
-        ]
-        exec(compile("\n".join(lines), "<fusion entry>", "exec"), names)
-        entry: Callable[..., Any] = names["entry"]
-        return entry
-
-    def structure(self, arguments: Sequence[Any]) -> Any:
-        """What a refusal is remembered by: the arguments' nesting, types, dtypes and plain values, without sizes."""
-
-        def leaf(x: Any) -> Any:
-            if isinstance(x, torch.Tensor):
-                return (x.dtype, x.device, tuple(min(s, 2) for s in x.shape))
-            return x if isinstance(x, (type(None), bool, int, float, str)) else type(x)
-
-        leaves, tree = pytree.tree_flatten(tuple(arguments))
-        return (str(tree), tuple(map(leaf, leaves)))
-
-
-class ClassForward:
-    """A module's forward as its class defines it at the time of the call."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module = module
-        self.__signature__ = inspect.signature(types.MethodType(type(module).forward, module))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return type(self.module).forward(self.module, *args, **kwargs)
-
-
-class Forward(functools.partial):  # type: ignore[type-arg]
-    """What stands in a module's `forward`. A copy or a pickle of the module gets its own, plain forward back."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        import copy
-
-        return types.MethodType(type(self.module).forward, copy.deepcopy(self.module, memo))
-
-    def __reduce__(self) -> Any:
-        return types.MethodType, (type(self.module).forward, self.module)
-
-    @property
-    def module(self) -> Any:
-        """The module whose forward this is."""
-        return self.__dict__["module"]

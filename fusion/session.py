@@ -16,7 +16,8 @@ from fusion.patterns.graph import IslandNode, OpNode, SubGraph
 from fusion.patterns.ops import Kind, kind_of
 from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
 from fusion.scheduler import Candidate, Compiled, FusionScheduler
-from fusion.scope import ClassForward, Forward, Scope
+from fusion.scope import Scope
+from fusion.signature import ClassForward, Forward
 
 
 class Session:

@@ -1,0 +1,107 @@
+"""One recording of a scope, the plans made from it, and how far they are proved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fusion.capture.record import Recording
+from fusion.decide.refusal import Refusal
+from fusion.runtime.plan import Plan, input_symbols, island_constants
+from fusion.scheduler import Compiled, FusionScheduler, Template
+
+
+class Known:
+    """One recording of a scope, with the plans made from it.
+
+    Attributes:
+        proved: values of the input symbols that a plan was checked at.
+        trusted: whether it was checked at a shape other than the recorded one.
+    """
+
+    def __init__(self, recording: Recording, template: Template, scheduler: FusionScheduler) -> None:
+        assert recording.graph is not None
+        self.graph = recording.graph
+        self.template = template
+        self.scheduler = scheduler
+        self.tensors = {**recording.parameters, **recording.constants}
+        self.recorded_values = dict(recording.values)
+        self.symbols = [s.symbol for s in input_symbols(recording.graph)]
+        self.proved: set[tuple[int, ...]] = set()
+        self.trusted = not recording.graph.symbols
+        self.refusal: Refusal | None = None
+        self.failures = 0
+        self.recording = recording
+        self.likeness: Any = None
+        self.plans: dict[Any, tuple[Compiled, Plan]] = {}
+        self.binding: dict[str, Any] = {**self.tensors, **island_constants(recording.graph)}
+        self.match = scheduler.source(template, None, "match").bind(self.binding).run
+
+    def key(self, values: Mapping[str, int]) -> tuple[int, ...]:
+        """The input symbols' values in order."""
+        return tuple(values[s] for s in self.symbols)
+
+    def release(self, recording: Recording) -> None:
+        """Lets go of the recorded run's tensors; its structure stays for twins to follow."""
+        self.recording = replace(recording, result=None, real={}, log=[], parameters={}, constants={})
+
+    def plan(self, compiled: Compiled, fail: Callable[..., Any]) -> None:
+        """Makes the plan of a bucket, pinned to what was proved until the recording is trusted."""
+        source = self.scheduler.source(self.template, compiled, "fused", pinned=not self.trusted)
+        launchers = {f"kernel{i}": k.launch for i, k in enumerate(compiled.kernels)}
+        names = {**self.binding, **launchers, "FAIL": fail, "PROVED": self.proved}
+        self.plans[compiled.bucket] = (compiled, source.bind(names))
+
+    def checked_run(
+        self, arguments: Sequence[Any], taps: frozenset[str]
+    ) -> tuple[Any, list[Any], list[list[torch.Tensor]], dict[str, torch.Tensor]]:
+        """Runs the unfused plan: result, island log, island arguments, tapped tensors.
+
+        Raises:
+            PlanStopped: the plan did not apply or failed; it carries the island log.
+        """
+        tap: dict[str, torch.Tensor] = {}
+        seen: list[list[torch.Tensor]] = []
+
+        def fail(error: BaseException, log: list[Any], _: Any) -> Any:
+            raise PlanStopped(error, log)
+
+        source = self.scheduler.source(self.template, None, "unfused", taps=taps, log=True)
+        logged: list[Any] = []
+        plan = source.bind({**self.binding, "FAIL": fail, "TAP": tap, "SEEN": seen, "LOGGED": logged})
+        result = plan.run(*arguments)
+        return result, logged, seen, tap
+
+
+class PlanStopped(Exception):
+    """An unfused plan failed on the way."""
+
+    def __init__(self, error: BaseException, log: list[Any]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.log = log
+
+
+def same_results(left: Any, right: Any) -> bool:
+    """Whether two results agree bit for bit, in structure, dtypes, shapes and strides; NaN equals NaN."""
+    left_leaves, left_tree = pytree.tree_flatten(left)
+    right_leaves, right_tree = pytree.tree_flatten(right)
+    if left_tree != right_tree:
+        return False
+    return all(_same_leaf(a, b) for a, b in zip(left_leaves, right_leaves, strict=True))
+
+
+def _same_leaf(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
+        return type(a) is type(b) and bool(a == b)
+    if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
+        return False
+    if any(x != y for x, y, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size > 1) and a.numel():
+        return False
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())

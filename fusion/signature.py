@@ -1,0 +1,139 @@
+"""A callable's signature, and the functions that stand in for it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import keyword
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fusion.patterns.errors import GraphError
+from fusion.runtime.plan import MISS
+
+
+def _stars(parameter: inspect.Parameter) -> str:
+    """What precedes a parameter's name in source."""
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return "*"
+    return "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+
+
+class Signature:
+    """A callable's parameters, and functions written with the same signature."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        parameters = list(inspect.signature(call).parameters.values())
+        self.parameters = parameters
+        self.names = tuple(p.name for p in parameters)
+        for name in self.names:
+            if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_f_"):
+                raise GraphError(f"The parameter name {name!r} cannot be used in a plan.")
+        self._invoke = self._make_invoke()
+
+    def _make_invoke(self) -> Callable[..., Any]:
+        """`invoke(call, arguments)`: calls with the arguments in signature order."""
+        passed = []
+        for i, p in enumerate(self.parameters):
+            prefix = f"{p.name}=" if p.kind is p.KEYWORD_ONLY else _stars(p)
+            passed.append(f"{prefix}a[{i}]")
+        namespace: dict[str, Any] = {}
+        exec(f"def invoke(call, a): return call({', '.join(passed)})", namespace)
+        function: Callable[..., Any] = namespace["invoke"]
+        return function
+
+    def invoke(self, call: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+        """Calls with arguments in signature order."""
+        return self._invoke(call, arguments)
+
+    def entry(
+        self, plans: list[Callable[..., Any]], counter: list[int], slow: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """The function that stands in for the callable: the mode checks, then the plans, then the slow path.
+
+        Whoever makes it puts the snapshot into its globals as `_f_unchanged`.
+        """
+        names: dict[str, Any] = {
+            "_f_plans": plans,
+            "_f_counter": counter,
+            "_f_slow": slow,
+            "_f_miss": MISS,
+            "_f_grad": torch.is_grad_enabled,
+            "_f_dispatch": torch._C._len_torch_dispatch_stack,
+            "_f_function": torch._C._len_torch_function_stack,
+            "_f_autocast": torch._C._is_any_autocast_enabled,
+            "_f_tracing": torch._C._get_tracing_state,
+        }
+        listed: list[str] = []
+        star = False
+        for i, p in enumerate(self.parameters):
+            default = ""
+            if p.default is not p.empty:
+                names[f"_f_default{i}"] = p.default
+                default = f"=_f_default{i}"
+            if p.kind is p.VAR_POSITIONAL:
+                star = True
+            if p.kind is p.KEYWORD_ONLY and not star:
+                listed.append("*")
+                star = True
+            listed.append(f"{_stars(p)}{p.name}{default}")
+            following = self.parameters[i + 1 : i + 2]
+            if p.kind is p.POSITIONAL_ONLY and (not following or following[0].kind is not p.POSITIONAL_ONLY):
+                listed.append("/")
+        arguments = ", ".join(self.names)
+        lines = [
+            f"def entry({', '.join(listed)}):",
+            "    _f_modes = _f_grad() or _f_dispatch() or _f_function() or _f_autocast() or _f_tracing()",
+            "    if not _f_modes and _f_unchanged():",
+            "        for _f_plan in _f_plans:",
+            f"            _f_result = _f_plan({arguments})",
+            "            if _f_result is not _f_miss:",
+            "                _f_counter[0] += 1",
+            "                return _f_result",
+            f"    return _f_slow({arguments})",
+        ]
+        exec(compile("\n".join(lines), "<fusion entry>", "exec"), names)
+        entry: Callable[..., Any] = names["entry"]
+        return entry
+
+    def structure(self, arguments: Sequence[Any]) -> Any:
+        """What a refusal is remembered by: the arguments' nesting, types, dtypes and plain values, without sizes."""
+
+        def leaf(x: Any) -> Any:
+            if isinstance(x, torch.Tensor):
+                return (x.dtype, x.device, tuple(min(s, 2) for s in x.shape))
+            return x if isinstance(x, (type(None), bool, int, float, str)) else type(x)
+
+        leaves, tree = pytree.tree_flatten(tuple(arguments))
+        return (str(tree), tuple(map(leaf, leaves)))
+
+
+class ClassForward:
+    """A module's forward as its class defines it at the time of the call."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        self.__signature__ = inspect.signature(types.MethodType(type(module).forward, module))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+
+class Forward(functools.partial):  # type: ignore[type-arg]
+    """What stands in a module's `forward`. A copy or a pickle of the module gets its own, plain forward back."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return types.MethodType(type(self.module).forward, copy.deepcopy(self.module, memo))
+
+    def __reduce__(self) -> Any:
+        return types.MethodType, (type(self.module).forward, self.module)
+
+    @property
+    def module(self) -> Any:
+        """The module whose forward this is."""
+        return self.__dict__["module"]
