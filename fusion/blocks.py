@@ -16,7 +16,7 @@ def find_scopes(model: Module) -> list[tuple[str, Module]]:
     list. A leaf of torch itself (Linear, Embedding) is no scope: it is one call. A model without repeated blocks is
     one scope.
     """
-    blocks = list(_blocks("", model))
+    blocks = list({id(block): (path, block) for path, block in [*_blocks("", model)][::-1]}.values())[::-1]
     if not blocks:
         return [("", model)]
     inside = {id(m) for _, block in blocks for m in block.modules()}

@@ -17,7 +17,7 @@ from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal
 from fusion.known import Known, PlanStopped, same_results
 from fusion.runtime.native import make_snapshot
-from fusion.runtime.plan import MISS, Deoptimized
+from fusion.runtime.plan import MISS, Deoptimized, Raised
 from fusion.scheduler import FusionScheduler
 from fusion.signature import Signature
 
@@ -78,11 +78,11 @@ class Scope:
         self.signature = Signature(call)
         self._plans: list[Callable[..., Any]] = []
         self.entry = self.signature.entry(self._plans, self.statistics.planned, self._slow)
-        self._refresh()
+        self.refresh()
 
     # ---- the fast path
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Takes the modules as they are now as what plans are valid for."""
         self.watching = watched(self.modules, self.watch)
         self.snapshot = make_snapshot(self.watching)
@@ -138,7 +138,9 @@ class Scope:
                 continue
             if known.refusal is not None:
                 return self._eager(arguments, known.refusal)
-            return self._check(known, arguments, values)
+            result = self._check(known, arguments, values)
+            if result is not MISS:  # else a read of an argument answered otherwise; nothing has happened yet
+                return result
         if self.known:
             self.statistics.guard_misses += 1
         if not self.records:
@@ -150,7 +152,7 @@ class Scope:
     def _reset(self) -> bool:
         """The snapshot does not hold: if the modules really changed, what was recorded is void."""
         if unchanged(self.watching, watched(self.modules, self.watch)):
-            self._refresh()
+            self.refresh()
             return True
         self.resets += 1
         self.stranger = False
@@ -159,7 +161,7 @@ class Scope:
         self._publish()
         if self.resets > _MOST_RESETS:
             return False
-        self._refresh()
+        self.refresh()
         return True
 
     def _record(self, arguments: Sequence[Any], key: Any) -> Any:
@@ -267,15 +269,15 @@ class Scope:
         try:
             result, log, seen, tap = known.checked_run(arguments, taps)
         except PlanStopped as stopped:
+            if _island_raised(stopped.log):
+                return self._replayed(arguments, stopped.log)
             self.statistics.fallbacks += 1
             known.failures += 1
             if known.failures >= _MOST_FAILURES:
                 known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
             return self._replayed(arguments, stopped.log)
         if result is MISS:
-            return self._eager(
-                arguments, Refusal("guard", "a value read from an argument differs from the recording's")
-            )
+            return MISS
         replay = islands.Replay(log)
         with islands.session(replay):
             eager = self._eager(arguments)
@@ -303,10 +305,14 @@ class Scope:
 
     def _failed(self, known: Known) -> Callable[..., Any]:
         def fail(error: BaseException, log: list[Any], arguments: tuple[Any, ...]) -> Any:
+            if _island_raised(log):
+                result = self._replayed(arguments, log)  # the user's own error, which the user's code may catch
+                self.statistics.planned[0] -= 1
+                return result
             self.statistics.fallbacks += 1
             known.failures += 1
             reason = Refusal("plan_error", f"{type(error).__name__}: {error}")
-            if not self.scheduler.config.fallback_on_error:
+            if not self.scheduler.config.fallback_on_error and not isinstance(error, Deoptimized):
                 raise error
             if isinstance(error, Deoptimized) and known in self.known:
                 self.known.remove(known)  # its late guards do not hold for such calls: they are recorded anew
@@ -319,6 +325,10 @@ class Scope:
             return self._replayed(arguments, log)
 
         return fail
+
+
+def _island_raised(log: Sequence[Any]) -> bool:
+    return bool(log) and isinstance(log[-1], Raised)
 
 
 def _read(source: Any, tap: Mapping[str, torch.Tensor]) -> int:

@@ -59,6 +59,7 @@ class Session:
             forward = Forward(scope.entry)
             forward.__dict__["module"] = module
             module.__dict__["forward"] = forward
+            scope.refresh()  # which sees the module with its new forward
 
     def remove(self) -> None:
         """Takes every entry out of the model."""

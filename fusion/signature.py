@@ -131,7 +131,7 @@ class Forward(functools.partial):  # type: ignore[type-arg]
         return types.MethodType(type(self.module).forward, copy.deepcopy(self.module, memo))
 
     def __reduce__(self) -> Any:
-        return types.MethodType, (type(self.module).forward, self.module)
+        return getattr, (self.module, "forward")  # which is the class's own, while the module is being loaded
 
     @property
     def module(self) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -155,6 +156,8 @@ class Recorder(TorchDispatchMode):
             self._record(func, args, kwargs, result)
         except Refused as refused:
             self.refusal = refused.refusal
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            self.refuse("data_read", f"the result's shape or value of {func} depends on tensor data")
         except Exception as error:
             self.refuse("recorder_error", f"{func} could not be recorded: {type(error).__name__}: {error}")
         return result

@@ -118,9 +118,9 @@ class Translation:
         self.sources: list[SymbolSource] = []
         for torch_symbol, source in shadow.sources:
             final = self.env.replace(torch_symbol)
-            if final == torch_symbol:
+            if final.is_Symbol and final not in self.names:  # the first of equal sizes is the one a plan knows first
                 renamed = SymbolSource(f"s{len(self.sources)}", source.value, source.kind, source.dim)
-                self.names[torch_symbol] = symbols.symbol(renamed.symbol)
+                self.names[final] = symbols.symbol(renamed.symbol)
                 self.sources.append(renamed)
         self.guards = self._guards()
 

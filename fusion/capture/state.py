@@ -88,9 +88,8 @@ def _equal(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 def _of_module(module: torch.nn.Module, root: bool) -> list[tuple[Any, ...]]:
     own = vars(module)
-    entries: list[tuple[Any, ...]] = []
-    if not root:
-        entries.append(("size", own, len(own)))
+    entries: list[tuple[Any, ...]] = [("size", own, len(own))]
+    if not root:  # the root's own hooks run around the scope
         entries += [("size", own[hooks], 0) for hooks in _HOOKS]
     for name, value in own.items():
         if name in ("_parameters", "_buffers", "_modules"):
