@@ -286,7 +286,7 @@ class Scope:
             known.refusal = Refusal("plan_mismatch", "the plan's result differs from eager's at another shape")
             self._publish()
             return eager
-        full = {**values, **{s.symbol: _read(s, tap) for s in known.graph.symbols if s.kind != "result"}}
+        full = {**values, **{s.symbol: _read(s, tap) for s in known.graph.symbols}}
         if any(full[s] != v for s, v in known.recorded_values.items() if s in full):
             known.trusted = True
         known.proved.add(known.key(values))
@@ -331,6 +331,8 @@ def _island_raised(log: Sequence[Any]) -> bool:
     return bool(log) and isinstance(log[-1], Raised)
 
 
-def _read(source: Any, tap: Mapping[str, torch.Tensor]) -> int:
+def _read(source: Any, tap: Mapping[str, Any]) -> int:
+    if source.kind == "result":
+        return int(tap[source.value])
     tensor = tap[source.value]
     return int(tensor.shape[source.dim] if source.kind == "shape" else tensor.stride(source.dim))

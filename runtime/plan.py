@@ -329,6 +329,8 @@ class Writer:
             else:
                 symbol = next(s.symbol for s in self.graph.symbols if s.value == output)
                 self.lines.append(f"{pad}{symbol} = {target}")
+                if output in self.taps:
+                    self.lines.append(f"{pad}TAP[{self.name('tap', output)}] = {symbol}")
                 self.miss(f"type({symbol}) is not int or {symbol} < 2", pad)
                 self.bound.add(symbol)
         if tensors:
@@ -347,6 +349,7 @@ class Writer:
                 self.free.append(self.register.pop(name))
 
     kept: frozenset[str] = frozenset()
+    taps: frozenset[str] = frozenset()
 
     def body(self, steps: Sequence[Step], kernels: Sequence[KernelCall], taps: frozenset[str], log: bool) -> None:
         """Library calls, kernels and islands in order."""
@@ -358,6 +361,7 @@ class Writer:
         returned = {leaf.name for leaf in self.graph.outputs if isinstance(leaf, Ref)}
         sources = {s.value for s in self.graph.symbols}
         self.kept = frozenset(returned | sources)
+        self.taps = taps
         given = {*self.paths, *dict(self.graph.parameters), *self.graph.constants}
         for name in sorted(taps & given):
             self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")

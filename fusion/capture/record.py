@@ -175,11 +175,13 @@ def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Con
     recording.tree = tree
     recording.devices = {i.name: recorder.real[i.name].device for i in recorder.inputs}
     recording.real = recorder.real
-    recording.values = {s.symbol: _value_of(s, recorder) for s in translation.sources if s.kind != "result"}
+    recording.values = {s.symbol: _value_of(s, recorder) for s in translation.sources}
     recording.log = recorder.log
 
 
 def _value_of(source: Any, recorder: Recorder) -> int:
+    if source.kind == "result":
+        return recorder.numbers[source.value]
     tensor = recorder.real[source.value]
     return int(tensor.shape[source.dim] if source.kind == "shape" else tensor.stride(source.dim))
 

@@ -66,6 +66,7 @@ class Recorder(TorchDispatchMode):
         self.aliased_inputs: list[tuple[Path, Path]] = []
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
+        self.numbers: dict[str, int] = {}  # sizes that islands returned, by value name
         self.written: set[int] = set()
         self.log: list[Any] = []
         self.objects = dict(objects)
@@ -313,6 +314,7 @@ class Recorder(TorchDispatchMode):
             return Expect(leaf), leaf
         if isinstance(leaf, int):
             name = f"n{len(self.nodes)}"
+            self.numbers[name] = leaf
             number = self.shadow.new_symbol(leaf, (name, "result", 0))
             return (name, number) if is_symbolic(number) else (Expect(leaf), leaf)
         raise Refused("opaque_output", f"{island.method} returned a {type(leaf).__name__}", user_line())
