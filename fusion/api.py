@@ -29,7 +29,8 @@ from fusion.session import Session, kernels_of, report_of
 
 register_island = islands.register_island
 
-_SESSIONS: weakref.WeakKeyDictionary[torch.nn.Module, Session] = weakref.WeakKeyDictionary()
+# Weak on both sides: a session lives in its model, in the entries that stand for the modules' forwards.
+_SESSIONS: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
 _ACTIVE: list[Recording] = []
 
 Config = FusionConfig | Mapping[str, Any] | str | None
@@ -60,14 +61,15 @@ def enable(model: torch.nn.Module, config: Config = None) -> torch.nn.Module:
         )
     scheduler = FusionScheduler(config)  # type: ignore[arg-type]
     disable(model)
-    _SESSIONS[model] = Session(model, scheduler)
+    _SESSIONS[model] = weakref.ref(Session(model, scheduler))
     return model
 
 
 def disable(model: torch.nn.Module) -> torch.nn.Module:
     """Takes a model out of fusion; it is then exactly as it was before `enable`. Returns the same model."""
-    session = _SESSIONS.pop(model, None)
+    session = _session_of(model)
     if session is not None:
+        del _SESSIONS[model]
         session.remove()
     return model
 
@@ -78,10 +80,7 @@ def report(model: torch.nn.Module) -> FusionReport:
     Raises:
         FusionError: the model is not enabled.
     """
-    session = _SESSIONS.get(model)
-    if session is None:
-        raise FusionError("This model is not under fusion.", remedy="Call fusion.enable(model) first.")
-    return session.report()
+    return _enabled(model).report()
 
 
 def kernels_in_use(model: torch.nn.Module) -> tuple[Kernel, ...]:
@@ -90,9 +89,19 @@ def kernels_in_use(model: torch.nn.Module) -> tuple[Kernel, ...]:
     Raises:
         FusionError: the model is not enabled.
     """
-    report(model)  # the same error for a model that is not enabled
-    scopes = [scope for _, scope in _SESSIONS[model].scopes]
-    return kernels_of(scopes)
+    return kernels_of([scope for _, scope in _enabled(model).scopes])
+
+
+def _session_of(model: torch.nn.Module) -> Session | None:
+    reference = _SESSIONS.get(model)
+    return reference() if reference is not None else None
+
+
+def _enabled(model: torch.nn.Module) -> Session:
+    session = _session_of(model)
+    if session is None:
+        raise FusionError("This model is not under fusion.", remedy="Call fusion.enable(model) first.")
+    return session
 
 
 class Recording:

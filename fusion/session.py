@@ -33,13 +33,13 @@ class Session:
         self.model = model
         self.scheduler = scheduler
         self.scopes: list[tuple[torch.nn.Module, Scope]] = []
-        self._replaced: list[tuple[torch.nn.Module, Any]] = []  # modules with a forward of their own, and that forward
+        self._entries: list[tuple[torch.nn.Module, Forward, Any]] = []  # with the module's own forward, if it had one
         config = getattr(model, "config", None)
         watch = [config] if hasattr(config, "__dict__") else []
         for path, module in find_scopes(model):
             scope = Scope(
                 path or type(model).__name__,
-                vars(module).get("forward") or ClassForward(module),
+                _own_forward(module) or ClassForward(module),
                 scheduler,
                 {"": module},
                 enabled=self._enabled,
@@ -54,24 +54,34 @@ class Session:
 
     def _install(self) -> None:
         for module, scope in self.scopes:
-            if "forward" in vars(module):
-                self._replaced.append((module, vars(module)["forward"]))
             forward = Forward(scope.entry)
-            forward.__dict__["module"] = module
+            own = _own_forward(module)
+            forward.__dict__.update(module=module, own=own)
+            self._entries.append((module, forward, own))
             module.__dict__["forward"] = forward
             scope.refresh()  # which sees the module with its new forward
 
     def remove(self) -> None:
         """Takes every entry out of the model."""
-        for module, _ in self.scopes:
-            if isinstance(module.__dict__.get("forward"), Forward):
+        for module, forward, own in self._entries:
+            if vars(module).get("forward") is not forward:
+                continue  # somebody else put another one in its place
+            if own is None:
                 del module.__dict__["forward"]
-        for module, forward in self._replaced:
-            module.__dict__["forward"] = forward
+            else:
+                module.__dict__["forward"] = own
 
     def report(self) -> FusionReport:
         """What was fused, what was not, and why."""
         return report_of([scope for _, scope in self.scopes], self.scheduler)
+
+
+def _own_forward(module: torch.nn.Module) -> Any:
+    """The forward that the user put into a module, or None; entries of another session are looked through."""
+    forward = vars(module).get("forward")
+    while isinstance(forward, Forward):
+        forward = forward.__dict__["own"]
+    return forward
 
 
 def report_of(scopes: list[Scope], scheduler: FusionScheduler) -> FusionReport:

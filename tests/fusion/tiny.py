@@ -37,7 +37,7 @@ def transformer(kind: str = "qwen3", dtype: torch.dtype = torch.float32, **chang
 
 def scopes(model: torch.nn.Module) -> dict[str, Scope]:
     """An enabled model's scopes by name."""
-    return {scope.name: scope for _, scope in api._SESSIONS[model].scopes}
+    return {scope.name: scope for _, scope in api._enabled(model).scopes}
 
 
 def planned(model: torch.nn.Module) -> dict[str, int]:
@@ -102,9 +102,7 @@ def bound(eager: torch.Tensor, exact: torch.Tensor, steps: int = 1) -> float:
     return 1.5 * float((eager.double() - exact).abs().max()) + steps * unit
 
 
-def close(
-    fused: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor, steps: int = 1
-) -> None:
+def close(fused: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor, steps: int = 1) -> None:
     """`fused` is no further from `exact` than `bound` allows, and looks like `eager` in all else."""
     assert (fused.dtype, fused.shape, fused.stride()) == (eager.dtype, eager.shape, eager.stride())
     assert torch.equal(fused.isnan(), eager.isnan())
