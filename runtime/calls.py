@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fusion.patterns.graph import OpNode
+from fusion.patterns.graph import OpNode, TensorSpec
 from fusion.patterns.ops import resolve
 
 Text = Callable[[Any], str]  # source of a leaf or a nested tuple of leaves
@@ -35,36 +35,59 @@ _METHODS = {
     "aten.exp.default", "aten.sigmoid.default", "aten.tanh.default", "aten.masked_fill.Scalar",
 }  # fmt: skip
 _OPERATORS = {"aten.add.Tensor": "+", "aten.mul.Tensor": "*", "aten.sub.Tensor": "-"}
-_END = 2**63 - 1  # how torch writes "to the end" in a slice
 
 
-def call(node: OpNode, text: Text, name: Name) -> str:
+def call(node: OpNode, text: Text, name: Name, result: TensorSpec | None = None) -> str:
     """The source of one operator call.
 
     Args:
         node: the call.
         text: source of an argument.
+        result: what is known of its (first) result.
         name: binds an object and gives its name; the first argument is a hint for the name.
     """
     if node.op in _OPERATORS and len(node.args) == 2 and not node.kwargs:
         return f"{text(node.args[0])} {_OPERATORS[node.op]} {text(node.args[1])}"
+    short = _SHORT.get(node.op)
+    if short is not None and not node.kwargs:
+        source = short(node, text, result)
+        if source:
+            return source
     if node.op in _METHODS and not node.kwargs:
         method = node.op.split(".")[1]
         rest = node.args[1] if method in _SPREAD else node.args[1:]
         return f"{text(node.args[0])}.{method}({', '.join(map(text, rest))})"
-    if node.op == "aten.slice.Tensor" and len(node.args) == 4 and not node.kwargs:
-        short = _slice(node, text)
-        if short:
-            return short
     function = _FUNCTIONS.get(node.op)
     arguments = [*map(text, node.args), *(f"{k}={text(v)}" for k, v in node.kwargs)]
     return f"{name('op', function or resolve(node.op))}({', '.join(arguments)})"
 
 
-def _slice(node: OpNode, text: Text) -> str | None:
-    """`x[:, :, a:b]`, where the bounds are plain numbers and none counts from the end."""
-    _, dim, start, end = node.args
-    if not (type(dim) is int and dim >= 0 and type(start) is int and start >= 0 and type(end) is int and end >= 0):
+def _slice(node: OpNode, text: Text, result: TensorSpec | None) -> str | None:
+    """`x.narrow(dim, start, size)`, 0.5 us cheaper than a slice, where nothing counts from the end."""
+    if len(node.args) != 4 or result is None:
         return None
-    stop = "" if end == _END else str(end)
-    return f"{text(node.args[0])}[{':, ' * dim}{start or ''}:{stop}]"
+    _, dim, start, _ = node.args
+    if type(dim) is not int or dim < 0 or type(start) is not int or start < 0:
+        return None
+    size = result.shape[dim]
+    return f"{text(node.args[0])}.narrow({dim}, {start}, {size})" if isinstance(size, int) else None
+
+
+def _square(node: OpNode, text: Text, result: TensorSpec | None) -> str | None:
+    """torch computes `pow(x, 2)` as `x * x`, which is 0.4 us cheaper to ask for."""
+    operand = text(node.args[0])
+    return f"{operand} * {operand}" if node.args[1:] == (2,) and type(node.args[1]) is int else None
+
+
+def _convert(node: OpNode, text: Text, result: TensorSpec | None) -> str | None:
+    """`x.bfloat16()` for `x.to(torch.bfloat16)`: 0.7 us cheaper."""
+    method = _CONVERSIONS.get(node.args[1]) if len(node.args) == 2 else None
+    return f"{text(node.args[0])}.{method}()" if method else None
+
+
+_CONVERSIONS = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "half", torch.float64: "double"}
+_SHORT: dict[str, Callable[[OpNode, Text, TensorSpec | None], str | None]] = {
+    "aten.slice.Tensor": _slice,
+    "aten.pow.Tensor_Scalar": _square,
+    "aten.to.dtype": _convert,
+}

@@ -136,7 +136,7 @@ def eager_function(graph: SubGraph) -> Callable[..., object]:
     for node in graph.nodes:
         targets = ", ".join(local[o] for o in node.outputs)
         several = "," if len(node.outputs) > 1 else ""
-        lines.append(f"    {targets}{several} = {call(node, text, name)}")
+        lines.append(f"    {targets}{several} = {call(node, text, name, graph.spec[node.outputs[0]])}")
     lines.append(f"    return {', '.join(local[o] for o in graph.outputs)}")
     exec(compile("\n".join(lines), "<fusion eager region>", "exec"), names)
     function: Callable[..., object] = names["eager"]  # type: ignore[assignment]

@@ -8,6 +8,7 @@ after an island has changed something, and any error, goes to `on_failure` with 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -237,6 +238,11 @@ class Writer:
             at = self.path(path)
             if value is None or isinstance(value, (bool, torch.dtype)):
                 self.miss(f"{at} is not {self.text(value)}")
+            elif type(value) is float and value == 0.0:  # 0.0 == -0.0, but they are two scales
+                sign = math.copysign(1.0, value)
+                self.miss(
+                    f"type({at}) is not float or {at} != 0.0 or {self.name('sign', math.copysign)}(1.0, {at}) != {sign}"
+                )
             else:
                 self.miss(f"type({at}) is not {self.name('type', type(value))} or {at} != {self.text(value)}")
         for path, kind in conditions.kinds:
@@ -397,7 +403,7 @@ class Writer:
     def _operator(self, index: int, reads: Sequence[str], position: int, last: Mapping[str, int]) -> list[str]:
         node = self.graph.nodes[index]
         assert isinstance(node, OpNode)
-        source = call(node, self.text, self.name)
+        source = call(node, self.text, self.name, self.graph.spec.get(node.outputs[0]) if node.outputs else None)
         self.release(reads, position, last)
         fresh = [o for o in node.outputs if o not in self.register and o not in self.paths]
         if not fresh:
