@@ -163,7 +163,8 @@ class Recording:
             made = ["output"] if len(found) == 1 else [f"output{i}" for i in range(len(found))]
             self._marked = dict(zip(made, found, strict=True))
         names = tuple(str(i.path[0]) for i in recorder.inputs)
-        self._recorded = finish(recorder, dict(self._marked), Conditions((), (), (), ()), self._start)
+        result = self._marked["output"] if list(self._marked) == ["output"] else dict(self._marked)
+        self._recorded = finish(recorder, result, Conditions((), (), (), ()), self._start)
         self._names = names
         if self._recorded.refusal is None and not self._marked:
             raise RecordingError("The block ran no torch operator.", remedy="Put the computation inside the block.")
@@ -251,12 +252,13 @@ class Recording:
 
         self._scope = Scope("recording", _named(self._names, eager), self.scheduler, records=False)
         self._scope.adopt(recorded)
-        several = list(self._marked) != ["output"]
+        entry = self._scope.entry
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return entry(*args, **kwargs)
             with torch.no_grad():
-                result = self._scope.entry(*args, **kwargs)
-            return result if several else result["output"]
+                return entry(*args, **kwargs)
 
         return call
 

