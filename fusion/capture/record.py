@@ -157,6 +157,9 @@ def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Con
             raise Refused(
                 "outer_write", f"an in-place operator writes to {recorder.parameters.get(name, 'an argument')}"
             )
+    constants = {storage_key(t) for t in recorder.constants.values()}
+    if any(isinstance(leaf, torch.Tensor) and storage_key(leaf) in constants for leaf in leaves):
+        raise Refused("opaque_output", "the result shares memory with a constant that the forward makes in every call")
     recording.graph = RecordedGraph(
         inputs=tuple(recorder.inputs),
         parameters=tuple(recorder.parameters.items()),

@@ -172,6 +172,8 @@ class Recorder(TorchDispatchMode):
         return constant
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if func is torch.ops.aten.detach_.default:
+            return  # how torch.tensor() ends: it changes what autograd knows, which is off, and no data
         if len(self.nodes) >= self._max_ops:
             raise Refused("too_large", f"more than {self._max_ops} operators; raise max_graph_size")
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
