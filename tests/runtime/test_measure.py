@@ -1,0 +1,57 @@
+"""Timing side by side, and a SubGraph as the Python function it stands for."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+import fusion
+from fusion.patterns.reference import bind_symbols, run
+from fusion.runtime.measure import Comparison, compare, eager_function
+
+
+def test_both_are_called_in_turns_and_the_slower_measures_slower() -> None:
+    order: list[str] = []
+
+    def busy(name: str, seconds: float) -> None:
+        order.append(name)
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+
+    times = compare(lambda: busy("a", 2e-4), lambda: busy("b", 2e-3), cuda=False, seconds=0.0)
+    assert times.first_us >= 200 and times.second_us >= 2000 and times.ratio > 1
+    assert order.count("a") >= 7 and order.count("b") >= 7
+    tail = order[-8:]
+    assert tail == ["a", "b"] * 4, "samples alternate, so that a slow phase of the machine hits both"
+
+
+def test_time_spent_is_bounded() -> None:
+    start = time.perf_counter()
+    compare(lambda: None, lambda: None, cuda=False, seconds=0.01)
+    assert time.perf_counter() - start < 5
+
+
+def test_the_spread_counts_against_the_second() -> None:
+    steady = Comparison(10.0, 8.0, 10.0, 8.0, 0.0, 0.0)
+    spread = Comparison(10.0, 8.0, 10.0, 7.0, 0.0, 4.0)
+    disturbed = Comparison(10.0, 9.0, 8.0, 6.0, 0.0, 30.0)
+    assert steady.ratio == 0.8 and spread.ratio == 1.0
+    assert disturbed.noisy and not spread.noisy and disturbed.ratio == 0.75
+
+
+def test_an_eager_function_is_the_graph() -> None:
+    for graph in (fusion.create_swiglu_pattern(), fusion.create_add_rms_norm_pattern()):
+        inputs: dict[str, Any] = {}
+        for seed, name in enumerate(graph.inputs):
+            spec = graph.spec[name]
+            sizes = [8 if not isinstance(d, int) else d for d in spec.shape]
+            inputs[name] = torch.randn(*sizes, generator=torch.Generator().manual_seed(seed)).to(spec.dtype)
+        values = bind_symbols(graph, inputs)
+        expected = run(graph, inputs, values)
+        found = eager_function(graph)(*inputs.values(), *(values[s] for s in graph.symbols))
+        results = found if isinstance(found, tuple) else (found,)
+        for name, result in zip(graph.outputs, results, strict=True):
+            assert torch.equal(result, expected[name])
