@@ -35,6 +35,7 @@ class Known:
         self.trusted = not recording.graph.symbols
         self.refusal: Refusal | None = None
         self.failures = 0
+        self.failed_at = 0
         self.recording = recording
         self.likeness: Any = None
         self.plans: dict[Any, tuple[Compiled, Plan]] = {}

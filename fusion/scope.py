@@ -16,12 +16,15 @@ from fusion.capture.record import Recording, plain_state, python_state, record
 from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal
 from fusion.known import Known, PlanStopped, same_results
+from fusion.patterns.errors import StructureMismatch
 from fusion.runtime.native import make_snapshot
 from fusion.runtime.plan import MISS, Deoptimized, Raised
 from fusion.scheduler import FusionScheduler
 from fusion.signature import Signature
 
 _MOST_FAILURES = 3  # a plan that failed this often is dropped
+_FORGIVEN_AFTER = 1000  # planned calls of the scope after which a failure no longer counts
+_MOST_OUTGROWN = 4  # recordings that may make room for others before a scope's failing plans are refused instead
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 
 
@@ -72,6 +75,7 @@ class Scope:
         self.known: list[Known] = []
         self.refused: dict[Any, Refusal] = {}
         self.resets = 0
+        self.outgrown = 0
         self.stranger = False  # differed from its twins: recorded in full
         self.likeness: Likeness | None = None
         self._lock = threading.RLock()
@@ -248,8 +252,12 @@ class Scope:
         self.known.append(known)
         values = dict(recording.values)
         replay = islands.Replay(recording.log)
-        with islands.session(replay), torch.no_grad():
-            result, _, _, _ = known.checked_run(arguments, frozenset())
+        try:
+            with islands.session(replay), torch.no_grad():
+                result, _, _, _ = known.checked_run(arguments, frozenset())
+        except PlanStopped as stopped:
+            known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
+            return
         if result is MISS or not same_results(result, recording.result):
             known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's")
             return
@@ -271,10 +279,7 @@ class Scope:
         except PlanStopped as stopped:
             if _island_raised(stopped.log):
                 return self._replayed(arguments, stopped.log)
-            self.statistics.fallbacks += 1
-            known.failures += 1
-            if known.failures >= _MOST_FAILURES:
-                known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
+            self._count_failure(known, stopped.error)
             return self._replayed(arguments, stopped.log)
         if result is MISS:
             return MISS
@@ -309,22 +314,30 @@ class Scope:
                 result = self._replayed(arguments, log)  # the user's own error, which the user's code may catch
                 self.statistics.planned[0] -= 1
                 return result
-            self.statistics.fallbacks += 1
-            known.failures += 1
-            reason = Refusal("plan_error", f"{type(error).__name__}: {error}")
+            self.statistics.planned[0] -= 1
             if not self.scheduler.config.fallback_on_error and not isinstance(error, Deoptimized):
                 raise error
-            if isinstance(error, Deoptimized) and known in self.known:
-                self.known.remove(known)  # its late guards do not hold for such calls: they are recorded anew
-                self._publish()
-            elif known.failures >= _MOST_FAILURES:
-                known.refusal = reason
-                self._publish()
-            self.statistics.planned[0] -= 1
-            self.statistics.last_reason = reason
+            with self._lock:
+                self._count_failure(known, error)
             return self._replayed(arguments, log)
 
         return fail
+
+    def _count_failure(self, known: Known, error: BaseException) -> None:
+        """A plan stopped on the way. One whose guards do not hold for such calls makes room for a new recording, a
+        few times; one that keeps failing is not tried again."""
+        self.statistics.fallbacks += 1
+        self.statistics.last_reason = Refusal("plan_error", f"{type(error).__name__}: {error}")
+        done = self.statistics.planned[0]
+        known.failures = 1 if done - known.failed_at > _FORGIVEN_AFTER else known.failures + 1
+        known.failed_at = done
+        outgrown = isinstance(error, (Deoptimized, StructureMismatch))
+        if outgrown and known in self.known and self.outgrown < _MOST_OUTGROWN:
+            self.outgrown += 1
+            self.known.remove(known)
+        elif known.failures >= _MOST_FAILURES:
+            known.refusal = self.statistics.last_reason
+        self._publish()
 
 
 def _island_raised(log: Sequence[Any]) -> bool:

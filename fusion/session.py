@@ -140,7 +140,7 @@ def _environment() -> dict[str, str]:
 def _scope_report(scope: Scope) -> ScopeReport:
     statistics = scope.statistics
     compiled = [c for known in scope.known for c, _ in known.plans.values()]
-    regions = tuple(_region_report(scope, one, c) for one in compiled for c in one.candidates)
+    regions = tuple(dict.fromkeys(_region_report(scope, one, c) for one in compiled for c in one.candidates))
     refusals = tuple(
         _refused_node(scope, one, i, r)
         for one in compiled
@@ -148,6 +148,7 @@ def _scope_report(scope: Scope) -> ScopeReport:
         if not _is_view(one.shape.graph.nodes[i])
     )
     planned = statistics.planned[0]
+    latest = compiled[-1].launches if compiled else (0, 0)  # per call of the newest plan
     state, reason = _state(scope, bool(compiled))
     return ScopeReport(
         name=scope.name,
@@ -161,8 +162,8 @@ def _scope_report(scope: Scope) -> ScopeReport:
         fallbacks=statistics.fallbacks,
         regions=regions,
         refusals=refusals,
-        launches_before=sum(c.launches[0] for c in compiled),
-        launches_after=sum(c.launches[1] for c in compiled),
+        launches_before=latest[0],
+        launches_after=latest[1],
     )
 
 
