@@ -232,7 +232,7 @@ class Recording:
     def _compile(self) -> Callable[..., Any]:
         recorded = self._done()
         assert recorded.graph is not None and recorded.conditions is not None
-        devices = tuple(recorded.devices[i.name] for i in recorded.graph.inputs)
+        devices = tuple(recorded.devices.values())
         shape = Shape(recorded.graph, recorded.conditions, self._names, devices, recorded.tree)
         steps = tuple(("node", i) for i in range(len(recorded.graph.nodes)))
         bound = {**recorded.parameters, **recorded.constants, "FAIL": _raise}

@@ -126,7 +126,7 @@ class FusionScheduler:
             parameters: the scope's parameter names in signature order.
         """
         assert recording.graph is not None and recording.conditions is not None
-        devices = tuple(recording.devices[i.name] for i in recording.graph.inputs)
+        devices = tuple(recording.devices.values())
         shape = Shape(recording.graph, recording.conditions, parameters, devices, recording.tree)
         key = structure_key(shape)
         known = self.templates.get(key)
@@ -198,15 +198,17 @@ class FusionScheduler:
         if isinstance(kernel, Decision):
             before, after = bytes_moved(graph, values)
             return Candidate(region, replace(kernel, bytes_before=before, bytes_after=after), None)
-        key = self.backends.decision_key(graph, _size_class(graph, values))
+        key = self.backends.decision_key(graph, kernel, _size_class(graph, values))
         decision = self.backends.remembered(key)
-        if decision is None and tensors is not None:
+        if tensors is not None and (decision is None or (decision.fused and key not in self.backends.proved)):
             start = time.perf_counter()
             given = [symbols.evaluate(d, values) for d in given_dims(graph, kernel)]
             needed = {s: values[s] for s in graph.symbols}
-            decision = self.heuristics.judge(graph, [tensors[i] for i in graph.inputs], needed, kernel.launch, given)
+            real = [tensors[i] for i in graph.inputs]
+            decision = self.heuristics.judge(graph, real, needed, kernel.launch, given, measured=decision)
             self.backends.costs.profile_seconds += time.perf_counter() - start
             self.backends.remember(key, decision)
+            self.backends.proved.add(key)
         if decision is None:
             decision = Decision(False, "unmeasured", "not measured yet")
         return Candidate(region, decision, kernel if decision.fused else None)

@@ -12,9 +12,9 @@ import torch
 from fusion.capture import islands
 from fusion.capture.follow import Likeness, follow, likeness, twins
 from fusion.capture.provenance import flatten
-from fusion.capture.record import Recording, plain_state, python_state, record
+from fusion.capture.record import Recording, arguments_changed, changed, plain_state, python_state, record
 from fusion.capture.state import problems, unchanged, watched
-from fusion.decide.refusal import Refusal
+from fusion.decide.refusal import Refusal, Refused
 from fusion.known import Known, PlanStopped, same_results
 from fusion.patterns.errors import StructureMismatch
 from fusion.runtime.native import make_snapshot
@@ -39,6 +39,7 @@ class Statistics:
     fallbacks: int = 0
     recording_seconds: float = 0.0
     last_reason: Refusal | None = None
+    last_failure: Refusal | None = None
 
 
 class Scope:
@@ -75,6 +76,7 @@ class Scope:
         self.known: list[Known] = []
         self.refused: dict[Any, Refusal] = {}
         self.resets = 0
+        self.blocked: Refusal | None = None  # why this scope cannot be watched
         self.outgrown = 0
         self.stranger = False  # differed from its twins: recorded in full
         self.likeness: Likeness | None = None
@@ -88,7 +90,11 @@ class Scope:
 
     def refresh(self) -> None:
         """Takes the modules as they are now as what plans are valid for."""
-        self.watching = watched(self.modules, self.watch)
+        try:
+            self.watching = watched(self.modules, self.watch)
+            self.blocked = None
+        except Refused as refused:
+            self.watching, self.blocked = [], refused.refusal
         self.snapshot = make_snapshot(self.watching)
         self.entry.__globals__["_f_unchanged"] = self.snapshot
         only = list(self.modules) == [""]
@@ -112,7 +118,8 @@ class Scope:
 
     def _eager(self, arguments: Sequence[Any], reason: Refusal | None = None) -> Any:
         self.statistics.eager += 1
-        self.statistics.last_reason = reason
+        if reason is not None:
+            self.statistics.last_reason = reason
         return self.original(arguments)
 
     def _slow(self, *arguments: Any) -> Any:
@@ -133,6 +140,8 @@ class Scope:
                 if result is not MISS:
                     self.statistics.planned[0] += 1
                     return result
+        if self.blocked is not None:
+            return self._eager(arguments, self.blocked)
         key = self.signature.structure(arguments)
         if key in self.refused:
             return self._eager(arguments, self.refused[key])
@@ -155,18 +164,16 @@ class Scope:
 
     def _reset(self) -> bool:
         """The snapshot does not hold: if the modules really changed, what was recorded is void."""
-        if unchanged(self.watching, watched(self.modules, self.watch)):
-            self.refresh()
+        before = self.watching
+        self.refresh()
+        if unchanged(before, self.watching):
             return True
         self.resets += 1
         self.stranger = False
         self.known.clear()
         self.refused.clear()
         self._publish()
-        if self.resets > _MOST_RESETS:
-            return False
-        self.refresh()
-        return True
+        return self.resets <= _MOST_RESETS
 
     def _record(self, arguments: Sequence[Any], key: Any) -> Any:
         config = self.scheduler.config
@@ -188,14 +195,23 @@ class Scope:
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
             return recording.result
-        self.statistics.eager += 1
+        with islands.session(islands.Replay(recording.log)):
+            plain = self._eager(arguments)  # the recorded run saw symbols; this one is what the caller gets
+        if not same_results(plain, recording.result):
+            self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
+            return plain
+        self._guarded(key, lambda: self.adopt(recording, arguments))
+        return plain
+
+    def _guarded(self, key: Any, step: Callable[[], None]) -> None:
+        """Compiles after a call whose result is known already: what goes wrong is noted, the result stands."""
         try:
-            self.adopt(recording, arguments)
+            step()
         except Exception as error:
-            if not config.fallback_on_error:
+            if not self.scheduler.config.fallback_on_error:
                 raise
-            self.refused[key] = Refusal("recorder_error", f"{type(error).__name__}: {error}")
-        return recording.result
+            self.refused[key] = Refusal("plan_error", f"{type(error).__name__}: {error}")
+            self.statistics.last_reason = self.refused[key]
 
     def _twin(self, arguments: Sequence[Any]) -> tuple[Known, dict[str, int]] | None:
         """A recording of an equal module that applies to this call, and the input symbols' values in it."""
@@ -211,7 +227,8 @@ class Scope:
     def _follow(self, twin: Known, values: dict[str, int], arguments: Sequence[Any]) -> Any:
         """Records this call by following an equal module's recording; if they part, the next call is recorded."""
         named = dict(zip(self.signature.names, arguments, strict=True))
-        found = {leaf.path: leaf.value for leaf in flatten(named)[0]}
+        given = flatten(named)[0]
+        found = {leaf.path: leaf.value for leaf in given}
         inputs = {i.name: found[i.path] for i in twin.graph.inputs}
         assert twin.recording.conditions is not None
         objects = {id(found[path]): path for path, _ in twin.recording.conditions.kinds}
@@ -221,13 +238,17 @@ class Scope:
             twin.recording, values, module, inputs, objects, lambda: self.original(arguments)
         )
         self.statistics.eager += 1
-        if recording is None or python_state(self.modules) != before:
+        change = changed(before, python_state(self.modules))
+        if change is None and arguments_changed(given, named):
+            change = "changes a list or dict it was given"
+        if recording is None or change is not None:
             self.stranger = True
-            self.statistics.last_reason = Refusal("guard", f"differs from an equal module: {why}")
+            self.statistics.last_reason = Refusal("guard", f"differs from an equal module: {why or change}")
             return result
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
-        self._prove(Known(recording, twin.template, self.scheduler), recording, arguments)
+        known = Known(recording, twin.template, self.scheduler)
+        self._guarded(self.signature.structure(arguments), lambda: self._prove(known, recording, arguments))
         return result
 
     def adopt(self, recording: Recording, arguments: Sequence[Any] | None = None) -> None:
@@ -292,6 +313,11 @@ class Scope:
             self._publish()
             return eager
         full = {**values, **{s.symbol: _read(s, tap) for s in known.graph.symbols}}
+        self._guarded(self.signature.structure(arguments), lambda: self._trust(known, values, full, tap))
+        return eager
+
+    def _trust(self, known: Known, values: dict[str, int], full: dict[str, int], tap: Mapping[str, Any]) -> None:
+        """The unfused plan agreed with eager: makes the fused plan for these sizes."""
         if any(full[s] != v for s, v in known.recorded_values.items() if s in full):
             known.trusted = True
         known.proved.add(known.key(values))
@@ -301,7 +327,6 @@ class Scope:
             known.plan(held, self._failed(known))
         known.plan(compiled, self._failed(known))
         self._publish()
-        return eager
 
     def _replayed(self, arguments: Sequence[Any], log: list[Any]) -> Any:
         """The original with the islands that already ran answering from the log."""
@@ -327,7 +352,8 @@ class Scope:
         """A plan stopped on the way. One whose guards do not hold for such calls makes room for a new recording, a
         few times; one that keeps failing is not tried again."""
         self.statistics.fallbacks += 1
-        self.statistics.last_reason = Refusal("plan_error", f"{type(error).__name__}: {error}")
+        reason = Refusal("plan_error", f"{type(error).__name__}: {error}")
+        self.statistics.last_failure = reason
         done = self.statistics.planned[0]
         known.failures = 1 if done - known.failed_at > _FORGIVEN_AFTER else known.failures + 1
         known.failed_at = done
@@ -336,7 +362,7 @@ class Scope:
             self.outgrown += 1
             self.known.remove(known)
         elif known.failures >= _MOST_FAILURES:
-            known.refusal = self.statistics.last_reason
+            known.refusal = reason
         self._publish()
 
 

@@ -15,6 +15,7 @@ from fusion.integrations import transformers
 from fusion.patterns.graph import IslandNode, OpNode, SubGraph
 from fusion.patterns.ops import Kind, kind_of
 from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
+from fusion.runtime.native import native_available
 from fusion.scheduler import Candidate, Compiled, FusionScheduler
 from fusion.scope import Scope
 from fusion.signature import ClassForward, Forward
@@ -103,7 +104,7 @@ def report_of(scopes: list[Scope], scheduler: FusionScheduler) -> FusionReport:
         fallbacks=sum(r.fallbacks for r in rows),
         guard_misses=sum(r.guard_misses for r in rows),
     )
-    return FusionReport(tuple(rows), totals, _environment(), scheduler.config.model_dump(mode="json"))
+    return FusionReport(tuple(rows), totals, _environment(scheduler), scheduler.config.model_dump(mode="json"))
 
 
 def kernels_of(scopes: list[Scope]) -> tuple[Kernel, ...]:
@@ -128,12 +129,15 @@ def _times(rows: list[ScopeReport]) -> tuple[float | None, float | None]:
     return (sum(m[0] for m in measured), sum(m[1] for m in measured)) if measured else (None, None)
 
 
-def _environment() -> dict[str, str]:
+def _environment(scheduler: FusionScheduler) -> dict[str, str]:
+    store = scheduler.backends.store
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "threads": str(torch.get_num_threads()),
+        "cache": "off" if store is None else store.reason or str(store.directory),
+        "C runtime": native_available() or "in use",
     }
 
 
@@ -172,6 +176,8 @@ def _state(scope: Scope, compiled: bool) -> tuple[str, str]:
     reason = str(refusals[0]) if refusals else ""
     if compiled and not all(k.refusal for k in scope.known):
         fused = any(c.kernels for k in scope.known for c, _ in k.plans.values())
+        if not reason and scope.statistics.last_failure is not None:
+            reason = f"last fallback: {scope.statistics.last_failure}"
         return ("fused" if fused else "unfused plan"), reason
     if not refusals and scope.statistics.last_reason:
         reason = str(scope.statistics.last_reason)

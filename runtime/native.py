@@ -165,6 +165,7 @@ def make_snapshot(entries: Iterable[tuple[Any, ...]]) -> Callable[[], bool]:
     Args:
         entries: of the forms
             ("item", dict, key, expected): dict[key] is `expected`, or there is no such key where that is ABSENT;
+            ("index", list, i, expected): list[i] is `expected`;
             ("size", container, n): the container has `n` items;
             ("attribute", object, name, expected): the attribute is `expected`, or is missing where that is ABSENT.
             Values are compared by identity, so an attribute must hand out the same object each time it is read.
@@ -186,9 +187,12 @@ class PythonSnapshot:
             match entry:
                 case ("item", dict(), _, _) | ("size", _, int()) | ("attribute", _, str(), _):
                     pass
+                case ("index", list(), int() as at, _) if at >= 0:
+                    pass
                 case _:
                     raise ValueError(f"{entry!r} is no entry of a snapshot")
         self._items = [e[1:] for e in entries if e[0] == "item"]
+        self._indices = [e[1:] for e in entries if e[0] == "index"]
         self._sizes = [e[1:] for e in entries if e[0] == "size"]
         self._attributes = [e[1:] for e in entries if e[0] == "attribute"]
 
@@ -196,6 +200,7 @@ class PythonSnapshot:
         return (
             all(dict.get(target, key, ABSENT) is expected for target, key, expected in self._items)
             and all(len(container) == n for container, n in self._sizes)
+            and all(len(held) > at and held[at] is expected for held, at, expected in self._indices)
             and all(getattr(target, name, ABSENT) is expected for target, name, expected in self._attributes)
         )
 

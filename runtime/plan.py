@@ -98,7 +98,7 @@ class Shape:
         graph: the recording.
         conditions: its conditions.
         parameters: the scope's parameter names in signature order.
-        devices: full device of every input.
+        devices: full device of every input, then of every parameter.
         tree: pytree structure of the result.
     """
 
@@ -249,8 +249,8 @@ class Writer:
             self.miss(f"type({self.path(path)}) is not {self.name('type', kind)}")
         for left, right in conditions.aliases:
             self.miss(f"{self.path(left)} is not {self.path(right)}")
-        if self.graph.inputs:
-            names = [i.name for i in self.graph.inputs]
+        names = [*(i.name for i in self.graph.inputs), *(name for name, _ in self.graph.parameters)]
+        if names:  # parameters too: `.to()` and `.data =` change them and keep the object
             self.guard(names, self.shape.devices)
         self.flush()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,9 +25,10 @@ from fusion.patterns.graph import (
 from fusion.runtime.plan import Conditions
 
 from . import islands
-from .provenance import Atom, flatten, tensors_of
+from .provenance import Atom, Leaf, flatten, tensors_of
 from .recorder import Recorder, SizeReads, as_tuples, storage_key
 from .shadow import GuardError, Translation, hint, is_symbolic
+from .state import held_state, is_plain
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Recording:
         constants: tensors by value name.
         parameters: tensors by value name.
         tree: pytree structure of the result.
-        devices: full device of every input by value name.
+        devices: full device of every input and parameter by value name.
         real: every tensor of the run by value name; drop it when the kernels are proved.
         log: results of the islands, in order.
         seconds: how long recording took.
@@ -115,9 +118,22 @@ def record(
             "",
         )
     before = python_state(modules)
+    failure: Exception | None = None
     with below_autograd(recorder, kinds, SizeReads(recorder)):
-        result = invoke()
-    _check_state(recorder, before, python_state(modules))
+        try:
+            result = invoke()
+        except Exception as error:
+            failure = error
+    change = changed(before, python_state(modules))
+    if change is not None:
+        recorder.refuse("python_state", f"the forward {change} in the state of its modules", call_line(call))
+    elif arguments_changed(leaves, arguments):
+        recorder.refuse("python_state", "the forward changes a list or dict it was given", call_line(call))
+    if failure is not None:
+        plain_state(modules)
+        recorder.refuse("recorder_error", f"{type(failure).__name__} while sizes were symbols: {failure}", "")
+        with islands.session(islands.Replay(recorder.log)):
+            result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),
         tuple((leaf.path, leaf.value) for leaf in leaves if isinstance(leaf.value, Atom)),
@@ -125,6 +141,14 @@ def record(
         tuple(recorder.aliased_inputs),
     )
     return finish(recorder, result, conditions, start)
+
+
+def call_line(call: Callable[..., Any]) -> str:
+    """ "file:line" where a callable is defined, or ""."""
+    code = getattr(inspect.unwrap(getattr(call, "forward_function", call)), "__code__", None)
+    if code is None:
+        return ""
+    return f"{os.sep.join(code.co_filename.split(os.sep)[-2:])}:{code.co_firstlineno}"
 
 
 def finish(recorder: Recorder, result: Any, conditions: Conditions, start: float) -> Recording:
@@ -176,7 +200,8 @@ def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Con
     recording.constants = dict(recorder.constants)
     recording.parameters = {name: recorder.real[name] for name in recorder.parameters}
     recording.tree = tree
-    recording.devices = {i.name: recorder.real[i.name].device for i in recorder.inputs}
+    outer = [*(i.name for i in recorder.inputs), *recorder.parameters]
+    recording.devices = {name: recorder.real[name].device for name in outer}
     recording.real = recorder.real
     recording.values = {s.symbol: _value_of(s, recorder) for s in translation.sources}
     recording.log = recorder.log
@@ -221,30 +246,31 @@ def _spec(fake: torch.Tensor, translation: Translation) -> TensorSpec:
     )
 
 
-def python_state(modules: Mapping[str, torch.nn.Module]) -> dict[tuple[str, str], tuple[Any, Any]]:
-    """Attributes of every module by (path, name): the object, and the size of a container."""
-    state: dict[tuple[str, str], tuple[Any, Any]] = {}
-    for prefix, module in modules.items():
-        for path, child in module.named_modules(prefix=prefix):
-            held = [child.__dict__, child.__dict__.get("_parameters") or {}, child.__dict__.get("_buffers") or {}]
-            for names in held:
-                for name, value in names.items():
-                    state[(path, name)] = (value, len(value) if isinstance(value, (list, dict, set)) else None)
-    return state
+def python_state(modules: Mapping[str, torch.nn.Module]) -> list[tuple[Any, Any, Any]]:
+    """What the modules hold in Python; `changed` tells whether a call left it as it was."""
+    try:
+        return held_state(modules)
+    except Refused:
+        return []  # such modules are refused before they are recorded
 
 
-def _check_state(
-    recorder: Recorder, before: Mapping[tuple[str, str], Any], after: Mapping[tuple[str, str], Any]
-) -> None:
-    """Refuses a run that changed a module's attributes, and takes symbolic sizes out of what it left there."""
-    for key, (value, size) in after.items():
-        was = before.get(key)
-        if was is None or was[0] is not value or was[1] != size:
-            where = ".".join(part for part in key if part)
-            recorder.refuse("python_state", f"the forward changes the attribute {where!r}", "")
-    for key in before:
-        if key not in after:
-            recorder.refuse("python_state", f"the forward deletes the attribute {'.'.join(key)!r}", "")
+def changed(before: list[tuple[Any, Any, Any]], after: list[tuple[Any, Any, Any]]) -> str | None:
+    """The first thing that differs between two states, in words, or None."""
+    if len(before) != len(after):
+        return "adds or removes attributes"
+    for (was_in, was_key, was), (now_in, key, now) in zip(before, after, strict=True):
+        same = was is now or (key is None and was == now) or (is_plain(was) and type(was) is type(now) and was == now)
+        if was_in is not now_in or was_key != key or not same:
+            return f"changes {'a container' if key is None else repr(key)}"
+    return None
+
+
+def arguments_changed(before: list[Leaf], arguments: Mapping[str, Any]) -> bool:
+    """Whether a call put something else into a list or dict it was given."""
+    after = flatten(arguments)[0]
+    return len(before) != len(after) or any(
+        a.path != b.path or (a.value is not b.value) for a, b in zip(before, after, strict=True)
+    )
 
 
 def plain_state(modules: Mapping[str, torch.nn.Module]) -> None:

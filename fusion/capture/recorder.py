@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import Expect, GraphInput, IslandNode, Leaf, OpNode, Path, Ref
+from fusion.runtime.plan import Raised
 
 from .islands import Island
 from .provenance import Atom, user_line
@@ -28,14 +30,17 @@ _TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 DATA_READS = {
     torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__index__, torch.Tensor.__float__,
     torch.Tensor.tolist, torch.Tensor.__contains__, torch.Tensor.__format__, torch.Tensor.__repr__,
-    torch.Tensor.data_ptr, torch.Tensor.__complex__, torch.equal, torch.allclose, torch.is_nonzero,
+    torch.Tensor.data_ptr, torch.Tensor.storage_offset, torch.Tensor.untyped_storage, torch.Tensor.storage,
+    torch.Tensor.nbytes.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.__complex__, torch.equal, torch.allclose, torch.is_nonzero,
 }  # fmt: skip
 NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__, torch.from_numpy, torch.Tensor.__dlpack__}
 _SIZE_READS = {
-    torch.Tensor.size, torch.Tensor.numel, torch.Tensor.stride, torch.Tensor.nelement,
+    torch.Tensor.size, torch.Tensor.numel, torch.Tensor.stride, torch.Tensor.nelement, torch.numel,
     torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
 }  # fmt: skip
-LAYOUT_READS = {torch.Tensor.is_contiguous, torch.Tensor.storage_offset}
+LAYOUT_READS = {torch.Tensor.is_contiguous}
+_INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
 
 
 class Recorder(TorchDispatchMode):
@@ -67,7 +72,7 @@ class Recorder(TorchDispatchMode):
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self.numbers: dict[str, int] = {}  # sizes that islands returned, by value name
-        self.written: set[int] = set()
+        self.written: dict[int, str] = {}  # memory that operators write to: the user's line
         self.log: list[Any] = []
         self.objects = dict(objects)
         self._names: dict[int, str] = {}
@@ -157,7 +162,7 @@ class Recorder(TorchDispatchMode):
             self._record(func, args, kwargs, result)
         except Refused as refused:
             self.refusal = refused.refusal
-        except (DataDependentOutputException, DynamicOutputShapeException):
+        except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode):
             self.refuse("data_read", f"the result's shape or value of {func} depends on tensor data")
         except Exception as error:
             self.refuse("recorder_error", f"{func} could not be recorded: {type(error).__name__}: {error}")
@@ -245,7 +250,7 @@ class Recorder(TorchDispatchMode):
             target = args[position] if position < len(args) else kwargs.get(argument.name)
             for tensor in pytree.tree_leaves(target):
                 if isinstance(tensor, torch.Tensor):
-                    self.written.add(storage_key(tensor))
+                    self.written.setdefault(storage_key(tensor), user_line())
 
     # ---- islands
 
@@ -254,7 +259,11 @@ class Recorder(TorchDispatchMode):
         if not self.recording:
             return original(receiver, *args, **kwargs)
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
-        result = self._quiet(lambda: original(receiver, *real_args, **real_kwargs))
+        try:
+            result = self._quiet(lambda: original(receiver, *real_args, **real_kwargs))
+        except Exception as error:
+            self.log.append(Raised(error))
+            raise
         self.log.append(result)
         try:
             return self._record_island(island, receiver, args, kwargs, result)
@@ -357,6 +366,10 @@ class SizeReads(TorchFunctionMode):
                 return int(fake.shape[0])  # len() must be a number: the size is fixed by a guard
         elif func is torch.Tensor.contiguous and len(args) == 1 and not kwargs:
             return self._contiguous(args[0])
+        elif func in _INDEXING:
+            fake = self._fake(args[0])
+            if fake is not None:
+                recorder._quiet(lambda: _guard_whole_slices(fake, args[1]))
         elif func in DATA_READS:
             recorder.refuse("data_read", f"{func.__name__} reads tensor data in Python")
         elif func in NUMPY:
@@ -404,6 +417,26 @@ def as_tuples(tree: Any) -> Any:
     if isinstance(tree, slice):
         raise Refused("opaque_argument", "a slice object as an operator argument")
     return tree
+
+
+def _guard_whole_slices(fake: torch.Tensor, index: Any) -> None:
+    """torch leaves a slice out that takes all of a dimension; whether `x[:, :10]` does depends on the size."""
+    items = index if isinstance(index, tuple) else (index,)
+    used = sum(_width(i) for i in items if i is not Ellipsis)
+    dim = 0
+    for item in items:
+        plain = isinstance(item, slice) and item.start in (None, 0) and item.step in (None, 1)
+        if plain and type(item.stop) is int and item.stop >= 0:
+            bool(fake.shape[dim] <= item.stop)
+        dim += fake.ndim - used if item is Ellipsis else _width(item)
+
+
+def _width(item: Any) -> int:
+    """How many dimensions an index takes."""
+    if item is None or isinstance(item, bool):
+        return 0
+    mask = isinstance(item, torch.Tensor) and item.dtype in (torch.bool, torch.uint8)
+    return item.ndim if mask else 1
 
 
 def storage_key(tensor: torch.Tensor) -> int:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
-from fusion.decide.refusal import Refusal
+from fusion.decide.refusal import Refusal, Refused
 from fusion.runtime.native import ABSENT
 
 SWITCH = "enable_fusion"  # the attribute of a model's config that switches fusion off and on
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_PLAIN = (type(None), bool, int, float, str)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_NOT_STATE = (
+    torch.nn.Module, torch.Tensor, type, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
+    types.ModuleType, torch.Generator,
+)  # fmt: skip
+_INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
+_DEEPEST = 6
+_MOST_STATE = 10_000
 
 
 def problems(modules: Mapping[str, torch.nn.Module]) -> Refusal | None:
@@ -26,6 +35,8 @@ def problems(modules: Mapping[str, torch.nn.Module]) -> Refusal | None:
         return Refusal("autocast", "autocast is enabled; cast the model instead")
     if torch._C._get_tracing_state():
         return Refusal("active_mode", "torch.jit is tracing")
+    if forward_ad._current_level >= 0:
+        return Refusal("grad_enabled", "forward-mode differentiation is active")
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return Refusal("hook", "global module hooks are registered")
     for prefix, module in modules.items():
@@ -38,36 +49,83 @@ def problems(modules: Mapping[str, torch.nn.Module]) -> Refusal | None:
 
 
 def watched(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """Snapshot entries for everything a module tree's forward can depend on beside its arguments.
+    """Snapshot entries for everything a module tree's forward can depend on beside its arguments and global names.
 
-    Every attribute, parameter, buffer and submodule by identity; the number of attributes and inner hooks; each
-    class's `forward`; the plain attributes of configuration objects that modules hold.
+    Every attribute, parameter, buffer and submodule by identity; what lists, dicts and plain objects among them hold;
+    the number of inner hooks; each class's `forward`.
+
+    Args:
+        modules: the scope's modules.
+        objects: further objects whose attributes count (a model's config); their `enable_fusion` is watched too.
+
+    Raises:
+        Refused: there is more state than can be watched.
     """
     entries: list[tuple[Any, ...]] = [
         ("size", torch_module._global_forward_hooks, 0),
         ("size", torch_module._global_forward_pre_hooks, 0),
     ]
-    seen: dict[int, Any] = {id(o): o for o in objects}
     kinds: dict[Any, None] = {}
     for module in modules.values():
         for child in module.modules():
-            root = child is module
             kinds[type(child)] = None
-            entries += _of_module(child, root)
-            for value in vars(child).values():
-                if _is_settings(value):
-                    seen.setdefault(id(value), value)
+            if child is not module:  # the root's own hooks run around the scope
+                entries += [("size", vars(child)[hooks], 0) for hooks in _HOOKS]
     entries += [("attribute", kind, "forward", kind.forward) for kind in kinds]
-    for held in seen.values():
-        entries += [("item", vars(held), k, v) for k, v in vars(held).items() if isinstance(v, _PLAIN) and k != SWITCH]
+    for container, key, value in held_state(modules, objects):
+        if key is None:
+            entries.append(("size", container, value))
+        elif isinstance(container, list):
+            entries.append(("index", container, key, value))
+        elif key != SWITCH:
+            entries.append(("item", container, key, value))
     entries += [("item", vars(o), SWITCH, vars(o).get(SWITCH, ABSENT)) for o in objects]
     return entries
 
 
-def _is_settings(value: Any) -> bool:
-    """An object that holds attributes and nothing to call: a configuration."""
-    known = isinstance(value, (torch.nn.Module, torch.Tensor, type))
-    return hasattr(value, "__dict__") and not known and not callable(value)
+def held_state(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ()) -> list[tuple[Any, Any, Any]]:
+    """What a module tree holds in Python, as (container, key, value), and (container, None, size) for each container.
+
+    Containers are modules' dicts, and the lists, dicts, sets and plain objects found in them.
+
+    Raises:
+        Refused: there is more than `_MOST_STATE`, or it nests deeper than `_DEEPEST`.
+    """
+    found: list[tuple[Any, Any, Any]] = []
+    seen: set[int] = set()
+
+    def visit(value: Any, depth: int) -> None:
+        if isinstance(value, _PLAIN) or id(value) in seen or isinstance(value, _NOT_STATE):
+            return
+        inner = value if isinstance(value, (list, dict, set, tuple)) else getattr(value, "__dict__", None)
+        if not isinstance(inner, (list, dict, set, tuple)):
+            return
+        seen.add(id(value))
+        if depth > _DEEPEST or len(found) > _MOST_STATE:
+            raise Refused("python_state", "the modules hold more Python state than can be watched")
+        items = inner.items() if isinstance(inner, dict) else enumerate(() if isinstance(inner, set) else inner)
+        if not isinstance(inner, tuple):
+            switched = inner is not value and SWITCH in inner
+            if not switched:
+                found.append((inner, None, len(inner)))
+            found.extend((inner, key, item) for key, item in items)
+        for _, item in list(inner.items() if isinstance(inner, dict) else enumerate(inner)):
+            visit(item, depth + 1)
+
+    for module in modules.values():
+        for child in module.modules():
+            own = vars(child)
+            found.append((own, None, len(own)))
+            for name, value in own.items():
+                if name in ("_parameters", "_buffers", "_modules"):
+                    found.append((value, None, len(value)))
+                    found.extend((value, k, v) for k, v in value.items())
+                elif name not in _INTERNAL and not (child is module and name == "forward"):
+                    found.append((own, name, value))
+                    visit(value, 0)
+    for held in objects:
+        visit(held, 0)
+    return found
 
 
 def unchanged(before: Sequence[tuple[Any, ...]], after: Sequence[tuple[Any, ...]]) -> bool:
@@ -77,26 +135,19 @@ def unchanged(before: Sequence[tuple[Any, ...]], after: Sequence[tuple[Any, ...]
     return all(
         a[0] == b[0]
         and a[1] is b[1]
-        and (a[2] == SWITCH or (a[2] == b[2] and (a[-1] is b[-1] or (isinstance(a[-1], _PLAIN) and _equal(a, b)))))
+        and (_is_switch(a) or (a[2] == b[2] and (a[-1] is b[-1] or (isinstance(a[-1], _PLAIN) and _equal(a, b)))))
         for a, b in zip(before, after, strict=True)
     )
+
+
+def _is_switch(entry: tuple[Any, ...]) -> bool:
+    return entry[0] == "item" and isinstance(entry[2], str) and entry[2] == SWITCH
 
 
 def _equal(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     return type(a[-1]) is type(b[-1]) and bool(a[-1] == b[-1])
 
 
-def _of_module(module: torch.nn.Module, root: bool) -> list[tuple[Any, ...]]:
-    own = vars(module)
-    entries: list[tuple[Any, ...]] = [("size", own, len(own))]
-    if not root:  # the root's own hooks run around the scope
-        entries += [("size", own[hooks], 0) for hooks in _HOOKS]
-    for name, value in own.items():
-        if name in ("_parameters", "_buffers", "_modules"):
-            entries += [("item", value, k, v) for k, v in value.items()]
-            entries.append(("size", value, len(value)))
-        elif not name.startswith("_") and not (root and name == "forward"):
-            entries.append(("item", own, name, value))
-            if isinstance(value, (list, dict, set)):
-                entries.append(("size", value, len(value)))
-    return entries
+def is_plain(value: Any) -> bool:
+    """Whether a value is compared by what it is rather than by which object it is."""
+    return isinstance(value, _PLAIN)

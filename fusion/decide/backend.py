@@ -87,6 +87,7 @@ class Backends:
         self.nests: dict[tuple[str, str], LoopNest | LoweringError] = {}
         self.kernels: dict[str, Kernel | Decision] = {}
         self.decisions: dict[str, Decision] = {}
+        self.proved: set[str] = set()  # decisions whose kernel was proved in this process
         self._lock = threading.RLock()
         self._check_explicit()
         load_native(self.store)  # before the first guard is made, so that it comes from the store
@@ -183,12 +184,13 @@ class Backends:
 
     # ---- decisions
 
-    def decision_key(self, graph: SubGraph, bucket: object) -> str:
-        """What a measured decision depends on."""
+    def decision_key(self, graph: SubGraph, kernel: Kernel, bucket: object) -> str:
+        """What a measured decision depends on: the kernel's very text, the sizes, the machine, the settings."""
         device = graph.spec[graph.outputs[0]].device
         machine = torch.cuda.get_device_name() if device == "cuda" else _cpp_identity()
         parts = [graph.digest, self.config.numerics, self.config.fusion_ratio, str(bucket), machine, torch.__version__]
-        parts += [torch.get_num_threads(), self.config.verify, self.config.profile]
+        text = kernel.compiled.digest if kernel.compiled is not None else emit_triton(kernel.nest)
+        parts += [text, triton.version(), torch.get_num_threads(), self.config.verify, self.config.profile]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def remembered(self, key: str) -> Decision | None:

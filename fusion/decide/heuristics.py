@@ -139,8 +139,9 @@ class FusionHeuristics:
         values: Mapping[str, int],
         kernel: Launcher,
         given: Sequence[int],
+        measured: Decision | None = None,
     ) -> Decision:
-        """`profile_and_decide` for a kernel that is compiled already."""
+        """`profile_and_decide` for a kernel that is compiled already; with `measured`, it is proved and not timed."""
         before, after = bytes_moved(graph, values)
         facts: dict[str, Any] = {"bytes_before": before, "bytes_after": after}
         try:
@@ -148,10 +149,15 @@ class FusionHeuristics:
         except Exception as error:
             return Decision(False, "launch_error", f"{type(error).__name__}: {error}", **facts)
         if self.config.verify:
-            verdict = prove(graph, tensors, values, fused)
+            try:
+                verdict = prove(graph, tensors, values, fused)
+            except Exception as error:
+                return Decision(False, "inaccurate", f"the proof failed: {type(error).__name__}: {error}", **facts)
             facts |= {"error_eager": verdict.error_eager, "error_fused": verdict.error_fused}
             if not verdict.ok:
                 return Decision(False, "inaccurate", verdict.reason, **facts)
+        if measured is not None:
+            return measured
         if not self.config.profile:
             return Decision(True, "unmeasured", "fused by rule; profile=False", **facts)
         eager = eager_function(graph)

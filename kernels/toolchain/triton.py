@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -43,6 +44,14 @@ ALIGNED = [["tt.divisibility", 16]]  # an address, or a size, that is a multiple
 def interpreted() -> bool:
     """Whether kernels run under Triton's interpreter, on the CPU; Triton reads the variable when it is imported."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+def version() -> str:
+    """The installed Triton's version, or ""."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def available() -> str | None:

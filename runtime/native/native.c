@@ -240,7 +240,7 @@ static void guard_dealloc(Guard *self) {
 
 /* ---- Snapshot ---- */
 
-enum { ITEM, SIZE, ATTRIBUTE };
+enum { ITEM, SIZE, ATTRIBUTE, INDEX };
 
 /* CPython 3.11 numbers every state of every dict, so a dict whose number is the same has not changed. Later versions
  * deprecate the number; there every call looks the keys up. */
@@ -279,6 +279,8 @@ static int entry_holds(Entry *e) {
         Py_ssize_t size = PyObject_Size(e->target);
         return size < 0 ? -1 : size == e->size;
     }
+    if (e->kind == INDEX)
+        return PyList_GET_SIZE(e->target) > e->size && PyList_GET_ITEM(e->target, e->size) == e->expected;
     PyObject *found = PyObject_GetAttr(e->target, e->key);
     if (!found) {
         if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return -1;
@@ -318,6 +320,13 @@ static int entry_parse(Entry *e, PyObject *tuple) {
         if (e->size == -1 && PyErr_Occurred()) return -1;
     } else if (!strcmp(kind, "item") && expected && PyDict_Check(target)) {
         e->kind = ITEM;
+    } else if (!strcmp(kind, "index") && expected && PyList_Check(target)) {
+        e->kind = INDEX;
+        e->size = PyLong_AsSsize_t(second);
+        if (e->size < 0) {
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "a list's index is not negative");
+            return -1;
+        }
     } else if (!strcmp(kind, "attribute") && expected && PyUnicode_Check(second)) {
         e->kind = ATTRIBUTE;
     } else {
