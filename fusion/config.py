@@ -58,7 +58,7 @@ class FusionConfig(BaseModel):
         None, ge=0, description="At most this many kernels per scope, to bisect a wrong result; 0 is the unfused plan."
     )
     max_plans: int = Field(16, ge=1, description="Plans kept per scope; further structures run eagerly.")
-    debug_mode: bool = Field(False, description="Keep generated sources and every stage's value.")
+    debug_mode: bool = Field(False, description="Write every stage's value to the logger `fusion`.")
 
     if not TYPE_CHECKING:  # type checkers keep the typed keywords that pydantic declares
 

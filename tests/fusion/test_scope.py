@@ -614,10 +614,7 @@ def test_changes_after_recording(pair: Pair, change: Callable[[Any], None]) -> N
     assert not torch.equal(old, new), "the change changes the result"
     for rows in (3, 4, 5, 4):
         pair(rand(rows, 16))
-    if change is strided_data:  # swapped under the Parameter's feet: the kernel's own check finds it
-        assert pair.scope.statistics.fallbacks > 0
-    else:
-        assert pair.scope.statistics.fallbacks == 0
+    assert pair.scope.statistics.fallbacks == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -900,12 +897,12 @@ def test_a_wrong_kernel_is_refused(quick: fusion.FusionConfig, monkeypatch: pyte
 
     original = heuristics.FusionHeuristics.judge
 
-    def judge(self: Any, graph: Any, tensors: Any, values: Any, kernel: Any, given: Any) -> Any:
+    def judge(self: Any, graph: Any, tensors: Any, values: Any, kernel: Any, given: Any, measured: Any = None) -> Any:
         def off(*args: Any) -> Any:
             result = kernel(*args)
             return tuple(r * 1.001 for r in result) if isinstance(result, tuple) else result * 1.001
 
-        return original(self, graph, tensors, values, off, given)
+        return original(self, graph, tensors, values, off, given, measured)
 
     monkeypatch.setattr(heuristics.FusionHeuristics, "judge", judge)
     pair = Pair(quick.replace(cache_dir=tmp_path))
