@@ -64,6 +64,7 @@ def watched(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ())
     entries: list[tuple[Any, ...]] = [
         ("size", torch_module._global_forward_hooks, 0),
         ("size", torch_module._global_forward_pre_hooks, 0),
+        ("attribute", forward_ad, "_current_level", -1),  # a kernel hands on no tangents
     ]
     kinds: dict[Any, None] = {}
     for module in modules.values():
