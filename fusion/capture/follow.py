@@ -355,11 +355,12 @@ def follow(
     """
     assert twin.graph is not None
     start = time.perf_counter()
+    own = dict(tensors_of(module))
     follower = Follower(
         twin.graph,
         values,
         {id(tensor): name for name, tensor in inputs.items()},
-        {id(tensor): path for path, tensor in tensors_of(module)},
+        {id(tensor): path for path, tensor in own.items()},
         objects,
     )
     follower.real.update(inputs)
@@ -374,7 +375,7 @@ def follow(
         result=result,
         graph=graph,
         constants=follower.held,
-        parameters={name: follower.real[name] for name, _ in graph.parameters},
+        parameters={name: own[path] for name, path in graph.parameters},  # some were only asked for their layout
         real=follower.real,
         values=follower.values,
         log=follower.log,

@@ -356,6 +356,8 @@ class SizeReads(TorchFunctionMode):
         recorder = self.recorder
         if not recorder.recording:
             return func(*args, **kwargs)
+        if args and id(args[0]) in recorder._parameters and _unsupported(args[0]) is None:
+            self._fake(args[0])  # a plan guards what the forward asked about, such as the dtype, used or not
         if func in _SIZE_READS:
             fake = self._fake(args[0])
             if fake is not None:
