@@ -1,0 +1,405 @@
+"""What a plan must never do: answer a call that its recording does not hold for, or hide why it did not run."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import close, no_grad, planned, reason, scopes
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+import fusion
+from fusion.decide import backend
+from fusion.runtime.native import native_available
+from fusion.scheduler import FusionScheduler
+
+
+class Module(torch.nn.Module):
+    """One parameter, a forward `step(module, x, extra)`, and the attributes that a test adds."""
+
+    def __init__(self, step: Callable[..., Any], **attributes: Any) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.linspace(0.5, 2.0, 16))
+        self.step = step
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x: torch.Tensor, extra: Any = None) -> Any:
+        return self.step(self, x, extra)
+
+
+class Plain:
+    """An object with attributes."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+class Activation(Plain):
+    """An object with attributes that can be called, as a module's activation function can."""
+
+    def __call__(self) -> int:
+        return 1
+
+
+def values(length: int = 10, width: int = 16, batch: int = 2) -> torch.Tensor:
+    """Another tensor for every length, the same on every call."""
+    return torch.randn(batch, length, width, generator=torch.Generator().manual_seed(length * 31 + width))
+
+
+def pair(config: fusion.FusionConfig, step: Callable[..., Any], **attributes: Any) -> tuple[Module, Module]:
+    """A module under fusion and its equal without."""
+    eager = Module(step, **attributes).eval()
+    return fusion.enable(copy.deepcopy(eager), config), eager
+
+
+def double(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) else value
+
+
+def same(module: torch.nn.Module, eager: torch.nn.Module, *args: Any, steps: int = 1) -> None:
+    """A call of both gives one result, within the rounding of the kernels, and leaves equal arguments."""
+    twin = copy.deepcopy(eager).double()
+    exact = no_grad(twin, *pytree.tree_map(double, copy.deepcopy(args)))
+    mine, theirs = copy.deepcopy(args), copy.deepcopy(args)
+    found, wanted = no_grad(module, *mine), no_grad(eager, *theirs)
+    close(found, wanted, exact.double(), steps)
+    for a, b in zip(pytree.tree_leaves(mine), pytree.tree_leaves(theirs), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b or type(a) is Store
+
+
+def trust(module: torch.nn.Module, eager: torch.nn.Module) -> None:
+    """Calls until a plan answers at two lengths."""
+    before = sum(planned(module).values())
+    for length in (10, 10, 7, 7):
+        same(module, eager, values(length))
+    assert sum(planned(module).values()) - before >= 2, "no plan answered: the test would show nothing"
+
+
+def assert_never_planned(module: torch.nn.Module, *codes: str) -> None:
+    """Every call ran eagerly, and the report says why."""
+    assert set(planned(module).values()) == {0}
+    found = reason(module)
+    assert found is not None and found.code in codes, found
+    (row,) = fusion.report(module).scopes
+    assert row.state == "eager" and found.code in row.reason, row
+
+
+# ---- guards
+
+
+def written_rows(m: Any, x: torch.Tensor, extra: Any) -> torch.Tensor:
+    y = x * 2
+    y[:, :10] = 1.0
+    return F.silu(y) * m.w
+
+
+SLICES = {
+    "rows": (lambda m, x, _: F.silu(x[:, :10]) * m.w, [(10,), (8,), (8,), (12,), (12,)]),
+    "rows before an ellipsis": (lambda m, x, _: F.silu(x[..., :10, :]) * m.w, [(10,), (8,), (8,), (12,), (12,)]),
+    "after a number": (lambda m, x, _: F.silu(x[0, :10]) * m.w, [(10,), (8,), (8,), (12,), (12,)]),
+    "columns": (lambda m, x, _: F.silu(x[..., :16]) + 1, [(8, 16), (8, 12), (8, 12), (9, 24), (9, 24)]),
+    "written rows": (written_rows, [(10,), (8,), (8,), (12,), (12,)]),
+}
+
+
+@pytest.mark.parametrize(("step", "sizes"), SLICES.values(), ids=SLICES)
+def test_a_slice_that_took_all_of_a_dimension_cuts_a_longer_one(step: Any, sizes: Any, quick: Any) -> None:
+    module, eager = pair(quick, step)
+    for size in sizes:
+        same(module, eager, values(*size))
+        if size == sizes[2]:
+            before = planned(module)["Module"]
+    assert before >= 1, "no plan answered at the sizes that the slice took whole"
+
+
+class Store:
+    """A cache whose update is an island."""
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return key + 0, value + 0
+
+
+fusion.register_island(Store, "update", grows=(-2,))
+
+
+class Layer(torch.nn.Module):
+    """A layer whose number its cache is asked with, and whose window decides what it computes."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.layer_idx = index
+        self.window = index * 10
+        self.linear = torch.nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor, cache: Store) -> torch.Tensor:
+        key, _ = cache.update(x, x, self.layer_idx)
+        y = F.silu(x) * x
+        if x.shape[1] > self.window:
+            y = y * 2
+        return self.linear(y) + key
+
+
+class Stack(torch.nn.Module):
+    """Layers of one class."""
+
+    def __init__(self, count: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleList([Layer(i) for i in range(count)])
+
+    def forward(self, x: torch.Tensor, cache: Store) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x, cache)
+        return x
+
+
+def test_a_layer_does_not_inherit_the_window_of_its_twin(quick: fusion.FusionConfig) -> None:
+    eager = Stack().eval()
+    module = fusion.enable(copy.deepcopy(eager), quick)
+    for length in (12, 14, 14, 9, 9):
+        same(module, eager, values(length), Store(), steps=4)  # two kernels in each of two layers
+    assert all(planned(module).values()), "every layer is to have a plan"
+
+
+# ---- what a plan was recorded for has changed
+
+
+def resized(m: Any) -> None:
+    m.w.data = m.w.data[:8].clone()
+
+
+def cast(m: Any) -> None:
+    m.w.data = m.w.data.to(torch.bfloat16)
+
+
+CHANGES = {
+    "to": (lambda m, x, _: x.to(m.w.dtype) * 2 + 1, {}, lambda m: m.to(torch.bfloat16)),
+    "data of another dtype": (lambda m, x, _: x.to(m.w.dtype) * 2 + 1, {}, cast),
+    "data of another shape": (lambda m, x, _: F.silu(x) / m.w.shape[0] + m.w.sum(), {}, resized),
+    "an attribute with an underscore": (
+        lambda m, x, _: F.silu(x * m._scale) * m.w, {"_scale": 2.0}, lambda m: setattr(m, "_scale", 3.0),
+    ),
+    "an item of a list": (
+        lambda m, x, _: F.silu(x * m.scales[0]) * m.w, {"scales": [2.0]}, lambda m: m.scales.__setitem__(0, 3.0),
+    ),
+    "an item of a dict": (
+        lambda m, x, _: F.silu(x * m.d["a"]) * m.w, {"d": {"a": 2.0}}, lambda m: m.d.update(a=3.0),
+    ),
+    "an object of an object": (
+        lambda m, x, _: F.silu(x * m.o.inner.k) * m.w, {"o": Plain(inner=Plain(k=2.0))},
+        lambda m: setattr(m.o.inner, "k", 3.0),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "attributes", "change"), CHANGES.values(), ids=CHANGES)
+def test_a_change_of_the_module_after_trust_counts(step: Any, attributes: Any, change: Any, quick: Any) -> None:
+    module, eager = pair(quick, step, **copy.deepcopy(attributes))
+    trust(module, eager)
+    change(module)
+    change(eager)
+    for length in (10, 10, 7):
+        same(module, eager, values(length), steps=2)  # a sum and a kernel
+
+
+def test_a_second_scheduler_proves_what_the_store_remembers(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later process may make another kernel of the same region, and a wrong one."""
+    config = fusion.FusionConfig(profile=False, cache_dir=tmp_path)
+    module, eager = pair(config, lambda m, x, _: F.silu(x) * m.w * 3.25)
+    trust(module, eager)
+    make = backend.make_launcher
+    ran = []
+
+    def broken(kernel: Any) -> Any:
+        launch = make(kernel)
+
+        def zeros(*args: Any) -> Any:
+            ran.append(kernel)
+            return launch(*args) * 0
+
+        return zeros
+
+    monkeypatch.setattr(backend, "make_launcher", broken)
+    later = fusion.enable(copy.deepcopy(eager), config)
+    for length in (10, 7, 10):
+        same(later, eager, values(length))
+    assert ran, "the wrong kernel was never tried"
+    assert {(r.decision, r.code) for r in fusion.report(later).scopes[0].regions} == {("refused", "inaccurate")}
+
+
+# ---- forwards that keep state in Python
+
+
+def updates_argument(m: Any, x: torch.Tensor, extra: Any) -> torch.Tensor:
+    extra["h"] = extra["h"] * 2 + 1
+    return F.silu(x) * m.w
+
+
+def counts_in_dict(m: Any, x: torch.Tensor, extra: Any) -> torch.Tensor:
+    m.d["n"] += 1
+    return F.silu(x) * m.w
+
+
+def counts_in_object(m: Any, x: torch.Tensor, extra: Any) -> torch.Tensor:
+    m.o.n += 1
+    return F.silu(x) * m.w
+
+
+def stores_tensor(m: Any, x: torch.Tensor, extra: Any) -> torch.Tensor:
+    m.d["h"] = x * 2
+    return F.silu(x) * m.w
+
+
+STATEFUL = {
+    "a dict argument": (updates_argument, {}),
+    "a dict of the module": (counts_in_dict, {"d": {"n": 0}}),
+    "an object": (counts_in_object, {"o": Plain(n=0)}),
+    "an object that can be called": (counts_in_object, {"o": Activation(n=0)}),
+    "a tensor in a dict": (stores_tensor, {"d": {"h": None}}),
+}
+
+
+@pytest.mark.parametrize(("step", "attributes"), STATEFUL.values(), ids=STATEFUL)
+def test_state_that_a_forward_keeps_is_right_on_every_call(step: Any, attributes: Any, quick: Any) -> None:
+    module, eager = pair(quick, step, **copy.deepcopy(attributes))
+    for length in (10, 10, 7, 7, 10):
+        extra = {"h": torch.ones(2, 3)} if step is updates_argument else None
+        same(module, eager, values(length), extra)
+        for holder in attributes:
+            mine, theirs = (vars(m)[holder] for m in (module, eager))
+            mine, theirs = (list((h if isinstance(h, dict) else vars(h)).values()) for h in (mine, theirs))
+            assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(mine, theirs, strict=True))
+    assert_never_planned(module, "python_state")
+
+
+# ---- forwards that see more of a size or a tensor than a recording can hold
+
+
+@functools.lru_cache(None)
+def table(length: int) -> float:
+    return float(length)
+
+
+def looked_up(m: Any, x: torch.Tensor, extra: Any) -> torch.Tensor:
+    return F.silu(x) * (2.0 if x.shape in m.d else 3.0) * m.w
+
+
+LIMITED = {
+    "isinstance": (lambda m, x, _: F.silu(x) * (2.0 if isinstance(x.shape[1], int) else 3.0) * m.w, "plan_mismatch"),
+    "a dict by shape": (looked_up, "recorder_error"),
+    "a format": (lambda m, x, _: F.silu(x) * len(f"{x.shape[1]:d}") * m.w, "recorder_error"),
+    "lru_cache": (lambda m, x, _: F.silu(x) * table(x.shape[1]) * m.w, "recorder_error"),
+}
+
+
+@pytest.mark.parametrize(("step", "code"), LIMITED.values(), ids=LIMITED)
+def test_python_that_tells_a_symbol_from_a_number(step: Any, code: str, quick: Any) -> None:
+    module, eager = pair(quick, step, d={(2, 7, 16): 1})
+    for length in (10, 10, 7, 7, 12):
+        same(module, eager, values(length), steps=2)  # two kernels' roundings: the factor is one of its own
+    assert_never_planned(module, code)
+
+
+def test_an_offset_into_storage_is_read_on_every_call(quick: fusion.FusionConfig) -> None:
+    module, eager = pair(quick, lambda m, x, _: F.silu(x) * (x.storage_offset() + 1) * m.w)
+    memory = torch.randn(2 * 10 * 16 + 16, generator=torch.Generator().manual_seed(1))
+    for offset in (0, 0, 3, 0, 5):
+        x = memory.as_strided((2, 10, 16), (160, 16, 1), offset)
+        assert torch.equal(no_grad(module, x), no_grad(eager, x))
+    assert_never_planned(module, "data_read")
+
+
+def test_forward_mode_differentiation_keeps_its_tangent(quick: fusion.FusionConfig) -> None:
+    module, eager = pair(quick, lambda m, x, _: F.silu(x) * m.w)
+    trust(module, eager)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(values(), torch.ones(2, 10, 16))
+        found, wanted = (forward_ad.unpack_dual(m(dual)) for m in (module, eager))
+    assert wanted.tangent is not None and found.tangent is not None
+    assert torch.equal(found.tangent, wanted.tangent) and torch.equal(found.primal, wanted.primal)
+
+
+# ---- failures on the way
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, allowed: int) -> list[int]:
+    """Makes the scheduler's compile raise OSError after `allowed` calls; the list grows by one for each."""
+    compile_, calls = FusionScheduler.compile, []
+
+    def compiles(self: FusionScheduler, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) > allowed:
+            raise OSError("the library cannot be loaded")
+        return compile_(self, *args, **kwargs)
+
+    monkeypatch.setattr(FusionScheduler, "compile", compiles)
+    return calls
+
+
+def test_a_compile_that_raises_while_following_a_twin(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = Stack().eval()
+    for index, layer in enumerate(eager.layers):
+        layer.layer_idx, layer.window = index, 0  # twins but for their numbers
+    module = fusion.enable(copy.deepcopy(eager), quick)
+    calls = failing(monkeypatch, allowed=1)
+    same(module, eager, values(), Store(), steps=4)
+    assert len(calls) == 2
+    first, second = fusion.report(module).scopes
+    assert "the library cannot be loaded" not in first.reason
+    assert "OSError: the library cannot be loaded" in second.reason
+
+
+def test_a_compile_that_raises_at_another_shape(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, eager = pair(quick, lambda m, x, _: F.silu(x) * m.w)
+    same(module, eager, values(10))
+    calls = failing(monkeypatch, allowed=0)
+    same(module, eager, values(40))
+    assert len(calls) == 1
+    assert "OSError: the library cannot be loaded" in fusion.report(module).to_json()
+
+
+def test_a_kernel_that_raises_is_in_the_report(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = backend.make_launcher
+    broken: list[bool] = []
+
+    def fragile(kernel: Any) -> Any:
+        launch = make(kernel)
+
+        def run(*args: Any) -> Any:
+            if broken:
+                raise RuntimeError("the kernel stopped")
+            return launch(*args)
+
+        return run
+
+    monkeypatch.setattr(backend, "make_launcher", fragile)
+    config = fusion.FusionConfig(profile=False, cache_dir=tmp_path)
+    module, eager = pair(config, lambda m, x, _: F.silu(x) * m.w)
+    trust(module, eager)
+    broken.append(True)
+    same(module, eager, values())
+    report = fusion.report(module)
+    assert report.scopes[0].fallbacks == 1
+    assert "RuntimeError: the kernel stopped" in report.to_json()
+
+
+def test_the_report_names_an_unusable_cache_and_the_c_runtime(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = fusion.FusionConfig(profile=False, cache_dir=tmp_path / "file" / "folder")
+    module, eager = pair(config, lambda m, x, _: F.silu(x) * m.w)
+    trust(module, eager)
+    environment = json.loads(fusion.report(module).to_json())["environment"]
+    assert "cannot be used" in environment["cache"] and str(tmp_path) in environment["cache"]
+    assert environment["C runtime"] == (native_available() or "in use")
+    assert scopes(module)["Module"].scheduler.backends.store.reason == environment["cache"]
