@@ -173,6 +173,43 @@ def test_a_layer_does_not_inherit_the_window_of_its_twin(quick: fusion.FusionCon
 # ---- what a plan was recorded for has changed
 
 
+class Asks(torch.nn.Module):
+    """A layer with a parameter whose shape and dtype alone count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.silu(x.to(self.w.dtype)) / self.w.shape[0] + 1
+
+
+class Pair(torch.nn.Module):
+    """Twins of `Asks`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([Asks(), Asks()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("data", [torch.ones(8), torch.ones(16, dtype=torch.bfloat16)], ids=["shape", "dtype"])
+def test_twins_that_only_ask_about_a_parameter(data: torch.Tensor, quick: fusion.FusionConfig) -> None:
+    eager = Pair().eval()
+    module = fusion.enable(copy.deepcopy(eager), quick)
+    for length in (10, 10, 7, 7):
+        same(module, eager, values(length), steps=4)  # a kernel and a division in each of two layers
+    assert all(planned(module).values()), "every layer is to have a plan"
+    for one in (module, eager):
+        one.layers[1].w.data = data.clone()
+    for length in (10, 10, 7):
+        same(module, eager, values(length), steps=4)
+
+
 def resized(m: Any) -> None:
     m.w.data = m.w.data[:8].clone()
 
