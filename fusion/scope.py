@@ -76,6 +76,7 @@ class Scope:
         self.known: list[Known] = []
         self.refused: dict[Any, Refusal] = {}
         self.resets = 0
+        self.snapshot: Callable[[], bool] | None = None
         self.blocked: Refusal | None = None  # why this scope cannot be watched
         self.outgrown = 0
         self.stranger = False  # differed from its twins: recorded in full
@@ -95,13 +96,16 @@ class Scope:
             self.blocked = None
         except Refused as refused:
             self.watching, self.blocked = [], refused.refusal
-        self.snapshot = make_snapshot(self.watching)
-        self.entry.__globals__["_f_unchanged"] = self.snapshot
+        self.snapshot = None
+        self.entry.__globals__["_f_unchanged"] = _unwatched
         only = list(self.modules) == [""]
         self.likeness = likeness(self.modules[""]) if only else None
 
     def _publish(self) -> None:
         """Makes the plans of all usable recordings the ones that `entry` tries; newest first."""
+        if self.snapshot is None:  # not before it is needed: the C runtime may still be compiling
+            self.snapshot = make_snapshot(self.watching)
+            self.entry.__globals__["_f_unchanged"] = self.snapshot
         runs = [
             plan.run
             for known in self.known
@@ -132,7 +136,7 @@ class Scope:
             return self._advance(arguments)
 
     def _advance(self, arguments: Sequence[Any]) -> Any:
-        if not self.snapshot():
+        if not self._holds():
             if not self._reset():
                 return self._eager(arguments, Refusal("python_state", "the scope's modules keep changing"))
             for plan in list(self._plans):
@@ -162,11 +166,21 @@ class Scope:
             return self._eager(arguments, Refusal("too_many_plans", f"max_plans={self.scheduler.config.max_plans}"))
         return self._record(arguments, key)
 
+    def _holds(self) -> bool:
+        """Whether the modules are as they were when they were last looked at."""
+        if self.snapshot is not None:
+            return self.snapshot()
+        try:
+            return unchanged(self.watching, watched(self.modules, self.watch))
+        except Refused:
+            return self.blocked is not None
+
     def _reset(self) -> bool:
         """The snapshot does not hold: if the modules really changed, what was recorded is void."""
         before = self.watching
         self.refresh()
         if unchanged(before, self.watching):
+            self._publish()
             return True
         self.resets += 1
         self.stranger = False
@@ -364,6 +378,11 @@ class Scope:
         elif known.failures >= _MOST_FAILURES:
             known.refusal = reason
         self._publish()
+
+
+def _unwatched() -> bool:
+    """Stands in for a snapshot until there is a plan to guard."""
+    return False
 
 
 def _island_raised(log: Sequence[Any]) -> bool:

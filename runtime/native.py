@@ -14,6 +14,7 @@ import json
 import struct
 import sysconfig
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -70,6 +71,7 @@ class _Loaded(NamedTuple):
     reason: str | None
 
 
+_loading = threading.Lock()
 _loaded: _Loaded | None = None  # the answer is kept, also when it is no
 
 
@@ -79,12 +81,19 @@ def load_native(store: Store | None = None) -> ModuleType | None:
     The first answer is kept for the process; `native_available` has the reason for a None.
     """
     global _loaded
+    with _loading:
+        if _loaded is None:
+            try:
+                _loaded = _Loaded(_load(store), None)
+            except (FusionError, OSError, ImportError, RuntimeError, TypeError, ValueError) as error:
+                _loaded = _Loaded(None, f"The C runtime cannot be used, Python does its work instead: {error}")
+        return _loaded.module
+
+
+def prepare_native(store: Store | None = None) -> None:
+    """Begins `load_native(store)` in the background: the C compiler works while the first scope is recorded."""
     if _loaded is None:
-        try:
-            _loaded = _Loaded(_load(store), None)
-        except (FusionError, OSError, ImportError, RuntimeError, TypeError, ValueError) as error:
-            _loaded = _Loaded(None, f"The C runtime cannot be used, Python does its work instead: {error}")
-    return _loaded.module
+        threading.Thread(target=load_native, args=(store,), name="fusion-native", daemon=True).start()
 
 
 def native_available() -> str | None:

@@ -24,7 +24,7 @@ from fusion.kernels.toolchain import cpp, triton, triton_script
 from fusion.patterns.errors import BackendUnavailable, CompileError, LoweringError
 from fusion.patterns.graph import SubGraph
 from fusion.runtime.launch import make_launcher
-from fusion.runtime.native import load_native
+from fusion.runtime.native import prepare_native
 
 from .heuristics import Decision
 
@@ -90,7 +90,7 @@ class Backends:
         self.proved: set[str] = set()  # decisions whose kernel was proved in this process
         self._lock = threading.RLock()
         self._check_explicit()
-        load_native(self.store)  # before the first guard is made, so that it comes from the store
+        prepare_native(self.store)  # before the first guard is made, so that it comes from the store
 
     def _check_explicit(self) -> None:
         """An explicit request that cannot be met is an error, not a fallback."""
