@@ -403,7 +403,8 @@ class Writer:
     def _operator(self, index: int, reads: Sequence[str], position: int, last: Mapping[str, int]) -> list[str]:
         node = self.graph.nodes[index]
         assert isinstance(node, OpNode)
-        source = call(node, self.text, self.name, self.graph.spec.get(node.outputs[0]) if node.outputs else None)
+        known = self.graph.spec.get(node.outputs[0]) if node.outputs else None
+        source = call(node, self.text, self.name, known, hold_scalars=True)
         self.release(reads, position, last)
         fresh = [o for o in node.outputs if o not in self.register and o not in self.paths]
         if not fresh:
