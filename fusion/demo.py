@@ -240,7 +240,7 @@ class _Sides:
         self.model.config.enable_fusion = side == "fused"
         _synchronize(self.device)
         start = time.perf_counter()
-        result = self.model(input_ids=tokens, past_key_values=self.caches[side], use_cache=True, logits_to_keep=1)
+        result = self.model(input_ids=tokens, past_key_values=self.caches[side], use_cache=True)
         _synchronize(self.device)
         return result.logits[:, -1], time.perf_counter() - start
 
