@@ -395,6 +395,7 @@ class RecordedGraph:
         specs: TensorSpec of every tensor value.
         symbols: where each size symbol's value comes from, in the order they were met.
         guards: boolean expressions over the symbols, as Python text over symbol names.
+        opaque: results of operators whose shape torch cannot tell beforehand; a plan checks them when they are made.
     """
 
     inputs: tuple[GraphInput, ...]
@@ -407,6 +408,7 @@ class RecordedGraph:
     specs: tuple[tuple[str, TensorSpec], ...]
     symbols: tuple[SymbolSource, ...]
     guards: tuple[str, ...]
+    opaque: tuple[str, ...] = ()
 
     @functools.cached_property
     def spec(self) -> dict[str, TensorSpec]:
@@ -428,6 +430,7 @@ class RecordedGraph:
                 "specs": [[name, encode_spec(s)] for name, s in self.specs],
                 "symbols": [[s.symbol, s.value, s.kind, s.dim] for s in self.symbols],
                 "guards": list(self.guards),
+                "opaque": list(self.opaque),
             }
         )
 

@@ -407,12 +407,16 @@ class Writer:
         source = call(node, self.text, self.name, known, hold_scalars=True)
         self.release(reads, position, last)
         fresh = [o for o in node.outputs if o not in self.register and o not in self.paths]
+        unsure = [o for o in fresh if o in self.graph.opaque]
         if not fresh:
             self.lines.append(f"        {source}")
         else:
             several = len(node.outputs) > 1 or self._returns_list(node)
             targets = ", ".join(self.allocate(o) for o in node.outputs)
             self.lines.append(f"        {targets}{',' if several else ''} = {source}")
+        if unsure:
+            self.guard(unsure, [self.shape.devices[0]] * len(unsure), "        ")
+            self.flush("        ")
         return fresh
 
     @staticmethod

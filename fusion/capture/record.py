@@ -195,6 +195,7 @@ def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Con
         specs=tuple((name, _spec(fake, translation)) for name, fake in recorder.fakes.items()),
         symbols=tuple(translation.sources),
         guards=tuple(translation.guards),
+        opaque=tuple(recorder.opaque),
     )
     recording.conditions = conditions
     recording.constants = dict(recorder.constants)

@@ -8,10 +8,11 @@ the rest of the run pass by untouched: the caller always gets the eager result.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
@@ -20,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import Expect, GraphInput, IslandNode, Leaf, OpNode, Path, Ref
+from fusion.patterns.ops import Kind, kind_of
 from fusion.runtime.plan import Raised
 
 from .islands import Island
 from .provenance import Atom, user_line
-from .shadow import Shadow, hint, is_symbolic
+from .shadow import Shadow, hint, is_symbolic, quiet_log
 
 _TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 DATA_READS = {
@@ -72,6 +74,7 @@ class Recorder(TorchDispatchMode):
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self.numbers: dict[str, int] = {}  # sizes that islands returned, by value name
+        self.opaque: list[str] = []  # results whose shape is known only once they are there
         self.written: dict[int, str] = {}  # memory that operators write to: the user's line
         self.log: list[Any] = []
         self.objects = dict(objects)
@@ -186,11 +189,10 @@ class Recorder(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(func, args, kwargs):
             raise Refused("random", f"{func} draws random numbers", user_line())
         graph_args, graph_kwargs = pytree.tree_map(self._leaf, (args, kwargs))
-        fake = self._shadow_call(func, args, kwargs)
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        fakes = self._shadows(func, args, kwargs, len(results))
         if func._schema.is_mutable:
             self._note_writes(func, args, kwargs)
-        results = result if isinstance(result, (tuple, list)) else (result,)
-        fakes = fake if isinstance(fake, (tuple, list)) else (fake,)
         names = [self._result(r, f) for r, f in zip(results, fakes, strict=True)]
         if names and not func._schema.is_mutable and all(n in self._input_names(args, kwargs) for n in names):
             return  # handed its operand back, for every shape: nothing happened
@@ -213,16 +215,37 @@ class Recorder(TorchDispatchMode):
             return leaf
         raise Refused("opaque_argument", f"an operator argument of type {type(leaf).__name__}", user_line())
 
-    def _shadow_call(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _shadows(self, func: Any, args: Any, kwargs: Any, count: int) -> Sequence[Any]:
+        """The results of an operator on the shadows; None for each where torch cannot tell their shapes beforehand.
+
+        That is so where the shape depends on data (nonzero), and where torch's shape function is stricter than the
+        kernel of this device. An operator the compiler knows always has a shape function.
+        """
         fake_args, fake_kwargs = pytree.tree_map(
             lambda a: self.fakes[self._known(a)] if isinstance(a, torch.Tensor) else a, (args, kwargs)
         )
 
         def call() -> Any:
-            with self.shadow.mode:
+            with self.shadow.mode, quiet_log:
                 return func(*fake_args, **fake_kwargs)
 
-        return self._quiet(call)
+        def decomposed() -> Any:
+            with enable_python_dispatcher():
+                return call()
+
+        for attempt in (call, decomposed):
+            try:
+                fake = self._quiet(attempt)
+                return fake if isinstance(fake, (tuple, list)) else (fake,)
+            except DynamicOutputShapeException:
+                break
+            except DataDependentOutputException:
+                raise
+            except Exception:
+                continue
+        if kind_of(str(func)) is not Kind.LIBRARY:
+            return self._quiet(decomposed)  # which says what is wrong
+        return (None,) * count
 
     def _input_names(self, args: Any, kwargs: Any) -> set[str]:
         return {self._names[id(a)] for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)}
@@ -235,13 +258,17 @@ class Recorder(TorchDispatchMode):
         problem = _unsupported(real)
         if problem:
             raise Refused("unsupported_layout", f"an operator returned {problem}", user_line())
+        name = f"v{len(self.real)}"
+        if fake is None:
+            self.opaque.append(name)
+            return self._bind(name, real, self._quiet(lambda: self.shadow.of_input(name, real)))
         shape = tuple(hint(d) for d in fake.shape)
         if shape != tuple(real.shape) or fake.dtype != real.dtype:
             raise Refused("shape_mismatch", f"expected {shape}, the operator gave {tuple(real.shape)}", user_line())
         strides = zip(map(hint, fake.stride()), real.stride(), real.shape, strict=True)
         if real.numel() and any(a != b and size > 1 for a, b, size in strides):
             fake = self._quiet(lambda: self.shadow.build(real, fake.shape, self.shadow._strides("", real, fake.shape)))
-        return self._bind(f"v{len(self.real)}", real, fake)
+        return self._bind(name, real, fake)
 
     def _note_writes(self, func: Any, args: Any, kwargs: Any) -> None:
         for position, argument in enumerate(func._schema.arguments):
@@ -447,11 +474,11 @@ def storage_key(tensor: torch.Tensor) -> int:
 
 
 def _draws_nothing(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operator that may draw random numbers was told not to, by a dropout probability of 0."""
+    """Whether an operator that may draw random numbers was told not to: no training, or a probability of 0."""
     for position, argument in enumerate(func._schema.arguments):
-        if argument.name in ("dropout_p", "p"):
-            given = args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
-            return bool(given == 0.0)
+        given = args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
+        if (argument.name == "train" and given is False) or (argument.name in ("dropout_p", "p") and given == 0.0):
+            return True
     return False
 
 

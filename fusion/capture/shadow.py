@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import sympy
 import torch
 from torch._dynamo.source import ConstantSource
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy.printers import PythonPrinter
@@ -15,6 +17,21 @@ from torch.utils._sympy.printers import PythonPrinter
 from fusion.patterns import symbols
 from fusion.patterns.graph import SymbolSource
 from fusion.patterns.symbols import Dim
+
+
+class _QuietLog:
+    """Keeps torch from logging that a shape function failed: whoever asks knows another way."""
+
+    def __enter__(self) -> None:
+        self.level = _FAKE_LOG.level
+        _FAKE_LOG.setLevel(logging.CRITICAL)
+
+    def __exit__(self, *error: Any) -> None:
+        _FAKE_LOG.setLevel(self.level)
+
+
+_FAKE_LOG = logging.getLogger(fake_tensor.__name__)
+quiet_log = _QuietLog()
 
 
 def is_symbolic(value: Any) -> bool:
