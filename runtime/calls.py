@@ -34,6 +34,8 @@ _METHODS = {
     "aten.neg.default", "aten.cos.default", "aten.sin.default", "aten.pow.Tensor_Scalar", "aten.matmul.default",
     "aten.exp.default", "aten.sigmoid.default", "aten.tanh.default", "aten.masked_fill.Scalar",
 }  # fmt: skip
+# Arguments by position that the method takes; an operator's schema may hold more.
+_MOST_ARGUMENTS = {"aten.to.dtype": 4, "aten.contiguous.default": 1}
 _OPERATORS = {"aten.add.Tensor": "+", "aten.mul.Tensor": "*", "aten.sub.Tensor": "-"}
 
 
@@ -59,7 +61,7 @@ def call(node: OpNode, text: Text, name: Name, result: TensorSpec | None = None,
         source = short(node, text, result)
         if source:
             return source
-    if node.op in _METHODS and not node.kwargs:
+    if node.op in _METHODS and not node.kwargs and len(node.args) <= _MOST_ARGUMENTS.get(node.op, len(node.args)):
         method = node.op.split(".")[1]
         rest = node.args[1] if method in _SPREAD else node.args[1:]
         return f"{text(node.args[0])}.{method}({', '.join(map(text, rest))})"
