@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from fusion.capture import islands
+from fusion.capture.reads import SizeReads
 from fusion.capture.record import Recording as Recorded
 from fusion.capture.record import below_autograd, finish
-from fusion.capture.recorder import Recorder, SizeReads
+from fusion.capture.recorder import Recorder
 from fusion.config import FusionConfig
 from fusion.decide.backend import Kernel
 from fusion.patterns.errors import FusionError, RecordingError, StructureMismatch

@@ -9,28 +9,42 @@ import torch
 Module = torch.nn.Module
 
 
-def find_scopes(model: Module) -> list[tuple[str, Module]]:
-    """Scopes of a model: its repeated blocks, and its own leaf modules outside them.
+def find_blocks(model: Module) -> dict[str, Module]:
+    """The repeated blocks of a model by path: elements with submodules of the outermost ModuleLists that hold several.
 
-    A repeated block is an element of a ModuleList whose elements are of one class with submodules, the outermost such
-    list. A leaf of torch itself (Linear, Embedding) is no scope: it is one call. A model without repeated blocks is
-    one scope.
+    They may be of several classes, as in models that alternate attention with something else. One module under several
+    paths is one block.
     """
-    blocks = list({id(block): (path, block) for path, block in [*_blocks("", model)][::-1]}.values())[::-1]
-    if not blocks:
-        return [("", model)]
-    inside = {id(m) for _, block in blocks for m in block.modules()}
-    around = {id(m) for m in model.modules() if any(id(c) in inside for c in m.modules())}
-    leaves = [
-        (path, module)
-        for path, module in model.named_modules()
-        if id(module) not in inside
-        and id(module) not in around
-        and not any(module.children())
-        and not type(module).__module__.startswith("torch.nn")
-        and type(module).forward is not Module.forward
-    ]
-    return blocks + leaves
+    found: dict[int, tuple[str, Module]] = {}
+    for path, block in _blocks("", model):
+        found.setdefault(id(block), (path, block))
+    return dict(found.values())
+
+
+def parts(module: Module, steps: dict[str, Module], path: str = "") -> dict[str, Module]:
+    """The largest modules below `module` that may be scopes in its stead, by path; torch's own modules are one call.
+
+    Args:
+        module: one that cannot be a scope itself.
+        steps: modules that are scopes already, by path; they and what is below them are left out.
+        path: of the module.
+    """
+    taken = {id(m) for m in steps.values()}
+    found: dict[int, tuple[str, Module]] = {}
+    for name, child in module.named_children():
+        at = f"{path}.{name}" if path else name
+        if id(child) in taken:
+            continue
+        if _is_scope(child):
+            found.setdefault(id(child), (at, child))
+        elif any(True for _ in child.children()):
+            for below, part in parts(child, steps, at).items():
+                found.setdefault(id(part), (below, part))
+    return dict(found.values())
+
+
+def _is_scope(module: Module) -> bool:
+    return not type(module).__module__.startswith("torch.nn") and type(module).forward is not Module.forward
 
 
 def _blocks(prefix: str, module: Module) -> Iterator[tuple[str, Module]]:
@@ -43,6 +57,5 @@ def _blocks(prefix: str, module: Module) -> Iterator[tuple[str, Module]]:
 
 
 def _repeated(modules: torch.nn.ModuleList) -> bool:
-    kinds = {type(m) for m in modules}
-    first = next(iter(modules), None)
-    return len(kinds) == 1 and first is not None and any(first.children()) and type(first).forward is not Module.forward
+    """Whether a list holds blocks; a list that holds one class in which nothing lies below is a list of leaves."""
+    return len(modules) > 0 and all(any(m.children()) and type(m).forward is not Module.forward for m in modules)

@@ -29,6 +29,7 @@ class Known:
         self.template = template
         self.scheduler = scheduler
         self.tensors = {**recording.parameters, **recording.constants}
+        self.objects = recording.objects
         self.recorded_values = dict(recording.values)
         self.symbols = [s.symbol for s in input_symbols(recording.graph)]
         self.proved: set[tuple[int, ...]] = set()
@@ -39,7 +40,7 @@ class Known:
         self.recording = recording
         self.likeness: Any = None
         self.plans: dict[Any, tuple[Compiled, Plan]] = {}
-        self.binding: dict[str, Any] = {**self.tensors, **island_constants(recording.graph)}
+        self.binding: dict[str, Any] = {**self.tensors, **self.objects, **island_constants(recording.graph)}
         self.match = scheduler.source(template, None, "match").bind(self.binding).run
 
     def key(self, values: Mapping[str, int]) -> tuple[int, ...]:
@@ -100,7 +101,8 @@ def _same_leaf(a: Any, b: Any) -> bool:
     if a is b:
         return True
     if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
-        return type(a) is type(b) and bool(a == b)
+        one_state = getattr(a, "__dict__", a) is getattr(b, "__dict__", b)  # an object that a re-run made anew
+        return type(a) is type(b) and (one_state or bool(a == b))
     if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
         return False
     if any(x != y for x, y, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size > 1) and a.numel():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,9 @@ class Scope:
         enabled: asked at every slow call; False runs eagerly.
         watch: objects whose plain attributes the callable depends on.
         records: whether a call that no recording applies to is recorded, rather than passed to `call`.
+        steps: modules inside that are called natively, by path: scopes of their own, or parts that run eagerly.
+        divide: told of a recording's refusal and of the module in which it arose; True when it took the scope, or its
+            steps, apart, so that a later call may be recorded.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class Scope:
         enabled: Callable[[], bool] = lambda: True,
         watch: Sequence[Any] = (),
         records: bool = True,
+        steps: Mapping[str, torch.nn.Module] | None = None,
+        divide: Callable[[Scope, Refusal, torch.nn.Module | None], bool] = lambda *_: False,
     ) -> None:
         self.name = name
         self.call = call
@@ -72,6 +78,9 @@ class Scope:
         self.enabled = enabled
         self.watch = tuple(watch)
         self.records = records
+        self.steps = dict(steps or {})
+        self.divide = divide
+        self._waits = bool(self.steps)  # steps record themselves in the first call
         self.statistics = Statistics()
         self.known: list[Known] = []
         self.refused: dict[Any, Refusal] = {}
@@ -79,6 +88,7 @@ class Scope:
         self.snapshot: Callable[[], bool] | None = None
         self.blocked: Refusal | None = None  # why this scope cannot be watched
         self.outgrown = 0
+        self.divided = False  # its parts became scopes
         self.stranger = False  # differed from its twins: recorded in full
         self.likeness: Likeness | None = None
         self._lock = threading.RLock()
@@ -92,13 +102,13 @@ class Scope:
     def refresh(self) -> None:
         """Takes the modules as they are now as what plans are valid for."""
         try:
-            self.watching = watched(self.modules, self.watch)
+            self.watching = watched(self.modules, self.watch, self.steps.values())
             self.blocked = None
         except Refused as refused:
             self.watching, self.blocked = [], refused.refusal
         self.snapshot = None
         self.entry.__globals__["_f_unchanged"] = _unwatched
-        only = list(self.modules) == [""]
+        only = list(self.modules) == [""] and not self.steps
         self.likeness = likeness(self.modules[""]) if only else None
 
     def _publish(self) -> None:
@@ -129,7 +139,7 @@ class Scope:
     def _slow(self, *arguments: Any) -> Any:
         if not self.enabled():
             return self._eager(arguments, Refusal("disabled", "enable_fusion is False"))
-        problem = problems(self.modules)
+        problem = problems(self.modules, self.steps.values())
         if problem is not None:
             return self._eager(arguments, problem)
         with self._lock:
@@ -164,6 +174,9 @@ class Scope:
             return self._eager(arguments, Refusal("guard", "the inputs do not have the recorded structure"))
         if len(self.known) >= self.scheduler.config.max_plans:
             return self._eager(arguments, Refusal("too_many_plans", f"max_plans={self.scheduler.config.max_plans}"))
+        if self._waits:
+            self._waits = False
+            return self._eager(arguments)
         return self._record(arguments, key)
 
     def _holds(self) -> bool:
@@ -171,7 +184,7 @@ class Scope:
         if self.snapshot is not None:
             return self.snapshot()
         try:
-            return unchanged(self.watching, watched(self.modules, self.watch))
+            return unchanged(self.watching, watched(self.modules, self.watch, self.steps.values()))
         except Refused:
             return self.blocked is not None
 
@@ -199,17 +212,19 @@ class Scope:
             dict(zip(self.signature.names, arguments, strict=True)),
             lambda: self.original(arguments),
             self.modules,
+            steps=self.steps,
             max_ops=config.max_graph_size,
         )
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
         if recording.refusal is not None:
             plain_state(self.modules)
-            self.refused[key] = recording.refusal
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
+            if not self.divide(self, recording.refusal, recording.culprit):
+                self.refused[key] = recording.refusal
             return recording.result
-        with islands.session(islands.Replay(recording.log)):
+        with self._replay(recording.log, arguments):
             plain = self._eager(arguments)  # the recorded run saw symbols; this one is what the caller gets
         if not same_results(plain, recording.result):
             self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
@@ -247,7 +262,7 @@ class Scope:
         assert twin.recording.conditions is not None
         objects = {id(found[path]): path for path, _ in twin.recording.conditions.kinds}
         module = self.modules[""]
-        before = python_state(self.modules)
+        before = python_state(self.modules)  # no steps: such a scope has no twins
         result, recording, why = follow(
             twin.recording, values, module, inputs, objects, lambda: self.original(arguments)
         )
@@ -286,9 +301,8 @@ class Scope:
         """Runs the unfused plan on the recorded call, then makes the fused one."""
         self.known.append(known)
         values = dict(recording.values)
-        replay = islands.Replay(recording.log)
         try:
-            with islands.session(replay), torch.no_grad():
+            with self._replay(recording.log, arguments), torch.no_grad():
                 result, _, _, _ = known.checked_run(arguments, frozenset())
         except PlanStopped as stopped:
             known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
@@ -318,8 +332,7 @@ class Scope:
             return self._replayed(arguments, stopped.log)
         if result is MISS:
             return MISS
-        replay = islands.Replay(log)
-        with islands.session(replay):
+        with self._replay(log, arguments) as replay:
             eager = self._eager(arguments)
         same = same_results(result, eager) and same_results(seen, replay.seen)
         if not same:
@@ -344,8 +357,13 @@ class Scope:
 
     def _replayed(self, arguments: Sequence[Any], log: list[Any]) -> Any:
         """The original with the islands that already ran answering from the log."""
-        with islands.session(islands.Replay(log)):
+        with self._replay(log, arguments):
             return self._eager(arguments)
+
+    def _replay(self, log: list[Any], arguments: Sequence[Any]) -> AbstractContextManager[islands.Replay]:
+        """A session in which islands and steps answer from `log`."""
+        named = dict(zip(self.signature.names, arguments, strict=True))
+        return islands.replay(log, named, self.steps.values())
 
     def _failed(self, known: Known) -> Callable[..., Any]:
         def fail(error: BaseException, log: list[Any], arguments: tuple[Any, ...]) -> Any:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from fusion.blocks import find_scopes
+from fusion.blocks import find_blocks, parts
 from fusion.decide.backend import Kernel
 from fusion.decide.heuristics import Decision
-from fusion.decide.refusal import CODES
+from fusion.decide.refusal import CODES, Refusal
 from fusion.integrations import transformers
-from fusion.patterns.graph import IslandNode, OpNode, SubGraph
+from fusion.patterns.graph import IslandNode, OpNode, SubGraph, island_text
 from fusion.patterns.ops import Kind, kind_of
 from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
 from fusion.runtime.native import native_available
 from fusion.scheduler import Candidate, Compiled, FusionScheduler
 from fusion.scope import Scope
 from fusion.signature import ClassForward, Forward
+
+# Refusals that say something of the call, not of the module.
+_PASSING = ("grad_enabled", "training", "active_mode", "autocast", "hook", "disabled", "too_many_plans")
+_MOST_DIVISIONS = 64  # a model whose modules fail one by one stays as it is after that many
 
 
 class Session:
@@ -34,33 +40,72 @@ class Session:
         self.model = model
         self.scheduler = scheduler
         self.scopes: list[tuple[torch.nn.Module, Scope]] = []
+        self._divisions = 0
         self._entries: list[tuple[torch.nn.Module, Forward, Any]] = []  # with the module's own forward, if it had one
         config = getattr(model, "config", None)
-        watch = [config] if hasattr(config, "__dict__") else []
-        for path, module in find_scopes(model):
-            scope = Scope(
-                path or type(model).__name__,
-                _own_forward(module) or ClassForward(module),
-                scheduler,
-                {"": module},
-                enabled=self._enabled,
-                watch=watch,
-            )
-            self.scopes.append((module, scope))
-        self._install()
+        self._watch = [config] if hasattr(config, "__dict__") else []
+        blocks = find_blocks(model)
+        for path, module in blocks.items():
+            self._add(path, module, {})
+        if id(model) not in map(id, blocks.values()):
+            self._add("", model, blocks)
 
     def _enabled(self) -> bool:
         switch = getattr(getattr(self.model, "config", None), "enable_fusion", True)
         return bool(switch) and self.scheduler.config.enable_fusion
 
-    def _install(self) -> None:
-        for module, scope in self.scopes:
-            forward = Forward(scope.entry)
-            own = _own_forward(module)
-            forward.__dict__.update(module=module, own=own)
-            self._entries.append((module, forward, own))
-            module.__dict__["forward"] = forward
-            scope.refresh()  # which sees the module with its new forward
+    def _add(self, path: str, module: torch.nn.Module, inside: Mapping[str, torch.nn.Module]) -> None:
+        """Makes a module a scope; of the modules `inside` it, by their paths in the model, those become its steps."""
+        prefix = f"{path}." if path else ""
+        own = _own_forward(module)
+        scope = Scope(
+            path or type(self.model).__name__,
+            own or ClassForward(module),
+            self.scheduler,
+            {"": module},
+            enabled=self._enabled,
+            watch=self._watch,
+            steps={at.removeprefix(prefix): step for at, step in inside.items() if at.startswith(prefix)},
+            divide=functools.partial(self._divide, path),
+        )
+        self.scopes.append((module, scope))
+        forward = Forward(scope.entry)
+        forward.__dict__.update(module=module, own=own)
+        self._entries.append((module, forward, own))
+        module.__dict__["forward"] = forward
+        scope.refresh()  # which sees the module with its new forward
+
+    def _divide(self, path: str, scope: Scope, refusal: Refusal, culprit: torch.nn.Module | None) -> bool:
+        """A scope could not be recorded: the module where it failed becomes a step that runs eagerly.
+
+        What is below that module, or below the scope itself where it failed in its own forward, become scopes.
+
+        Returns:
+            whether the scope may be recorded another time.
+        """
+        module = scope.modules[""]
+        if refusal.code in _PASSING or self._divisions >= _MOST_DIVISIONS:
+            return False
+        if culprit is not None and culprit is not module:
+            at = next((p for p, m in module.named_modules() if m is culprit), None)
+            if at is None or any(m is culprit for m in scope.steps.values()):
+                return False
+            self._divisions += 1
+            self._add_parts(culprit, f"{path}.{at}" if path else at)
+            scope.steps[at] = culprit
+            scope.refresh()
+            return True
+        if not scope.known and not scope.divided:
+            self._divisions += 1
+            scope.divided = True
+            self._add_parts(module, path)
+        return False
+
+    def _add_parts(self, module: torch.nn.Module, path: str) -> None:
+        """Makes the largest modules below `module` scopes, next to those that are."""
+        taken = {s.name: m for m, s in self.scopes}
+        for at, part in parts(module, taken, path).items():
+            self._add(at, part, taken)
 
     def remove(self) -> None:
         """Takes every entry out of the model."""
@@ -223,7 +268,7 @@ def _shapes(graph: SubGraph) -> str:
 
 def _refused_node(scope: Scope, compiled: Compiled, index: int, refusal: Any) -> RegionReport:
     node = compiled.shape.graph.nodes[index]
-    name = node.op.split(".")[1] if isinstance(node, OpNode) else node.method
+    name = node.op.split(".")[1] if isinstance(node, OpNode) else island_text(node)
     outputs = [o for o in node.outputs if o in compiled.shape.graph.spec]
     return RegionReport(
         scope=scope.name,

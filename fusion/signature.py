@@ -34,22 +34,27 @@ class Signature:
         for name in self.names:
             if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_f_"):
                 raise GraphError(f"The parameter name {name!r} cannot be used in a plan.")
-        self._invoke = self._make_invoke()
-
-    def _make_invoke(self) -> Callable[..., Any]:
-        """`invoke(call, arguments)`: calls with the arguments in signature order."""
-        passed = []
-        for i, p in enumerate(self.parameters):
-            prefix = f"{p.name}=" if p.kind is p.KEYWORD_ONLY else _stars(p)
-            passed.append(f"{prefix}a[{i}]")
-        namespace: dict[str, Any] = {}
-        exec(f"def invoke(call, a): return call({', '.join(passed)})", namespace)
-        function: Callable[..., Any] = namespace["invoke"]
-        return function
 
     def invoke(self, call: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-        """Calls with arguments in signature order."""
-        return self._invoke(call, arguments)
+        """Calls with arguments in signature order, as users write calls.
+
+        What equals its default is left out, and what has one goes by name: a decorator that shows the signature of what
+        it wraps may itself look for such arguments among the keywords.
+        """
+        given = list(zip(self.parameters, arguments, strict=True))
+        stars = any(p.kind is p.VAR_POSITIONAL and value for p, value in given)
+        positional: list[Any] = []
+        named: dict[str, Any] = {}
+        for p, value in given:
+            if p.kind is p.VAR_POSITIONAL:
+                positional += value
+            elif p.kind is p.VAR_KEYWORD:
+                named |= value
+            elif p.kind is not p.KEYWORD_ONLY and (stars or p.kind is p.POSITIONAL_ONLY or p.default is p.empty):
+                positional.append(value)
+            elif value is not p.default:
+                named[p.name] = value
+        return call(*positional, **named)
 
     def entry(
         self, plans: list[Callable[..., Any]], counter: list[int], slow: Callable[..., Any]

@@ -310,18 +310,19 @@ def _appearance(dim: sympy.Expr, sym: sympy.Symbol) -> int:
 
 @dataclass(frozen=True, slots=True)
 class IslandNode:
-    """A call with Python side effects, made natively and never looked into.
+    """A call that is made natively and never looked into: a method with Python side effects, a module that is a step of
+    its scope, a class whose instance the scope makes, a read of a tensor's data.
 
     Attributes:
-        receiver: path of the object it is called on, among the scope's arguments.
-        method: the method's name; an attribute's when `args` is None.
-        args, kwargs: as in `OpNode`.
-        outputs: one leaf per flattened result: the name of a tensor or symbol it makes, or `Expect(value)`.
+        receiver: what it is called on: a path among the scope's arguments, or the `Ref` of an object or tensor.
+        method: the method's name; "" where the receiver itself is called; an attribute's name when `args` is None.
+        args, kwargs: as in `OpNode`; objects are `Ref`s or `Argument`s.
+        outputs: one leaf per flattened result: the name of a tensor, symbol or object it makes, or `Expect(value)`.
         effect: True when the call changes state; False for a read, which a plan may check before any effect.
-        structure: how the flattened results nest, "leaf" or "tuple" or "list".
+        structure: how the flattened results nest: "leaf", "tuple", "list", or the text of a pytree structure.
     """
 
-    receiver: Path
+    receiver: Path | Ref
     method: str
     args: tuple[Leaf, ...] | None
     kwargs: tuple[tuple[str, Leaf], ...]
@@ -333,7 +334,8 @@ class IslandNode:
     @property
     def refs(self) -> tuple[str, ...]:
         """Names of the values it reads."""
-        return tuple(leaf.name for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Ref))
+        read = leaves((self.receiver if isinstance(self.receiver, Ref) else None, self.args, self.kwargs))
+        return tuple(leaf.name for leaf in read if isinstance(leaf, Ref))
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +363,21 @@ class Argument:
     """An argument object of the scope that is handed back as it came."""
 
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HeldObject:
+    """An object that is no tensor and no argument, bound to a plan by name.
+
+    Attributes:
+        name: value name.
+        kind: "module" (a step of the scope), "class" (one it makes instances of) or "attribute" (one its modules hold).
+        path: dotted path from the scope's module, or the class's qualified name.
+    """
+
+    name: str
+    kind: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +413,7 @@ class RecordedGraph:
         symbols: where each size symbol's value comes from, in the order they were met.
         guards: boolean expressions over the symbols, as Python text over symbol names.
         opaque: results of operators whose shape torch cannot tell beforehand; a plan checks them when they are made.
+        objects: objects that islands call or are given.
     """
 
     inputs: tuple[GraphInput, ...]
@@ -409,6 +427,7 @@ class RecordedGraph:
     symbols: tuple[SymbolSource, ...]
     guards: tuple[str, ...]
     opaque: tuple[str, ...] = ()
+    objects: tuple[HeldObject, ...] = ()
 
     @functools.cached_property
     def spec(self) -> dict[str, TensorSpec]:
@@ -431,6 +450,7 @@ class RecordedGraph:
                 "symbols": [[s.symbol, s.value, s.kind, s.dim] for s in self.symbols],
                 "guards": list(self.guards),
                 "opaque": list(self.opaque),
+                "objects": [[o.name, o.kind, o.path] for o in self.objects],
             }
         )
 
@@ -447,7 +467,7 @@ class RecordedGraph:
             made = ", ".join(
                 f"{o}: {self.spec[o].text()}" if isinstance(o, str) and o in self.spec else str(o) for o in node.outputs
             )
-            call = node.op if isinstance(node, OpNode) else f"island {path_text(node.receiver)}.{node.method}"
+            call = node.op if isinstance(node, OpNode) else f"island {island_text(node)}"
             lines.append(f"  {made} = {call}({', '.join(map(show, node.args or ()))})")
         lines += [f"  guard {g}" for g in self.guards]
         lines.append(f"  return {', '.join(map(show, self.outputs))}")
@@ -459,7 +479,7 @@ def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
         return node.to_json()
     return {
         "island": node.method,
-        "receiver": list(node.receiver),
+        "receiver": encode(node.receiver),
         "args": encode(node.args),
         "kwargs": [[k, encode(v)] for k, v in node.kwargs],
         "outputs": encode(node.outputs),
@@ -487,6 +507,12 @@ def map_leaves(function: Callable[[Leaf], Leaf], tree: Leaf) -> Any:
 def path_text(path: Path) -> str:
     """A path for people: `position_embeddings[0]`."""
     return str(path[0]) + "".join(f"[{key!r}]" for key in path[1:])
+
+
+def island_text(node: IslandNode) -> str:
+    """What an island calls, for people: `past_key_values.update`."""
+    receiver = node.receiver.name if isinstance(node.receiver, Ref) else path_text(node.receiver)
+    return f"{receiver}.{node.method}" if node.method else receiver
 
 
 def show(leaf: Leaf) -> str:
@@ -518,6 +544,8 @@ def encode(leaf: Leaf) -> Any:
         return {"device": str(leaf)}
     if isinstance(leaf, complex):
         return {"complex": [leaf.real.hex(), leaf.imag.hex()]}
+    if isinstance(leaf, list):
+        return {"list": [encode(branch) for branch in leaf]}
     raise GraphError(f"A call's argument {leaf!r} of type {type(leaf).__name__} has no place in a graph.")
 
 
@@ -538,6 +566,8 @@ def decode(data: Any) -> Any:
         return Expect(decode(value))
     if kind == "dim":
         return symbols.parse(value)
+    if kind == "list":
+        return list(map(decode, value))
     if kind == "torch":
         return _torch_constant(value)
     if kind == "device":

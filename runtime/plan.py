@@ -174,6 +174,9 @@ class Writer:
         self.free: list[str] = []
         self.effects = False
         self.paths = {i.name: i.path for i in self.graph.inputs}
+        numbers = {s.value for s in self.graph.symbols if s.kind == "result"}
+        made = (o for n in self.graph.nodes if isinstance(n, IslandNode) for o in n.outputs if isinstance(o, str))
+        self.made_objects = frozenset(o for o in made if o not in self.graph.spec and o not in numbers)
 
     # ---- names
 
@@ -256,6 +259,15 @@ class Writer:
 
     def guard(self, names: Sequence[str], devices: Sequence[torch.device], indent: str = "    ") -> None:
         """Checks tensors and binds the size symbols they are the source of."""
+        results = {s.symbol for s in self.graph.symbols if s.kind == "result"}
+        by_number = [n for n in names if results & self._symbols_of(n)]
+        if by_number:
+            for name in by_number:
+                self._plain_guard(name, indent)
+            rest = [(n, d) for n, d in zip(names, devices, strict=True) if n not in by_number]
+            if rest:
+                self.guard([n for n, _ in rest], [d for _, d in rest], indent)
+            return
         checked, places = self._sources(names)
         all_devices = [*devices, *(devices[0] for _ in checked[len(names) :])]
         guard = make_guard(
@@ -270,6 +282,26 @@ class Writer:
             self.lines.append(f"{indent}{', '.join(s.symbol for s in places)}, = g")
         self.bound |= {s.symbol for s in places}
 
+    def _symbols_of(self, name: str) -> set[str]:
+        spec = self.spec(name)
+        return {x.name for x in symbols.free_symbols([*spec.shape, *spec.strides])}
+
+    def _plain_guard(self, name: str, indent: str) -> None:
+        """A check in Python, of a tensor whose sizes follow a number that no tensor tells."""
+        spec, text = self.spec(name), self.value(name)
+        for source in self.graph.symbols:
+            if source.value == name and source.symbol not in self.bound:
+                read = "size" if source.kind == "shape" else "stride"
+                self.lines.append(f"{indent}{source.symbol} = {text}.{read}({source.dim})")
+                if source.kind == "shape":
+                    self.miss(f"{source.symbol} < 2", indent)
+                self.bound.add(source.symbol)
+        self.miss(f"{text}.dtype is not {self.text(spec.dtype)} or {text}.device.type != {spec.device!r}", indent)
+        self.miss(f"{text}.shape != {self.text(tuple(spec.shape))}", indent)
+        for dim, (size, stride) in enumerate(zip(spec.shape, spec.strides, strict=True)):
+            if size != 1:
+                self.miss(f"{text}.stride({dim}) != {self.text(stride)}", indent)
+
     def _sources(self, names: Sequence[str]) -> tuple[list[str], list[SymbolSource]]:
         """The tensors a guard on `names` reads, and the size symbols it takes from them.
 
@@ -278,8 +310,7 @@ class Writer:
         checked = list(names)
         places = {s.symbol: s for s in self.graph.symbols if s.value in names and s.symbol not in self.bound}
         for name in checked:  # grows on the way
-            spec = self.spec(name)
-            needed = {x.name for x in symbols.free_symbols([*spec.shape, *spec.strides])} - set(places)
+            needed = self._symbols_of(name) - set(places)
             for source in self.graph.symbols:
                 if source.symbol in needed:
                     places[source.symbol] = source
@@ -302,22 +333,36 @@ class Writer:
 
     def island(self, index: int, node: IslandNode, log: bool) -> None:
         """An island call, its log entry, and the checks on what it returned."""
-        receiver = self.path(node.receiver)
+        receiver = self.text(node.receiver) if isinstance(node.receiver, Ref) else self.path(node.receiver)
         pad = "        "
-        if node.args is None:
+        if isinstance(node.receiver, Ref) and node.receiver.name in self.graph.spec:
+            self.lines.append(f"{pad}r = {receiver}.{node.method}()")
+        elif node.args is None:
             self.lines.append(f"{pad}r = {receiver}.{node.method}")
+            self.lines.append(f"{pad}log.append(r)")
+            if log:
+                self.lines.append(f"{pad}SEEN.append([])")
         else:
             given = [f"i{index}_{p}" if _bound_later(leaf) else self.text(leaf) for p, leaf in enumerate(node.args)] + [
                 f"{k}={self.text(v)}" for k, v in node.kwargs
             ]
-            self.lines.append(f"{pad}try: r = {receiver}.{node.method}({', '.join(given)})")
+            called = f"{receiver}.{node.method}" if node.method else receiver
+            self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
             self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
             self.lines.append(f"{pad}log.append(r)")
             if log:
                 every = leaves((node.args, tuple(value for _, value in node.kwargs)))
-                seen = [self.value(leaf.name) for leaf in every if isinstance(leaf, Ref)]
+                seen = [
+                    self.value(leaf.name) for leaf in every if isinstance(leaf, Ref) and leaf.name in self.graph.spec
+                ]
                 self.lines.append(f"{pad}SEEN.append([{', '.join(seen)}])")
         self.effects = self.effects or node.effect
+        if node.structure not in ("leaf", "tuple", "list"):
+            flatten, tree = self.name("flatten", pytree.tree_flatten), pytree.treespec_loads(node.structure)
+            self.lines.append(f"{pad}r, tree = {flatten}(r)")
+            self.miss(f"tree != {self.name('tree', tree)}", pad)
+        elif node.structure != "leaf":
+            self.miss(f"type(r) is not {node.structure} or len(r) != {len(node.outputs)}", pad)
         if node.structure != "leaf":
             targets = [f"t{k}" for k in range(len(node.outputs))]
             self.lines.append(f"{pad}{', '.join(targets)}{',' if len(targets) == 1 else ''} = r")
@@ -328,6 +373,10 @@ class Writer:
             if isinstance(output, Expect):
                 self.miss(f"type({target}) is not {self.name('type', type(output.value))}", pad)
                 self.miss(f"{target} != {self.text(output.value)}", pad)
+            elif isinstance(output, (Argument, Ref)):
+                self.miss(f"{target} is not {self.text(output)}", pad)
+            elif output in self.made_objects:
+                self.lines.append(f"{pad}{output} = {target}")
             elif output in self.graph.spec:
                 if output not in self.register:
                     self.lines.append(f"{pad}{self.allocate(output)} = {target}")

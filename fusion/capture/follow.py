@@ -29,8 +29,9 @@ from fusion.patterns.graph import Expect, IslandNode, OpNode, RecordedGraph, Ref
 
 from .islands import Island
 from .provenance import tensors_of
+from .reads import DATA_READS, LAYOUT_READS, NUMPY
 from .record import Recording, below_autograd
-from .recorder import DATA_READS, LAYOUT_READS, NUMPY, as_tuples
+from .recorder import as_tuples
 
 _MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
 
@@ -287,10 +288,15 @@ class Follower(TorchDispatchMode):
 
     def _attribute(self, receiver: Any, name: str, value: Any) -> None:
         node = self._next()
+        self.log.append(list(value) if isinstance(value, list) else value)
         expected = (Expect(value),)
         if not isinstance(node, IslandNode) or node.args is not None or (node.method, node.outputs) != (name, expected):
             raise Diverged(f"attribute {name} where the recording differs")
         self.nodes.append(node)
+
+    def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        """Modules are looked into: a scope with steps has no twins."""
+        return original(module, *args, **kwargs)
 
     # ---- the end
 

@@ -1,20 +1,22 @@
-"""Islands: methods with Python side effects that are called natively, never recorded inside.
+"""Islands: calls with Python side effects that are made natively, never recorded inside.
 
-An integration registers them once per class. While a scope is recorded or re-run, the classes' methods are replaced
-by wrappers that ask the thread's active session; any other thread goes straight through.
+Methods of classes are registered by an integration, once per class; so are classes whose instances a forward may make.
+Modules may be islands of one scope: its steps, which are scopes of their own or run eagerly. While a scope is recorded
+or re-run, methods are replaced by wrappers that ask the thread's active session; other threads go straight through.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch.utils import _pytree as pytree
 
+from fusion.capture.provenance import flatten
 from fusion.runtime.plan import Raised
 
 
@@ -60,6 +62,18 @@ def register_island(owner: type, method: str, *, effect: bool = True, grows: tup
     _REGISTRY[(owner, method)] = Island(owner, method, effect, grows)
 
 
+def register_made(owner: type) -> None:
+    """Declares that a forward may make instances of `owner`: a plan makes its own, by calling the class natively.
+
+    Args:
+        owner: a class with an `__init__` of its own, whose instances keep their state in their `__dict__`.
+
+    Raises:
+        TypeError: it has no such `__init__`.
+    """
+    register_island(owner, "__init__")
+
+
 def island_of(kind: type, name: str) -> Island | None:
     """The island that `name` on an instance of `kind` is, or None."""
     for base in kind.__mro__:
@@ -73,8 +87,14 @@ def has_islands(kind: type) -> bool:
     return any((base, name) in _REGISTRY for base in kind.__mro__ for name in vars(base))
 
 
+def island_kinds(arguments: Iterable[Any]) -> tuple[type, ...]:
+    """The classes with islands among the leaves of a call's arguments, and those that a forward may make."""
+    given = {type(a) for a in arguments if has_islands(type(a))}
+    return tuple(given | {owner for owner, method in _REGISTRY if method == "__init__"})
+
+
 class Session(Protocol):
-    """What an active recording or re-run does with an island call."""
+    """What an active recording or re-run does with calls and reads that are not torch's."""
 
     def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
         """Answers the call."""
@@ -82,22 +102,35 @@ class Session(Protocol):
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
         """Told of an attribute read on an argument object that is no island."""
 
+    def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        """Answers the call of a module inside the scope."""
+
 
 @contextlib.contextmanager
-def session(handler: Session, kinds: tuple[type, ...] = ()) -> Iterator[None]:
-    """Routes this thread's island calls to `handler`; also its attribute reads on instances of `kinds`."""
+def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[torch.nn.Module] = ()) -> Iterator[None]:
+    """Routes this thread's island calls to `handler`.
+
+    Args:
+        handler: answers.
+        kinds: classes whose instances' attribute reads it is told of.
+        modules: modules, calls of which (and of others of their classes) it answers.
+    """
     with _LOCK:
         saved: list[tuple[type, str, Any]] = []
         previous = getattr(_SESSION, "handler", None)
         _SESSION.handler = handler
+
+        def put(owner: type, name: str, wrapper: Any) -> None:
+            saved.append((owner, name, vars(owner).get(name)))
+            setattr(owner, name, wrapper)
+
         try:
             for island in _REGISTRY.values():
-                original = vars(island.owner)[island.method]
-                saved.append((island.owner, island.method, original))
-                setattr(island.owner, island.method, _wrapper(island, original))
+                put(island.owner, island.method, _wrapped(island, vars(island.owner)[island.method]))
             for kind in kinds:
-                saved.append((kind, "__getattribute__", vars(kind).get("__getattribute__")))
-                setattr(kind, "__getattribute__", _spy(kind.__getattribute__))  # noqa: B010 (mypy has it read-only)
+                put(kind, "__getattribute__", _spy(kind.__getattribute__))
+            for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
+                put(owner, "__call__", _module_call(vars(owner)["__call__"]))
             yield
         finally:
             _SESSION.handler = previous
@@ -108,7 +141,7 @@ def session(handler: Session, kinds: tuple[type, ...] = ()) -> Iterator[None]:
                     setattr(owner, name, original)
 
 
-def _wrapper(island: Island, original: Callable[..., Any]) -> Callable[..., Any]:
+def _wrapped(island: Island, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         handler = getattr(_SESSION, "handler", None)
         if handler is None:
@@ -118,15 +151,27 @@ def _wrapper(island: Island, original: Callable[..., Any]) -> Callable[..., Any]
     return call
 
 
+def _module_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        handler = getattr(_SESSION, "handler", None)
+        if handler is None:
+            return original(self, *args, **kwargs)
+        return handler.on_module(original, self, args, kwargs)
+
+    return call
+
+
 def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
     def read(self: Any, name: str) -> Any:
-        value = original(self, name)
         handler = getattr(_SESSION, "handler", None)
-        if handler is None or (name.startswith("__") and name.endswith("__")):
-            return value
-        if island_of(type(self), name) is not None:
-            return value
-        return handler.on_attribute(self, name, value)
+        if handler is None or _SESSION.__dict__.get("reading") or (name.startswith("__") and name.endswith("__")):
+            return original(self, name)
+        _SESSION.reading = True  # what a property reads in turn is part of it
+        try:
+            value = original(self, name)
+        finally:
+            _SESSION.reading = False
+        return value if island_of(type(self), name) is not None else handler.on_attribute(self, name, value)
 
     return read
 
@@ -135,38 +180,79 @@ class IslandLogMismatch(Exception):
     """A re-run met an island call that the log does not hold."""
 
 
-@dataclass
 class Replay:
-    """Answers island calls from a log, in order; past its end, natively.
+    """Answers island calls from a log, in order; past its end, natively. Use `with replay(log, ...)`.
 
     Attributes:
         log: what the plan's islands returned, reads too: a read may come before an effect that changes its answer.
         seen: the arguments the re-run passed, flattened, one list per answered call.
     """
 
-    log: list[Any]
-
-    def __post_init__(self) -> None:
+    def __init__(self, log: list[Any], objects: Iterable[Any] = (), steps: Iterable[torch.nn.Module] = ()) -> None:
+        self.log = log
         self.position = 0
         self.depth = 0
         self.seen: list[list[Any]] = []
+        self._objects = {id(o): o for o in objects}  # held, so that their ids stay theirs
+        self._steps = {id(m) for m in steps}
 
-    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
-        """The logged answer; nested calls, and calls past the log, run natively."""
-        if self.depth == 0 and self.position < len(self.log):
-            answer = self.log[self.position]
-            self.position += 1
-            given = (args, [kwargs[name] for name in sorted(kwargs)])
-            self.seen.append([a for a in pytree.tree_leaves(given) if isinstance(a, torch.Tensor)])
-            if isinstance(answer, Raised):
-                raise answer.error
-            return answer
+    def _answer(self, given: Any) -> Any:
+        answer = self.log[self.position]
+        self.position += 1
+        self.seen.append([a for a in pytree.tree_leaves(given) if isinstance(a, torch.Tensor)])
+        if isinstance(answer, Raised):
+            raise answer.error
+        return answer
+
+    @property
+    def _answers(self) -> bool:
+        return self.depth == 0 and self.position < len(self.log)
+
+    def _natively(self, call: Callable[[], Any]) -> Any:
         self.depth += 1
         try:
-            return original(receiver, *args, **kwargs)
+            return call()
         finally:
             self.depth -= 1
 
+    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
+        """The logged answer; nested calls, and calls past the log, run natively."""
+        if not self._answers:
+            return self._natively(lambda: original(receiver, *args, **kwargs))
+        answer = self._answer((args, [kwargs[name] for name in sorted(kwargs)]))
+        if island.method != "__init__":
+            return answer
+        self._objects[id(receiver)] = receiver
+        receiver.__dict__ = answer.__dict__  # the object the plan made, under the identity the re-run gave it
+        return None
+
+    def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        """The logged answer for a step; other modules are run."""
+        if id(module) not in self._steps or self.depth:
+            return original(module, *args, **kwargs)
+        if not self._answers:
+            return self._natively(lambda: original(module, *args, **kwargs))
+        return self._answer((args, [kwargs[name] for name in sorted(kwargs)]))
+
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
-        """Reads go through."""
-        return value
+        """The logged value of an attribute that the plan read."""
+        if id(receiver) not in self._objects or not self._answers or callable(value):
+            return value
+        return self._answer(())
+
+
+@contextlib.contextmanager
+def replay(
+    log: list[Any], arguments: Mapping[str, Any] | None = None, steps: Iterable[torch.nn.Module] = ()
+) -> Iterator[Replay]:
+    """A session that answers from `log`.
+
+    Args:
+        log: results of the islands, in order.
+        arguments: the call's arguments by name, for the objects among them.
+        steps: modules that are islands of the scope.
+    """
+    given = [leaf.value for leaf in flatten(arguments or {})[0] if has_islands(type(leaf.value))]
+    handler = Replay(log, given, steps)
+    with session(handler, island_kinds(given), steps):
+        yield handler

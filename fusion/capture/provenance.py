@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,16 @@ def flatten(arguments: Mapping[str, Any]) -> tuple[list[Leaf], list[Container]]:
     return leaves, containers
 
 
-def tensors_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def modules_of(
+    module: torch.nn.Module, skip: Iterable[torch.nn.Module] = (), *, repeats: bool = False
+) -> Iterator[tuple[str, torch.nn.Module]]:
+    """A module and those below it with their dotted paths, but for the modules of `skip` and what is below them."""
+    yield from module.named_modules(memo=set(skip), remove_duplicate=not repeats)
+
+
+def tensors_of(module: torch.nn.Module, skip: Iterable[torch.nn.Module] = ()) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters, buffers and plain tensor attributes of a module tree, with their dotted paths."""
-    for prefix, child in module.named_modules(remove_duplicate=False):
+    for prefix, child in modules_of(module, skip, repeats=True):
         dot = f"{prefix}." if prefix else ""
         held = [child.__dict__.get("_parameters") or {}, child.__dict__.get("_buffers") or {}, child.__dict__]
         for names in held:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,8 +25,9 @@ from fusion.patterns.graph import (
 from fusion.runtime.plan import Conditions
 
 from . import islands
-from .provenance import Atom, Leaf, flatten, tensors_of
-from .recorder import Recorder, SizeReads, as_tuples, storage_key
+from .provenance import Atom, Leaf, flatten, modules_of, tensors_of
+from .reads import SizeReads
+from .recorder import Recorder, as_tuples, storage_key
 from .shadow import GuardError, Translation, hint, is_symbolic
 from .state import held_state, is_plain
 
@@ -44,9 +45,11 @@ class Recording:
         parameters: tensors by value name.
         tree: pytree structure of the result.
         devices: full device of every input and parameter by value name.
+        objects: what islands call and are given beside arguments, by value name.
         real: every tensor of the run by value name; drop it when the kernels are proved.
         log: results of the islands, in order.
         seconds: how long recording took.
+        culprit: the module inside the scope in whose forward the refusal arose; None for the scope's own.
     """
 
     result: Any
@@ -61,14 +64,18 @@ class Recording:
     values: dict[str, int] = field(default_factory=dict)
     log: list[Any] = field(default_factory=list)
     seconds: float = 0.0
+    objects: dict[str, Any] = field(default_factory=dict)
+    culprit: torch.nn.Module | None = None
 
 
 @contextlib.contextmanager
-def below_autograd(recorder: Any, kinds: tuple[type, ...], reads: Any) -> Iterator[None]:
+def below_autograd(
+    recorder: Any, kinds: tuple[type, ...], reads: Any, modules: Iterable[torch.nn.Module] = ()
+) -> Iterator[None]:
     """The modes under which a recorder sees whole operators: linear and attention are not taken apart."""
     with (
         torch.no_grad(),
-        islands.session(recorder, kinds),
+        islands.session(recorder, kinds, modules),
         torch._C._AutoDispatchBelowAutograd(),
         reads,
         recorder,
@@ -82,6 +89,7 @@ def record(
     invoke: Callable[[], Any],
     modules: Mapping[str, torch.nn.Module],
     *,
+    steps: Mapping[str, torch.nn.Module] | None = None,
     max_ops: int = 4096,
 ) -> Recording:
     """Runs `invoke()` once and records it.
@@ -91,6 +99,7 @@ def record(
         arguments: its arguments by parameter name, as `inspect.Signature.bind` gives them.
         invoke: makes the call.
         modules: modules whose tensors the scope may use, by path prefix ("" for the scope's own).
+        steps: modules that are called natively, by path.
         max_ops: operators a recording may have.
 
     Returns:
@@ -100,15 +109,21 @@ def record(
     leaves, containers = flatten(arguments)
     objects = {id(leaf.value): leaf.path for leaf in leaves if not isinstance(leaf.value, (torch.Tensor, *Atom))}
     opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not islands.has_islands(type(leaf.value))]
-    kinds = tuple({type(leaf.value) for leaf in leaves if id(leaf.value) in objects} - {type(o.value) for o in opaque})
+    kinds = islands.island_kinds(leaf.value for leaf in leaves if id(leaf.value) in objects)
+    steps = dict(steps or {})
     parameters = {
         id(tensor): (f"{prefix}.{path}" if prefix else path, tensor)
         for prefix, module in modules.items()
-        for path, tensor in tensors_of(module)
+        for path, tensor in tensors_of(module, steps.values())
     }
     tensors = [leaf for leaf in leaves if isinstance(leaf.value, torch.Tensor)]
     recorder = Recorder(
-        [(f"x{i}", leaf.path, leaf.value) for i, leaf in enumerate(tensors)], parameters, objects, max_ops=max_ops
+        [(f"x{i}", leaf.path, leaf.value) for i, leaf in enumerate(tensors)],
+        parameters,
+        objects,
+        steps=steps,
+        attributes=attributes_of(modules, steps.values()),
+        max_ops=max_ops,
     )
     if opaque:
         kind = type(opaque[0].value).__name__
@@ -117,14 +132,15 @@ def record(
             f"the argument {opaque[0].path[0]!r} is a {kind}; register its methods with fusion.register_island",
             "",
         )
-    before = python_state(modules)
+    before = python_state(modules, steps.values())
     failure: Exception | None = None
-    with below_autograd(recorder, kinds, SizeReads(recorder)):
+    inside = [child for module in modules.values() for child in module.modules()]
+    with below_autograd(recorder, kinds, SizeReads(recorder), inside):
         try:
             result = invoke()
         except Exception as error:
             failure = error
-    change = changed(before, python_state(modules))
+    change = changed(before, python_state(modules, steps.values()))
     if change is not None:
         recorder.refuse("python_state", f"the forward {change} in the state of its modules", call_line(call))
     elif arguments_changed(leaves, arguments):
@@ -132,7 +148,7 @@ def record(
     if failure is not None:
         plain_state(modules)
         recorder.refuse("recorder_error", f"{type(failure).__name__} while sizes were symbols: {failure}", "")
-        with islands.session(islands.Replay(recorder.log)):
+        with islands.replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),
@@ -154,7 +170,7 @@ def call_line(call: Callable[..., Any]) -> str:
 def finish(recorder: Recorder, result: Any, conditions: Conditions, start: float) -> Recording:
     """Turns what a recorder met into a Recording."""
     plain = pytree.tree_map(hint, result)
-    recording = Recording(plain, recorder.refusal)
+    recording = Recording(plain, recorder.refusal, culprit=recorder.module)
     if recorder.refusal is None:
         try:
             _fill(recording, recorder, result, conditions)
@@ -196,7 +212,9 @@ def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Con
         symbols=tuple(translation.sources),
         guards=tuple(translation.guards),
         opaque=tuple(recorder.opaque),
+        objects=tuple(known for known, _ in recorder.held.values()),
     )
+    recording.objects = {name: value for name, (_, value) in recorder.held.items()}
     recording.conditions = conditions
     recording.constants = dict(recorder.constants)
     recording.parameters = {name: recorder.real[name] for name in recorder.parameters}
@@ -225,8 +243,9 @@ def _output(leaf: Any, recorder: Recorder, translation: Translation) -> Any:
         return translation.dim(leaf)
     if isinstance(leaf, (type(None), bool, int, float, str)):
         return Expect(leaf)
-    if id(leaf) in recorder.objects:
-        return Argument(recorder.objects[id(leaf)])
+    known = recorder.objects.get(id(leaf))
+    if known is not None:
+        return known if isinstance(known, Ref) else Argument(known)
     raise Refused("opaque_output", f"the result holds a {type(leaf).__name__}")
 
 
@@ -247,10 +266,25 @@ def _spec(fake: torch.Tensor, translation: Translation) -> TensorSpec:
     )
 
 
-def python_state(modules: Mapping[str, torch.nn.Module]) -> list[tuple[Any, Any, Any]]:
+def attributes_of(
+    modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Module]
+) -> dict[int, tuple[str, Any]]:
+    """Objects that the modules hold as attributes, by id: their paths and themselves."""
+    found: dict[int, tuple[str, Any]] = {}
+    for prefix, module in modules.items():
+        for path, child in modules_of(module, steps):
+            for name, value in vars(child).items():
+                if hasattr(value, "__dict__") and not isinstance(value, (torch.nn.Module, torch.Tensor, type)):
+                    found.setdefault(id(value), (".".join(filter(None, (prefix, path, name))), value))
+    return found
+
+
+def python_state(
+    modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Module] = ()
+) -> list[tuple[Any, Any, Any]]:
     """What the modules hold in Python; `changed` tells whether a call left it as it was."""
     try:
-        return held_state(modules)
+        return held_state(modules, (), steps)
     except Refused:
         return []  # such modules are refused before they are recorded
 

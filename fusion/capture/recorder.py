@@ -15,37 +15,21 @@ import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.decide.refusal import Refusal, Refused
-from fusion.patterns.graph import Expect, GraphInput, IslandNode, Leaf, OpNode, Path, Ref
+from fusion.patterns.graph import GraphInput, IslandNode, Leaf, OpNode, Path, Ref
 from fusion.patterns.ops import Kind, kind_of
-from fusion.runtime.plan import Raised
 
-from .islands import Island
+from .natively import NativeCalls
 from .provenance import Atom, user_line
-from .shadow import Shadow, hint, is_symbolic, quiet_log
+from .shadow import Shadow, hint, quiet_log
 
 _TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-DATA_READS = {
-    torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__index__, torch.Tensor.__float__,
-    torch.Tensor.tolist, torch.Tensor.__contains__, torch.Tensor.__format__, torch.Tensor.__repr__,
-    torch.Tensor.data_ptr, torch.Tensor.storage_offset, torch.Tensor.untyped_storage, torch.Tensor.storage,
-    torch.Tensor.nbytes.__get__,  # type: ignore[attr-defined]
-    torch.Tensor.__complex__, torch.equal, torch.allclose, torch.is_nonzero,
-}  # fmt: skip
-NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__, torch.from_numpy, torch.Tensor.__dlpack__}
-_SIZE_READS = {
-    torch.Tensor.size, torch.Tensor.numel, torch.Tensor.stride, torch.Tensor.nelement, torch.numel,
-    torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
-}  # fmt: skip
-LAYOUT_READS = {torch.Tensor.is_contiguous}
-_INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(NativeCalls, TorchDispatchMode):
     """Records one run. Use `with recorder.active(): result = scope(...)`.
 
     Attributes:
@@ -60,6 +44,8 @@ class Recorder(TorchDispatchMode):
         parameters: Mapping[int, tuple[str, torch.Tensor]],
         objects: Mapping[int, Path],
         *,
+        steps: Mapping[str, torch.nn.Module] | None = None,
+        attributes: Mapping[int, tuple[str, Any]] | None = None,
         adopt_inputs: bool = False,
         max_ops: int = 4096,
     ) -> None:
@@ -73,11 +59,10 @@ class Recorder(TorchDispatchMode):
         self.aliased_inputs: list[tuple[Path, Path]] = []
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
-        self.numbers: dict[str, int] = {}  # sizes that islands returned, by value name
         self.opaque: list[str] = []  # results whose shape is known only once they are there
         self.written: dict[int, str] = {}  # memory that operators write to: the user's line
-        self.log: list[Any] = []
-        self.objects = dict(objects)
+        self.set_up_native_calls(objects, steps or {}, attributes or {})
+        self._storages: set[int] = set()
         self._names: dict[int, str] = {}
         self._parameters = parameters
         self._adopt_inputs = adopt_inputs
@@ -96,7 +81,7 @@ class Recorder(TorchDispatchMode):
             first = next(i.path for i in self.inputs if i.name == known)
             self.aliased_inputs.append((path, first))
             return
-        problem = _unsupported(tensor)
+        problem = unsupported(tensor)
         if problem:
             self.refuse("unsupported_layout", f"the argument {path} is {problem}")
             return
@@ -107,6 +92,8 @@ class Recorder(TorchDispatchMode):
         self.real[name] = tensor
         self.fakes[name] = fake
         self._names[id(tensor)] = name
+        if tensor.layout is torch.strided:
+            self._storages.add(self._quiet(lambda: storage_key(tensor)))
         return name
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
@@ -154,6 +141,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._paused:
+            if self.refusal is None and func._schema.is_mutable:
+                self._note_writes(func, args, kwargs, known=True)  # a step may write to what it was given
             return func(*args, **kwargs)  # the shadow's own calls, symbols and all
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
         if not self.recording:
@@ -213,7 +202,10 @@ class Recorder(TorchDispatchMode):
             raise Refused("guard", "a size became a floating-point argument of an operator", user_line())
         if isinstance(leaf, (*Atom, torch.SymInt)):
             return leaf
-        raise Refused("opaque_argument", f"an operator argument of type {type(leaf).__name__}", user_line())
+        known = self.object_leaf(leaf)
+        if known is not None:
+            return known
+        raise Refused("opaque_argument", f"an argument of type {type(leaf).__name__}", user_line())
 
     def _shadows(self, func: Any, args: Any, kwargs: Any, count: int) -> Sequence[Any]:
         """The results of an operator on the shadows; None for each where torch cannot tell their shapes beforehand.
@@ -255,7 +247,7 @@ class Recorder(TorchDispatchMode):
             raise Refused("data_read", f"an operator returned a Python {type(real).__name__}", user_line())
         if self._names.get(id(real)) is not None:
             return self._names[id(real)]
-        problem = _unsupported(real)
+        problem = unsupported(real)
         if problem:
             raise Refused("unsupported_layout", f"an operator returned {problem}", user_line())
         name = f"v{len(self.real)}"
@@ -270,173 +262,14 @@ class Recorder(TorchDispatchMode):
             fake = self._quiet(lambda: self.shadow.build(real, fake.shape, self.shadow._strides("", real, fake.shape)))
         return self._bind(name, real, fake)
 
-    def _note_writes(self, func: Any, args: Any, kwargs: Any) -> None:
+    def _note_writes(self, func: Any, args: Any, kwargs: Any, known: bool = False) -> None:
         for position, argument in enumerate(func._schema.arguments):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             target = args[position] if position < len(args) else kwargs.get(argument.name)
             for tensor in pytree.tree_leaves(target):
-                if isinstance(tensor, torch.Tensor):
+                if type(tensor) in _TENSOR_TYPES and (not known or storage_key(tensor) in self._storages):
                     self.written.setdefault(storage_key(tensor), user_line())
-
-    # ---- islands
-
-    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
-        """Calls an island natively and records the call, not what happens inside."""
-        if not self.recording:
-            return original(receiver, *args, **kwargs)
-        real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
-        try:
-            result = self._quiet(lambda: original(receiver, *real_args, **real_kwargs))
-        except Exception as error:
-            self.log.append(Raised(error))
-            raise
-        self.log.append(result)
-        try:
-            return self._record_island(island, receiver, args, kwargs, result)
-        except Refused as refused:
-            self.refusal = refused.refusal
-        except Exception as error:
-            self.refuse("recorder_error", f"{island.method} could not be recorded: {type(error).__name__}: {error}")
-        return result
-
-    def _record_island(self, island: Island, receiver: Any, args: Any, kwargs: Any, result: Any) -> Any:
-        if id(receiver) not in self.objects:
-            raise Refused(
-                "opaque_argument", f"{type(receiver).__name__}.{island.method} on an object that is no argument"
-            )
-        if island.effect:
-            self._check_attributes(island)
-        graph_args, graph_kwargs = pytree.tree_map(self._leaf, (args, kwargs))
-        like = [self.fakes[self._names[id(a)]] for a in pytree.tree_leaves((args, kwargs)) if torch.is_tensor(a)]
-        structure = "tuple" if type(result) is tuple else "list" if type(result) is list else "leaf"
-        outputs: list[Any] = []
-        handed: list[Any] = []
-        for leaf in result if structure != "leaf" else (result,):
-            made, seen = self._island_result(leaf, like, island)
-            outputs.append(made)
-            handed.append(seen)
-        self.nodes.append(
-            IslandNode(
-                self.objects[id(receiver)],
-                island.method,
-                as_tuples(graph_args),
-                tuple(sorted((k, as_tuples(v)) for k, v in graph_kwargs.items())),
-                tuple(outputs),
-                island.effect,
-                structure,
-                user_line(),
-            )
-        )
-        return type(result)(handed) if structure != "leaf" else handed[0]
-
-    def _check_attributes(self, island: Island) -> None:
-        """An attribute read before an effect would read otherwise in a re-run after it: only methods are logged."""
-        for node in self.nodes:
-            if isinstance(node, IslandNode) and node.args is None:
-                raise Refused(
-                    "python_state",
-                    f"the attribute {node.method!r} is read before {island.method} may change it; "
-                    "read it through a method and register that with effect=False",
-                    node.origin,
-                )
-
-    def _island_result(self, leaf: Any, like: list[torch.Tensor], island: Island) -> tuple[Any, Any]:
-        if isinstance(leaf, torch.Tensor):
-            if id(leaf) in self._names:
-                return self._names[id(leaf)], leaf
-            name = f"v{len(self.real)}"
-            fake = self._quiet(lambda: self.shadow.of_result(name, leaf, like, island.grows))
-            return self._bind(name, leaf, fake), leaf
-        if isinstance(leaf, bool) or leaf is None or isinstance(leaf, (str, float)):
-            return Expect(leaf), leaf
-        if isinstance(leaf, int):
-            name = f"n{len(self.nodes)}"
-            self.numbers[name] = leaf
-            number = self.shadow.new_symbol(leaf, (name, "result", 0))
-            return (name, number) if is_symbolic(number) else (Expect(leaf), leaf)
-        raise Refused("opaque_output", f"{island.method} returned a {type(leaf).__name__}", user_line())
-
-    def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
-        """An attribute read on an argument object: a plain value becomes a condition, anything else a refusal."""
-        if not self.recording or id(receiver) not in self.objects or callable(value):
-            if self.recording and callable(value) and id(receiver) in self.objects:
-                self.refuse("opaque_argument", f"{type(receiver).__name__}.{name}() is not registered as an island")
-            return value
-        if value is None or isinstance(value, (bool, int, str, float)):
-            path = self.objects[id(receiver)]
-            self.nodes.append(IslandNode(path, name, None, (), (Expect(value),), False, "leaf", user_line()))
-        else:
-            self.refuse("opaque_argument", f"{type(receiver).__name__}.{name} is read; register an island for it")
-        return value
-
-
-class SizeReads(TorchFunctionMode):
-    """Answers `.shape` and its kin with the shadow's symbols, and notices reads of tensor data."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        recorder = self.recorder
-        if not recorder.recording:
-            return func(*args, **kwargs)
-        if args and id(args[0]) in recorder._parameters and _unsupported(args[0]) is None:
-            self._fake(args[0])  # a plan guards what the forward asked about, such as the dtype, used or not
-        if func in _SIZE_READS:
-            fake = self._fake(args[0])
-            if fake is not None:
-                return recorder._quiet(lambda: func(fake, *args[1:], **kwargs))
-        elif func is torch.Tensor.__len__ and args[0].ndim:
-            fake = self._fake(args[0])
-            if fake is not None:
-                return int(fake.shape[0])  # len() must be a number: the size is fixed by a guard
-        elif func is torch.Tensor.contiguous and len(args) == 1 and not kwargs:
-            return self._contiguous(args[0])
-        elif func in _INDEXING:
-            fake = self._fake(args[0])
-            if fake is not None:
-                recorder._quiet(lambda: _guard_whole_slices(fake, args[1]))
-        elif func in DATA_READS:
-            recorder.refuse("data_read", f"{func.__name__} reads tensor data in Python")
-        elif func in NUMPY:
-            recorder.refuse("numpy", f"{func.__name__} leaves torch")
-        elif func in LAYOUT_READS:
-            return self._layout(func, args, kwargs)
-        return func(*args, **kwargs)
-
-    def _fake(self, tensor: Any) -> torch.Tensor | None:
-        try:
-            return self.recorder.fakes[self.recorder._known(tensor)]
-        except Refused as refused:
-            self.recorder.refusal = self.recorder.refusal or refused.refusal
-            return None
-
-    def _layout(self, func: Any, args: Any, kwargs: Any) -> Any:
-        fake = self._fake(args[0])
-        if fake is not None and func is torch.Tensor.is_contiguous:
-            self.recorder._quiet(lambda: func(fake, *args[1:], **kwargs))  # leaves its guards
-        return func(*args, **kwargs)
-
-    def _contiguous(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`contiguous()` that had nothing to do is recorded unless that holds for all shapes."""
-        result = tensor.contiguous()
-        recorder = self.recorder
-        if result is not tensor or not recorder.recording:
-            return result
-        fake = self._fake(tensor)
-        if fake is None:
-            return result
-        from torch._prims_common import is_contiguous_or_false
-
-        if not recorder._quiet(lambda: is_contiguous_or_false(fake)):
-            name = recorder.name_of(tensor)
-            fresh = f"v{len(recorder.real)}"
-            recorder._bind(fresh, tensor, recorder._quiet(fake.contiguous))
-            recorder.nodes.append(OpNode("aten.contiguous.default", (Ref(str(name)),), (), (fresh,), user_line()))
-        return result
 
 
 def as_tuples(tree: Any) -> Any:
@@ -446,26 +279,6 @@ def as_tuples(tree: Any) -> Any:
     if isinstance(tree, slice):
         raise Refused("opaque_argument", "a slice object as an operator argument")
     return tree
-
-
-def _guard_whole_slices(fake: torch.Tensor, index: Any) -> None:
-    """torch leaves a slice out that takes all of a dimension; whether `x[:, :10]` does depends on the size."""
-    items = index if isinstance(index, tuple) else (index,)
-    used = sum(_width(i) for i in items if i is not Ellipsis)
-    dim = 0
-    for item in items:
-        plain = isinstance(item, slice) and item.start in (None, 0) and item.step in (None, 1)
-        if plain and type(item.stop) is int and item.stop >= 0:
-            bool(fake.shape[dim] <= item.stop)
-        dim += fake.ndim - used if item is Ellipsis else _width(item)
-
-
-def _width(item: Any) -> int:
-    """How many dimensions an index takes."""
-    if item is None or isinstance(item, bool):
-        return 0
-    mask = isinstance(item, torch.Tensor) and item.dtype in (torch.bool, torch.uint8)
-    return item.ndim if mask else 1
 
 
 def storage_key(tensor: torch.Tensor) -> int:
@@ -482,7 +295,8 @@ def _draws_nothing(func: Any, args: Any, kwargs: Any) -> bool:
     return False
 
 
-def _unsupported(tensor: torch.Tensor) -> str | None:
+def unsupported(tensor: torch.Tensor) -> str | None:
+    """What about a tensor the recorder does not cover, in words, or None."""
     if type(tensor) not in _TENSOR_TYPES:
         return f"a tensor subclass {type(tensor).__name__}"
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():

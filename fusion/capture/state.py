@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch.nn.modules import module as torch_module
 
 from fusion.decide.refusal import Refusal, Refused
 from fusion.runtime.native import ABSENT
+
+from .provenance import modules_of
 
 SWITCH = "enable_fusion"  # the attribute of a model's config that switches fusion off and on
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -25,8 +27,8 @@ _DEEPEST = 6
 _MOST_STATE = 10_000
 
 
-def problems(modules: Mapping[str, torch.nn.Module]) -> Refusal | None:
-    """Why a call cannot be recorded or dispatched now, or None."""
+def problems(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Module] = ()) -> Refusal | None:
+    """Why a call cannot be recorded or dispatched now, or None; what happens in `steps` is their own affair."""
     if torch.is_grad_enabled():
         return Refusal("grad_enabled", "call the model under torch.inference_mode() or torch.no_grad()")
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
@@ -39,8 +41,8 @@ def problems(modules: Mapping[str, torch.nn.Module]) -> Refusal | None:
         return Refusal("grad_enabled", "forward-mode differentiation is active")
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return Refusal("hook", "global module hooks are registered")
-    for prefix, module in modules.items():
-        for path, child in module.named_modules(prefix=prefix):
+    for module in modules.values():
+        for path, child in modules_of(module, steps):
             if child.training:
                 return Refusal("training", f"{path or type(child).__name__} is in training mode; call model.eval()")
             if child is not module and any(getattr(child, hooks) for hooks in _HOOKS):
@@ -48,7 +50,9 @@ def problems(modules: Mapping[str, torch.nn.Module]) -> Refusal | None:
     return None
 
 
-def watched(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+def watched(
+    modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = (), steps: Iterable[torch.nn.Module] = ()
+) -> list[tuple[Any, ...]]:
     """Snapshot entries for everything a module tree's forward can depend on beside its arguments and global names.
 
     Every attribute, parameter, buffer and submodule by identity; what lists, dicts and plain objects among them hold;
@@ -57,6 +61,7 @@ def watched(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ())
     Args:
         modules: the scope's modules.
         objects: further objects whose attributes count (a model's config); their `enable_fusion` is watched too.
+        steps: modules that the scope calls natively: they are watched as objects, not looked into.
 
     Raises:
         Refused: there is more state than can be watched.
@@ -67,13 +72,14 @@ def watched(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ())
         ("attribute", forward_ad, "_current_level", -1),  # a kernel hands on no tangents
     ]
     kinds: dict[Any, None] = {}
+    steps = tuple(steps)
     for module in modules.values():
-        for child in module.modules():
+        for _, child in modules_of(module, steps):
             kinds[type(child)] = None
             if child is not module:  # the root's own hooks run around the scope
                 entries += [("size", vars(child)[hooks], 0) for hooks in _HOOKS]
     entries += [("attribute", kind, "forward", kind.forward) for kind in kinds]
-    for container, key, value in held_state(modules, objects):
+    for container, key, value in held_state(modules, objects, steps):
         if key is None:
             entries.append(("size", container, value))
         elif isinstance(container, list):
@@ -84,7 +90,9 @@ def watched(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ())
     return entries
 
 
-def held_state(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = ()) -> list[tuple[Any, Any, Any]]:
+def held_state(
+    modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = (), steps: Iterable[torch.nn.Module] = ()
+) -> list[tuple[Any, Any, Any]]:
     """What a module tree holds in Python, as (container, key, value), and (container, None, size) for each container.
 
     Containers are modules' dicts, and the lists, dicts, sets and plain objects found in them.
@@ -114,7 +122,7 @@ def held_state(modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = 
             visit(item, depth + 1)
 
     for module in modules.values():
-        for child in module.modules():
+        for _, child in modules_of(module, steps):
             own = vars(child)
             found.append((own, None, len(own)))
             for name, value in own.items():

@@ -8,7 +8,7 @@ import torch
 
 from fusion.kernels.elements import DTYPES
 from fusion.patterns import ops, symbols
-from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, TensorSpec
+from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, TensorSpec, island_text
 from fusion.patterns.ops import Kind
 from fusion.patterns.symbols import Dim
 
@@ -107,7 +107,7 @@ class Facts:
 def _boundary(node: OpNode | IslandNode, spec: dict[str, TensorSpec], written: frozenset[str]) -> No | None:
     """Why a node can be in no region, or None."""
     if isinstance(node, IslandNode):
-        return "not_fusable", f"{node.method} is called natively"
+        return "not_fusable", f"{island_text(node)} is called natively"
     names = (*node.refs, *made_by(node))
     if not written.isdisjoint(names):
         return "aliased", f"{node.op} touches memory that is written to"

@@ -6,11 +6,17 @@ classes only; models are found by structure.
 
 from __future__ import annotations
 
+import inspect
 import sys
 
-from fusion.capture.islands import register_island
+from fusion.capture.islands import register_island, register_made
 
-_READS = ("get_seq_length", "get_mask_sizes", "get_max_length", "get_max_cache_shape", "__len__")
+_EFFECTS = {"update": (-2,), "update_conv_state": (), "update_recurrent_state": (), "update_indexer": (-2,)}
+_READS = (
+    "get_seq_length", "get_mask_sizes", "get_max_length", "get_max_cache_shape", "get_query_offset",
+    "has_previous_state", "__len__",
+)  # fmt: skip
+_MADE = ("DynamicCache",)  # what a forward makes when it is called without a cache
 _registered = False
 
 
@@ -21,8 +27,13 @@ def register() -> None:
     if library is None or _registered:
         return
     _registered = True
-    cache = library.Cache
-    register_island(cache, "update", effect=True, grows=(-2,))
-    for name in _READS:
-        if name in vars(cache):
-            register_island(cache, name, effect=False)
+    for kind in vars(library).values():
+        if inspect.isclass(kind) and issubclass(kind, library.Cache):
+            for name, grows in _EFFECTS.items():
+                if name in vars(kind):
+                    register_island(kind, name, grows=grows)
+            for name in _READS:
+                if name in vars(kind):
+                    register_island(kind, name, effect=False)
+    for name in _MADE:
+        register_made(vars(library)[name])

@@ -1,0 +1,269 @@
+"""What a recorder does with calls that a plan makes natively: islands, steps, objects the scope makes, data reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fusion.decide.refusal import Refusal, Refused
+from fusion.patterns.graph import Argument, Expect, HeldObject, IslandNode, OpNode, Path, Ref
+from fusion.runtime.plan import Raised
+
+from .islands import Island
+from .provenance import user_line
+from .shadow import Shadow, hint, is_symbolic
+
+_PLAIN = (type(None), bool, int, float, str)
+Receiver = Path | Ref
+
+
+class NativeCalls:
+    """The part of a recorder that is told of calls and reads which are not torch's.
+
+    Attributes:
+        objects: argument objects and objects the scope made, by id: how a plan names them.
+        held: objects that are bound to plans by name: steps, classes, attributes of modules.
+        numbers: sizes that islands returned, by value name.
+        log: results of islands, steps and attribute reads, in order.
+        module: the innermost module of the scope that is running; None in the scope's own forward.
+    """
+
+    if TYPE_CHECKING:
+        nodes: list[OpNode | IslandNode]
+        real: dict[str, torch.Tensor]
+        fakes: dict[str, torch.Tensor]
+        refusal: Refusal | None
+        shadow: Shadow
+        _names: dict[int, str]
+        recording: bool
+
+        def refuse(self, code: str, sentence: str, origin: str | None = None) -> None: ...
+        def _quiet(self, build: Callable[[], Any]) -> Any: ...
+        def _leaf(self, leaf: Any) -> Any: ...
+        def _bind(self, name: str, tensor: torch.Tensor, fake: torch.Tensor) -> str: ...
+
+    def set_up_native_calls(
+        self,
+        objects: Mapping[int, Path],
+        steps: Mapping[str, torch.nn.Module],
+        attributes: Mapping[int, tuple[str, Any]],
+    ) -> None:
+        """Takes what may be called.
+
+        Args:
+            objects: argument objects by id: their paths.
+            steps: modules that are called natively, by path.
+            attributes: other objects that the scope's modules hold, by id: their paths and themselves.
+        """
+        self.objects: dict[int, Receiver] = dict(objects)
+        self.held: dict[str, tuple[HeldObject, Any]] = {}
+        self.numbers: dict[str, int] = {}
+        self.log: list[Any] = []
+        self.module: torch.nn.Module | None = None
+        self._steps = {id(module): path for path, module in steps.items()}
+        self._attributes = attributes
+        self._made: list[Any] = []  # kept, so that their ids stay theirs
+
+    # ---- what is called
+
+    def _hold(self, kind: str, path: str, value: Any) -> Ref:
+        """The name of an object that is bound to plans."""
+        for name, (known, object_) in self.held.items():
+            if object_ is value and known.kind == kind:
+                return Ref(name)
+        name = f"h{len(self.held)}"
+        self.held[name] = HeldObject(name, kind, path), value
+        return Ref(name)
+
+    def object_leaf(self, value: Any) -> Argument | Ref | None:
+        """An object among a call's arguments, as a plan names it; None for one of unknown origin."""
+        known = self.objects.get(id(value))
+        if known is not None:
+            return known if isinstance(known, Ref) else Argument(known)
+        if id(value) in self._attributes:
+            path, held = self._attributes[id(value)]
+            return self._hold("attribute", path, held)
+        return None
+
+    # ---- islands
+
+    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
+        """Calls an island natively and records the call, not what happens inside."""
+        if not self.recording:
+            return original(receiver, *args, **kwargs)
+        if island.method == "__init__":
+            return self._make(island, original, receiver, args, kwargs)
+        known = self.objects.get(id(receiver))
+        if known is None:
+            self.refuse(
+                "opaque_argument", f"{type(receiver).__name__}.{island.method} on an object that is no argument"
+            )
+            return original(receiver, *args, **kwargs)
+        return self._native(
+            known, island.method, lambda a, k: original(receiver, *a, **k), args, kwargs, island.effect, island.grows
+        )
+
+    def _make(self, island: Island, original: Callable[..., Any], made: Any, args: Any, kwargs: Any) -> Any:
+        """The scope makes an object: so does the plan."""
+        kind = type(made)
+        if island.owner is not kind:
+            self.refuse("opaque_argument", f"{kind.__name__} is made; register it with fusion.register_made")
+            return original(made, *args, **kwargs)
+        real = pytree.tree_map(hint, (args, kwargs))
+        self._quiet(lambda: original(made, *real[0], **real[1]))
+        self.log.append(made)
+
+        def record() -> None:
+            arguments = pytree.tree_map(self._leaf, (args, kwargs))
+            output = self._new_object(made)
+            held = self._hold("class", f"{kind.__module__}.{kind.__qualname__}", kind)
+            self._node(held, "", arguments, (output,), True, "leaf")
+
+        self._attempt(island.owner.__name__, record)
+        return None
+
+    def _new_object(self, value: Any) -> str:
+        name = f"o{len(self._made)}"
+        self._made.append(value)
+        self.objects[id(value)] = Ref(name)
+        return name
+
+    def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        """A step is called natively; other modules are looked into."""
+        if not self.recording:
+            return original(module, *args, **kwargs)
+        path = self._steps.get(id(module))
+        if path is not None:
+            held = self._hold("module", path, module)
+            return self._native(held, "", lambda a, k: original(module, *a, **k), args, kwargs, True, ())
+        outer, self.module = self.module, module
+        try:
+            return original(module, *args, **kwargs)
+        finally:
+            if self.recording:
+                self.module = outer
+
+    def _native(
+        self,
+        receiver: Receiver,
+        method: str,
+        call: Callable[[Any, Any], Any],
+        args: Any,
+        kwargs: Any,
+        effect: bool,
+        grows: tuple[int, ...],
+    ) -> Any:
+        real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
+        try:
+            result = self._quiet(lambda: call(real_args, real_kwargs))
+        except Exception as error:
+            self.log.append(Raised(error))
+            raise
+        self.log.append(result)
+        handed = [result]
+
+        def record() -> None:
+            arguments = pytree.tree_map(self._leaf, (args, kwargs))
+            given = pytree.tree_leaves((args, kwargs))
+            like = [self.fakes[self._names[id(a)]] for a in given if isinstance(a, torch.Tensor)]
+            flat, structure = _flatten(result)
+            pairs = [self._native_result(leaf, like, grows, method) for leaf in flat]
+            self._node(receiver, method, arguments, tuple(p[0] for p in pairs), effect, structure)
+            handed[0] = _unflatten(structure, [p[1] for p in pairs])
+
+        self._attempt(method or "a module", record)
+        return handed[0]
+
+    def _attempt(self, what: str, record: Callable[[], None]) -> None:
+        try:
+            record()
+        except Refused as refused:
+            self.refusal = self.refusal or refused.refusal
+        except Exception as error:
+            self.refuse("recorder_error", f"{what} could not be recorded: {type(error).__name__}: {error}")
+
+    def _node(
+        self, receiver: Receiver, method: str, arguments: Any, outputs: tuple[Any, ...], effect: bool, structure: str
+    ) -> None:
+        from .recorder import as_tuples
+
+        args, kwargs = arguments
+        named = tuple(sorted((k, as_tuples(v)) for k, v in kwargs.items()))
+        self.nodes.append(IslandNode(receiver, method, as_tuples(args), named, outputs, effect, structure, user_line()))
+
+    def _native_result(
+        self, leaf: Any, like: list[torch.Tensor], grows: tuple[int, ...], method: str
+    ) -> tuple[Any, Any]:
+        """What a result is called in the graph, and what the forward gets: a size becomes a symbol."""
+        if isinstance(leaf, torch.Tensor):
+            if id(leaf) in self._names:
+                return self._names[id(leaf)], leaf
+            name = f"v{len(self.real)}"
+            fake = self._quiet(lambda: self.shadow.of_result(name, leaf, like, grows))
+            return self._bind(name, leaf, fake), leaf
+        if type(leaf) is int:
+            return self._number(leaf)
+        if isinstance(leaf, _PLAIN):
+            return Expect(leaf), leaf
+        known = self.object_leaf(leaf)
+        if known is not None:
+            return known, leaf
+        if method:
+            raise Refused("opaque_output", f"{method} returned a {type(leaf).__name__}", user_line())
+        return self._new_object(leaf), leaf
+
+    def _number(self, value: int) -> tuple[Any, Any]:
+        name = f"n{len(self.numbers)}"
+        number = self.shadow.new_symbol(value, (name, "result", 0))
+        if not is_symbolic(number):
+            return Expect(value), value
+        self.numbers[name] = value
+        return name, number
+
+    # ---- reads
+
+    def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
+        """An attribute read on an object: a plain value becomes a condition, anything else a refusal."""
+        known = self.objects.get(id(receiver))
+        if not self.recording or known is None:
+            return value
+        kind = type(receiver).__name__
+        if callable(value):
+            self.refuse("opaque_argument", f"{kind}.{name}() is not registered as an island")
+        elif _is_plain(value):
+            recorded = list(value) if isinstance(value, list) else value
+            self.log.append(recorded)
+            self.nodes.append(IslandNode(known, name, None, (), (Expect(recorded),), False, "leaf", user_line()))
+        else:
+            self.refuse("opaque_argument", f"{kind}.{name} is read; register an island for it")
+        return value
+
+    def on_data_read(self, tensor: torch.Tensor, method: str, value: Any) -> Any:
+        """Python asked for a value of a tensor: a plan asks again, and goes on if the answer is the same."""
+        if self.refusal is not None:
+            return value
+        leaf, seen = self._number(value) if method == "item" and type(value) is int else (Expect(value), value)
+        self.nodes.append(IslandNode(self._leaf(tensor), method, (), (), (leaf,), False, "leaf", user_line()))
+        return seen
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(v, _PLAIN) for v in value)
+    return isinstance(value, _PLAIN)
+
+
+def _flatten(result: Any) -> tuple[list[Any], str]:
+    if type(result) in (tuple, list) and not any(isinstance(r, (tuple, list, dict)) for r in result):
+        return list(result), type(result).__name__
+    flat, tree = pytree.tree_flatten(result)
+    return flat, "leaf" if tree.is_leaf() else pytree.treespec_dumps(tree)
+
+
+def _unflatten(structure: str, leaves: list[Any]) -> Any:
+    if structure in ("tuple", "list"):
+        return {"tuple": tuple, "list": list}[structure](leaves)
+    return leaves[0] if structure == "leaf" else pytree.tree_unflatten(leaves, pytree.treespec_loads(structure))
