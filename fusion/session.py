@@ -23,7 +23,9 @@ from fusion.scope import Scope
 from fusion.signature import ClassForward, Forward
 
 # Refusals that say something of the call, not of the module.
-_PASSING = ("grad_enabled", "training", "active_mode", "autocast", "hook", "disabled", "too_many_plans")
+_PASSING = (
+    "grad_enabled", "training", "active_mode", "autocast", "hook", "disabled", "too_many_plans", "unsupported_layout",
+)  # fmt: skip
 _MOST_DIVISIONS = 64  # a model whose modules fail one by one stays as it is after that many
 
 
@@ -95,7 +97,7 @@ class Session:
             scope.steps[at] = culprit
             scope.refresh()
             return True
-        if not scope.known and not scope.divided:
+        if not scope.known and not scope.divided and not scope.statistics.planned[0]:
             self._divisions += 1
             scope.divided = True
             self._add_parts(module, path)

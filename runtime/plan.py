@@ -70,6 +70,11 @@ class KernelCall:
     given: tuple[Dim, ...] = ()
 
 
+def as_it_is(result: Any) -> Any:
+    """What a read returned, for a log: a tensor that a later effect may write to is copied."""
+    return pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, result)
+
+
 Step = tuple[str, int]  # ("node", index into graph.nodes) or ("region", index into the kernels)
 
 
@@ -349,7 +354,10 @@ class Writer:
             called = f"{receiver}.{node.method}" if node.method else receiver
             self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
             self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
-            self.lines.append(f"{pad}log.append(r)")
+            live = not node.effect and any(o in self.graph.spec for o in node.outputs if isinstance(o, str))
+            self.lines.append(
+                f"{pad}log.append({self.name('as_it_is', as_it_is)}(r))" if live else f"{pad}log.append(r)"
+            )
             if log:
                 every = leaves((node.args, tuple(value for _, value in node.kwargs)))
                 seen = [

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import Argument, Expect, HeldObject, IslandNode, OpNode, Path, Ref
-from fusion.runtime.plan import Raised
+from fusion.runtime.plan import Raised, as_it_is
 
 from .islands import Island
 from .provenance import user_line
@@ -29,6 +29,7 @@ class NativeCalls:
         numbers: sizes that islands returned, by value name.
         log: results of islands, steps and attribute reads, in order.
         module: the innermost module of the scope that is running; None in the scope's own forward.
+        in_step: whether a step is running, which may write to what it was given.
     """
 
     if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class NativeCalls:
         self.numbers: dict[str, int] = {}
         self.log: list[Any] = []
         self.module: torch.nn.Module | None = None
+        self.in_step = False
         self._steps = {id(module): path for path, module in steps.items()}
         self._attributes = attributes
         self._made: list[Any] = []  # kept, so that their ids stay theirs
@@ -138,7 +140,11 @@ class NativeCalls:
         path = self._steps.get(id(module))
         if path is not None:
             held = self._hold("module", path, module)
-            return self._native(held, "", lambda a, k: original(module, *a, **k), args, kwargs, True, ())
+            self.in_step = True
+            try:
+                return self._native(held, "", lambda a, k: original(module, *a, **k), args, kwargs, True, ())
+            finally:
+                self.in_step = False
         outer, self.module = self.module, module
         try:
             return original(module, *args, **kwargs)
@@ -162,7 +168,7 @@ class NativeCalls:
         except Exception as error:
             self.log.append(Raised(error))
             raise
-        self.log.append(result)
+        self.log.append(result if effect else self._quiet(lambda: as_it_is(result)))
         handed = [result]
 
         def record() -> None:

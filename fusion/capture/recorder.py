@@ -24,7 +24,7 @@ from fusion.patterns.ops import Kind, kind_of
 
 from .natively import NativeCalls
 from .provenance import Atom, user_line
-from .shadow import Shadow, hint, quiet_log
+from .shadow import Shadow, has_unknown_size, hint, quiet_log
 
 _TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
@@ -141,7 +141,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._paused:
-            if self.refusal is None and func._schema.is_mutable:
+            if self.in_step and self.refusal is None and func._schema.is_mutable:
                 self._note_writes(func, args, kwargs, known=True)  # a step may write to what it was given
             return func(*args, **kwargs)  # the shadow's own calls, symbols and all
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
@@ -228,11 +228,11 @@ class Recorder(NativeCalls, TorchDispatchMode):
         for attempt in (call, decomposed):
             try:
                 fake = self._quiet(attempt)
-                return fake if isinstance(fake, (tuple, list)) else (fake,)
-            except DynamicOutputShapeException:
+                return [
+                    None if has_unknown_size(f) else f for f in (fake if isinstance(fake, (tuple, list)) else (fake,))
+                ]
+            except (DynamicOutputShapeException, DataDependentOutputException):
                 break
-            except DataDependentOutputException:
-                raise
             except Exception:
                 continue
         if kind_of(str(func)) is not Kind.LIBRARY:
@@ -297,6 +297,8 @@ def _draws_nothing(func: Any, args: Any, kwargs: Any) -> bool:
 
 def unsupported(tensor: torch.Tensor) -> str | None:
     """What about a tensor the recorder does not cover, in words, or None."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return "a tensor of a functorch transformation"
     if type(tensor) not in _TENSOR_TYPES:
         return f"a tensor subclass {type(tensor).__name__}"
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():

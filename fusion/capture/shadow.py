@@ -47,6 +47,12 @@ def hint(value: Any) -> Any:
     return known if known is not None else value.node.shape_env.size_hint(value.node.expr)
 
 
+def has_unknown_size(fake: Any) -> bool:
+    """Whether torch knows no real number for a size of a shadow: it depends on data."""
+    sizes = fake.shape if isinstance(fake, torch.Tensor) else ()
+    return any(isinstance(s, torch.SymInt) and s.node.hint is None and s.node.expr.free_symbols for s in sizes)
+
+
 class Shadow:
     """The symbols, fake tensors and guards of one recording.
 

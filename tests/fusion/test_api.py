@@ -190,8 +190,8 @@ def test_an_error_in_the_block_ends_the_recording(quick: fusion.FusionConfig) ->
 def test_blocks_that_cannot_be_replayed_say_why(quick: fusion.FusionConfig) -> None:
     x, foreign = rand(4, 8), rand(8)
     with fusion.record(x=x, config=quick) as recording:
-        y = x * x.sum().item()
-    assert torch.equal(y, x * x.sum().item())
+        y = x * x[0].tolist()[0]
+    assert torch.equal(y, x * x[0, 0])
     with pytest.raises(RecordingError, match="data_read"):
         recording.compile()
     with fusion.record(x=x, config=quick) as recording:

@@ -1074,10 +1074,10 @@ def test_an_island_that_raises_after_its_effect(make: Any, quick: fusion.FusionC
     assert scope.statistics.planned[0] >= 2 and scope.statistics.fallbacks == 0, scope.statistics
 
 
-def test_an_attribute_read_before_an_effect_is_refused(quick: fusion.FusionConfig) -> None:
+def test_an_attribute_read_before_an_effect(quick: fusion.FusionConfig) -> None:
     class Reads(torch.nn.Module):
         def forward(self, x: torch.Tensor, memory: Memory) -> torch.Tensor:
-            y = torch.exp(x) * (2 if memory.calls % 2 else 3)  # read
+            y = torch.exp(x) * (2 if memory.calls % 2 else 3)
             return memory.add(y)[1] + 1
 
     model, eager = fusion.enable(Reads().eval(), quick), Reads().eval()
@@ -1087,8 +1087,7 @@ def test_an_attribute_read_before_an_effect_is_refused(quick: fusion.FusionConfi
         assert torch.equal(no_grad(model, x, mine), no_grad(eager, x, theirs))
         assert mine.calls == theirs.calls
     (scope,) = scopes(model).values()
-    refusal = next(iter(scope.refused.values()))
-    assert refusal.code == "python_state" and "calls" in refusal.sentence and line_of(refusal.origin).endswith("# read")
+    assert scope.statistics.recordings > 1, "each value that was read has a recording of its own"
 
 
 class Fickle(Memory):
