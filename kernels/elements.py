@@ -26,8 +26,7 @@ from fusion.patterns.symbols import Dim
 # recomputes more than it saves.
 LIMIT = 4096
 
-_NARROW = (torch.int8, torch.int16, torch.uint8)
-DTYPES = (*HALF_TYPES, torch.float32, torch.float64, torch.int64, torch.int32, torch.bool, *_NARROW)
+DTYPES = (*HALF_TYPES, torch.float32, torch.float64, torch.int64, torch.int32, torch.bool, *scalar.NARROW_TYPES)
 
 # Primitives whose result is one of their operands, or its negation: of half-precision operands no rounding is due.
 _CHOOSING = ("neg", "abs", "max", "min")
@@ -50,7 +49,7 @@ class Elements:
         self.rows = rows
         self.eager = eager
         self.reduced_at: list[Index] = []  # the row index of every reduction that was built
-        self._conditional = 0  # in how many joins the element being built is one case
+        self._conditional = 0  # in how many element rows the element being built may be one case
         self._memo: dict[tuple[str, Index, Dim], Scalar] = {}
         self._loads: dict[tuple[str, Dim], Load] = {}
         self._row_results: dict[tuple[str, Index], tuple[Scalar, Scalar, Scalar]] = {}
@@ -83,8 +82,8 @@ class Elements:
             assert row.index is not None
             operand = row.index(call, index, self._extents(column), node.outputs.index(name))
             return self.at(node.refs[0], operand, column)
-        if row.kind is Kind.JOIN:
-            return self._join(node, row, call, index, column)
+        if row.kind is Kind.ELEMENT:
+            return self.rounded(self._element(node, row, call, index, column), call.outputs[0].dtype)
         if row.kind is Kind.REDUCTION:
             return self.rounded(self._reduction(node, row, call, index, column), call.outputs[0].dtype)
         return self.rounded(self._pointwise(node, row, call, index, column), call.outputs[0].dtype)
@@ -133,10 +132,6 @@ class Elements:
 
     def _pointwise(self, node: OpNode, row: Operator, call: Call, index: Index, column: Dim) -> Scalar:
         result = call.outputs[0]
-        if result.dtype in _NARROW:
-            raise LoweringError(
-                "dtype", f"{node.op} makes {result.text()}; arithmetic in 8 and 16 bit integers wraps and is not fused."
-            )
         positional, named = _schema(node.op)
         compared = _promoted(node, row, self.graph.spec, positional) if result.dtype is torch.bool else None
 
@@ -148,7 +143,7 @@ class Elements:
         assert row.expression is not None
         args = [operand(a, n, k in row.unpromoted) for k, (a, n) in enumerate(zip(node.args, positional, strict=False))]
         kwargs = {k: operand(v, named[k], False) for k, v in node.kwargs}
-        return row.expression(*args, **kwargs)
+        return row.expression(*args, **kwargs, **({"result": result.dtype} if row.typed else {}))
 
     def _operand(
         self, name: str, result: TensorSpec, dtype: torch.dtype | None, index: Index, column: Dim
@@ -176,30 +171,18 @@ class Elements:
             return scalar.constant(value, compute)
         return Size(compute, leaf) if isinstance(leaf, sympy.Expr) else leaf
 
-    def _join(self, node: OpNode, row: Operator, call: Call, index: Index, column: Dim) -> Scalar:
-        assert row.pieces is not None
-        dim, sizes = row.pieces(call)
-        at, extents = index[dim], self._extents(column)
+    def _element(self, node: OpNode, row: Operator, call: Call, index: Index, column: Dim) -> Scalar:
         dtype = call.outputs[0].dtype
-        bounds: list[Dim] = []
-        cases: list[Scalar] = []
-        end: Dim = 0
-        for name, spec, size in zip(node.refs, call.inputs, sizes, strict=True):
-            start, end = end, symbols.as_dim(end + size)
-            if symbols.same(size, 0) or indexing.reaches(at, end, extents):
-                continue
-            shifted = (*index[:dim], symbols.as_dim(at - start), *index[dim + 1 :])
+
+        def read(number: int, at: Index) -> Scalar:
             self._conditional += 1
-            x = self.at(name, shifted, column)
+            x = self.at(node.refs[number], at, column)
             self._conditional -= 1
-            x = x if spec.dtype == dtype else self.rounded(x, dtype)
-            cases.append(scalar.cast(x, scalar.compute_type(dtype)))
-            bounds.append(end)
-            if indexing.below(at, end, extents):
-                break
-        if not cases:  # an empty result: nothing is ever read
-            return scalar.constant(0, scalar.compute_type(dtype))
-        return cases[0] if len(cases) == 1 else Select(cases[0].dtype, at, tuple(bounds[:-1]), tuple(cases))
+            x = x if call.inputs[number].dtype == dtype else self.rounded(x, dtype)
+            return scalar.cast(x, scalar.compute_type(dtype))
+
+        assert row.element is not None
+        return row.element(call, index, self._extents(column), read)
 
     def _reduction(self, node: OpNode, row: Operator, call: Call, index: Index, column: Dim) -> Scalar:
         operand, result = call.inputs[0], call.outputs[0]

@@ -17,9 +17,9 @@ from torch.utils._sympy.functions import FloorDiv
 
 from . import symbols
 from .graph import OpNode, Ref, SubGraph, leaves
-from .ops import Call, Kind, Operator, call_of, lookup
+from .ops import Call, Kind, Operator, call_of, canonical, lookup
 from .ops.pointwise import CONVERSIONS
-from .ops.views import PERMUTATIONS, SAME_ELEMENTS, SELECTIONS
+from .ops.views import PERMUTATIONS, REARRANGEMENTS, SAME_ELEMENTS, SELECTIONS
 from .symbols import Dim
 
 DROPPED = ("dropped",)  # the layout step of a reduction that did not keep its dimension
@@ -129,6 +129,9 @@ class _Normaliser:
         if row.index in PERMUTATIONS and row.index is not None:
             probe = tuple(range(len(after)))
             return Use(source.form, (*source.layout, ("permute", row.index(call, probe, {}, number))))
+        if row.index in REARRANGEMENTS:
+            detail = (*call.args[1:], *call.kwargs.items())
+            return self.intern(Form(_short(row.op), (source,), (number, *detail)))
         if len(before) == len(after) and all(map(symbols.same, before, after)):
             return source
         if source.layout[-1:] == (DROPPED,) and len(after) == len(before) + 1 and after[-1] == 1:
@@ -266,7 +269,7 @@ class _Normaliser:
 
 def _short(op: str) -> str:
     """`aten._softmax.default` and `aten.softmax.int` are both "softmax"; other namespaces keep their full names."""
-    namespace, name, _ = op.split(".")
+    namespace, name, _ = canonical(op).split(".")
     return name.lstrip("_") if namespace == "aten" else op
 
 

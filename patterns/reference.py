@@ -14,9 +14,11 @@ from torch import Tensor
 
 from . import symbols
 from .errors import StructureMismatch, UnsupportedOperator
-from .graph import Leaf, OpNode, Ref, SubGraph, TensorSpec, map_leaves
-from .ops import resolve
+from .graph import Leaf, OpNode, Ref, SubGraph, TensorSpec, leaves, map_leaves
+from .ops import lookup, resolve
 from .symbols import Dim
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # a call's, with real tensors and sizes
 
 _SAME_STRUCTURE = "Pass tensors of the recorded structure, or record again with these inputs."
 
@@ -42,7 +44,7 @@ def run(graph: SubGraph, inputs: Mapping[str, Tensor], sizes: Mapping[str, int] 
         GraphError: a size symbol has no value.
         UnsupportedOperator: this torch lacks an operator of the graph.
     """
-    return _run(graph, inputs, bind_symbols(graph, inputs, sizes), lambda node: node)
+    return _run(graph, inputs, bind_symbols(graph, inputs, sizes), lambda node, args, kwargs: (args, kwargs))
 
 
 def run_fp64(
@@ -51,7 +53,8 @@ def run_fp64(
     """Runs `graph` as `run` does, in double precision throughout.
 
     Floating inputs are upcast (exactly), conversions to a floating dtype go to float64, floating dtype arguments
-    become float64. Integers, bools and complex numbers are left alone.
+    become float64, and so does the default dtype of calls that make floats from integers or from nothing. Other
+    integers, bools and complex numbers are left alone.
 
     Returns:
         the outputs by name; floating ones are float64.
@@ -61,7 +64,13 @@ def run_fp64(
         UnsupportedOperator: as `run`, or an operator that reinterprets bits.
     """
     sizes = bind_symbols(graph, inputs, sizes)
-    return _run(graph, {name: _upcast(inputs[name]) for name in graph.inputs}, sizes, _in_double)
+    spec = graph.spec
+
+    def in_double(node: OpNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        return _in_double(node, spec[node.outputs[0]].dtype.is_floating_point, args, kwargs)
+
+    wide = {name: _upcast(inputs[name]) for name in graph.inputs}
+    return {name: _upcast(made) for name, made in _run(graph, wide, sizes, in_double).items()}
 
 
 def bind_symbols(
@@ -158,8 +167,12 @@ def _solve(item: tuple[str, int, Dim, int], unknown: sympy.Symbol, known: Mappin
 
 
 def _run(
-    graph: SubGraph, inputs: Mapping[str, Tensor], sizes: Mapping[str, int], change: Callable[[OpNode], OpNode]
+    graph: SubGraph,
+    inputs: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    change: Callable[[OpNode, tuple[Any, ...], dict[str, Any]], Arguments],
 ) -> dict[str, Tensor]:
+    """Runs `graph`; `change` makes other arguments of a node's."""
     values: dict[str, Tensor] = dict(inputs)
 
     def real(leaf: Leaf) -> Any:
@@ -168,10 +181,10 @@ def _run(
         return symbols.evaluate(leaf, sizes) if isinstance(leaf, sympy.Expr) else leaf
 
     with torch.no_grad():
-        for node in map(change, graph.nodes):
-            made = resolve(node.op)(
-                *map_leaves(real, node.args), **{name: map_leaves(real, leaf) for name, leaf in node.kwargs}
-            )
+        for node in graph.nodes:
+            given = map_leaves(real, node.args), {name: map_leaves(real, leaf) for name, leaf in node.kwargs}
+            args, kwargs = change(node, *given)
+            made = resolve(node.op)(*args, **kwargs)
             results = (made,) if isinstance(made, Tensor) else tuple(made)
             values.update(zip(node.outputs, results, strict=True))
     return {name: values[name] for name in graph.outputs}
@@ -181,7 +194,8 @@ def _upcast(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _in_double(node: OpNode) -> OpNode:
+def _in_double(node: OpNode, floating: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """A call's arguments in double precision; `floating` tells whether its result is a float."""
     if node.op in _BIT_CASTS:
         raise UnsupportedOperator(
             f"{node.op} reinterprets bits and has no result in double precision.",
@@ -191,7 +205,15 @@ def _in_double(node: OpNode) -> OpNode:
     def leaf(value: Leaf) -> Leaf:
         return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
-    args, kwargs = map_leaves(leaf, node.args), map_leaves(leaf, node.kwargs)
+    args, kwargs = map_leaves(leaf, args), {name: map_leaves(leaf, value) for name, value in kwargs.items()}
     if node.op in _HALF_TO_FLOAT:
-        args = (*args[:2], False)
-    return OpNode(node.op, args, kwargs, node.outputs, node.origin)
+        return (*args[:2], False), kwargs
+    tensors = [x for x in leaves((args, tuple(kwargs.values()))) if isinstance(x, Tensor)]
+    if not floating or any(x.is_floating_point() or x.is_complex() for x in tensors):
+        return args, kwargs
+    # torch would take its default dtype, float32, for what it makes of integers, or of nothing.
+    if any(a.name == "dtype" and a.kwarg_only for a in resolve(node.op)._schema.arguments):
+        return args, {**kwargs, "dtype": torch.float64}
+    row = lookup(node.op)
+    kept = row.unpromoted if row is not None else ()
+    return tuple(x.double() if isinstance(x, Tensor) and k not in kept else x for k, x in enumerate(args)), kwargs

@@ -2,7 +2,7 @@
 
 Nodes are immutable and shared (a node used twice is one object), so identity tells a common subexpression.
 Every node has the dtype it computes in: float32, float64, int64, int32 or bool. A half-precision value is a
-float32 that was rounded: `round_to(x, torch.bfloat16)`.
+float32 that was rounded, `round_to(x, torch.bfloat16)`, and an 8 or 16 bit integer an int32 that was wrapped.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ import torch
 from .symbols import Dim
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
+NARROW_TYPES = (torch.int8, torch.int16, torch.uint8)
 COMPUTE_TYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
 # Every primitive an emitter must be able to print: name -> number of operands.
 PRIMITIVES: dict[str, int] = {
     "neg": 1, "abs": 1, "exp": 1, "expm1": 1, "log": 1, "log1p": 1, "sqrt": 1, "rsqrt": 1, "sin": 1, "cos": 1,
     "tanh": 1, "erf": 1, "floor": 1, "ceil": 1, "trunc": 1, "round": 1, "not": 1, "isnan": 1,
-    "add": 2, "sub": 2, "mul": 2, "div": 2, "pow": 2, "fmod": 2,
+    "add": 2, "sub": 2, "mul": 2, "div": 2, "pow": 2, "fmod": 2, "atan2": 2,
+    "shl": 2, "shr": 2,  # of integers; by a negative number or past the last bit, 0 or (shr) the sign's bits
     "max": 2, "min": 2,  # both hand NaN on, as torch does
     "lt": 2, "le": 2, "gt": 2, "ge": 2, "eq": 2, "ne": 2, "and": 2, "or": 2, "xor": 2,
     "where": 3,
     "cast": 1,  # to the node's dtype
     "round_bfloat16": 1, "round_float16": 1,  # float32 -> nearest half, kept as float32
+    "wrap_int8": 1, "wrap_int16": 1, "wrap_uint8": 1,  # int32 -> its lowest bits, kept as int32
 }  # fmt: skip
 
 # Reductions: name -> the value of an empty reduction.
@@ -136,7 +139,7 @@ def compute_type(storage: torch.dtype) -> torch.dtype:
     """The dtype arithmetic on `storage` runs in: float32 for halves, int32 for small integers, else itself."""
     if storage in HALF_TYPES:
         return torch.float32
-    if storage in (torch.int8, torch.int16, torch.uint8):
+    if storage in NARROW_TYPES:
         return torch.int32
     return storage
 
@@ -172,18 +175,30 @@ def cast(x: Scalar, dtype: torch.dtype) -> Scalar:
 
 def round_to(x: Scalar, storage: torch.dtype) -> Scalar:
     """`x` as it would be after a trip through memory as `storage`."""
+    if storage is torch.uint8 and x.dtype.is_floating_point:
+        x = cast(x, torch.int64)  # as c10/util/TypeCast.h does, so that negative numbers wrap
     x = cast(x, compute_type(storage))
-    if storage is torch.bfloat16:
-        return _rounded(x, "round_bfloat16")
-    if storage is torch.float16:
-        return _rounded(x, "round_float16")
-    return x
+    name = str(storage).removeprefix("torch.")
+    if storage in HALF_TYPES:
+        return _rounded(x, f"round_{name}")
+    return _rounded(x, f"wrap_{name}") if storage in NARROW_TYPES and not _fits(x, storage) else x
+
+
+def _fits(x: Scalar, storage: torch.dtype) -> bool:
+    """Whether an integer is a value of `storage` already."""
+    match x:
+        case Load(storage=own):
+            return own is storage or own is torch.bool
+        case Constant(value=value):
+            return torch.iinfo(storage).min <= value <= torch.iinfo(storage).max
+        case _:
+            return False
 
 
 def _rounded(x: Scalar, fn: str) -> Scalar:
     if isinstance(x, Apply) and x.fn == fn:
         return x
-    return Apply(torch.float32, fn, (x,))
+    return Apply(x.dtype, fn, (x,))
 
 
 def children(node: Scalar) -> tuple[Scalar, ...]:

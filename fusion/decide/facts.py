@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-
 from fusion.kernels.elements import DTYPES
 from fusion.patterns import ops, symbols
 from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, TensorSpec, island_text
@@ -17,7 +15,7 @@ from .dependence import Dependence, dependence, is_view, made_by
 Extents = tuple[str, ...]  # sizes other than 1, as sorted text: an iteration space up to the order of its dimensions
 No = tuple[str, str]  # refusal code and sentence
 
-_COMPUTE = (Kind.POINTWISE, Kind.REDUCTION, Kind.JOIN)
+_COMPUTE = (Kind.POINTWISE, Kind.REDUCTION, Kind.ELEMENT)
 
 
 class Facts:
@@ -95,7 +93,7 @@ class Facts:
 
     def broadcasts(self, i: int, by: int) -> bool:
         """Whether node `by` reads elements of what node `i` makes more than once each."""
-        if self.reduces(by) or ops.kind_of(self.op(by).op) is Kind.JOIN:
+        if self.reduces(by) or ops.kind_of(self.op(by).op) is Kind.ELEMENT:
             return False
         if self.view[by] and len(self.made(by)) <= len(self.extents(self.graph.spec[self.op(by).refs[0]].shape)):
             return False
@@ -120,13 +118,6 @@ def _boundary(node: OpNode | IslandNode, spec: dict[str, TensorSpec], written: f
     for name in names:
         if spec[name].dtype not in DTYPES:
             return "dtype", f"{node.op} touches {spec[name].text()}; kernels hold no {spec[name].dtype}"
-    made = spec[node.outputs[0]]
-    if (
-        row.kind is Kind.POINTWISE
-        and made.dtype.itemsize < 4
-        and not (made.dtype.is_floating_point or made.dtype is torch.bool)
-    ):
-        return "dtype", f"{node.op} makes {made.text()}; arithmetic in 8 and 16 bit integers wraps and is not fused"
     devices = sorted({spec[name].device for name in names})
     if len(devices) > 1:
         return "device", f"{node.op} has tensors on {' and '.join(devices)}; a kernel runs on one device"

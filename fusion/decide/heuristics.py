@@ -86,7 +86,7 @@ class FusionHeuristics:
             graph: the region.
             values: size symbols' values; without them only rules that need no sizes apply.
         """
-        compute = [n for n in graph.nodes if kind_of(n.op) in (Kind.POINTWISE, Kind.REDUCTION, Kind.JOIN)]
+        compute = [n for n in graph.nodes if kind_of(n.op) in (Kind.POINTWISE, Kind.REDUCTION, Kind.ELEMENT)]
         if len(compute) < self.config.min_nodes:
             return Decision(
                 False, "too_small", f"{len(compute)} operators, fewer than min_nodes={self.config.min_nodes}"

@@ -243,6 +243,7 @@ def _run_function(nest: LoopNest) -> list[str]:
         f"EXPORT void {_PLACEHOLDER}_run(void* const* in, void* const* out, const int64_t* sizes) {{",
         *_sizes(nest),
         f"    const int64_t total = {total};",
+        "    if (total < 1) return;  // what is computed before a loop may read elements that an empty tensor lacks",
         "#if defined(_OPENMP)",
         f"    if (total > 1 && {work} > {PARALLEL_WORK} && omp_get_max_threads() > 1) {{",
         "        #pragma omp parallel",

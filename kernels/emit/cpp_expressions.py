@@ -51,6 +51,9 @@ EXPRESSIONS: dict[str, tuple[str, ...]] = {
     "div": ("({0} / {1})", "quotient_of({0}, {1})"),
     "pow": ("pow_of({0}, {1})", "whole_pow({0}, {1})"),
     "fmod": ("fmod_of({0}, {1})",),
+    "atan2": ("atan2_of({0}, {1})",),
+    "shl": ("shl_of({0}, {1})",),
+    "shr": ("shr_of({0}, {1})",),
     "max": ("max_of({0}, {1})",),
     "min": ("min_of({0}, {1})",),
     "lt": ("({0} < {1})",),
@@ -66,12 +69,15 @@ EXPRESSIONS: dict[str, tuple[str, ...]] = {
     "cast": ("(({type}){0})",),
     "round_bfloat16": ("round_bfloat16({0})",),
     "round_float16": ("round_float16({0})",),
+    "wrap_int8": ("((int32_t)(int8_t){0})",),
+    "wrap_int16": ("((int32_t)(int16_t){0})",),
+    "wrap_uint8": ("((int32_t)(uint8_t){0})",),
 }
 
 # Rough cost of a primitive in vector instructions, for the choice of threads; the rest count 1.
 COSTS = {
     "exp": 18, "expm1": 20, "log": 22, "log1p": 24, "sin": 80, "cos": 80, "tanh": 36, "erf": 36, "pow": 300,
-    "fmod": 100, "div": 8, "sqrt": 8, "rsqrt": 14, "round_bfloat16": 6, "round_float16": 3,
+    "atan2": 300, "fmod": 100, "div": 8, "sqrt": 8, "rsqrt": 14, "round_bfloat16": 6, "round_float16": 3,
 }  # fmt: skip
 
 _INLINE_LIMIT = 90  # longer expressions get a name, for the reader

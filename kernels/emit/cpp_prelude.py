@@ -129,6 +129,17 @@ DIVIDING(int64_t)
 """,
     ),
     (
+        ("shl_of", "shr_of"),
+        """\
+// by a number outside the bits of T, nothing but zeros or the sign is left, as in torch
+#define SHIFTING(T, U, BITS) \\
+    INLINE T shl_of(T a, T b) { return (U)b < BITS ? (T)((U)a << b) : 0; } \\
+    INLINE T shr_of(T a, T b) { return a >> ((U)b < BITS ? b : BITS - 1); }
+SHIFTING(int32_t, uint32_t, 32)
+SHIFTING(int64_t, uint64_t, 64)
+""",
+    ),
+    (
         ("max_of", "min_of", "is_nan"),
         """\
 template <typename T> INLINE bool is_nan(T x) { return x != x; }
@@ -170,7 +181,7 @@ REDUCING(lowest_of, T, (T)__builtin_inf(), STEP_LOWEST)
 """,
     ),
     (
-        ("floor_of", "ceil_of", "trunc_of", "round_of", "sqrt_of", "rsqrt_of", "pow_of"),
+        ("floor_of", "ceil_of", "trunc_of", "round_of", "sqrt_of", "rsqrt_of", "pow_of", "atan2_of"),
         """\
 INLINE float floor_of(float x) { return __builtin_floorf(x); }
 INLINE float ceil_of(float x) { return __builtin_ceilf(x); }
@@ -179,6 +190,7 @@ INLINE float round_of(float x) { return __builtin_nearbyintf(x); }  // halves to
 INLINE float sqrt_of(float x) { return __builtin_sqrtf(x); }
 INLINE float rsqrt_of(float x) { return 1.0f / __builtin_sqrtf(x); }
 INLINE float pow_of(float x, float y) { return __builtin_powf(x, y); }
+INLINE float atan2_of(float y, float x) { return __builtin_atan2f(y, x); }
 INLINE double floor_of(double x) { return __builtin_floor(x); }
 INLINE double ceil_of(double x) { return __builtin_ceil(x); }
 INLINE double trunc_of(double x) { return __builtin_trunc(x); }
@@ -186,6 +198,7 @@ INLINE double round_of(double x) { return __builtin_nearbyint(x); }
 INLINE double sqrt_of(double x) { return __builtin_sqrt(x); }
 INLINE double rsqrt_of(double x) { return 1.0 / __builtin_sqrt(x); }
 INLINE double pow_of(double x, double y) { return __builtin_pow(x, y); }
+INLINE double atan2_of(double y, double x) { return __builtin_atan2(y, x); }
 """,
     ),
     (

@@ -39,9 +39,18 @@ EXPRESSIONS: dict[str, dict[str, str]] = {
     "add": {"any": "({0} + {1})"},
     "sub": {"any": "({0} - {1})"},
     "mul": {"any": "({0} * {1})"},
-    "div": {"float32": "tl.div_rn({0}, {1})", "float64": "({0} / {1})"},
+    "div": {"float32": "tl.div_rn({0}, {1})", "float64": "({0} / {1})", "int": "({0} // {1})"},  # cut off, as in C
     "pow": {"float32": "_pow({0}, {1})"},
-    "fmod": {"float32": "_fmod({0}, {1})", "int": "({0} % {1})"},
+    "fmod": {"float32": "_fmod({0}, {1})", "int": "({0} % {1})"},  # of integers, the divisor is not 0
+    "atan2": {},
+    "shl": {
+        "int32": "tl.where(({1} >= 0) & ({1} < 32), {0} << ({1} & 31), 0)",
+        "int64": "tl.where(({1} >= 0) & ({1} < 64), {0} << ({1} & 63), 0)",
+    },
+    "shr": {
+        "int32": "({0} >> tl.where(({1} >= 0) & ({1} < 32), {1}, 31))",
+        "int64": "({0} >> tl.where(({1} >= 0) & ({1} < 64), {1}, 63))",
+    },
     "max": {"float": "_maximum({0}, {1})", "any": "tl.maximum({0}, {1})"},
     "min": {"float": "_minimum({0}, {1})", "any": "tl.minimum({0}, {1})"},
     "lt": {"any": "({0} < {1})"},
@@ -57,6 +66,9 @@ EXPRESSIONS: dict[str, dict[str, str]] = {
     "cast": {"any": "{0}.to({type})"},
     "round_bfloat16": {"float32": "{0}.to(tl.bfloat16).to(tl.float32)"},
     "round_float16": {"float32": "{0}.to(tl.float16).to(tl.float32)"},
+    "wrap_int8": {"int32": "{0}.to(tl.int8).to(tl.int32)"},
+    "wrap_int16": {"int32": "{0}.to(tl.int16).to(tl.int32)"},
+    "wrap_uint8": {"int32": "({0} & 255)"},
 }
 
 # Reduction -> (identity, combination of two blocks, reduction of a block along its columns)

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..errors import UnsupportedOperator
-from ..graph import OpNode, TensorSpec
+from ..graph import OpNode, Ref, TensorSpec, leaves
 from ..indexing import Extents, Index
 from ..scalar import Scalar
+from .spellings import canonical
 
 
 class Kind(enum.Enum):
@@ -24,7 +23,7 @@ class Kind(enum.Enum):
     POINTWISE = "pointwise"  # one element from one element of each operand, after broadcasting
     REDUCTION = "reduction"  # a row of the last dimension to one element, or to a row of the same length
     VIEW = "view"  # an element is an element of the one operand, at another index
-    JOIN = "join"  # an element is an element of one of several operands (cat)
+    ELEMENT = "element"  # an element from its index and any operands' elements at any index (cat, pad, triu, arange)
     LIBRARY = "library"  # called, never fused: matrix products, attention, indexing
     EFFECT = "effect"  # writes to an existing tensor, or draws random numbers; kept in order
 
@@ -51,6 +50,20 @@ class Call:
             return self.args[position]
         return self.kwargs.get(name, default)
 
+    def operand(self, position: int, name: str) -> int | None:
+        """Which of `inputs` the tensor argument given by position or by name is; None where it is not given."""
+        if position < len(self.args):
+            given, before = self.args[position], self.args[:position]
+        else:
+            given = self.kwargs.get(name)
+            before = (self.args, *(v for k, v in self.kwargs.items() if k < name))  # kwargs are sorted by name
+        return sum(isinstance(x, Ref) for x in leaves(before)) if isinstance(given, Ref) else None
+
+
+# An operand's element, in the compute dtype of the result: (which of the call's inputs, index) -> element. It is taken
+# only where the Selects around it choose it, so the index may lie outside the operand elsewhere.
+Read = Callable[[int, Index], Scalar]
+
 
 @dataclass(frozen=True, slots=True)
 class Operator:
@@ -63,8 +76,9 @@ class Operator:
             the operand's element (a Scalar in the compute dtype). A REDUCTION's operand is the row's element at the
             column index.
         unpromoted: POINTWISE: positions of tensor operands that keep their own dtype (masks).
+        typed: POINTWISE: whether the expression takes the result's dtype, as its keyword `result`.
         index: VIEW: (call, index of the result, loop extents, number of the result) -> index of the operand.
-        pieces: JOIN: (call) -> (dimension, sizes of the operands along it).
+        element: ELEMENT: (call, index of the result, loop extents, `Read`) -> the result's element, in any dtype.
         covers: whether the row covers this use; else the reason it does not.
         note: numerics, for the documentation.
     """
@@ -73,8 +87,9 @@ class Operator:
     kind: Kind
     expression: Callable[..., Scalar] | None = None
     unpromoted: tuple[int, ...] = ()
+    typed: bool = False
     index: Callable[[Call, Index, Extents, int], Index] | None = None
-    pieces: Callable[[Call], tuple[int, tuple[Any, ...]]] | None = None
+    element: Callable[[Call, Index, Extents, Read], Scalar] | None = None
     covers: Callable[[Call], str | None] = lambda call: None
     note: str = ""
 
@@ -94,17 +109,32 @@ def register(row: Operator) -> Operator:
     return row
 
 
+def covered(call: Call) -> str | None:
+    """The `covers` of a row that covers every use."""
+    return None
+
+
 def pointwise(
-    ops: str | Iterable[str], expression: Callable[..., Scalar], *, unpromoted: tuple[int, ...] = (), note: str = ""
+    ops: str | Iterable[str],
+    expression: Callable[..., Scalar],
+    *,
+    unpromoted: tuple[int, ...] = (),
+    typed: bool = False,
+    covers: Callable[[Call], str | None] = covered,
+    note: str = "",
 ) -> None:
     """Registers overloads that share one expression; `ops` are names without "aten."."""
     for op in (ops,) if isinstance(ops, str) else ops:
-        register(Operator(f"aten.{op}", Kind.POINTWISE, expression, unpromoted=unpromoted, note=note))
+        register(
+            Operator(
+                f"aten.{op}", Kind.POINTWISE, expression, unpromoted=unpromoted, typed=typed, covers=covers, note=note
+            )
+        )
 
 
 def lookup(op: str) -> Operator | None:
-    """The row of an operator, or None."""
-    return TABLE.get(op)
+    """The row of an operator, which may go by another of its names; None where it has none."""
+    return TABLE.get(op) or TABLE.get(canonical(op))
 
 
 def row_of(op: str) -> Operator:
@@ -113,7 +143,7 @@ def row_of(op: str) -> Operator:
     Raises:
         UnsupportedOperator: it has none.
     """
-    row = TABLE.get(op)
+    row = lookup(op)
     if row is None:
         raise UnsupportedOperator(
             f"The operator {op} has no row in the operator table.",
@@ -124,23 +154,10 @@ def row_of(op: str) -> Operator:
 
 def kind_of(op: str) -> Kind:
     """The kind of an operator; one without a row counts as a library call."""
-    row = TABLE.get(op)
+    row = lookup(op)
     return row.kind if row else Kind.LIBRARY
 
 
 def call_of(node: OpNode, spec: dict[str, TensorSpec]) -> Call:
     """`node` as the table's functions see it."""
     return Call(node.args, dict(node.kwargs), tuple(spec[r] for r in node.refs), tuple(spec[o] for o in node.outputs))
-
-
-def resolve(op: str) -> Any:
-    """torch's own callable for a full operator name: "aten.mul.Tensor" -> torch.ops.aten.mul.Tensor.
-
-    Raises:
-        UnsupportedOperator: this torch has no such operator.
-    """
-    namespace, name, overload = op.split(".")
-    try:
-        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
-    except AttributeError as error:
-        raise UnsupportedOperator(f"This torch ({torch.__version__}) has no operator {op}.") from error

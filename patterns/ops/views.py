@@ -1,11 +1,11 @@
-"""View and join rows: where an element of the result lies in the operand."""
+"""View rows: where an element of the result lies in the operand."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .. import symbols
-from ..indexing import Extents, Index, broadcast_index, reshape_index
+from ..indexing import Extents, Index, broadcast_index, divide, reshape_index
 from ..symbols import Dim
 from .table import Call, Kind, Operator, register
 
@@ -19,6 +19,8 @@ def _reshape(call: Call, index: Index, extents: Extents, number: int) -> Index:
 
 
 def _transpose(call: Call, index: Index, extents: Extents, number: int) -> Index:
+    if not index:
+        return index
     a, b = (d % len(index) for d in call.args[1:3])
     swapped = list(index)
     swapped[a], swapped[b] = swapped[b], swapped[a]
@@ -83,7 +85,10 @@ def _narrow(call: Call, index: Index, extents: Extents, number: int) -> Index:
 
 def _part(call: Call, index: Index, extents: Extents, number: int) -> Index:
     """Part `number` of chunk or split: it starts where the parts before it end."""
-    dim = call.argument(2, "dim", 0) % len(index)
+    return _part_along(call.argument(2, "dim", 0) % len(index), call, index, number)
+
+
+def _part_along(dim: int, call: Call, index: Index, number: int) -> Index:
     start: Dim = 0
     for part in call.outputs[:number]:
         start = start + part.shape[dim]
@@ -95,19 +100,99 @@ def _unbind(call: Call, index: Index, extents: Extents, number: int) -> Index:
     return (*index[:dim], number, *index[dim:])
 
 
-def _cat(call: Call) -> tuple[int, tuple[Any, ...]]:
-    dim = call.argument(1, "dim", 0) % len(call.outputs[0].shape)
-    return dim, tuple(spec.shape[dim] for spec in call.inputs)
+def _splits_at(axis: int) -> Any:
+    """hsplit, vsplit, dsplit: parts along a given dimension; along the only one of a vector."""
+
+    def index_of(call: Call, index: Index, extents: Extents, number: int) -> Index:
+        return _part_along(min(axis, len(index) - 1), call, index, number)
+
+    return index_of
 
 
-def _cat_covers(call: Call) -> str | None:
-    rank = len(call.outputs[0].shape)
-    return None if all(len(s.shape) == rank for s in call.inputs) else "cat with a legacy empty tensor"
+def _ascending(call: Call) -> str | None:
+    """The parts of tensor_split follow one another where the indices ascend."""
+    at = call.args[1]
+    if all(isinstance(i, int) and i >= 0 for i in at) and list(at) == sorted(at):
+        return None
+    return "a split at indices that do not ascend"
+
+
+def _move(call: Call, index: Index, extents: Extents, number: int) -> Index:
+    rank = len(index)
+    if not rank:
+        return index
+    source, target = (
+        [d % rank for d in (dims if isinstance(dims, tuple) else (dims,))] for dims in (call.args[1], call.args[2])
+    )
+    rest = iter(d for d in range(rank) if d not in source)
+    order = [source[target.index(d)] if d in target else next(rest) for d in range(rank)]
+    return tuple(index[order.index(d)] for d in range(rank))
+
+
+def _flip(call: Call, index: Index, extents: Extents, number: int) -> Index:
+    return _flipped(call, index, {d % len(index) for d in call.argument(1, "dims", ())} if index else set())
+
+
+def _flips(dim: int) -> Any:
+    """fliplr, flipud."""
+    return lambda call, index, extents, number: _flipped(call, index, {dim})
+
+
+def _flipped(call: Call, index: Index, dims: set[int]) -> Index:
+    shape = call.inputs[0].shape
+    return tuple(symbols.as_dim(shape[d] - 1 - at) if d in dims else at for d, at in enumerate(index))
+
+
+def _repeat(call: Call, index: Index, extents: Extents, number: int) -> Index:
+    """repeat and tile: each dimension starts over after its size."""
+    shape, out = call.inputs[0].shape, call.outputs[0].shape
+    kept = index[len(index) - len(shape) :]
+    sizes = zip(kept, shape, out[len(out) - len(shape) :], strict=True)
+    return tuple(at if symbols.same(size, made) else symbols.modulo(at, size) for at, size, made in sizes)
+
+
+def _repeat_interleave(call: Call, index: Index, extents: Extents, number: int) -> Index:
+    repeats, dim = call.args[1], call.argument(2, "dim", None)
+    shape = call.inputs[0].shape
+    if dim is None:
+        return reshape_index((divide(index[0], repeats, extents)[0],), (symbols.product(shape),), shape, extents)
+    at = dim % len(index)
+    return (*index[:at], divide(index[at], repeats, extents)[0], *index[at + 1 :])
+
+
+def _repeat_covers(call: Call) -> str | None:
+    return None if call.args[1] != 0 else "no repeats"
+
+
+def _diagonal(call: Call, index: Index, extents: Extents, number: int) -> Index:
+    offset, rank = call.argument(1, "offset", 0), len(call.inputs[0].shape)
+    one, two = (call.argument(k, name, k - 2) % rank for k, name in ((2, "dim1"), (3, "dim2")))
+    rest = iter(index[:-1])
+    down, right = symbols.as_dim(index[-1] + max(-offset, 0)), symbols.as_dim(index[-1] + max(offset, 0))
+    return tuple(down if d == one else right if d == two else next(rest) for d in range(rank))
+
+
+def _diagonal_covers(call: Call) -> str | None:
+    return None if isinstance(call.argument(1, "offset", 0), int) else "a diagonal whose offset is a size"
+
+
+def _unfold(call: Call, index: Index, extents: Extents, number: int) -> Index:
+    rank = len(call.inputs[0].shape)
+    if not rank:
+        return ()
+    dim, step = call.args[1] % rank, call.args[3]
+    return (*index[:dim], symbols.as_dim(index[dim] * step + index[-1]), *index[dim + 1 : -1])
 
 
 SAME_ELEMENTS = (_same, _expand)  # every element stays where it is, up to broadcasting
-SELECTIONS = (_slice, _select, _narrow, _part, _unbind)  # the result has a part of the elements, in their order
-PERMUTATIONS = (_transpose, _matrix_transpose, _permute, _reverse)  # the result has the dimensions in another order
+_SPLITS = tuple(map(_splits_at, range(3)))
+_FLIPS = (_flip, _flips(0), _flips(1))
+# The result has a part of the elements, in their order.
+SELECTIONS = (_slice, _select, _narrow, _part, _unbind, *_SPLITS)
+# The result has the dimensions in another order.
+PERMUTATIONS = (_transpose, _matrix_transpose, _permute, _reverse, _move)
+# The result has elements in another order, or several times, within a dimension.
+REARRANGEMENTS = (*_FLIPS, _repeat, _repeat_interleave, _diagonal, _unfold)
 
 
 def _view(ops: tuple[str, ...], index: Any, covers: Any = lambda call: None) -> None:
@@ -115,16 +200,23 @@ def _view(ops: tuple[str, ...], index: Any, covers: Any = lambda call: None) -> 
         register(Operator(f"aten.{op}", Kind.VIEW, index=index, covers=covers))
 
 
-_view(("alias.default", "detach.default", "contiguous.default", "clone.default", "lift_fresh.default"), _same)
+_view(
+    (
+        "alias.default", "detach.default", "contiguous.default", "clone.default", "lift_fresh.default",
+        "positive.default",
+    ),
+    _same,
+)  # fmt: skip
 _view(
     (
         "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unflatten.int",
         "squeeze.default", "squeeze.dim", "squeeze.dims", "view_as.default", "reshape_as.default",
+        "ravel.default", "atleast_1d.default", "atleast_2d.default", "atleast_3d.default",
     ),
     _reshape,
 )  # fmt: skip
-_view(("transpose.int", "swapaxes.default"), _transpose)
-_view(("t.default", "mT.default"), _matrix_transpose)
+_view(("transpose.int",), _transpose)
+_view(("t.default", "mT.default", "mH.default", "adjoint.default"), _matrix_transpose)
 _view(("numpy_T.default",), _reverse)
 _view(("permute.default",), _permute)
 _view(("unsqueeze.default",), _unsqueeze)
@@ -140,9 +232,21 @@ _view(
         "split.sizes",
         "split.default",
         "unsafe_chunk.default",
+        "unsafe_split.Tensor",
+        "unsafe_split_with_sizes.default",
+        "tensor_split.sections",
     ),
     _part,
 )
+_view(("tensor_split.indices",), _part, _ascending)
+for _axis, _op in enumerate(("vsplit", "hsplit", "dsplit")):
+    _view((f"{_op}.int",), _SPLITS[_axis])
+    _view((f"{_op}.array",), _SPLITS[_axis], _ascending)
 _view(("unbind.int",), _unbind)
-for _op in ("cat.default", "concat.default"):
-    register(Operator(f"aten.{_op}", Kind.JOIN, pieces=_cat, covers=_cat_covers))
+_view(("movedim.int", "movedim.intlist"), _move)
+for _op, _index in zip(("flip", "flipud", "fliplr"), _FLIPS, strict=True):
+    _view((f"{_op}.default",), _index)
+_view(("repeat.default", "tile.default"), _repeat)
+_view(("repeat_interleave.self_int",), _repeat_interleave, _repeat_covers)
+_view(("diagonal.default",), _diagonal, _diagonal_covers)
+_view(("unfold.default",), _unfold)

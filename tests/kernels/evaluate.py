@@ -188,6 +188,18 @@ def _apply(fn: str, args: list[Array]) -> Array:
     return {**_UNARY, **_BINARY}[fn](*args)
 
 
+def shifted_left(x: Array, by: Array) -> Array:
+    """x << by; 0 where that shifts by a number outside the bits."""
+    inside = (by >= 0) & (by < 8 * by.dtype.itemsize)
+    return np.where(inside, x << np.where(inside, by, 0), 0).astype(x.dtype)
+
+
+def shifted_right(x: Array, by: Array) -> Array:
+    """x >> by; only the sign's bits where that shifts by a number outside the bits."""
+    last = 8 * by.dtype.itemsize - 1
+    return (x >> np.where((by >= 0) & (by <= last), by, last)).astype(x.dtype)
+
+
 def _round_bfloat16(x: Array) -> Array:
     """To nearest, ties to even, on the bits: half of the last kept bit is added, less one where that bit is 0."""
     bits = np.ascontiguousarray(x).view(np.uint32)
@@ -200,13 +212,15 @@ _UNARY: dict[str, Callable[..., Array]] = {
     "neg": np.negative, "abs": np.abs, "exp": np.exp, "expm1": np.expm1, "log": np.log, "log1p": np.log1p,
     "sqrt": np.sqrt, "sin": np.sin, "cos": np.cos, "tanh": np.tanh, "floor": np.floor, "ceil": np.ceil,
     "trunc": np.trunc, "round": np.round, "not": np.logical_not, "isnan": np.isnan,
+    "wrap_int8": lambda x: x.astype(np.int8).astype(np.int32), "wrap_uint8": lambda x: x & np.int32(255),
+    "wrap_int16": lambda x: x.astype(np.int16).astype(np.int32),
     "round_bfloat16": _round_bfloat16, "round_float16": lambda x: x.astype(np.float16).astype(np.float32),
 }  # fmt: skip
 _BINARY: dict[str, Callable[..., Array]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "pow": np.power, "fmod": np.fmod,
     "max": np.maximum, "min": np.minimum, "lt": np.less, "le": np.less_equal, "gt": np.greater,
     "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "and": np.bitwise_and, "or": np.bitwise_or,
-    "xor": np.bitwise_xor,
+    "xor": np.bitwise_xor, "atan2": np.arctan2, "shl": shifted_left, "shr": shifted_right,
 }  # fmt: skip
 
 

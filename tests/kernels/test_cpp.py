@@ -133,13 +133,15 @@ def test_table_covers_every_primitive_and_no_other():
 
 def test_every_primitive_compiles_in_every_dtype_it_has():
     floats, wholes, bools = (torch.float32, torch.float64), (torch.int64, torch.int32), (torch.bool,)
-    only_floats = {"exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf"}
-    only_whole = {"and", "or", "xor"}
+    only_floats = {"exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "atan2"}
+    only_whole = {"and", "or", "xor", "shl", "shr"}
     on_bools = {"and", "or", "xor", "not", "eq", "ne", "where", "cast"}
     nests = []
     for name, operands in scalar.PRIMITIVES.items():
         kinds = floats if name in only_floats else wholes if name in only_whole else floats + wholes
-        for dtype in (torch.float32,) if name.startswith("round_") else kinds + (bools if name in on_bools else ()):
+        kinds = (torch.float32,) if name.startswith("round_") else kinds
+        kinds = (torch.int32,) if name.startswith("wrap_") else kinds
+        for dtype in kinds + (bools if name in on_bools else ()):
             parts = [load(k, dtype) for k in range(operands)]
             types = [dtype] * operands
             if name == "where":

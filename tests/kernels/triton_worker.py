@@ -27,7 +27,7 @@ from fusion.kernels.lower import lower
 from fusion.kernels.toolchain import triton as toolchain
 from fusion.kernels.toolchain.triton_script import standalone
 from fusion.patterns import reference, verify
-from fusion.patterns.errors import StructureMismatch
+from fusion.patterns.errors import LoweringError, StructureMismatch
 from fusion.patterns.graph import SubGraph
 from fusion.runtime.cuda_launch import make_cuda_launcher
 
@@ -83,6 +83,11 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield f"compare/{fn}", lambda fn=fn: comparison(fn)
     for fn in ("and", "or", "xor", "not", "where"):
         yield f"logic/{fn}", lambda fn=fn: logic(fn)
+    for fn in ("shl", "shr"):
+        yield f"shift/{fn}", lambda fn=fn: shift(fn)
+    for target in (torch.int8, torch.int16, torch.uint8):
+        yield f"wrap/wrap_{_short(target)}", lambda t=target: wrapped(t)
+    yield "refused/atan2", refused
     for source in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool):
         for target in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool):
             yield f"cast/{_short(source)}-{_short(target)}", lambda s=source, t=target: conversion(s, t)
@@ -144,6 +149,34 @@ def logic(fn: str) -> dict[str, object]:
     a, b = torch.arange(-8, 8), torch.arange(16) * 3
     bits = _same(make_cuda_launcher(nests.binary(fn, torch.int64))(a, b), getattr(torch, f"bitwise_{fn}")(a, b))
     return truth if not truth["ok"] else bits
+
+
+def shift(fn: str) -> dict[str, object]:
+    """Shifts by numbers inside the bits of a type and outside."""
+    exact = torch.bitwise_left_shift if fn == "shl" else torch.bitwise_right_shift
+    for dtype in (torch.int32, torch.int64):
+        x = torch.tensor([-8, 5, torch.iinfo(dtype).max, torch.iinfo(dtype).min], dtype=dtype).repeat(8)
+        by = torch.tensor([0, 1, 7, 31, 32, 63, 64, -1], dtype=dtype).repeat_interleave(4)
+        found = _same(make_cuda_launcher(nests.binary(fn, dtype))(x, by), exact(x, by))
+        if not found["ok"]:
+            return found
+    return {"ok": True}
+
+
+def wrapped(target: torch.dtype) -> dict[str, object]:
+    """Sums that leave a narrow integer's range."""
+    bounds = torch.iinfo(target)
+    x = torch.tensor([bounds.min, bounds.max, 3, bounds.max // 2 + 1], dtype=target)
+    return _same(make_cuda_launcher(nests.binary("add", target))(x, x), x + x)
+
+
+def refused() -> dict[str, object]:
+    """A primitive that Triton lacks is refused by name."""
+    try:
+        emit(nests.binary("atan2"))
+    except LoweringError as error:
+        return {"ok": error.code == "triton-primitive" and "atan2" in str(error), "why": str(error)}
+    return {"ok": False, "why": "not refused"}
 
 
 def conversion(source: torch.dtype, target: torch.dtype) -> dict[str, object]:

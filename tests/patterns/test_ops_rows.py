@@ -6,6 +6,7 @@ for its operator. A row without a sample fails, so adding a row means adding one
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from evaluate import evaluate, shifted_left, shifted_right
+from graphs import trace
 
+from fusion.kernels.lower import lower
 from fusion.patterns import symbols
 from fusion.patterns.graph import Ref, TensorSpec, leaves, map_leaves
 from fusion.patterns.ops import TABLE, Call, Kind, Operator, resolve
@@ -76,6 +80,9 @@ def integers() -> list[Sample]:
     return [sample(FIRST, SECOND), sample(YES, NO)]
 
 
+MODES = (None, "trunc", "floor")
+SHIFTED = [sample(FIRST, SECOND), sample(FIRST, FIRST), sample(FIRST, SECOND * 3)]
+
 POINTWISE: dict[str, list[Sample]] = {
     "add.Tensor": [*binary(), sample(X, Y, alpha=0.5), sample(X, 2.0), sample(YES, NO), *integers()],
     "add.Scalar": [*with_number(2.0), sample(X, 2.0, 3)],
@@ -99,8 +106,50 @@ POINTWISE: dict[str, list[Sample]] = {
     "masked_fill.Scalar": [sample(X, YES, -1.5), sample(X, YES[0], -math.inf)],
     "masked_fill.Tensor": [sample(X, YES, torch.tensor(-1.5, dtype=torch.float64))],
     "clamp.default": [sample(X, -0.5, 0.5), sample(X, -0.5), sample(X, None, 0.5), sample(SPECIAL, max=1.0)],
+    "clamp.Tensor": [sample(X, Y, Y + 1), sample(X, None, ROW), sample(SPECIAL, OTHER)],
     "clamp_min.default": with_number(-0.5),
     "clamp_max.default": with_number(0.5),
+    "clamp_min.Tensor": binary(),
+    "clamp_max.Tensor": binary(),
+    "addcmul.default": [sample(X, Y, ROW), sample(X, Y, X, value=0.5), sample(FIRST, SECOND, SECOND, value=3)],
+    "addcdiv.default": [sample(X, Y, positive(6)), sample(X, Y, positive(4, 6), value=0.5)],
+    "lerp.Scalar": [sample(X, Y, 0.3), sample(X, ROW, 0.8)],
+    "lerp.Tensor": [sample(X, Y, ROW), sample(X, Y, X)],
+    "pow.Scalar": [sample(2.0, X), sample(10000, X), sample(1.0, SPECIAL)],
+    "div.Tensor_mode": [sample(x, y, rounding_mode=m) for x, y in ((X, Y), (SPECIAL, OTHER)) for m in MODES],
+    "div.Scalar_mode": [sample(X, -0.7, rounding_mode=m) for m in MODES]
+    + [sample(FIRST, -3, rounding_mode=m) for m in ("trunc", "floor")],
+    "floor_divide.default": [*binary(), sample(FIRST, 5), sample(FIRST, -5)],
+    "floor_divide.Scalar": [*with_number(0.7), sample(FIRST, 4)],
+    "remainder.Scalar_Tensor": [sample(7.5, X), sample(-2.0, SPECIAL)],
+    "fmod.Scalar": [*with_number(0.7), sample(FIRST, -4)],
+    "fmod.Tensor": [*binary(), sample(FIRST, SECOND)],
+    "heaviside.default": [sample(SPECIAL, OTHER)],
+    "atan2.default": binary(),
+    "hypot.default": binary(),
+    "logaddexp.default": binary(),
+    "logit.default": [sample(X.sigmoid()), sample(X, 0.1), sample(X.sigmoid(), 0.2)],
+    "xlogy.Tensor": [sample(X, positive(4, 6)), sample(SPECIAL, OTHER)],
+    "xlogy.Scalar_Other": [sample(SPECIAL, 0.5)],
+    "xlogy.Scalar_Self": [sample(0.0, SPECIAL), sample(2.0, positive(4, 6))],
+    "elu.default": [*unary(), sample(X, 0.7, 1.3, 0.6)],
+    "celu.default": [*unary(), sample(X, 0.7)],
+    "hardtanh.default": [*unary(), sample(X, -0.2, 0.4)],
+    "threshold.default": [sample(X, 0.1, 20.0), sample(SPECIAL, 0.5, -1.0)],
+    "hardshrink.default": [*unary(), sample(X, 0.2)],
+    "softshrink.default": [*unary(), sample(X, 0.2)],
+    "erfinv.default": [sample(X.tanh()), sample(torch.tensor([0.0, -0.0, 1.0, -1.0, 1.5, math.nan], dtype=X.dtype))],
+    "acosh.default": [sample(X.abs() + 1), sample(SPECIAL)],
+    "nan_to_num.default": [*unary(), sample(SPECIAL, 1.0, 2.0, -3.0)],
+    "copy.default": [sample(X, Y.float()), sample(X, ROW), sample(FIRST, X)],
+    "fill.Tensor": [sample(X, torch.tensor(2.5, dtype=torch.float64))],
+    "bitwise_left_shift.Tensor": SHIFTED,
+    "bitwise_right_shift.Tensor": SHIFTED,
+    "bitwise_left_shift.Tensor_Scalar": [sample(FIRST, 3), sample(FIRST, 70)],
+    "bitwise_right_shift.Tensor_Scalar": [sample(FIRST, 3), sample(FIRST, 70)],
+    "bitwise_left_shift.Scalar_Tensor": [sample(-5, SECOND)],
+    "bitwise_right_shift.Scalar_Tensor": [sample(-5, SECOND)],
+    "to.other": [sample(X, FIRST), sample(FIRST, X)],
     "leaky_relu.default": [*unary(), sample(X, 0.2)],
     "softplus.default": [*unary(X * 30), sample(X, 2.0, 1.0)],
     "gelu.default": [*unary(), sample(X, approximate="tanh"), sample(SPECIAL, approximate="tanh")],
@@ -112,21 +161,26 @@ POINTWISE: dict[str, list[Sample]] = {
     "_to_copy.default": [sample(X, dtype=torch.float16)],
     "type_as.default": [sample(X, FIRST), sample(X, Y.float())],
 }
-for _name in ("log", "log1p", "sqrt", "rsqrt"):
+for _name in ("log", "log1p", "sqrt", "rsqrt", "log2", "log10"):
     POINTWISE[f"{_name}.default"] = unary(positive(4, 6))
 for _name in (
     "neg", "abs", "floor", "ceil", "trunc", "round", "exp", "expm1", "sin", "cos", "tanh", "erf", "sign", "sigmoid",
-    "silu", "relu", "log_sigmoid", "square", "reciprocal",
+    "silu", "relu", "log_sigmoid", "square", "reciprocal", "frac", "sgn", "deg2rad", "rad2deg", "sinh", "cosh", "asinh",
+    "atanh", "sinc", "tan", "atan", "asin", "acos", "exp2", "mish", "selu", "relu6", "hardsigmoid", "hardswish",
+    "isnan", "isinf", "isposinf", "isneginf", "isfinite",
 ):  # fmt: skip
     POINTWISE[f"{_name}.default"] = unary()
-for _name in ("maximum", "minimum"):
+for _name in ("maximum.default", "max.other", "minimum.default", "min.other"):
+    POINTWISE[_name] = [*binary(), sample(YES, NO)]
+for _name in ("fmax", "fmin"):
     POINTWISE[f"{_name}.default"] = binary()
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     POINTWISE[f"{_name}.Tensor"] = [*binary(), sample(X, X), sample(FIRST, SECOND)]
     POINTWISE[f"{_name}.Scalar"] = [*with_number(0.5), sample(FIRST, 3)]
 for _name in ("and", "or", "xor"):
-    POINTWISE[f"bitwise_{_name}.Tensor"] = POINTWISE[f"__{_name}__.Tensor"] = integers()
-    POINTWISE[f"bitwise_{_name}.Scalar"] = POINTWISE[f"__{_name}__.Scalar"] = [sample(FIRST, 6), sample(YES, True)]
+    POINTWISE[f"bitwise_{_name}.Tensor"] = integers()
+    POINTWISE[f"bitwise_{_name}.Scalar"] = [sample(FIRST, 6), sample(YES, True)]
+    POINTWISE[f"bitwise_{_name}.Scalar_Tensor"] = [sample(6, FIRST), sample(True, YES)]
     POINTWISE[f"logical_{_name}.default"] = [
         sample(X, Y),
         sample(YES, NO),
@@ -175,7 +229,6 @@ VIEWS: dict[str, list[Sample]] = {
     "view_as.default": [sample(BOX, counted(6, 4))],
     "reshape_as.default": [sample(BOX, counted(3, 8))],
     "transpose.int": [sample(BOX, 0, 1), sample(BOX, -1, 0), sample(BOX, 1, 1)],
-    "swapaxes.default": [sample(BOX, 1, 2)],
     "t.default": [sample(counted(3, 4)), sample(counted(5))],
     "numpy_T.default": [sample(counted(3, 4)), sample(BOX)],
     "mT.default": [sample(BOX)],
@@ -198,20 +251,83 @@ VIEWS: dict[str, list[Sample]] = {
     "split_with_sizes.default": [sample(BOX, (1, 3), 2), sample(BOX, (1, 1))],
     "unbind.int": [sample(BOX), sample(BOX, 1), sample(BOX, -1)],
 }  # fmt: skip
-for _name in ("alias", "detach", "clone", "lift_fresh"):
+VIEWS |= {
+    "ravel.default": [sample(BOX)],
+    "atleast_1d.default": [sample(counted(1).view(()))],
+    "atleast_2d.default": [sample(counted(5))],
+    "atleast_3d.default": [sample(counted(5)), sample(counted(5, 2))],
+    "mH.default": [sample(BOX)],
+    "adjoint.default": [sample(BOX)],
+    "unsafe_split.Tensor": [sample(BOX, 2, 1)],
+    "unsafe_split_with_sizes.default": [sample(BOX, (1, 3), 2)],
+    "tensor_split.sections": [sample(BOX, 2, 1), sample(BOX, 3, -1)],
+    "tensor_split.indices": [sample(BOX, (1, 3), 2), sample(BOX, (1, 9), 2), sample(BOX, (), 0)],
+    "vsplit.int": [sample(BOX, 2)],
+    "hsplit.int": [sample(BOX, 3), sample(counted(6), 2)],
+    "dsplit.int": [sample(BOX, 2)],
+    "vsplit.array": [sample(BOX, (1,))],
+    "hsplit.array": [sample(BOX, (1, 2))],
+    "dsplit.array": [sample(BOX, (1, 3))],
+    "movedim.int": [sample(BOX, 0, 2), sample(BOX, -1, 0), sample(BOX, 1, 1)],
+    "movedim.intlist": [sample(BOX, (0, 1), (1, 2)), sample(BOX, (2, 0), (0, -1))],
+    "flip.default": [sample(BOX, (0,)), sample(BOX, (-1, 1)), sample(BOX, ())],
+    "flipud.default": [sample(BOX)],
+    "fliplr.default": [sample(BOX)],
+    "repeat.default": [sample(BOX, (2, 1, 3)), sample(BOX, (2, 1, 1, 2)), sample(counted(3), (2, 2))],
+    "tile.default": [sample(BOX, (2,)), sample(BOX, (2, 1, 1, 2)), sample(counted(3), (2, 2))],
+    "repeat_interleave.self_int": [sample(BOX, 3, 1), sample(BOX, 2, -1), sample(BOX, 2)],
+    "diagonal.default": [sample(BOX), sample(BOX, 1, 1, 2), sample(BOX, -1, 2, 0)],
+    "unfold.default": [sample(BOX, 2, 2, 1), sample(BOX, 1, 3, 2), sample(counted(9), 0, 4, 2)],
+}
+for _name in ("alias", "detach", "clone", "lift_fresh", "positive"):
     VIEWS[f"{_name}.default"] = [sample(BOX), sample(BOX.transpose(0, 1))]
 
-JOINS: dict[str, list[Sample]] = {
-    name: [
-        sample((counted(2, 3), counted(2, 2) + 50), 1),
-        sample((BOX, BOX[:1] + 50, BOX + 90)),
-        sample((BOX, BOX), -2),
-    ]
-    for name in ("cat.default", "concat.default")
-}
+PIECES = [
+    sample((counted(2, 3), counted(2, 2) + 50), 1),
+    sample((BOX, BOX[:1] + 50, BOX + 90)),
+    sample((BOX, BOX), -2),
+    sample((YES, FIRST, X)),
+]
+LIKE = [sample(X), sample(FIRST.t()), sample(X, dtype=torch.float32)]
+ELEMENTS: dict[str, list[Sample]] = {
+    "cat.default": PIECES,
+    "stack.default": [sample((BOX, BOX + 50)), sample((X, Y, X), 1), sample((X, Y, X), -1), sample((X,))],
+    "pad.default": [sample(BOX, (1, 2)), sample(X, (0, 2, 3, 0), "constant", 0.5), sample(BOX, (-1, 1, 0, -1, 1, 0))],
+    "constant_pad_nd.default": [sample(BOX, (1, 2, 3, 4), 7), sample(X, (-2, -1)), sample(YES, (1, 1), True)],
+    "triu.default": [sample(m, k) for m in (BOX, X, YES) for k in (-5, -1, 0, 1, 2, 9)],
+    "tril.default": [sample(m, k) for m in (BOX, X, YES) for k in (-5, -1, 0, 1, 2, 9)],
+    "one_hot.default": [sample(FIRST % 4, 4), sample(torch.tensor(2), 3)],
+    "diff.default": [
+        sample(X), sample(X, 1, 0), sample(YES, 1, -1), sample(X, 1, -1, Y[:, :2]), sample(X, 1, -1, None, Y),
+        sample(X, 1, 1, append=Y[:, :1], prepend=Y[:, 1:2]),
+    ],
+    "roll.default": [
+        sample(ROW, (2,)),
+        *(sample(BOX, *moves) for moves in (((1,), (0,)), ((2, -1), (1, 2)), ((-9,), (2,)), ((1, 1), (2, 2)))),
+    ],
+    "glu.default": [sample(X), sample(X, 0)],
+    "slice_scatter.default": [sample(X, Y[:, 1:3], 1, 2, 4), sample(X, Y[:2], 0, 1, 3), sample(X, Y[1:], 0, -3)],
+    "select_scatter.default": [sample(X, Y[0], 0, 2), sample(X, Y[:, 0], 1, -1)],
+    "zeros.default": [sample((2, 3)), sample((), dtype=torch.int64)],
+    "ones.default": [sample((2, 3), dtype=torch.bool)],
+    "full.default": [sample((2, 3), 2.5), sample((4,), 7), sample((2,), True), sample((2,), -math.inf)],
+    "zeros_like.default": LIKE, "ones_like.default": LIKE, "zero.default": LIKE[:2],
+    "full_like.default": [sample(X, 2.5), sample(FIRST, 3), sample(FIRST, 2.5, dtype=torch.float64)],
+    "fill.Scalar": [sample(X, 2.5), sample(FIRST, 3)],
+    "new_zeros.default": [sample(X, (2, 2))],
+    "new_ones.default": [sample(FIRST, (3,)), sample(X, (3,), dtype=torch.bool)],
+    "new_full.default": [sample(X, (3,), 1.5)],
+    "scalar_tensor.default": [sample(1.5), sample(3, dtype=torch.int64)],
+    "arange.default": [sample(7), sample(7.5), sample(5, dtype=torch.float64), sample(5, dtype=torch.int32)],
+    "arange.start": [sample(2, 9), sample(-1.5, 3.0)],
+    "arange.start_step": [sample(0, 9, 2), sample(9, 0, -3), sample(0.0, 1.0, 0.1), sample(0, 8, 2, dtype=X.dtype)],
+    "eye.default": [sample(4), sample(3, dtype=torch.bool)],
+    "eye.m": [sample(2, 5), sample(4, 3, dtype=torch.int64)],
+    "linspace.default": [sample(-1.0, 3.0, 9), sample(0, 1, 4, dtype=torch.float64), sample(2.0, 5.0, 1)],
+}  # fmt: skip
 
 SAMPLES: Mapping[Kind, Mapping[str, list[Sample]]] = {
-    Kind.POINTWISE: POINTWISE, Kind.REDUCTION: REDUCTIONS, Kind.VIEW: VIEWS, Kind.JOIN: JOINS,
+    Kind.POINTWISE: POINTWISE, Kind.REDUCTION: REDUCTIONS, Kind.VIEW: VIEWS, Kind.ELEMENT: ELEMENTS,
 }  # fmt: skip
 
 
@@ -267,7 +383,8 @@ def expression_of(row: Operator, s: Sample, computed_in: torch.dtype, tensors: d
 
     flags = list(numeric.values())
     args = [operand(a, flags[k], k in row.unpromoted) for k, a in enumerate(s.args)]
-    return row.expression(*args, **{name: operand(v, numeric[name], False) for name, v in s.kwargs.items()})
+    kwargs = {name: operand(v, numeric[name], False) for name, v in s.kwargs.items()}
+    return row.expression(*args, **kwargs, **({"result": computed_in} if row.typed else {}))
 
 
 UNARY: dict[str, Callable[..., np.ndarray]] = {
@@ -280,7 +397,7 @@ BINARY: dict[str, Callable[..., np.ndarray]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "pow": np.power, "fmod": np.fmod,
     "max": np.maximum, "min": np.minimum, "lt": np.less, "le": np.less_equal, "gt": np.greater,
     "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "and": np.bitwise_and, "or": np.bitwise_or,
-    "xor": np.bitwise_xor,
+    "xor": np.bitwise_xor, "atan2": np.arctan2, "shl": shifted_left, "shr": shifted_right,
 }  # fmt: skip
 REDUCE = {"sum": np.sum, "max": np.max, "min": np.min}
 NUMPY = {
@@ -330,7 +447,8 @@ def computed_in(s: Sample, row: Operator) -> torch.dtype:
 
 
 def test_the_evaluator_knows_every_primitive() -> None:
-    assert set(PRIMITIVES) == {*UNARY, *BINARY, "where", "cast", "round_bfloat16", "round_float16"}
+    rounding = {f"round_{t}" for t in ("bfloat16", "float16")} | {f"wrap_{t}" for t in ("int8", "int16", "uint8")}
+    assert set(PRIMITIVES) == {*UNARY, *BINARY, *rounding, "where", "cast"}
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=op) for op, row in TABLE.items()])
@@ -393,19 +511,30 @@ def test_view_rows(row: Operator) -> None:
             assert len(source) == s.args[0].dim()
             grid = dict(zip(names, np.indices(out.shape), strict=True))
             at = tuple(np.broadcast_to(eval(symbols.print_python(d), {}, grid), out.shape) for d in source)
-            assert np.array_equal(s.args[0].numpy()[at], out.numpy()), f"{s.args[1:]} maps {index} to {source}"
+            taken = np.broadcast_to(s.args[0].numpy()[at], out.shape)
+            assert np.array_equal(taken, out.numpy()), f"{s.args[1:]} maps {index} to {source}"
 
 
-@pytest.mark.parametrize("row", rows(Kind.JOIN))
-def test_join_rows(row: Operator) -> None:
-    assert row.pieces is not None
+def called(row: Operator, s: Sample, *tensors: torch.Tensor) -> Any:
+    """The sample's call on other tensors."""
+    left = iter(tensors)
+
+    def fill(tree: Any) -> Any:
+        return map_leaves(lambda leaf: next(left) if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+    return resolve(row.op)(*fill(s.args), **{name: fill(value) for name, value in s.kwargs.items()})
+
+
+@pytest.mark.parametrize("row", rows(Kind.ELEMENT))
+def test_element_rows(row: Operator) -> None:
     for s in samples_of(row):
         (expected,) = torch_result(row, s)
-        c = call(s, (expected,))
-        assert row.covers(c) is None
-        dim, sizes = row.pieces(c)
-        parts = expected.split(list(sizes), dim)
-        assert all(torch.equal(part, operand) for part, operand in zip(parts, s.args[0], strict=True))
+        tensors = [x for x in leaves((s.args, tuple(s.kwargs.values()))) if isinstance(x, torch.Tensor)]
+        graph = trace(functools.partial(called, row, s), *tensors)
+        assert [node.op for node in graph.nodes] == [row.op]
+        (found,) = evaluate(lower(graph), *tensors)
+        assert found.dtype == expected.dtype and found.stride() == expected.stride()
+        torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
 
 
 @pytest.mark.parametrize("start", [7, -7])
