@@ -20,7 +20,7 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import COLUMN, Scalar, Select
 from fusion.patterns.symbols import Dim
 
-from .cpp_columns import Column, Sink
+from .cpp_columns import Column, Running, Sink
 from .cpp_expressions import STORAGE, Block, Interner, Values, cost, stored_value
 from .cpp_prelude import prelude
 
@@ -145,6 +145,7 @@ class _Row:
         self.values = Values(plain_bfloat16=kinds <= {torch.bfloat16})
         self.interned = Interner()
         self.reductions = [(r, self.interned(r.body)) for r in nest.reductions]
+        self.scans = [Running(r.name, r.fn, body) for r, body in self.reductions if r.running]
         kinds_out = {o.name: o.dtype for o in nest.outputs}
         self.sinks = [
             (
@@ -175,17 +176,20 @@ class _Row:
     def _expensive(self) -> set[int]:
         """Numbers of the reductions whose elements are costly and needed again: softmax's exponentials."""
         found: set[int] = set()
-        for k, (_, body) in enumerate(self.reductions):
+        for k, (reduction, body) in enumerate(self.reductions):
             later = [b for _, b in self.reductions[k + 1 :]] + [sink.value for _, sink in self.sinks]
-            again = any(node is body for node in scalar.walk(*later))
+            runs = not reduction.running and self.values.runs_with_column(body)
+            again = runs and any(node is body for node in scalar.walk(*later))
             if again and cost([body]) >= _WORTH_KEEPING and not any(isinstance(n, Select) for n in scalar.walk(body)):
                 found.add(k)
         return found
 
     def _passes(self, block: Block, kept: set[int]) -> None:
         for k, (reduction, body) in enumerate(self.reductions):
+            if reduction.running:
+                continue  # part of each loop that reads it
             room = reduction.extent if isinstance(reduction.extent, int) else ROW_BUFFER
-            column = Column(self.values, self.interned, reduction.extent)
+            column = Column(self.values, self.interned, reduction.extent, self.scans)
             column.reduce(reduction.fn, reduction.name, body, block, room if k in kept else 0)
         per_row = [sink for store, sink in self.sinks if store.per_row]
         self.values.count([sink.value for sink in per_row])
@@ -195,7 +199,7 @@ class _Row:
         per_column = [sink for store, sink in self.sinks if not store.per_row]
         if per_column and self.nest.column is not None:
             split = _splits_column(self.nest)
-            Column(self.values, self.interned, self.nest.column.extent, split).store(per_column, block)
+            Column(self.values, self.interned, self.nest.column.extent, self.scans, split).store(per_column, block)
 
 
 def _prepare_function(nest: LoopNest) -> list[str]:

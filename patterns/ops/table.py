@@ -16,13 +16,14 @@ from ..errors import UnsupportedOperator
 from ..graph import OpNode, TensorSpec
 from ..indexing import Extents, Index
 from ..scalar import Scalar
+from ..symbols import Dim
 
 
 class Kind(enum.Enum):
     """What an operator does, as far as fusing is concerned."""
 
     POINTWISE = "pointwise"  # one element from one element of each operand, after broadcasting
-    REDUCTION = "reduction"  # a row of the last dimension to one element, or to a row of the same length
+    REDUCTION = "reduction"  # the elements along some dimensions to one element, or (softmax) to as many
     VIEW = "view"  # an element is an element of the one operand, at another index
     JOIN = "join"  # an element is an element of one of several operands (cat)
     LIBRARY = "library"  # called, never fused: matrix products, attention, indexing
@@ -53,16 +54,34 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """What the expression of a REDUCTION is made of: the elements of its first operand along the reduced dimensions.
+
+    Attributes:
+        x: the element: inside a Reduce or Scan the one at the column, outside the one at the result's index.
+        position: where it stands among the elements reduced over, from 0, in row-major order; int64.
+        others: elements of the further tensor operands, each broadcast to the first one; by position.
+        extent: how many elements are reduced over.
+    """
+
+    x: Scalar
+    position: Scalar
+    others: tuple[Scalar, ...]
+    extent: Dim
+
+
+@dataclass(frozen=True, slots=True)
 class Operator:
     """A row of the table.
 
     Attributes:
         op: full name with overload, "aten.mul.Tensor".
         kind: what it does.
-        expression: POINTWISE and REDUCTION: builds the result element from the call's arguments, tensors replaced by
-            the operand's element (a Scalar in the compute dtype). A REDUCTION's operand is the row's element at the
-            column index.
+        expression: POINTWISE: builds the result element from the call's arguments, tensors replaced by the operand's
+            element (a Scalar in the compute dtype). REDUCTION: (call, `Run`, number of the result) -> its element.
         unpromoted: POINTWISE: positions of tensor operands that keep their own dtype (masks).
+        dims: REDUCTION: (call) -> the dimensions of the first operand that it runs over, ascending.
+        keeps: REDUCTION: whether the first result has an element for each of the operand's, as a softmax has.
         index: VIEW: (call, index of the result, loop extents, number of the result) -> index of the operand.
         pieces: JOIN: (call) -> (dimension, sizes of the operands along it).
         covers: whether the row covers this use; else the reason it does not.
@@ -73,6 +92,8 @@ class Operator:
     kind: Kind
     expression: Callable[..., Scalar] | None = None
     unpromoted: tuple[int, ...] = ()
+    dims: Callable[[Call], tuple[int, ...]] | None = None
+    keeps: bool = False
     index: Callable[[Call, Index, Extents, int], Index] | None = None
     pieces: Callable[[Call], tuple[int, tuple[Any, ...]]] | None = None
     covers: Callable[[Call], str | None] = lambda call: None
