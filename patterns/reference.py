@@ -5,6 +5,7 @@ The first is what a fused kernel replaces, the second what both are measured aga
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,12 +17,15 @@ from . import symbols
 from .errors import StructureMismatch, UnsupportedOperator
 from .graph import Leaf, OpNode, Ref, SubGraph, TensorSpec, map_leaves
 from .ops import resolve
+from .ops.reductions import rms_epsilon
 from .symbols import Dim
 
 _SAME_STRUCTURE = "Pass tensors of the recorded structure, or record again with these inputs."
 
 # Operators that read the bits of a float: double precision of them has no meaning.
 _BIT_CASTS = ("aten.view.dtype", "aten.view_as_real.default", "aten.view_as_complex.default")
+# Their default epsilon is that of the dtype they compute in.
+_EPSILON_OF_DTYPE = ("aten.rms_norm.default", "aten._fused_rms_norm.default")
 # Their last argument asks for half -> float32, which torch refuses for a double operand.
 _HALF_TO_FLOAT = ("aten._softmax.default", "aten._log_softmax.default")
 
@@ -61,7 +65,9 @@ def run_fp64(
         UnsupportedOperator: as `run`, or an operator that reinterprets bits.
     """
     sizes = bind_symbols(graph, inputs, sizes)
-    return _run(graph, {name: _upcast(inputs[name]) for name in graph.inputs}, sizes, _in_double)
+    return _run(
+        graph, {name: _upcast(inputs[name]) for name in graph.inputs}, sizes, functools.partial(_in_double, graph.spec)
+    )
 
 
 def bind_symbols(
@@ -181,7 +187,7 @@ def _upcast(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _in_double(node: OpNode) -> OpNode:
+def _in_double(spec: Mapping[str, TensorSpec], node: OpNode) -> OpNode:
     if node.op in _BIT_CASTS:
         raise UnsupportedOperator(
             f"{node.op} reinterprets bits and has no result in double precision.",
@@ -194,4 +200,18 @@ def _in_double(node: OpNode) -> OpNode:
     args, kwargs = map_leaves(leaf, node.args), map_leaves(leaf, node.kwargs)
     if node.op in _HALF_TO_FLOAT:
         args = (*args[:2], False)
+    if node.op in _EPSILON_OF_DTYPE:
+        args, kwargs = _with_epsilon(args, kwargs, spec[node.refs[0]].dtype)
     return OpNode(node.op, args, kwargs, node.outputs, node.origin)
+
+
+def _with_epsilon(
+    args: tuple[Leaf, ...], kwargs: tuple[tuple[str, Leaf], ...], dtype: torch.dtype
+) -> tuple[tuple[Leaf, ...], tuple[tuple[str, Leaf], ...]]:
+    """The arguments with the epsilon that is the default for `dtype`, where none is given."""
+    named = dict(kwargs)
+    if len(args) > 3:
+        return (*args[:3], rms_epsilon(dtype) if args[3] is None else args[3]), kwargs
+    if named.get("eps") is None:
+        named["eps"] = rms_epsilon(dtype)
+    return args, tuple(sorted(named.items()))

@@ -136,7 +136,7 @@ def _moments(first: Callable[[Call, Scalar], Scalar]) -> Expression:
         x = _accumulated(call, run)
         centre = mean(x, run.extent)
         if number == 1:
-            return centre
+            return centre + (centre - centre)  # NaN of an infinite one, as torch's running mean makes it
         off = x - centre
         left = apply("max", count(run.extent, x.dtype) - _correction(call), 0.0)
         return first(call, total(off * off, run.extent) / left)
@@ -201,12 +201,20 @@ def rms_epsilon(dtype: torch.dtype) -> float:
 
 def _scaled(call: Call, run: Run, x: Scalar) -> Scalar:
     """`x` times the weight plus the bias, those of them that are given."""
-    others = iter(run.others)
-    if isinstance(call.argument(2, "weight", None), Ref):
-        x = x * cast(next(others), x.dtype)
-    if isinstance(call.argument(3, "bias", None), Ref):
-        x = x + cast(next(others), x.dtype)
-    return x
+    weight, bias = _operand(call, 2, "weight"), _operand(call, 3, "bias")
+    if weight is not None:
+        x = x * cast(run.others[weight - 1], x.dtype)
+    return x if bias is None else x + cast(run.others[bias - 1], x.dtype)
+
+
+def _operand(call: Call, position: int, name: str) -> int | None:
+    """Which of the call's inputs an argument is; None where it is not given. Keywords come sorted by name."""
+    if position < len(call.args):
+        given, before = call.args[position], call.args[:position]
+    else:
+        given = call.kwargs.get(name)
+        before = (*call.args, *(value for key, value in sorted(call.kwargs.items()) if key < name))
+    return sum(isinstance(x, Ref) for x in before) if isinstance(given, Ref) else None
 
 
 def _scan(fn: str) -> Expression:
