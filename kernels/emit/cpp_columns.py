@@ -19,11 +19,12 @@ _ROW_BRANCHES = 2  # Selects on the row that become branches around the loop; ea
 
 # Reduction -> the function that reduces a buffer, and how a buffer's result is taken in. Scan -> what makes a buffer
 # running.
-_REDUCTIONS = {
-    "sum": ("sum_of", "{total} += {part};"),
-    "prod": ("product_of", "{total} *= {part};"),
-    "max": ("highest_of", "{total} = max_of({total}, {part});"),
-    "min": ("lowest_of", "{total} = min_of({total}, {part});"),
+_REDUCTIONS = {"sum": "sum_of", "prod": "product_of", "max": "highest_of", "min": "lowest_of"}
+COMBINE = {
+    "sum": "{total} += {part};",
+    "prod": "{total} *= {part};",
+    "max": "{total} = max_of({total}, {part});",
+    "min": "{total} = min_of({total}, {part});",
 }
 _SCANS = {"sum": "run_sum", "prod": "run_product"}
 
@@ -66,21 +67,27 @@ def wide(kind: str, fn: str) -> str:
 
 
 class Column:
-    """Writes loops over the column from 0 to `extent`, or over `first` to `last` where threads share it.
+    """Writes loops over the column from 0 to `extent`, or over a stretch of it.
 
     Args:
         scans: those the kernel has, in order. A loop that reads one computes it on the way, block by block.
+        bounds: the variables that hold where the stretch starts and ends.
     """
 
     def __init__(
-        self, values: Values, interned: Interner, extent: Dim, scans: Sequence[Running] = (), shared: bool = False
+        self,
+        values: Values,
+        interned: Interner,
+        extent: Dim,
+        scans: Sequence[Running] = (),
+        bounds: tuple[str, str] | None = None,
     ) -> None:
         self.values = values
         self.interned = interned
         self.extent = extent
         self.scans = scans
-        self.start, self.stop = ("first", "last") if shared else ("0", symbols.print_c(extent))
-        self.shared = shared
+        self.start, self.stop = bounds or ("0", symbols.print_c(extent))
+        self.whole = bounds is None
 
     def store(self, sinks: Sequence[Sink], block: Block) -> None:
         """Writes every sink for every column."""
@@ -105,6 +112,10 @@ class Column:
 
         self._decide([*(scan.body for scan, _ in carried), *(s.value for s in sinks)], loop, block)
 
+    def each(self, roots: list[Scalar], finish: Finish, block: Block) -> None:
+        """Writes `finish` of the values of `roots`, which read no scan of this kernel, for every column."""
+        self._decide(roots, lambda chosen, at, low, high: self._loop(chosen, at, low, high, finish), block)
+
     def reduce(self, fn: str, name: str, body: Scalar, block: Block, keep: int = 0) -> None:
         """Computes the variable `name`, `fn` over `body`; NaN in any element makes a maximum or minimum NaN.
 
@@ -112,7 +123,7 @@ class Column:
             keep: 0, or how many elements the row has at most: they all stay in a buffer that later loops read.
         """
         kind = COMPUTE[body.dtype]
-        helper, combine = _REDUCTIONS[fn]
+        helper, combine = _REDUCTIONS[fn], COMBINE[fn]
         total, kept = self.values.fresh("total"), self.values.fresh("part") if keep else ""
         block.lines += [f"{kind} {kept}[{keep} + 32];"] if keep else []
         start = literal(scalar.identity(fn, body.dtype), body.dtype)
@@ -237,7 +248,7 @@ class Column:
         """The cuts as C++, kept within the loop; numbers where the extent is one."""
         edges: list[str] = []
         for cut in cuts:
-            if isinstance(cut, int) and isinstance(self.extent, int) and not self.shared:
+            if isinstance(cut, int) and isinstance(self.extent, int) and self.whole:
                 edges.append(str(min(max(cut, 0), self.extent)))
                 continue
             name = self.values.fresh("cut")
