@@ -1,8 +1,8 @@
 """What one element of a SubGraph's value is, as a scalar expression over the inputs' elements.
 
 A value is a function from index to expression, so fusing is inlining: views become index maps, pointwise operators
-become arithmetic, a reduction becomes a `Reduce` node over the column index. All knowledge of operators comes from
-the operator table.
+become arithmetic, a reduction becomes a `Reduce` node over the column index, a scan a `Scan` node. All knowledge of
+operators comes from the operator table.
 """
 
 from __future__ import annotations
@@ -18,8 +18,20 @@ from fusion.patterns import indexing, ops, scalar, symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import OpNode, Ref, SubGraph, TensorSpec
 from fusion.patterns.indexing import Extents, Index
-from fusion.patterns.ops import Call, Kind, Operator
-from fusion.patterns.scalar import COLUMN, HALF_TYPES, Apply, Constant, Load, Reduce, Reduced, Scalar, Select, Size
+from fusion.patterns.ops import Call, Kind, Operator, Run
+from fusion.patterns.scalar import (
+    COLUMN,
+    HALF_TYPES,
+    Apply,
+    Constant,
+    Load,
+    Reduce,
+    Reduced,
+    Scalar,
+    Scan,
+    Select,
+    Size,
+)
 from fusion.patterns.symbols import Dim
 
 # Joins and shifted views multiply: every level may ask for its operand at two indices. Past this many elements a kernel
@@ -52,14 +64,14 @@ class Elements:
         self._conditional = 0  # in how many element rows the element being built may be one case
         self._memo: dict[tuple[str, Index, Dim], Scalar] = {}
         self._loads: dict[tuple[str, Dim], Load] = {}
-        self._row_results: dict[tuple[str, Index], tuple[Scalar, Scalar, Scalar]] = {}
+        self._row_results: dict[tuple[str, Index], tuple[tuple[Scalar, ...], tuple[Scalar, ...], Scalar]] = {}
         self._exact: dict[tuple[int, torch.dtype], tuple[Scalar, bool]] = {}  # by identity; holding it keeps it unique
 
     def at(self, name: str, index: Index, column: Dim) -> Scalar:
         """The element of `name` at `index`, which may name the column index, running to `column`.
 
         Raises:
-            LoweringError: "reduction_in_column", "reduction_in_join", "dtype", "index", "too_large".
+            LoweringError: "reduction_in_column", "reduction_in_join", "scan_index", "dtype", "index", "too_large".
         """
         key = (name, index, column)
         found = self._memo.get(key)
@@ -85,7 +97,8 @@ class Elements:
         if row.kind is Kind.ELEMENT:
             return self.rounded(self._element(node, row, call, index, column), call.outputs[0].dtype)
         if row.kind is Kind.REDUCTION:
-            return self.rounded(self._reduction(node, row, call, index, column), call.outputs[0].dtype)
+            dtype = self.graph.spec[name].dtype
+            return self.rounded(self._reduction(node, row, name, index, column), dtype)
         return self.rounded(self._pointwise(node, row, call, index, column), call.outputs[0].dtype)
 
     def _extents(self, column: Dim) -> Extents:
@@ -184,32 +197,48 @@ class Elements:
         assert row.element is not None
         return row.element(call, index, self._extents(column), read)
 
-    def _reduction(self, node: OpNode, row: Operator, call: Call, index: Index, column: Dim) -> Scalar:
-        operand, result = call.inputs[0], call.outputs[0]
-        is_row = len(result.shape) == len(operand.shape) and result.shape[-1] != 1
-        at = index[: len(operand.shape) - 1]
-        slot, inner, expression = self._row_result(node, row, call, at)
-        outer = self._summand(node, call, (*at, index[-1]), column) if is_row else inner
+    def _reduction(self, node: OpNode, row: Operator, name: str, index: Index, column: Dim) -> Scalar:
+        call = ops.call_of(node, self.graph.spec)
+        assert row.dims is not None
+        number, dims, rank = node.outputs.index(name), row.dims(call), len(call.inputs[0].shape)
+        full = row.keeps and number == 0
+        apart = full or len(call.outputs[number].shape) == rank  # the reduced dimensions are in the index
+        at = tuple(i for d, i in enumerate(index) if d not in dims) if apart else index
+        slots, inner, expression = self._over_run(node, row, call, number, at, dims)
+        position = tuple(index[d] for d in dims) if full else ()
+        if any(isinstance(n, Scan) for n in scalar.walk(expression)):
+            self._check_scan(node, position)
+        outer = self._run_elements(node, call, dims, (index, position), column) if full else inner
+
+        def replaced(leaf: Scalar, by: tuple[Scalar, ...]) -> Scalar | None:
+            return next((x for slot, x in zip(slots, by, strict=True) if slot is leaf), None)
 
         def fill(leaf: Scalar) -> Scalar | None:
-            if isinstance(leaf, Reduce):  # the slot inside is the element at the reduction's own column
-                return scalar.rebuild(leaf, lambda x: inner if x is slot else None, inside)
-            return outer if leaf is slot else None
+            if isinstance(leaf, (Reduce, Scan)):  # a slot inside is the element at the reduction's own column
+                return scalar.rebuild(leaf, lambda x: replaced(x, inner), inside)
+            return replaced(leaf, outer)
 
         inside: dict[int, Scalar] = {}
         return scalar.rebuild(expression, fill)
 
-    def _row_result(self, node: OpNode, row: Operator, call: Call, at: Index) -> tuple[Scalar, Scalar, Scalar]:
-        """The slot that stands for the operand, the operand at the column index, and the result over the slot."""
+    def _over_run(
+        self, node: OpNode, row: Operator, call: Call, number: int, at: Index, dims: tuple[int, ...]
+    ) -> tuple[tuple[Scalar, ...], tuple[Scalar, ...], Scalar]:
+        """Slots for the elements of `Run`, those elements at the column, and the result over the slots.
+
+        `at` is the index over the dimensions that are not reduced.
+        """
         if any(s.name == COLUMN for s in symbols.free_symbols(at)):
             raise LoweringError(
                 "reduction_in_column",
                 f"The result of {node.op} is needed for every column, so it would be computed again for each.",
                 remedy="Cut the region at this operator.",
             )
-        found = self._row_results.get((node.outputs[0], at))
+        found = self._row_results.get((node.outputs[number], at))
         if found is None:
-            if self._conditional and not self._inside(at, call.inputs[0].shape):
+            shape = call.inputs[0].shape
+            kept = [d for d in range(len(shape)) if d not in dims]
+            if self._conditional and not self._inside(at, tuple(shape[d] for d in kept)):
                 raise LoweringError(
                     "reduction_in_join",
                     f"{node.op} makes rows of a part of a cat; before it is known which part a row belongs to, it "
@@ -217,26 +246,48 @@ class Elements:
                     remedy="Cut the region at the cat.",
                 )
             self.reduced_at.append(at)
-            extent = call.inputs[0].shape[-1]
-            inner = self._summand(node, call, (*at, symbols.index_symbol(COLUMN)), extent)
-            slot = Reduced(inner.dtype, "slot")
+            sizes = tuple(shape[d] for d in dims)
+            extent = symbols.product(sizes)
+            column = symbols.index_symbol(COLUMN)
+            position = indexing.delinearize(column, sizes, {COLUMN: extent})
+            whole: dict[int, Dim] = {**dict(zip(kept, at, strict=True)), **dict(zip(dims, position, strict=True))}
+            index = tuple(whole[d] for d in range(len(shape)))
+            inner = self._run_elements(node, call, dims, (index, position), extent)
+            slots = tuple(Reduced(x.dtype, "slot") for x in inner)
             assert row.expression is not None
-            found = self._row_results[node.outputs[0], at] = (slot, inner, row.expression(slot, extent))
+            expression = row.expression(call, Run(slots[0], slots[1], slots[2:], extent), number)
+            found = self._row_results[node.outputs[number], at] = (slots, inner, expression)
         return found
+
+    def _run_elements(
+        self, node: OpNode, call: Call, dims: tuple[int, ...], where: tuple[Index, Index], column: Dim
+    ) -> tuple[Scalar, ...]:
+        """The element of the operand at an index, its position in the reduced dimensions, and the other operands'."""
+        (index, position), shape = where, call.inputs[0].shape
+        given = [x for x in (*call.args, *call.kwargs.values()) if isinstance(x, torch.dtype)]
+        index = tuple(0 if isinstance(n, int) and n == 1 else i for i, n in zip(index, shape, strict=True))
+        x = self.at(node.refs[0], index, column)
+        x = scalar.cast(self.rounded(x, given[0]), scalar.compute_type(given[0])) if given else x
+        others = tuple(
+            self.at(name, indexing.broadcast_index(index, shape, spec.shape), column)
+            for name, spec in zip(node.refs[1:], call.inputs[1:], strict=True)
+        )
+        linear = indexing.linearize(position, tuple(shape[d] for d in dims))
+        return (x, Size(torch.int64, indexing.joined(linear)), *others)
+
+    def _check_scan(self, node: OpNode, position: Index) -> None:
+        """A scan stands at the kernel's own column, and is there for all columns."""
+        if self._conditional or position != (symbols.index_symbol(COLUMN),):
+            raise LoweringError(
+                "scan_index",
+                f"The result of {node.op} is read at {position}, which is not the column the kernel runs over.",
+                remedy="Cut the region at this operator.",
+            )
 
     def _inside(self, index: Index, shape: tuple[Dim, ...]) -> bool:
         """Whether the row indices provably stay inside the tensor, whatever a join selects."""
         pairs = list(zip(index, shape, strict=False))
         return all(indexing.reaches(i, 0, self.rows) and indexing.below(i, size, self.rows) for i, size in pairs)
-
-    def _summand(self, node: OpNode, call: Call, index: Index, column: Dim) -> Scalar:
-        """A reduction's operand, converted to the dtype it asks for, in the dtype it accumulates in."""
-        given = [x for x in (*call.args, *call.kwargs.values()) if isinstance(x, torch.dtype)]
-        if call.inputs[0].shape[-1] == 1:
-            index = (*index[:-1], 0)
-        x = self.at(node.refs[0], index, column)
-        x = self.rounded(x, given[0]) if given else x
-        return scalar.cast(x, scalar.compute_type(call.outputs[0].dtype))
 
 
 def check_calls(graph: SubGraph) -> None:

@@ -8,6 +8,7 @@ over loads at explicit element offsets.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -15,7 +16,7 @@ import torch
 
 from fusion.patterns import scalar, symbols
 from fusion.patterns.errors import GraphError
-from fusion.patterns.scalar import Apply, Constant, Load, Reduce, Reduced, Scalar, Select, Size
+from fusion.patterns.scalar import Apply, Constant, Load, Reduce, Reduced, Scalar, Scan, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
 
@@ -72,12 +73,16 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """One pass over a row: `name` becomes `fn` over `body` for column 0..extent. Earlier reductions may be read."""
+    """One pass over a row: `name` becomes `fn` over `body` for column 0..extent. Earlier reductions may be read.
+
+    A running one, a scan, has a value at every column below `extent`: `fn` over the columns up to that one.
+    """
 
     name: str
     fn: str
     body: Scalar
     extent: Dim
+    running: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,8 @@ class LoopNest:
             lines.append(f"{indent}for {axis.name} in {symbols.render(axis.extent)}:")
             indent += "  "
         for r in self.reductions:
-            lines.append(f"{indent}{r.name} = {r.fn} over j in {symbols.render(r.extent)} of {text.of(r.body)}")
+            along = "along" if r.running else "over"
+            lines.append(f"{indent}{r.name} = {r.fn} {along} j in {symbols.render(r.extent)} of {text.of(r.body)}")
         for per_row in (True, False):
             stores = [s for s in self.stores if s.per_row == per_row]
             if not per_row and stores and self.column:
@@ -172,31 +178,47 @@ def verify(nest: LoopNest) -> None:
     """Rejects a malformed LoopNest.
 
     Raises:
-        GraphError: an expression names an unknown input, index, size or reduction, or a reduction is not hoisted.
+        GraphError: an expression names an unknown input, index, size or reduction; a reduction is not hoisted, has no
+            such function, takes bools, or is used twice under one name; a scan is read where there is no column, or at
+            more columns than it has, or as if it were one value.
     """
     axes = {a.name for a in nest.rows} | {scalar.COLUMN}
     known = axes | {s.symbol for s in nest.sizes}
     inputs = {a.name for a in nest.inputs}
     outputs = {o.name for o in nest.outputs}
-    done: set[str] = set()
+    done: dict[str, Reduction] = {}
 
     def dim(d: Dim, where: str) -> None:
         unknown = {s.name for s in d.free_symbols} - known if isinstance(d, sympy.Expr) else set()
         if unknown:
             raise GraphError(f"{nest.name}: {where} uses {sorted(unknown)}, which are no index or size of the kernel.")
 
-    def expression(root: Scalar, where: str, per_row: bool) -> None:
+    def result(name: str, where: str, columns: Dim | None, *, running: bool) -> None:
+        """A read of a reduction or scan, in a loop over `columns`, or once per row."""
+        made = done.get(name)
+        if made is None:
+            raise GraphError(f"{nest.name}: {where} reads the reduction {name!r} before it is computed.")
+        if made.running != running:
+            raise GraphError(f"{nest.name}: {where} reads {name!r} as a {'scan' if running else 'reduction'}, not so.")
+        if running and columns is None:
+            raise GraphError(f"{nest.name}: {where} is stored once per row but reads the scan {name!r}.")
+        if running and isinstance(columns, int) and isinstance(made.extent, int) and columns > made.extent:
+            raise GraphError(f"{nest.name}: {where} reads the scan {name!r} beyond its {made.extent} columns.")
+
+    def expression(root: Scalar, where: str, columns: Dim | None) -> None:
         for node in scalar.walk(root):
             match node:
                 case Load(argument=argument, offset=offset):
                     if argument not in inputs:
                         raise GraphError(f"{nest.name}: {where} loads from {argument!r}, which is no input.")
                     dim(offset, where)
-                    if per_row and scalar.COLUMN in {s.name for s in symbols.free_symbols([offset])}:
+                    if columns is None and scalar.COLUMN in {s.name for s in symbols.free_symbols([offset])}:
                         raise GraphError(f"{nest.name}: {where} is stored once per row but depends on the column.")
-                case Reduced(name=name) if name not in done:
-                    raise GraphError(f"{nest.name}: {where} reads the reduction {name!r} before it is computed.")
-                case Reduce():
+                case Reduced(name=name):
+                    result(name, where, columns, running=False)
+                case Scanned(name=name):
+                    result(name, where, columns, running=True)
+                case Reduce() | Scan():
                     raise GraphError(f"{nest.name}: {where} holds a reduction that was not hoisted.")
                 case Select(index=index, bounds=bounds):
                     for d in (index, *bounds):
@@ -209,10 +231,10 @@ def verify(nest: LoopNest) -> None:
                     pass
 
     for reduction in nest.reductions:
-        if reduction.fn not in scalar.REDUCTIONS:
-            raise GraphError(f"{nest.name}: {reduction.fn!r} is no reduction.")
-        expression(reduction.body, f"reduction {reduction.name}", per_row=False)
-        done.add(reduction.name)
+        _check_reduction(nest.name, reduction, done)
+        dim(reduction.extent, f"reduction {reduction.name}")
+        expression(reduction.body, f"reduction {reduction.name}", reduction.extent)
+        done[reduction.name] = reduction
     if not nest.stores:
         raise GraphError(f"{nest.name}: a kernel that stores nothing.")
     for store in nest.stores:
@@ -221,7 +243,20 @@ def verify(nest: LoopNest) -> None:
         if not store.per_row and nest.column is None:
             raise GraphError(f"{nest.name}: a store per column in a kernel without a column axis.")
         dim(store.offset, f"store to {store.output}")
-        expression(store.value, f"store to {store.output}", store.per_row)
+        columns = nest.column.extent if nest.column is not None and not store.per_row else None
+        expression(store.value, f"store to {store.output}", columns)
+
+
+def _check_reduction(kernel: str, reduction: Reduction, done: Mapping[str, Reduction]) -> None:
+    known = scalar.SCANS if reduction.running else scalar.REDUCTIONS
+    if reduction.fn not in known:
+        raise GraphError(f"{kernel}: {reduction.fn!r} is no {'scan' if reduction.running else 'reduction'}.")
+    if reduction.body.dtype is torch.bool:
+        raise GraphError(f"{kernel}: the reduction {reduction.name} takes bools; they reduce as integers.")
+    if reduction.name in done:
+        raise GraphError(f"{kernel}: two reductions are called {reduction.name!r}.")
+    if {s.name for s in symbols.free_symbols([reduction.extent])} & {scalar.COLUMN}:
+        raise GraphError(f"{kernel}: the extent of the reduction {reduction.name} depends on the column.")
 
 
 class _Text:
@@ -235,6 +270,8 @@ class _Text:
                 return f"{argument}[{symbols.render(offset)}]"
             case Reduced(name=name):
                 return name
+            case Scanned(name=name):
+                return f"{name}[j]"
             case Select(index=index, bounds=bounds, cases=cases):
                 parts = [
                     f"{self.of(c)} if {symbols.render(index)} < {symbols.render(b)} else "

@@ -9,15 +9,14 @@ from typing import Any
 
 from fusion.patterns import indexing, ops, scalar, symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import SubGraph
-from fusion.patterns.indexing import Index
+from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.ops import Kind
-from fusion.patterns.scalar import COLUMN, Apply, Constant, Load, Reduce, Reduced, Scalar, Select, Size
+from fusion.patterns.scalar import COLUMN, Apply, Constant, Load, Reduce, Reduced, Scalar, Scan, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
 from .elements import Elements, check_calls
-from .loops import Argument, Axis, LoopNest, Output, Reduction, SizeParameter, Store
-from .space import Body, Space, column_space, memory_order, merged, row_space
+from .loops import Argument, LoopNest, Output, Reduction, SizeParameter, Store
+from .space import Body, ReducedSizes, Space, column_candidates, column_space, memory_order, merged, space_of
 
 _NAME_LENGTH = 48
 
@@ -28,7 +27,7 @@ def lower(graph: SubGraph, *, numerics: str = "eager") -> LoopNest:
     Inputs are named a0.. and outputs o0.. in the graph's order, size symbols s0.. as in `graph.canonical`.
 
     Args:
-        graph: pointwise operators, views, joins and reductions over the last dimension.
+        graph: pointwise operators, views, joins, reductions and scans.
         numerics: "eager" rounds every operator's result to its dtype; "fp32" keeps floating intermediates in float32
             and rounds what is stored.
 
@@ -36,9 +35,9 @@ def lower(graph: SubGraph, *, numerics: str = "eager") -> LoopNest:
         LoweringError: the graph is not one kernel. Codes: "not_fusable" (an operator without an element-wise
             definition), "operator_use" (a use the operator table does not cover), "dtype", "device", "output_layout"
             (an output that is dense in no order), "domain" (outputs over different iteration spaces),
-            "reduction_in_column" (a reduction that would run once per element), "reduction_in_join" (a reduction over
-            rows that only some rows of the kernel have), "index" (an index too involved to simplify safely),
-            "too_large".
+            "reduction_in_column" (a reduction that would run again for many elements), "reduction_in_join" (a reduction
+            over rows that only some rows of the kernel have), "scan_index" (a scan that is not read along the kernel's
+            column), "index" (an index too involved to simplify safely), "too_large".
     """
     if numerics not in ("eager", "fp32"):
         raise ValueError(f"numerics is 'eager' or 'fp32', not {numerics!r}.")
@@ -83,31 +82,43 @@ def _outputs(canonical: SubGraph) -> tuple[Output, ...]:
     return tuple(Output(f"o{k}", spec.dtype, spec.shape, memory_order(f"o{k}", spec)) for k, spec in enumerate(specs))
 
 
+# What makes a space the wrong one for a graph; another may be right.
+_OTHER_SPACE = ("reduction_in_column", "scan_index", "domain")
+
+
 def _body(canonical: SubGraph, outputs: tuple[Output, ...], *, eager: bool) -> Body:
-    """Loops, reductions and stores over the space that suits the graph."""
+    """Loops, reductions and stores over the first space that suits the graph."""
     specs = [canonical.spec[name] for name in canonical.outputs]
     orders = [output.order for output in outputs]
-    if not any(ops.kind_of(node.op) is Kind.REDUCTION for node in canonical.nodes):
-        return merged(_filled(canonical, outputs, column_space(specs, orders, innermost=True), eager=eager)[0])
-    try:
-        space = column_space(specs, orders, innermost=False)
-        if space.column == Axis(COLUMN, 1):  # every output is one element
-            space = row_space(specs, orders)
-        return merged(_filled(canonical, outputs, space, eager=eager)[0])
-    except LoweringError as error:
-        if error.code != "reduction_in_column":
-            raise
-        # Every output may be a reduction's result: then each dimension is a row axis. A reduction that leaves a row
-        # axis out, though, would be repeated along it.
-        body, reduced_at = _filled(canonical, outputs, row_space(specs, orders), eager=eager)
-        rows = {axis.name for axis in body.rows}
-        if any(rows - {s.name for s in symbols.free_symbols(at)} for at in reduced_at):
-            raise
-        return merged(body)
+    over = [_reduced_sizes(node, canonical) for node in canonical.nodes if ops.kind_of(node.op) is Kind.REDUCTION]
+    if not over:
+        return merged(_filled(canonical, outputs, column_space(specs, orders), eager=eager))
+    no: LoweringError | None = None
+    for column in column_candidates(specs, orders, over):
+        try:
+            return merged(_filled(canonical, outputs, space_of(specs, orders, column), eager=eager))
+        except LoweringError as error:
+            if error.code not in _OTHER_SPACE:
+                raise
+            no = no or error
+    assert no is not None  # there is always a candidate
+    raise no
 
 
-def _filled(canonical: SubGraph, outputs: tuple[Output, ...], space: Space, *, eager: bool) -> tuple[Body, list[Index]]:
-    """The loops of `space` with what they compute, and the row index of each reduction."""
+def _reduced_sizes(node: OpNode, canonical: SubGraph) -> ReducedSizes:
+    """The shape of what a reduction or scan reads, and the dimensions it runs over."""
+    row, call = ops.row_of(node.op), ops.call_of(node, canonical.spec)
+    assert row.dims is not None
+    return call.inputs[0].shape, row.dims(call)
+
+
+def _filled(canonical: SubGraph, outputs: tuple[Output, ...], space: Space, *, eager: bool) -> Body:
+    """The loops of `space` with what they compute.
+
+    Raises:
+        LoweringError: as `lower`; "reduction_in_column" also where a reduction would run again for every index of a row
+            axis that it does not depend on.
+    """
     elements = Elements(canonical, space.extents, eager=eager)
     extent = space.column.extent if space.column else 1
     stores = []
@@ -116,9 +127,16 @@ def _filled(canonical: SubGraph, outputs: tuple[Output, ...], space: Space, *, e
         if not eager and not elements.exact(value, output.dtype):
             value = scalar.round_to(value, output.dtype)
         stores.append(Store(output.name, indexing.offset(index, output.strides), value, per_row))
+    rows = set(space.extents)
+    if any(rows - {s.name for s in symbols.free_symbols(at)} for at in elements.reduced_at):
+        raise LoweringError(
+            "reduction_in_column",
+            "A reduction does not depend on all rows of the kernel, so it would be computed again for each.",
+            remedy="Cut the region at this operator.",
+        )
     reductions, values = hoist([s.value for s in stores])
     stores = [replace(s, value=value) for s, value in zip(stores, values, strict=True)]
-    return Body(space.rows, space.column, reductions, tuple(stores)), elements.reduced_at
+    return Body(space.rows, space.column, reductions, tuple(stores))
 
 
 def hoist(roots: Sequence[Scalar]) -> tuple[tuple[Reduction, ...], list[Scalar]]:
@@ -133,10 +151,10 @@ def hoist(roots: Sequence[Scalar]) -> tuple[tuple[Reduction, ...], list[Scalar]]
         made = scalar.with_children(node, tuple(shared[id(c)] for c in scalar.children(node)))
         key = _structure(made)
         if key not in table:
-            if isinstance(made, Reduce):
-                name = f"r{len(reductions)}"
-                reductions.append(Reduction(name, made.fn, made.body, made.extent))
-                made = Reduced(made.dtype, name)
+            if isinstance(made, (Reduce, Scan)):
+                name, running = f"r{len(reductions)}", isinstance(made, Scan)
+                reductions.append(Reduction(name, made.fn, made.body, made.extent, running))
+                made = Scanned(made.dtype, name) if running else Reduced(made.dtype, name)
             table[key] = made
         shared[id(node)] = table[key]
     return tuple(reductions), [shared[id(root)] for root in roots]
@@ -156,8 +174,8 @@ def _structure(node: Scalar) -> tuple[Any, ...]:
             return "apply", node.dtype, fn, below
         case Select(index=index, bounds=bounds):
             return "select", node.dtype, index, bounds, below
-        case Reduce(fn=fn, extent=extent):
-            return "reduce", node.dtype, fn, extent, below
+        case Reduce(fn=fn, extent=extent) | Scan(fn=fn, extent=extent):
+            return type(node).__name__, node.dtype, fn, extent, below
         case _:
             return "node", id(node)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import sympy
 
-from fusion.patterns import scalar, symbols
+from fusion.patterns import indexing, scalar, symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import TensorSpec
 from fusion.patterns.indexing import Index
@@ -66,8 +66,12 @@ def memory_order(name: str, spec: TensorSpec) -> tuple[int, ...]:
     return tuple(reversed(order))
 
 
-def column_space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], *, innermost: bool) -> Space:
-    """The space whose column is the widest output's last dimension, or its innermost one in memory.
+ReducedSizes = tuple[tuple[Dim, ...], tuple[int, ...]]  # the shape a reduction reads, the dimensions it runs over
+Columns = tuple[int, ...]  # dimensions of the widest output that are the column, as one; () for none
+
+
+def column_space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]]) -> Space:
+    """The space whose column is the widest output's innermost dimension in memory.
 
     Raises:
         LoweringError: "domain": an output has neither the widest output's elements nor one element per row.
@@ -76,37 +80,76 @@ def column_space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]],
     free = _free(spec)
     if not free:
         return Space((), Axis(COLUMN, 1), tuple(((0,) * len(s.shape), False) for s in specs))
-    column = [d for d in order if d in free][-1] if innermost else free[-1]
-    return _space(specs, orders, column)
+    return space_of(specs, orders, ([d for d in order if d in free][-1],))
 
 
-def row_space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]]) -> Space:
-    """The space in which every dimension is a row axis: one element of each output per row.
+def column_candidates(
+    specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], over: Sequence[ReducedSizes]
+) -> Iterator[Columns]:
+    """Dimensions of the widest output that may be the column of a kernel with reductions, the likeliest first.
+
+    First what a reduction runs over where its operand has the output's shape there, then the last dimension and the
+    innermost one, runs of dimensions with as many elements as a reduction has, and at last no column.
+    """
+    spec, order = _widest(specs, orders)
+    free = _free(spec)
+    tried: set[Columns] = set()
+    for column in (*_in_place(spec, over), *_ends(order, free), *_runs(spec, free, over), ()):
+        if column not in tried:
+            tried.add(column)
+            yield column
+
+
+def _in_place(spec: TensorSpec, over: Sequence[ReducedSizes]) -> Iterator[Columns]:
+    for shape, dims in over:
+        if len(shape) == len(spec.shape) and all(symbols.same(shape[d], spec.shape[d]) for d in dims):
+            column = tuple(d for d in dims if not _is_one(spec.shape[d]))
+            if column:
+                yield column
+
+
+def _ends(order: Sequence[int], free: Sequence[int]) -> Iterator[Columns]:
+    if free:
+        yield (free[-1],)
+        yield ([d for d in order if d in free][-1],)
+
+
+def _runs(spec: TensorSpec, free: Sequence[int], over: Sequence[ReducedSizes]) -> Iterator[Columns]:
+    for shape, dims in over:
+        wanted = symbols.product(shape[d] for d in dims)
+        for first in range(len(free)):
+            size: Dim = 1
+            for last in range(first, len(free)):
+                size = symbols.as_dim(size * spec.shape[free[last]])
+                if symbols.same(size, wanted):
+                    yield tuple(free[first : last + 1])
+
+
+def space_of(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], column: Columns) -> Space:
+    """The space whose column is `column`, dimensions of the widest output; every other dimension is a row axis.
 
     Raises:
-        LoweringError: "domain", as for `column_space`.
+        LoweringError: "domain": an output has neither the widest output's elements nor one element per row.
     """
-    return _space(specs, orders, None)
-
-
-def _space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], column: int | None) -> Space:
     spec, order = _widest(specs, orders)
     axes: dict[int, Axis] = {}
     for d in order:
-        if d != column and not _is_one(spec.shape[d]):
+        if d not in column and not _is_one(spec.shape[d]):
             axes[d] = Axis(f"i{len(axes)}", spec.shape[d])
     rows = tuple(axes.values())
+    places = {d: Place(a.extent, symbols.index_symbol(a.name)) for d, a in axes.items()}
     last: Axis | None = None
-    if column is not None:
-        last = axes[column] = Axis(COLUMN, spec.shape[column])
-    logical = tuple(axes[d] for d in sorted(axes))
-    by_memory = tuple(axes[d] for d in order if d in axes)
+    if column:
+        sizes = tuple(spec.shape[d] for d in column)
+        last = Axis(COLUMN, symbols.product(sizes))
+        parts = indexing.delinearize(symbols.index_symbol(COLUMN), sizes, {COLUMN: last.extent})
+        places |= {d: Place(size, at) for d, size, at in zip(column, sizes, parts, strict=True)}
     at: list[tuple[Index, bool]] = []
     for own, own_order in zip(specs, orders, strict=True):
-        index = _index(own, own_order, logical, by_memory)
-        per_row = index is None or column is None
-        if index is None and last:
-            index = _index(own, own_order, _without(logical, last), _without(by_memory, last))
+        index = _index(own, own_order, places, order)
+        per_row = index is None or not column
+        if index is None and column:
+            index = _index(own, own_order, {d: p for d, p in places.items() if d not in column}, order)
         if index is None:
             raise LoweringError(
                 "domain",
@@ -117,28 +160,36 @@ def _space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], colum
     return Space(rows, last, tuple(at))
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the loops are along one dimension of the widest output, and how long it is."""
+
+    extent: Dim
+    at: Dim
+
+
 def _widest(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]]) -> tuple[TensorSpec, tuple[int, ...]]:
     return max(zip(specs, orders, strict=True), key=lambda pair: len(_free(pair[0])))
 
 
-def _index(spec: TensorSpec, order: Sequence[int], logical: Sequence[Axis], by_memory: Sequence[Axis]) -> Index | None:
-    """The element of an output the axes are at: axes matched with its dimensions in order, or in memory order.
+def _index(
+    spec: TensorSpec, own_order: Sequence[int], places: Mapping[int, Place], order: Sequence[int]
+) -> Index | None:
+    """The element of an output the loops are at: places matched with its dimensions in order, or in memory order.
 
     Any one-to-one match of equal extents is right; these two keep a view of another output on that one's elements.
     """
     free = _free(spec)
-    for dims, axes in ((free, logical), ([d for d in order if d in free], by_memory)):
-        pairs = list(zip(dims, axes, strict=False))
-        if len(dims) == len(axes) and all(symbols.same(spec.shape[d], a.extent) for d, a in pairs):
+    logical = [places[d] for d in sorted(places)]
+    by_memory = [places[d] for d in order if d in places]
+    for dims, candidates in ((free, logical), ([d for d in own_order if d in free], by_memory)):
+        pairs = list(zip(dims, candidates, strict=False))
+        if len(dims) == len(candidates) and all(symbols.same(spec.shape[d], p.extent) for d, p in pairs):
             index: list[Dim] = [0] * len(spec.shape)
-            for d, axis in pairs:
-                index[d] = symbols.index_symbol(axis.name)
+            for d, place in pairs:
+                index[d] = place.at
             return tuple(index)
     return None
-
-
-def _without(axes: tuple[Axis, ...], axis: Axis) -> tuple[Axis, ...]:
-    return tuple(a for a in axes if a is not axis)
 
 
 def _free(spec: TensorSpec) -> list[int]:

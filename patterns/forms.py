@@ -24,6 +24,10 @@ from .symbols import Dim
 
 DROPPED = ("dropped",)  # the layout step of a reduction that did not keep its dimension
 _LAST = ("last",)
+# Reductions that their dimensions say all about: what else they take (keepdim, dtype) shows in their result.
+_BY_DIMENSION = (
+    "sum", "mean", "amax", "amin", "prod", "any", "all", "logsumexp", "softmax", "log_softmax", "cumsum", "cumprod",
+)  # fmt: skip
 _CONVERSIONS = frozenset(f"aten.{op}" for op in CONVERSIONS)
 
 
@@ -113,8 +117,8 @@ class _Normaliser:
             call = call_of(node, self.spec)
             for number, name in enumerate(node.outputs):
                 values[name] = self.view(row, call, number, values[node.refs[0]])
-        elif row is not None and row.kind is Kind.REDUCTION:
-            values[node.outputs[0]] = self.reduction(node, call_of(node, self.spec))
+        elif row is not None and row.kind is Kind.REDUCTION and _short(node.op) in _BY_DIMENSION:
+            values[node.outputs[0]] = self.reduction(row, node, call_of(node, self.spec))
         else:
             made = self.plain(node)
             for number, name in enumerate(node.outputs):
@@ -170,17 +174,17 @@ class _Normaliser:
                 use = form.operands[0]
         return self.intern(Form("slice", (use,), (dim, *part)))
 
-    def reduction(self, node: OpNode, call: Call) -> Use:
+    def reduction(self, row: Operator, node: OpNode, call: Call) -> Use:
         rank = len(call.inputs[0].shape)
-        dims = call.argument(1, "dim", None)
-        listed = dims if isinstance(dims, tuple) else (dims,)
-        last = bool(rank) and None not in listed and [d % rank for d in listed] == [rank - 1]
-        made = self.intern(
-            Form(_short(node.op), (self.result.values[node.refs[0]],), _LAST if last else ("dims", *listed))
-        )
-        if last and _short(node.op) == "sum":
+        assert row.dims is not None
+        dims = tuple(d - rank for d in row.dims(call))
+        detail = _LAST if dims == (-1,) else ("dims", *dims)
+        made = self.intern(Form(_short(node.op), (self.result.values[node.refs[0]],), detail))
+        if detail == _LAST and _short(node.op) == "sum":
             self.extents[made.form] = call.inputs[0].shape[-1]
-        return made if len(call.outputs[0].shape) == rank else Use(made.form, (DROPPED,))
+        if len(call.outputs[0].shape) == rank:
+            return made
+        return Use(made.form, (DROPPED,) if detail == _LAST else (("dropped", *dims),))
 
     def plain(self, node: OpNode) -> Use:
         operands: list[Use] = []

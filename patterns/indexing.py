@@ -161,4 +161,18 @@ def offset(index: Index, strides: Sequence[Dim]) -> Dim:
     total: Dim = 0
     for at, stride in zip(index, strides, strict=True):
         total = total + at * stride
-    return symbols.as_dim(sympy.expand(total)) if isinstance(total, sympy.Expr) else total
+    return joined(symbols.as_dim(sympy.expand(total))) if isinstance(total, sympy.Expr) else total
+
+
+def joined(value: Dim) -> Dim:
+    """`value` with quotients and remainders of one division put together again: `(p // q) * q + p % q` is `p`."""
+    if not isinstance(value, sympy.Expr) or not value.has(Mod, PythonMod):
+        return value
+    for remainder in sorted(value.atoms(Mod, PythonMod), key=str):
+        dividend, by = remainder.args
+        quotient = sympy.sympify(symbols.floor_div(dividend, by))
+        factor = value.coeff(remainder)
+        if factor != 0 and sympy.expand(value.coeff(quotient) - factor * by) == 0:
+            rest = value - factor * remainder - factor * by * quotient
+            return joined(symbols.as_dim(sympy.expand(rest + factor * dividend)))
+    return value

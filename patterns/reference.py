@@ -16,6 +16,7 @@ from . import symbols
 from .errors import StructureMismatch, UnsupportedOperator
 from .graph import Leaf, OpNode, Ref, SubGraph, TensorSpec, leaves, map_leaves
 from .ops import lookup, resolve
+from .ops.reductions import rms_epsilon
 from .symbols import Dim
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # a call's, with real tensors and sizes
@@ -24,6 +25,8 @@ _SAME_STRUCTURE = "Pass tensors of the recorded structure, or record again with 
 
 # Operators that read the bits of a float: double precision of them has no meaning.
 _BIT_CASTS = ("aten.view.dtype", "aten.view_as_real.default", "aten.view_as_complex.default")
+# Their default epsilon is that of the dtype they compute in.
+_EPSILON_OF_DTYPE = ("aten.rms_norm.default", "aten._fused_rms_norm.default")
 # Their last argument asks for half -> float32, which torch refuses for a double operand.
 _HALF_TO_FLOAT = ("aten._softmax.default", "aten._log_softmax.default")
 
@@ -67,7 +70,8 @@ def run_fp64(
     spec = graph.spec
 
     def in_double(node: OpNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        return _in_double(node, spec[node.outputs[0]].dtype.is_floating_point, args, kwargs)
+        args, kwargs = _in_double(node, spec[node.outputs[0]].dtype.is_floating_point, args, kwargs)
+        return _with_epsilon(args, kwargs, spec[node.refs[0]].dtype) if node.op in _EPSILON_OF_DTYPE else (args, kwargs)
 
     wide = {name: _upcast(inputs[name]) for name in graph.inputs}
     return {name: _upcast(made) for name, made in _run(graph, wide, sizes, in_double).items()}
@@ -217,3 +221,10 @@ def _in_double(node: OpNode, floating: bool, args: tuple[Any, ...], kwargs: dict
     row = lookup(node.op)
     kept = row.unpromoted if row is not None else ()
     return tuple(x.double() if isinstance(x, Tensor) and k not in kept else x for k, x in enumerate(args)), kwargs
+
+
+def _with_epsilon(args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> Arguments:
+    """The arguments with the epsilon that is the default for `dtype`, where none is given."""
+    if len(args) > 3:
+        return (*args[:3], rms_epsilon(dtype) if args[3] is None else args[3]), kwargs
+    return args, {**kwargs, "eps": rms_epsilon(dtype)} if kwargs.get("eps") is None else kwargs

@@ -32,8 +32,9 @@ PRIMITIVES: dict[str, int] = {
     "wrap_int8": 1, "wrap_int16": 1, "wrap_uint8": 1,  # int32 -> its lowest bits, kept as int32
 }  # fmt: skip
 
-# Reductions: name -> the value of an empty reduction.
-REDUCTIONS: dict[str, float] = {"sum": 0.0, "max": float("-inf"), "min": float("inf")}
+# Reductions and scans: name -> the value of an empty one over floats; `identity` gives it for any dtype.
+REDUCTIONS: dict[str, float] = {"sum": 0.0, "prod": 1.0, "max": float("-inf"), "min": float("inf")}
+SCANS = ("sum", "prod")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,8 +127,27 @@ class Reduce(Scalar):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Scan(Scalar):
+    """`fn` over `body` for the column index from 0 up to where it stands, inclusive; a value for every column.
+
+    `extent` is how far the column may run.
+    """
+
+    fn: str
+    body: Scalar
+    extent: Dim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Reduced(Scalar):
     """The result of a kernel's reduction called `name`; the same for every column of a row."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scanned(Scalar):
+    """The result of a kernel's scan called `name` at the column."""
 
     name: str
 
@@ -149,6 +169,16 @@ def constant(value: float | int | bool, dtype: torch.dtype) -> Constant:
     if dtype is torch.bool:
         return Constant(dtype, bool(value))
     return Constant(dtype, float(value) if dtype.is_floating_point else int(value))
+
+
+def identity(fn: str, dtype: torch.dtype) -> float | int:
+    """The value of an empty reduction in the compute dtype `dtype`: integers have a least and a greatest value."""
+    value = REDUCTIONS[fn]
+    if dtype.is_floating_point:
+        return value
+    if fn in ("max", "min"):
+        return torch.iinfo(dtype).min if fn == "max" else torch.iinfo(dtype).max
+    return int(value)
 
 
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne", "not", "isnan")
@@ -208,7 +238,7 @@ def children(node: Scalar) -> tuple[Scalar, ...]:
             return args
         case Select(cases=cases):
             return cases
-        case Reduce(body=body):
+        case Reduce(body=body) | Scan(body=body):
             return (body,)
         case _:
             return ()
@@ -257,5 +287,7 @@ def with_children(node: Scalar, parts: tuple[Scalar, ...]) -> Scalar:
             return Select(node.dtype, node.index, node.bounds, parts)
         case Reduce():
             return Reduce(node.dtype, node.fn, parts[0], node.extent)
+        case Scan():
+            return Scan(node.dtype, node.fn, parts[0], node.extent)
         case _:
             return node

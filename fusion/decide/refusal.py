@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "broadcast_recompute": "a value would be recomputed for every element it is broadcast to",
     "domain": "the outputs do not share one iteration space",
     "reduction_in_join": "a reduction over rows that only a part of a cat has",
+    "scan_index": "a scan that is not read along the column a kernel runs over",
     "index": "an index expression that cannot be simplified",
     "output_layout": "an output's memory layout is not dense",
     "too_small": "fewer ops than min_nodes",

@@ -20,8 +20,9 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import COLUMN, Scalar, Select
 from fusion.patterns.symbols import Dim
 
-from .cpp_columns import Column, Sink
+from .cpp_columns import Column, Running, Sink
 from .cpp_expressions import STORAGE, Block, Interner, Values, cost, stored_value
+from .cpp_lanes import LANES, Lanes, lane_axis
 from .cpp_prelude import prelude
 
 # DLPack type codes; bits are the element size.
@@ -34,7 +35,9 @@ PARALLEL_WORK = 300_000
 ROW_BUFFER = 4096
 _WORTH_KEEPING = 15  # vector instructions an element (`cost`); a store and a load cost about 2
 _PLACEHOLDER = "KERNEL"
-_RESERVED = re.compile(r"(x|at|cut|part|total)\d*|row|first|last|in|out|sizes|given|out_shape|[A-Z_]+")
+_RESERVED = re.compile(
+    r"(x|at|cut|part|total)\d*|row|outer|blocks|begin|end|k|first|last|in|out|sizes|given|out_shape|[A-Z_]+"
+)
 
 
 def emit(nest: LoopNest) -> str:
@@ -91,7 +94,9 @@ def _check(nest: LoopNest) -> None:
 
 
 def _parallel_rows(nest: LoopNest) -> tuple[Axis, ...]:
-    return tuple(a for a in nest.rows if not (isinstance(a.extent, int) and a.extent == 1))
+    """The axes that threads share, but for the one whose rows are taken in blocks."""
+    lanes = lane_axis(nest)
+    return tuple(a for a in nest.rows if a is not lanes and not (isinstance(a.extent, int) and a.extent == 1))
 
 
 def _splits_column(nest: LoopNest) -> bool:
@@ -123,10 +128,18 @@ def _rows_function(nest: LoopNest) -> list[str]:
 
 
 def _row_indices(nest: LoopNest) -> list[str]:
-    """Row axes from the linear row number, innermost first."""
-    parallel = _parallel_rows(nest)
-    lines = [f"const int64_t {a.name} = 0;" for a in nest.rows if a not in parallel]
+    """Row axes from the linear row number, innermost first; of neighbouring rows, where their block begins and ends."""
+    parallel, lanes = _parallel_rows(nest), lane_axis(nest)
+    lines = [f"const int64_t {a.name} = 0;" for a in nest.rows if a not in parallel and a is not lanes]
     rest = "row"
+    if lanes is not None:
+        extent = symbols.print_c(lanes.extent)
+        lines += [
+            f"const int64_t blocks = ({extent} + {LANES - 1}) / {LANES}, outer = row / blocks;",
+            f"const int64_t begin = row % blocks * {LANES};",
+            f"const int64_t end = begin + {LANES} < {extent} ? begin + {LANES} : {extent};",
+        ]
+        rest = "outer"
     for k, axis in reversed(list(enumerate(parallel))):
         extent = symbols.print_c(axis.extent)
         lines.append(f"const int64_t {axis.name} = {rest}{f' % {extent}' if k else ''};")
@@ -145,6 +158,7 @@ class _Row:
         self.values = Values(plain_bfloat16=kinds <= {torch.bfloat16})
         self.interned = Interner()
         self.reductions = [(r, self.interned(r.body)) for r in nest.reductions]
+        self.scans = [Running(r.name, r.fn, body) for r, body in self.reductions if r.running]
         kinds_out = {o.name: o.dtype for o in nest.outputs}
         self.sinks = [
             (
@@ -158,6 +172,11 @@ class _Row:
 
     def write(self, block: Block) -> None:
         """Appends the row's statements; twice where rows may or may not fit the buffers of `_expensive` values."""
+        axis = lane_axis(self.nest)
+        if axis is not None:
+            sinks = [(sink, store.per_row) for store, sink in self.sinks]
+            Lanes(self.nest, axis, self.values, self.interned, sinks).write(block)
+            return
         expensive = self._expensive()
         extents = [self.nest.reductions[k].extent for k in expensive]
         sure = all(isinstance(extent, int) for extent in extents)
@@ -175,17 +194,20 @@ class _Row:
     def _expensive(self) -> set[int]:
         """Numbers of the reductions whose elements are costly and needed again: softmax's exponentials."""
         found: set[int] = set()
-        for k, (_, body) in enumerate(self.reductions):
+        for k, (reduction, body) in enumerate(self.reductions):
             later = [b for _, b in self.reductions[k + 1 :]] + [sink.value for _, sink in self.sinks]
-            again = any(node is body for node in scalar.walk(*later))
+            runs = not reduction.running and self.values.runs_with_column(body)
+            again = runs and any(node is body for node in scalar.walk(*later))
             if again and cost([body]) >= _WORTH_KEEPING and not any(isinstance(n, Select) for n in scalar.walk(body)):
                 found.add(k)
         return found
 
     def _passes(self, block: Block, kept: set[int]) -> None:
         for k, (reduction, body) in enumerate(self.reductions):
+            if reduction.running:
+                continue  # part of each loop that reads it
             room = reduction.extent if isinstance(reduction.extent, int) else ROW_BUFFER
-            column = Column(self.values, self.interned, reduction.extent)
+            column = Column(self.values, self.interned, reduction.extent, self.scans)
             column.reduce(reduction.fn, reduction.name, body, block, room if k in kept else 0)
         per_row = [sink for store, sink in self.sinks if store.per_row]
         self.values.count([sink.value for sink in per_row])
@@ -195,7 +217,8 @@ class _Row:
         per_column = [sink for store, sink in self.sinks if not store.per_row]
         if per_column and self.nest.column is not None:
             split = _splits_column(self.nest)
-            Column(self.values, self.interned, self.nest.column.extent, split).store(per_column, block)
+            bounds = ("first", "last") if split else None
+            Column(self.values, self.interned, self.nest.column.extent, self.scans, bounds).store(per_column, block)
 
 
 def _prepare_function(nest: LoopNest) -> list[str]:
@@ -262,7 +285,10 @@ def _run_function(nest: LoopNest) -> list[str]:
 
 def _work(nest: LoopNest) -> tuple[str, str]:
     """What threads share (rows, or columns), and the whole kernel's elements times instructions, as C++."""
-    rows = symbols.product(a.extent for a in nest.rows)
+    lanes = lane_axis(nest)
+    rows = symbols.print_c(symbols.product(a.extent for a in nest.rows if a is not lanes))
+    if lanes is not None:
+        rows = f"{rows} * (({symbols.print_c(lanes.extent)} + {LANES - 1}) / {LANES})"
     column: Dim = nest.column.extent if nest.column else 1
     if _splits_column(nest):
         stores = cost([s.value for s in nest.stores]) + 2 * len(nest.stores)
@@ -271,4 +297,5 @@ def _work(nest: LoopNest) -> tuple[str, str]:
     stored: list[Scalar] = [s.value for s in nest.stores if not s.per_row]
     if stored:
         passes.append(f"{symbols.print_c(column)} * {cost(stored) + 2 * len(stored)}")
-    return symbols.print_c(rows), f"total * ({' + '.join(passes or ['8'])})"
+    each = f" * {LANES}" if lanes is not None else ""
+    return rows, f"total{each} * ({' + '.join(passes or ['8'])})"

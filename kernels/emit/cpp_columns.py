@@ -9,20 +9,24 @@ import sympy
 import torch
 
 from fusion.patterns import scalar, symbols
-from fusion.patterns.scalar import COLUMN, Scalar, Select
+from fusion.patterns.scalar import COLUMN, Scalar, Scanned, Select
 from fusion.patterns.symbols import Dim
 
-from .cpp_expressions import COMPUTE, Block, Interner, Values, branches, mentions_column, split_column
+from .cpp_expressions import COMPUTE, Block, Interner, Values, branches, literal, mentions_column, split_column
 
 _BLOCK = 512  # elements that are computed to a buffer and then reduced; 2 KiB of floats, far inside the first cache
 _ROW_BRANCHES = 2  # Selects on the row that become branches around the loop; each doubles the code
 
-# Reduction -> its start, the function that reduces a buffer, and how a buffer's result is taken in.
-_REDUCTIONS = {
-    "sum": ("0", "sum_of", "{total} += {part};"),
-    "max": ("-({kind})__builtin_inf()", "highest_of", "{total} = max_of({total}, {part});"),
-    "min": ("({kind})__builtin_inf()", "lowest_of", "{total} = min_of({total}, {part});"),
+# Reduction -> the function that reduces a buffer, and how a buffer's result is taken in. Scan -> what makes a buffer
+# running.
+_REDUCTIONS = {"sum": "sum_of", "prod": "product_of", "max": "highest_of", "min": "lowest_of"}
+COMBINE = {
+    "sum": "{total} += {part};",
+    "prod": "{total} *= {part};",
+    "max": "{total} = max_of({total}, {part});",
+    "min": "{total} = min_of({total}, {part});",
 }
+_SCANS = {"sum": "run_sum", "prod": "run_product"}
 
 Finish = Callable[[Block, list[str]], None]
 
@@ -48,15 +52,42 @@ class _Choice:
         return isinstance(node, Select) and node.index == self.select.index and node.bounds == self.select.bounds
 
 
-class Column:
-    """Writes loops over the column from 0 to `extent`, or over `first` to `last` where threads share it."""
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A scan: `name` at each column is `fn` over `body` up to it."""
 
-    def __init__(self, values: Values, interned: Interner, extent: Dim, shared: bool = False) -> None:
+    name: str
+    fn: str
+    body: Scalar
+
+
+def wide(kind: str, fn: str) -> str:
+    """The type that partial results of a reduction are put together in: their number must not add to the error."""
+    return "double" if kind == "float" and fn in ("sum", "prod") else kind
+
+
+class Column:
+    """Writes loops over the column from 0 to `extent`, or over a stretch of it.
+
+    Args:
+        scans: those the kernel has, in order. A loop that reads one computes it on the way, block by block.
+        bounds: the variables that hold where the stretch starts and ends.
+    """
+
+    def __init__(
+        self,
+        values: Values,
+        interned: Interner,
+        extent: Dim,
+        scans: Sequence[Running] = (),
+        bounds: tuple[str, str] | None = None,
+    ) -> None:
         self.values = values
         self.interned = interned
         self.extent = extent
-        self.start, self.stop = ("first", "last") if shared else ("0", symbols.print_c(extent))
-        self.shared = shared
+        self.scans = scans
+        self.start, self.stop = bounds or ("0", symbols.print_c(extent))
+        self.whole = bounds is None
 
     def store(self, sinks: Sequence[Sink], block: Block) -> None:
         """Writes every sink for every column."""
@@ -66,9 +97,24 @@ class Column:
                 target = f"{sink.output}[{self.values.index(sink.offset, inner)}]"
                 inner.lines.append(f"{target} = {self.values.stored(sink.storage, text)};")
 
-        self._decide(
-            [s.value for s in sinks], lambda roots, at, low, high: self._loop(roots, at, low, high, finish), block
-        )
+        carried = self._carried([s.value for s in sinks], block)
+
+        def loop(roots: list[Scalar], at: Block, low: str, high: str) -> None:
+            if not carried:
+                self._loop(roots, at, low, high, finish)
+                return
+
+            def part(inside: Block, begin: str, end: str) -> None:
+                values = self._run(carried, roots, inside, begin, end)
+                self._loop(values, inside, begin, end, finish)
+
+            self._blocks(at, low, high, part)
+
+        self._decide([*(scan.body for scan, _ in carried), *(s.value for s in sinks)], loop, block)
+
+    def each(self, roots: list[Scalar], finish: Finish, block: Block) -> None:
+        """Writes `finish` of the values of `roots`, which read no scan of this kernel, for every column."""
+        self._decide(roots, lambda chosen, at, low, high: self._loop(chosen, at, low, high, finish), block)
 
     def reduce(self, fn: str, name: str, body: Scalar, block: Block, keep: int = 0) -> None:
         """Computes the variable `name`, `fn` over `body`; NaN in any element makes a maximum or minimum NaN.
@@ -77,32 +123,68 @@ class Column:
             keep: 0, or how many elements the row has at most: they all stay in a buffer that later loops read.
         """
         kind = COMPUTE[body.dtype]
-        start, helper, combine = _REDUCTIONS[fn]
-        # Blocks are summed in double: their number must not add to the error of a long row.
-        wide = "double" if kind == "float" and fn == "sum" else kind
+        helper, combine = _REDUCTIONS[fn], COMBINE[fn]
         total, kept = self.values.fresh("total"), self.values.fresh("part") if keep else ""
         block.lines += [f"{kind} {kept}[{keep} + 32];"] if keep else []
-        block.lines.append(f"{wide} {total} = {start.format(kind=kind)};")
+        start = literal(scalar.identity(fn, body.dtype), body.dtype)
+        block.lines.append(f"{wide(kind, fn)} {total} = {start};")
+        carried = self._carried([body], block)
 
         def loop(roots: list[Scalar], at: Block, low: str, high: str) -> None:
-            known = int(high) - int(low) if low.isdigit() and high.isdigit() else None
-            if known is not None and known <= _BLOCK:
-                part = self._buffered(roots, at, low, high, kind, known, kept)
-                at.lines.append(combine.format(total=total, part=f"{helper}({part}, {known})"))
-                return
-            inside = Block("row", at)
-            begin, end = self.values.fresh("cut"), self.values.fresh("cut")
-            inside.lines.append(f"const int64_t {end} = {begin} + {_BLOCK} < {high} ? {begin} + {_BLOCK} : {high};")
-            part = self._buffered(roots, inside, begin, end, kind, _BLOCK, kept)
-            inside.lines.append(combine.format(total=total, part=f"{helper}({part}, {end} - {begin})"))
-            at.lines.append(f"for (int64_t {begin} = {low}; {begin} < {high}; {begin} += {_BLOCK}) {{")
-            at.nest(inside)
-            at.lines.append("}")
+            def part(inside: Block, begin: str, end: str) -> None:
+                values = self._run(carried, roots, inside, begin, end)
+                known = begin.isdigit() and end.isdigit()
+                length = str(int(end) - int(begin)) if known else f"{end} - {begin}"
+                room = int(length) if known else _BLOCK
+                buffer = self._buffered(values, inside, begin, end, kind, room, kept)
+                inside.lines.append(combine.format(total=total, part=f"{helper}({buffer}, {length})"))
 
-        self._decide([body], loop, block)
-        block.lines.append(f"const {kind} {name} = {f'({kind})' if wide != kind else ''}{total};")
+            self._blocks(at, low, high, part)
+
+        self._decide([*(scan.body for scan, _ in carried), body], loop, block)
+        same = wide(kind, fn) == kind
+        block.lines.append(f"const {kind} {name} = {total if same else f'({kind}){total}'};")
         if keep:
             block.names[id(body)] = f"{kept}[{COLUMN}]"
+
+    def _blocks(self, at: Block, low: str, high: str, part: Callable[[Block, str, str], None]) -> None:
+        """Writes `part` for every stretch of at most `_BLOCK` columns from `low` to `high`."""
+        if low.isdigit() and high.isdigit() and int(high) - int(low) <= _BLOCK:
+            part(at, low, high)
+            return
+        inside = Block("row", at)
+        begin, end = self.values.fresh("cut"), self.values.fresh("cut")
+        inside.lines.append(f"const int64_t {end} = {begin} + {_BLOCK} < {high} ? {begin} + {_BLOCK} : {high};")
+        part(inside, begin, end)
+        at.lines.append(f"for (int64_t {begin} = {low}; {begin} < {high}; {begin} += {_BLOCK}) {{")
+        at.nest(inside)
+        at.lines.append("}")
+
+    def _carried(self, roots: Sequence[Scalar], block: Block) -> list[tuple[Running, str]]:
+        """The scans that `roots` read, in order, each with the variable, made here, that carries its value on."""
+        wanted = {n.name for n in scalar.walk(*roots) if isinstance(n, Scanned)}
+        needed: list[Running] = []
+        for scan in reversed(self.scans):
+            if scan.name in wanted:
+                needed.insert(0, scan)
+                wanted |= {n.name for n in scalar.walk(scan.body) if isinstance(n, Scanned)}
+        carried = []
+        for scan in needed:
+            total, kind = self.values.fresh("total"), COMPUTE[scan.body.dtype]
+            start = literal(scalar.identity(scan.fn, scan.body.dtype), scan.body.dtype)
+            block.lines.append(f"{wide(kind, scan.fn)} {total} = {start};")
+            carried.append((scan, total))
+        return carried
+
+    def _run(
+        self, carried: Sequence[tuple[Running, str]], roots: list[Scalar], block: Block, low: str, high: str
+    ) -> list[Scalar]:
+        """Computes the scans, whose bodies come first among `roots`, over a stretch; returns the other roots."""
+        for (scan, total), body in zip(carried, roots, strict=False):
+            buffer = self._buffered([body], block, low, high, COMPUTE[body.dtype], _BLOCK, "")
+            block.lines.append(f"{total} = {_SCANS[scan.fn]}({buffer}, {high} - {low}, {total});")
+            block.names[f"{scan.name} at the column"] = f"{buffer}[{COLUMN}{'' if low == '0' else f' - {low}'}]"
+        return roots[len(carried) :]
 
     def _buffered(self, roots: list[Scalar], block: Block, low: str, high: str, kind: str, room: int, kept: str) -> str:
         """Writes a stretch of the column to the row's buffer, or a fresh one; returns where the stretch begins."""
@@ -166,7 +248,7 @@ class Column:
         """The cuts as C++, kept within the loop; numbers where the extent is one."""
         edges: list[str] = []
         for cut in cuts:
-            if isinstance(cut, int) and isinstance(self.extent, int) and not self.shared:
+            if isinstance(cut, int) and isinstance(self.extent, int) and self.whole:
                 edges.append(str(min(max(cut, 0), self.extent)))
                 continue
             name = self.values.fresh("cut")

@@ -11,7 +11,7 @@ import sympy
 import torch
 
 from fusion.patterns import scalar, symbols
-from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Select, Size
+from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
 # Element types in memory and in arithmetic.
@@ -178,8 +178,8 @@ def _key(node: Scalar) -> tuple[object, ...]:
             return ("apply", node.dtype, fn, below)
         case Select(index=index, bounds=bounds):
             return ("select", node.dtype, symbols.render(index), tuple(map(symbols.render, bounds)), below)
-        case Reduced(name=name):
-            return ("reduced", node.dtype, name)
+        case Reduced(name=name) | Scanned(name=name):
+            return (type(node).__name__, node.dtype, name)
         case _:
             return ("other", id(node))
 
@@ -215,7 +215,7 @@ class Dependence:
     def __call__(self, root: Scalar) -> bool:
         for node in scalar.walk(root):
             if id(node) not in self._known:
-                below = any(self._known[id(c)][1] for c in scalar.children(node))
+                below = isinstance(node, Scanned) or any(self._known[id(c)][1] for c in scalar.children(node))
                 self._known[id(node)] = (node, below or mentions_column(_dims(node)))
         return self._known[id(root)][1]
 
@@ -309,6 +309,10 @@ class Values:
                 return literal(value, node.dtype)
             case Reduced(name=name):
                 return name
+            case Scanned(name=name):
+                at = block.find(f"{name} at the column")
+                assert at is not None, f"{name} is read outside of a loop that computes it"
+                return at
         held = block.find(id(node))
         if held is not None:
             return held

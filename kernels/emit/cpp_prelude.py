@@ -148,12 +148,18 @@ template <typename T> INLINE T min_of(T a, T b) { return a < b || a != a ? a : b
 """,
     ),
     (
-        ("sum_of", "highest_of", "lowest_of"),
+        ("sum_of", "product_of", "highest_of", "lowest_of"),
         """\
 // Reductions of a buffer of n elements with room for 32 more: two vectors of partial results, then a tree, of floats
 // in double. An `omp simd reduction` would add its lanes one after the other: slow for short rows, and less exact.
 template <typename T> struct widened { typedef T type; };
 template <> struct widened<float> { typedef double type; };
+template <typename T> INLINE T least() { return (T)((uint64_t)1 << (8 * sizeof(T) - 1)); }
+template <> inline float least<float>() { return -__builtin_inff(); }
+template <> inline double least<double>() { return -__builtin_inf(); }
+template <typename T> INLINE T greatest() { return ~least<T>(); }
+template <> inline float greatest<float>() { return __builtin_inff(); }
+template <> inline double greatest<double>() { return __builtin_inf(); }
 #define REDUCING(NAME, RESULT, START, STEP) \\
     template <typename T> INLINE RESULT NAME(T* values, int64_t n) { \\
         typedef T lanes __attribute__((vector_size(16 * sizeof(T)), aligned(sizeof(T)), may_alias)); \\
@@ -173,11 +179,27 @@ template <> struct widened<float> { typedef double type; };
         return STEP(STEP(half[0], half[2]), STEP(half[1], half[3])); \\
     }
 #define STEP_SUM(a, b) ((a) + (b))
+#define STEP_PRODUCT(a, b) ((a) * (b))
 #define STEP_HIGHEST(a, b) (((b) > (a)) | ((b) != (b)) ? (b) : (a))
 #define STEP_LOWEST(a, b) (((b) < (a)) | ((b) != (b)) ? (b) : (a))
 REDUCING(sum_of, typename widened<T>::type, 0, STEP_SUM)
-REDUCING(highest_of, T, -(T)__builtin_inf(), STEP_HIGHEST)
-REDUCING(lowest_of, T, (T)__builtin_inf(), STEP_LOWEST)
+REDUCING(product_of, typename widened<T>::type, 1, STEP_PRODUCT)
+REDUCING(highest_of, T, least<T>(), STEP_HIGHEST)
+REDUCING(lowest_of, T, greatest<T>(), STEP_LOWEST)
+""",
+    ),
+    (
+        ("run_sum", "run_product"),
+        """\
+// Scans of a buffer in place, from what came before it; both return what comes after.
+template <typename T, typename W> INLINE W run_sum(T* values, int64_t n, W total) {
+    for (int64_t i = 0; i < n; ++i) values[i] = (T)(total += values[i]);
+    return total;
+}
+template <typename T, typename W> INLINE W run_product(T* values, int64_t n, W total) {
+    for (int64_t i = 0; i < n; ++i) values[i] = (T)(total *= values[i]);
+    return total;
+}
 """,
     ),
     (

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from fusion.patterns import scalar, symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Select, Size
+from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
 from ..loops import LoopNest, Reduction, Store
 from . import triton_math, triton_primitives
-from .triton_primitives import REDUCTIONS, TYPES
+from .triton_primitives import TYPES
 from .triton_schedule import Kind, Schedule, column_count, launch_options, row_count
 
 __all__ = ["Kind", "Schedule", "emit", "launch_options", "parameters"]
@@ -91,7 +91,8 @@ class _Emitter:
         per_column = [s for s in self.nest.stores if not s.per_row]
         self._stores(per_row)
         if self.kind is Kind.LOOPED and per_column:
-            self._loop(column_count(self.nest), lambda: self._stores(per_column))
+            values = [s.value for s in per_column]
+            self._loop(column_count(self.nest), values, lambda: self._stores(per_column))
         else:
             with self._over(column_count(self.nest), self.columns):
                 self._stores(per_column)
@@ -130,18 +131,15 @@ class _Emitter:
         return isinstance(columns, int) and columns <= self.schedule.columns
 
     def _reduction(self, reduction: Reduction) -> None:
-        if not reduction.body.dtype.is_floating_point:
-            raise LoweringError(
-                "triton-primitive",
-                f"{self.nest.name}: a {reduction.fn} of {reduction.body.dtype}; Triton kernels reduce floats only.",
-                remedy="Convert to a float type before the reduction.",
-            )
-        identity, combine, reduce = REDUCTIONS[reduction.fn]
+        identity, combine, reduce = triton_primitives.reduction(reduction.fn, reduction.body.dtype)
         if self.kind is not Kind.LOOPED:
             with self._over(reduction.extent, self.columns):
                 value = self._masked(reduction, identity)
-            self.outer.append(f"{reduction.name} = {reduce.format(value)}[:, None]")
+            scan = triton_primitives.SCANS[reduction.fn] if reduction.running else f"{reduce}[:, None]"
+            self.outer.append(f"{reduction.name} = {scan.format(value)}")
             return
+        if reduction.running:
+            return  # computed in each loop that reads it
         block = f"{reduction.name}_block"
         dtype = TYPES[reduction.body.dtype]
         self.outer.append(f"{block} = tl.full([ROWS, COLS], {identity}, {dtype})")
@@ -150,8 +148,28 @@ class _Emitter:
             value = self._masked(reduction, identity)
             self._line(_COLUMN, f"{block} = {combine.format(block, value)}")
 
-        self._loop(reduction.extent, step)
+        self._loop(reduction.extent, [reduction.body], step)
         self.outer.append(f"{reduction.name} = {reduce.format(block)}[:, None]")
+
+    def _carried(self, roots: Sequence[Scalar]) -> list[Reduction]:
+        """The scans that a loop over `roots` has to compute on the way, in order."""
+        wanted = {n.name for n in scalar.walk(*roots) if isinstance(n, Scanned)}
+        needed: list[Reduction] = []
+        for reduction in reversed(self.nest.reductions):
+            if reduction.name in wanted:
+                needed.insert(0, reduction)
+                wanted |= {n.name for n in scalar.walk(reduction.body) if isinstance(n, Scanned)}
+        return needed
+
+    def _run(self, scan: Reduction) -> None:
+        """A chunk of a scan, inside a loop, from what the chunks before it came to."""
+        identity, combine, reduce = triton_primitives.reduction(scan.fn, scan.body.dtype)
+        carry = f"{scan.name}_carry"
+        self.outer.append(f"{carry} = tl.full([ROWS, 1], {identity}, {TYPES[scan.body.dtype]})")
+        value = self._name(_COLUMN, self._masked(scan, identity))
+        part = triton_primitives.SCANS[scan.fn].format(value)
+        self._line(_COLUMN, f"{scan.name} = {combine.format(carry, part)}")
+        self._line(_COLUMN, f"{carry} = {combine.format(carry, reduce.format(value) + '[:, None]')}")
 
     def _masked(self, reduction: Reduction, identity: str) -> str:
         """The reduction's body, as a block of columns, with the identity beyond the row's end."""
@@ -161,11 +179,13 @@ class _Emitter:
             mask = f"j < {symbols.print_python(reduction.extent)}"  # makes a block of it
         return f"tl.where({mask}, {body}, {identity})" if mask else body
 
-    def _loop(self, extent: Dim, body: Callable[[], object]) -> None:
-        """A loop over the column in chunks of COLS."""
+    def _loop(self, extent: Dim, roots: Sequence[Scalar], body: Callable[[], object]) -> None:
+        """A loop over the column in chunks of COLS, for expressions `roots` that `body` writes."""
         lines: list[str] = []
         self.inner = lines
         with self._over(extent, {}):
+            for scan in self._carried(roots):
+                self._run(scan)
             body()
         self.inner = None
         self.outer.append(f"for start in range(0, {symbols.print_python(extent)}, COLS):")
@@ -232,6 +252,8 @@ class _Emitter:
                         own |= self._dim_varies(dim)
                 case Reduced():
                     own = _ROW
+                case Scanned():
+                    own = _ROW | _COLUMN
                 case _:
                     pass
             for child in scalar.children(node):
@@ -278,7 +300,7 @@ class _Emitter:
 
     def _fresh(self, node: Scalar, varies: int) -> str:
         match node:
-            case Reduced(name=name):
+            case Reduced(name=name) | Scanned(name=name):
                 return name
             case Load():
                 return self._name(varies, self._load(node, varies))
@@ -400,7 +422,7 @@ def _check_names(nest: LoopNest) -> None:
                 f"{name!r} cannot be a name in a Triton kernel.",
                 remedy="Use letters, digits and underscores, and none of " + ", ".join(sorted(_OURS)) + ".",
             )
-    if len(set(names)) != len(names) or any(re.fullmatch(r"v\d+|\w+_block", n) for n in names[1:]):
+    if len(set(names)) != len(names) or any(re.fullmatch(r"v\d+|\w+_(block|carry)", n) for n in names[1:]):
         raise LoweringError("triton-name", f"{nest.name}: names that clash: {names}.", remedy="Give each its own name.")
 
 

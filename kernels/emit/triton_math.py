@@ -206,6 +206,15 @@ def _round(x):
     return tl.where(size < 8388608.0, tl.where(whole == 0.0, x * 0.0, whole), x)
 ''',
     ),
+    "_product": (
+        (),
+        '''
+@triton.jit
+def _product(a, b):
+    """a * b, for tl.reduce."""
+    return a * b
+''',
+    ),
     "_maximum": (
         (),
         '''

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from fusion.patterns import scalar
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import Constant
 
@@ -71,12 +72,21 @@ EXPRESSIONS: dict[str, dict[str, str]] = {
     "wrap_uint8": {"int32": "({0} & 255)"},
 }
 
-# Reduction -> (identity, combination of two blocks, reduction of a block along its columns)
-REDUCTIONS = {
-    "sum": ("0.0", "{0} + {1}", "tl.sum({0}, axis=1)"),
-    "max": ('float("-inf")', "_maximum({0}, {1})", "tl.reduce({0}, 1, _maximum)"),
-    "min": ('float("inf")', "_minimum({0}, {1})", "tl.reduce({0}, 1, _minimum)"),
+# Reduction -> (combination of two blocks, reduction of a block along its columns), of floats and of integers
+REDUCTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "sum": {"any": ("{0} + {1}", "tl.sum({0}, axis=1)")},
+    "prod": {"any": ("{0} * {1}", "tl.reduce({0}, 1, _product)")},
+    "max": {
+        "float": ("_maximum({0}, {1})", "tl.reduce({0}, 1, _maximum)"),
+        "int": ("tl.maximum({0}, {1})", "tl.max({0}, axis=1)"),
+    },
+    "min": {
+        "float": ("_minimum({0}, {1})", "tl.reduce({0}, 1, _minimum)"),
+        "int": ("tl.minimum({0}, {1})", "tl.min({0}, axis=1)"),
+    },
 }
+# Scan -> a block whose columns are the scan along them
+SCANS = {"sum": "tl.cumsum({0}, axis=1)", "prod": "tl.cumprod({0}, axis=1)"}
 
 _SMALLEST_NORMAL = 2.0**-126
 
@@ -97,6 +107,13 @@ def form(fn: str, dtype: torch.dtype) -> str:
         f"The primitive {fn} has no Triton form in {dtype}; it has one for {', '.join(forms)}.",
         remedy="The operator runs eagerly; compute in float32 to have it fused.",
     )
+
+
+def reduction(fn: str, dtype: torch.dtype) -> tuple[str, str, str]:
+    """(identity, combination of two blocks, reduction of a block) of a reduction in the compute dtype `dtype`."""
+    forms = REDUCTIONS[fn]
+    combine, reduce = forms.get("any") or forms["float" if dtype.is_floating_point else "int"]
+    return literal(scalar.constant(scalar.identity(fn, dtype), dtype)), combine, reduce
 
 
 def literal(node: Constant) -> str:

@@ -14,6 +14,7 @@ from ..errors import UnsupportedOperator
 from ..graph import OpNode, Ref, TensorSpec, leaves
 from ..indexing import Extents, Index
 from ..scalar import Scalar
+from ..symbols import Dim
 from .spellings import canonical
 
 
@@ -21,7 +22,7 @@ class Kind(enum.Enum):
     """What an operator does, as far as fusing is concerned."""
 
     POINTWISE = "pointwise"  # one element from one element of each operand, after broadcasting
-    REDUCTION = "reduction"  # a row of the last dimension to one element, or to a row of the same length
+    REDUCTION = "reduction"  # the elements along some dimensions to one element, or (softmax) to as many
     VIEW = "view"  # an element is an element of the one operand, at another index
     ELEMENT = "element"  # an element from its index and any operands' elements at any index (cat, pad, triu, arange)
     LIBRARY = "library"  # called, never fused: matrix products, attention, indexing
@@ -66,17 +67,35 @@ Read = Callable[[int, Index], Scalar]
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """What the expression of a REDUCTION is made of: the elements of its first operand along the reduced dimensions.
+
+    Attributes:
+        x: the element: inside a Reduce or Scan the one at the column, outside the one at the result's index.
+        position: where it stands among the elements reduced over, from 0, in row-major order; int64.
+        others: elements of the further tensor operands, each broadcast to the first one; by position.
+        extent: how many elements are reduced over.
+    """
+
+    x: Scalar
+    position: Scalar
+    others: tuple[Scalar, ...]
+    extent: Dim
+
+
+@dataclass(frozen=True, slots=True)
 class Operator:
     """A row of the table.
 
     Attributes:
         op: full name with overload, "aten.mul.Tensor".
         kind: what it does.
-        expression: POINTWISE and REDUCTION: builds the result element from the call's arguments, tensors replaced by
-            the operand's element (a Scalar in the compute dtype). A REDUCTION's operand is the row's element at the
-            column index.
+        expression: POINTWISE: builds the result element from the call's arguments, tensors replaced by the operand's
+            element (a Scalar in the compute dtype). REDUCTION: (call, `Run`, number of the result) -> its element.
         unpromoted: POINTWISE: positions of tensor operands that keep their own dtype (masks).
         typed: POINTWISE: whether the expression takes the result's dtype, as its keyword `result`.
+        dims: REDUCTION: (call) -> the dimensions of the first operand that it runs over, ascending.
+        keeps: REDUCTION: whether the first result has an element for each of the operand's, as a softmax has.
         index: VIEW: (call, index of the result, loop extents, number of the result) -> index of the operand.
         element: ELEMENT: (call, index of the result, loop extents, `Read`) -> the result's element, in any dtype.
         covers: whether the row covers this use; else the reason it does not.
@@ -88,6 +107,8 @@ class Operator:
     expression: Callable[..., Scalar] | None = None
     unpromoted: tuple[int, ...] = ()
     typed: bool = False
+    dims: Callable[[Call], tuple[int, ...]] | None = None
+    keeps: bool = False
     index: Callable[[Call, Index, Extents, int], Index] | None = None
     element: Callable[[Call, Index, Extents, Read], Scalar] | None = None
     covers: Callable[[Call], str | None] = lambda call: None

@@ -16,9 +16,9 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 
-from fusion.kernels.loops import LoopNest, Output
+from fusion.kernels.loops import LoopNest, Output, Reduction
 from fusion.patterns import symbols
-from fusion.patterns.scalar import COLUMN, Apply, Constant, Load, Reduced, Scalar, Select, Size
+from fusion.patterns.scalar import COLUMN, Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size, identity
 from fusion.patterns.symbols import Dim
 
 Array = np.ndarray
@@ -39,7 +39,7 @@ _DIM: dict[type, Callable[[Array, Array], Array]] = {
     Max: np.maximum,
     Min: np.minimum,
 }
-_REDUCE = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+_REDUCE = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
 def evaluate(nest: LoopNest, *inputs: torch.Tensor, given: Sequence[int] = ()) -> tuple[torch.Tensor, ...]:
@@ -55,23 +55,31 @@ def evaluate(nest: LoopNest, *inputs: torch.Tensor, given: Sequence[int] = ()) -
     for k, axis in enumerate(nest.rows):
         at[axis.name] = _steps(symbols.evaluate(axis.extent, sizes), k, rank)
     reduced: dict[str, Array] = {}
+    scans = {r.name: r for r in nest.reductions if r.running}
 
     def over(extent: Dim) -> _Expressions:
         column = _steps(symbols.evaluate(extent, sizes), rank - 1, rank)
-        return _Expressions({**sizes, **at, COLUMN: column}, memory, reduced)
+        return _Expressions({**sizes, **at, COLUMN: column}, memory, reduced, scans)
 
     outputs = {o.name: _Buffer(o, sizes) for o in nest.outputs}
     with np.errstate(all="ignore"):
         for r in nest.reductions:
+            if r.running:
+                continue  # computed where it is read, over the columns of that loop
             scope = over(r.extent)
             body = scope.spread(scope.of(r.body))
-            empty = {"sum": 0, "max": -math.inf, "min": math.inf}[r.fn]
-            start = body.dtype.type(empty)
-            reduced[r.name] = _REDUCE[r.fn].reduce(body, axis=-1, keepdims=True, initial=start, dtype=body.dtype)
+            start = identity(r.fn, r.body.dtype)
+            made = _REDUCE[r.fn].reduce(body, axis=-1, keepdims=True, initial=start, dtype=_wide(r.fn, body))
+            reduced[r.name] = made.astype(body.dtype)
         for store in nest.stores:
             scope = over(1 if store.per_row or nest.column is None else nest.column.extent)
             outputs[store.output].write(scope.spread(scope.dim(store.offset)), scope.spread(scope.of(store.value)))
     return tuple(outputs[o.name].tensor() for o in nest.outputs)
+
+
+def _wide(fn: str, body: Array) -> np.dtype:
+    """The dtype of partial results: sums of float32 in double, so that the order does not matter."""
+    return np.dtype(np.float64) if body.dtype == np.float32 and fn in ("sum", "prod") else body.dtype
 
 
 def _sizes(nest: LoopNest, inputs: Sequence[torch.Tensor], given: Sequence[int]) -> dict[str, int]:
@@ -105,6 +113,7 @@ class _Expressions:
     names: Mapping[str, int | Array]
     memory: Mapping[str, Array]
     reduced: Mapping[str, Array]
+    scans: Mapping[str, Reduction]
     memo: dict[tuple[int, int], Array] = field(default_factory=dict)
     conditions: list[Array] = field(default_factory=lambda: [np.array(True)])
 
@@ -139,6 +148,11 @@ class _Expressions:
                 return self.dim(dim).astype(kind)
             case Reduced(name=name):
                 return self.reduced[name]
+            case Scanned(name=name):
+                body = self.spread(self.of(self.scans[name].body, condition))
+                return (
+                    _REDUCE[self.scans[name].fn].accumulate(body, axis=-1, dtype=_wide("sum", body)).astype(body.dtype)
+                )
             case Load(argument=argument, offset=offset):
                 return self._load(self.memory[argument], self.dim(offset), condition).astype(kind)
             case Select(index=index, bounds=bounds, cases=cases):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +17,9 @@ from fusion.kernels import elements
 from fusion.kernels.loops import Axis, LoopNest
 from fusion.kernels.lower import given_symbols, lower
 from fusion.patterns import reference, scalar, symbols
-from fusion.patterns.errors import LoweringError
+from fusion.patterns.errors import GraphError, LoweringError
 from fusion.patterns.graph import OpNode, Ref, SubGraph, TensorSpec
-from fusion.patterns.scalar import Apply, Load, Select
+from fusion.patterns.scalar import Apply, Constant, Load, Reduce, Reduced, Scan, Scanned, Select
 from fusion.patterns.verify import accept
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -333,8 +334,8 @@ def test_library_calls_are_not_fusable() -> None:
 
 
 def test_uses_the_table_does_not_cover() -> None:
-    error = refused(lambda x: x - x.sum(0, keepdim=True), normal(4, 4))
-    assert error.code == "operator_use" and "not over the last one" in str(error)
+    error = refused(lambda x: x * torch.linalg.norm(x, 1, (0, 1)), normal(4, 4))
+    assert error.code == "operator_use" and "norm of a matrix" in str(error)
 
 
 def test_dtypes_no_kernel_holds() -> None:
@@ -350,8 +351,68 @@ def test_outputs_without_a_common_space() -> None:
     assert refused(lambda x, y: (x + 1, y + 1), normal(4, 6), normal(5, 6)).code == "domain"
 
 
+def test_a_reduction_over_another_dimension_than_the_last() -> None:
+    over_first = nest_of(lambda x: F.softmax(x, 0), normal(4, 6))
+    assert over_first.rows == (Axis("i0", 6),) and over_first.column == Axis("j", 4)
+    turned = nest_of(lambda x: F.softmax(x, -1).transpose(0, 1).contiguous(), normal(4, 6))
+    assert turned.rows == (Axis("i0", 4),) and turned.column == Axis("j", 6)
+
+
+def test_a_reduction_over_neighbouring_dimensions_steps_through_memory_as_one() -> None:
+    nest = nest_of(lambda x: x - x.mean((-2, -1), keepdim=True), normal(3, 4, 5))
+    assert nest.column == Axis("j", 20)
+    assert {str(n.offset) for n in scalar.walk(*nest.roots) if isinstance(n, Load)} == {"20*i0 + j"}
+
+
 def test_reductions_that_would_repeat_for_every_column() -> None:
-    assert refused(lambda x: F.softmax(x, -1).transpose(0, 1).contiguous(), normal(4, 6)).code == "reduction_in_column"
+    assert refused(lambda x: x - x.mean(0) - x.mean(1, keepdim=True), normal(4, 6)).code == "reduction_in_column"
+    assert (
+        refused(lambda x, y: x * y.sum(-1, keepdim=True), normal(3, 4, 6), normal(4, 6)).code == "reduction_in_column"
+    )
+
+
+def test_scans_that_are_not_read_along_the_column() -> None:
+    assert refused(lambda x: x.cumsum(-1).flip(-1) * 2.0, normal(4, 6)).code in ("scan_index", "not_fusable")
+    assert refused(lambda x: x.cumsum(-1)[:, 1:] * 2.0, normal(4, 6)).code == "scan_index"
+    assert refused(lambda x: torch.cat((x.cumsum(-1), x), -1), normal(4, 6)).code == "scan_index"
+    nest_of(lambda x: x.cumsum(-1)[:, :4] * 2.0, normal(4, 6))
+
+
+# What `verify` turns down
+
+
+def malformed(**changes: Any) -> str:
+    """What is said of a kernel of a sum and a scan of it with changes."""
+    nest = nest_of(lambda x: x.cumsum(-1) - x.sum(-1, keepdim=True), normal(4, 6))
+    with pytest.raises(GraphError) as caught:
+        dataclasses.replace(nest, **changes)
+    return str(caught.value)
+
+
+def test_malformed_reductions_and_scans() -> None:
+    nest = nest_of(lambda x: x.cumsum(-1) - x.sum(-1, keepdim=True), normal(4, 6))
+    scan, total = nest.reductions
+    (store,) = nest.stores
+    f32 = torch.float32
+    assert scan.running and not total.running
+    again = dataclasses.replace(total, name=scan.name)
+    assert "two reductions are called" in malformed(reductions=(scan, total, again))
+    assert "takes bools" in malformed(reductions=(scan, dataclasses.replace(total, body=Constant(torch.bool, True))))
+    assert "is no scan" in malformed(reductions=(dataclasses.replace(scan, fn="max"), total))
+    assert "is no reduction" in malformed(reductions=(scan, dataclasses.replace(total, fn="mean")))
+    over_column = dataclasses.replace(total, extent=symbols.index_symbol("j"))
+    assert "depends on the column" in malformed(reductions=(scan, over_column))
+    assert "uses ['s9']" in malformed(reductions=(scan, dataclasses.replace(total, extent=symbols.symbol("s9"))))
+    assert "before it is computed" in malformed(reductions=(total,))
+    for wrong in (Reduced(f32, scan.name), Scanned(f32, total.name)):
+        assert ", not so" in malformed(stores=(dataclasses.replace(store, value=wrong),))
+    per_row = dataclasses.replace(store, value=Scanned(f32, scan.name), offset=0, per_row=True)
+    assert "once per row but reads the scan" in malformed(stores=(per_row,))
+    assert "beyond its 6 columns" in malformed(column=Axis("j", 7))
+    nested = Reduce(f32, "sum", total.body, 6)
+    assert "not hoisted" in malformed(stores=(dataclasses.replace(store, value=nested),))
+    nested = Scan(f32, "sum", total.body, 6)
+    assert "not hoisted" in malformed(stores=(dataclasses.replace(store, value=nested),))
 
 
 def test_reductions_of_rows_that_only_a_part_of_a_join_has() -> None:

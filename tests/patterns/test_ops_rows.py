@@ -20,7 +20,7 @@ from graphs import trace
 from fusion.kernels.lower import lower
 from fusion.patterns import symbols
 from fusion.patterns.graph import Ref, TensorSpec, leaves, map_leaves
-from fusion.patterns.ops import TABLE, Call, Kind, Operator, resolve
+from fusion.patterns.ops import TABLE, Call, Kind, Operator, Run, resolve
 from fusion.patterns.scalar import (
     PRIMITIVES,
     Apply,
@@ -28,6 +28,7 @@ from fusion.patterns.scalar import (
     Load,
     Reduce,
     Scalar,
+    Scan,
     Size,
     compute_type,
     constant,
@@ -196,17 +197,93 @@ def over_rows(dim: Any, *rest: Any, **kwargs: Any) -> list[Sample]:
     return [sample(x, dim, *rest, **kwargs) for x in OVER_ROWS]
 
 
+def by_dimension(*rest: Any, one: bool = False, **kwargs: Any) -> list[Sample]:
+    """Over the last dimension of rows with special values, and over others of a box."""
+    dims: tuple[Any, ...] = (0, 1, -1) if one else ((0,), (-2,), (0, 2), (0, 1, 2), (-1,))
+    last: Any = -1 if one else (-1,)
+    return [*over_rows(last, *rest, **kwargs), *(sample(SOLID, d, *rest, **kwargs) for d in dims)]
+
+
+def without_dimension(*rest: Any, **kwargs: Any) -> list[Sample]:
+    return [sample(x, *rest, **kwargs) for x in (X, ROW, SOLID, SPECIAL)]
+
+
+SOLID = real(3, 4, 5, seed=4)
+TIES = (real(3, 4, 5, seed=5) * 2).round()
+MASK = TIES > 0
+WEIGHT, BIAS = real(5, seed=6), real(5, seed=7)
+PLANE = real(4, 5, seed=8)
+_EXTREMES = [*over_rows(-1), *(sample(TIES, d) for d in (0, 1, -1)), sample(TIES.long(), 1), sample(MASK, 0)]
+_TRUTHS = [sample(TIES, 1), sample(MASK, 0), sample(MASK, -1, True), sample(SPECIAL.view(2, 5), 1)]
+_NORMS = [sample(SOLID, p, d) for p in (2, 1, 0, math.inf, -math.inf, 3, 0.5) for d in (1, (0, 2), -1)]
+_OF_LAYER = [
+    sample(SOLID, (5,)), sample(SOLID, (5,), WEIGHT), sample(SOLID, (5,), WEIGHT, BIAS),
+    sample(SOLID, (5,), None, BIAS), sample(SOLID, (4, 5), PLANE, None, 0.1),
+    sample(SOLID, (5,), weight=WEIGHT, bias=BIAS, eps=0.5),
+]  # fmt: skip
+
 REDUCTIONS: dict[str, list[Sample]] = {
-    "sum.dim_IntList": [*over_rows((-1,)), *over_rows((-1,), True), sample(ROW, None)],
-    "mean.dim": [*over_rows((-1,), True), sample(X, (1,)), sample(ROW, (0,))],
-    "amax.default": [*over_rows((-1,), True), sample(ROW)],
-    "amin.default": [*over_rows((-1,), True), sample(X, (1,))],
-    "logsumexp.default": [*over_rows((-1,)), *over_rows((-1,), True)],
-    "softmax.int": [*over_rows(-1), sample(X, 1, torch.float64)],
-    "_softmax.default": over_rows(-1, False),
-    "log_softmax.int": over_rows(-1),
-    "_log_softmax.default": over_rows(-1, False),
-}
+    "sum.default": [*without_dimension(), sample(MASK), sample(TIES.int())],
+    "sum.dim_IntList": [
+        *by_dimension(), *by_dimension(True), sample(ROW, None), sample(SOLID, ()), sample(MASK, (1,)),
+        sample(TIES.long(), (0,)), sample(MASK, (1,), dtype=torch.float64),
+    ],
+    "mean.default": without_dimension(),
+    "mean.dim": [*by_dimension(), *by_dimension(True), sample(X, (1,)), sample(MASK, (0,), dtype=torch.float64)],
+    "nansum.default": [*by_dimension(), sample(SPECIAL)],
+    "prod.default": [*without_dimension(), sample(TIES[0].long())],
+    "prod.dim_int": [*by_dimension(one=True), sample(MASK, 1)],
+    "count_nonzero.default": [sample(TIES), sample(MASK), sample(TIES, 1), sample(SPECIAL)],
+    "count_nonzero.dim_IntList": [sample(TIES, (0, 2)), sample(MASK, (1,))],
+    "max.default": [*without_dimension(), sample(TIES.int()), sample(MASK)],
+    "min.default": [*without_dimension(), sample(TIES.int()), sample(MASK)],
+    "max.dim": _EXTREMES,
+    "min.dim": [*_EXTREMES, sample(TIES, 1, True)],
+    "amax.default": [*by_dimension(True), sample(ROW), sample(SOLID, ()), sample(MASK, (0, 2))],
+    "amin.default": [*by_dimension(True), sample(X, (1,)), sample(TIES.int(), (1,))],
+    "argmax.default": [*_EXTREMES[:-1], sample(TIES), sample(SPECIAL)],
+    "argmin.default": [*_EXTREMES[:-1], sample(TIES, 1, True), sample(TIES)],
+    "aminmax.default": [sample(SOLID), sample(SOLID, dim=1), sample(SPECIAL, dim=0, keepdim=True), sample(MASK, dim=2)],
+    "any.default": [sample(TIES), sample(MASK), sample(SPECIAL[:2])],
+    "any.dim": _TRUTHS,
+    "any.dims": [sample(MASK, (0, 2)), sample(TIES, None)],
+    "all.default": [sample(TIES), sample(MASK), sample(SPECIAL[2:])],
+    "all.dim": _TRUTHS,
+    "all.dims": [sample(MASK, (0, 2)), sample(TIES, None)],
+    "linalg_vector_norm.default": [*_NORMS, sample(SOLID), sample(SPECIAL, math.inf)],
+    "linalg_norm.default": [sample(SOLID), sample(SOLID, None, (1,)), sample(SOLID, 1, 1), sample(SOLID, 3, (-1,))],
+    "norm.Scalar": [sample(SOLID), sample(SOLID, 1)],
+    "norm.ScalarOpt_dtype": [sample(SOLID, None, dtype=torch.float64), sample(SOLID, 3, dtype=torch.float64)],
+    "norm.ScalarOpt_dim": [*_NORMS, sample(SOLID, None, (1,), True)],
+    "norm.ScalarOpt_dim_dtype": [sample(SOLID, 2, (1,), True, dtype=torch.float64)],
+    "logsumexp.default": [*by_dimension(), *by_dimension(True)],
+    "softmax.int": [*by_dimension(one=True), sample(X, 1, torch.float64), sample(TIES.long(), 1, torch.float64)],
+    "_softmax.default": by_dimension(False, one=True),
+    "special_softmax.default": by_dimension(one=True),
+    "_safe_softmax.default": [*by_dimension(one=True), sample(torch.full((2, 3), -math.inf, dtype=torch.float64), 1)],
+    "log_softmax.int": by_dimension(one=True),
+    "_log_softmax.default": by_dimension(False, one=True),
+    "special_log_softmax.default": by_dimension(one=True),
+    "layer_norm.default": _OF_LAYER,
+    "native_layer_norm.default": [
+        sample(SOLID, (5,), WEIGHT, BIAS, 1e-5), sample(SOLID, (4, 5), None, None, 0.1),
+        sample(SOLID, (5,), None, BIAS, 0.1),
+    ],
+    "rms_norm.default": [
+        sample(SOLID, (5,)), sample(SOLID, (5,), WEIGHT, 0.1), sample(SOLID, (4, 5), PLANE),
+        sample(SOLID, (5,), eps=0.1, weight=WEIGHT),
+    ],
+    "_fused_rms_norm.default": [sample(SOLID, (5,), WEIGHT, 0.1), sample(SOLID, (4, 5), None, None)],
+    "cumsum.default": [*over_rows(-1), *(sample(SOLID, d) for d in (0, 1)), sample(MASK, 1), sample(TIES.int(), 2)],
+    "cumprod.default": [*over_rows(-1), *(sample(SOLID, d) for d in (0, 1)), sample(TIES.int(), 2)],
+}  # fmt: skip
+for _name in ("var", "std", "var_mean", "std_mean"):
+    REDUCTIONS[f"{_name}.default"] = [*without_dimension()[:3], sample(SOLID, False)]
+    REDUCTIONS[f"{_name}.dim"] = [*by_dimension(), sample(SOLID, (1,), False), sample(SOLID, (0, 2), True, True)]
+    REDUCTIONS[f"{_name}.correction"] = [
+        *by_dimension(correction=0), *by_dimension(correction=2.5), sample(SOLID), sample(X, (1,), correction=None),
+        sample(SOLID, (1,), keepdim=True),
+    ]  # fmt: skip
 
 
 def counted(*shape: int) -> torch.Tensor:
@@ -399,7 +476,7 @@ BINARY: dict[str, Callable[..., np.ndarray]] = {
     "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "and": np.bitwise_and, "or": np.bitwise_or,
     "xor": np.bitwise_xor, "atan2": np.arctan2, "shl": shifted_left, "shr": shifted_right,
 }  # fmt: skip
-REDUCE = {"sum": np.sum, "max": np.max, "min": np.min}
+REDUCE = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
 NUMPY = {
     torch.float64: np.float64, torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int32,
     torch.bool: np.bool_,
@@ -416,7 +493,9 @@ def value(node: Scalar, tensors: Mapping[str, np.ndarray]) -> Any:
         case Load(argument=name):
             return tensors[name]
         case Reduce(fn=fn, body=body):
-            return REDUCE[fn](value(body, tensors), axis=-1, keepdims=True)
+            return REDUCE[fn].reduce(value(body, tensors), axis=-1, keepdims=True)
+        case Scan(fn=fn, body=body):
+            return REDUCE[fn].accumulate(value(body, tensors), axis=-1)
         case Apply(fn="cast", args=(x,)):
             inner = value(x, tensors)
             return inner != 0 if node.dtype is torch.bool else np.asarray(inner).astype(NUMPY[node.dtype])
@@ -477,24 +556,53 @@ def test_pointwise_rows(row: Operator) -> None:
 
 @pytest.mark.parametrize("row", rows(Kind.REDUCTION))
 def test_reduction_rows(row: Operator) -> None:
-    assert row.expression is not None
+    assert row.expression is not None and row.dims is not None
     for s in samples_of(row):
-        (expected,) = torch_result(row, s)
-        x = s.args[0]
-        as_half = TensorSpec(torch.float32, tuple(x.shape), x.stride())
-        made = TensorSpec(torch.float32, tuple(expected.shape), expected.stride())
-        assert row.covers(Call((Ref("x"), *s.args[1:]), s.kwargs, (as_half,), (made,))) is None
+        expected = torch_result(row, s)
+        c = call(s, expected)
+        assert row.covers(c) is None
+        dims = row.dims(c)
+        first, *others = [x for x in ordered(s) if isinstance(x, torch.Tensor)]
+        kept = [d for d in range(first.dim()) if d not in dims]
         tensors: dict[str, np.ndarray] = {}
-        node = row.expression(element(tensors, x, torch.float64), x.shape[-1])
-        assert_means(node, tensors, expected if expected.dim() == x.dim() else expected.unsqueeze(-1))
+
+        def along(x: torch.Tensor, kept: list[int] = kept, dims: tuple[int, ...] = dims) -> torch.Tensor:
+            """The reduced dimensions last, as one."""
+            return x.permute(*kept, *dims).reshape(*(x.shape[d] for d in kept), -1)
+
+        x = element(tensors, along(first), None)
+        position = element(tensors, torch.arange(along(first).shape[-1]), None)
+        rest = tuple(element(tensors, along(o.expand(first.shape)), None) for o in others)
+        run = Run(x, position, rest, along(first).shape[-1])
+        for number, result in enumerate(expected):
+            node = row.expression(c, run, number)
+            full = row.keeps and number == 0
+            assert_means(node, tensors, along(result) if full else result.reshape(*along(first).shape[:-1], 1))
 
 
-@pytest.mark.parametrize("row", rows(Kind.REDUCTION))
-def test_reductions_over_other_dimensions_are_not_covered(row: Operator) -> None:
-    spec = TensorSpec.contiguous(torch.float32, (4, 6))
-    dims: Any = 0 if "softmax" in row.op else (0,)
-    over_first = Call((Ref("x"), dims), {}, (spec,), (spec,))
-    assert "not over the last one" in (row.covers(over_first) or "")
+def ordered(s: Sample) -> list[Any]:
+    """The arguments in the order a recording keeps them: keywords by name."""
+    return list(leaves((s.args, tuple(value for _, value in sorted(s.kwargs.items())))))
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "inputs", "made", "reason"),
+    [
+        ("amax.default", ((0, 0),), ((4, 6),), torch.float32, "reduced over twice"),
+        ("amax.default", ((0,),), ((0, 6),), torch.float32, "no elements"),
+        ("sum.dim_IntList", ((0,),), ((4, 6),), torch.int8, "8 or 16 bit integers"),
+        ("any.dims", ((),), ((4, 6),), torch.bool, "empty list"),
+        ("cumsum.default", (0,), ((),), torch.float32, "without dimensions"),
+        ("linalg_vector_norm.default", ("fro",), ((4, 6),), torch.float32, "order 'fro'"),
+        ("linalg_norm.default", (2, (0, 1)), ((4, 6),), torch.float32, "norm of a matrix"),
+        ("layer_norm.default", ((4, 6), Ref("w")), ((4, 6), (6,)), torch.float32, "another shape"),
+        ("layer_norm.default", ((6,),), ((4, 6),), torch.int64, "several dtypes"),
+    ],
+)
+def test_uses_that_reductions_do_not_cover(op: str, args: Any, inputs: Any, made: torch.dtype, reason: str) -> None:
+    specs = tuple(TensorSpec.contiguous(torch.float32, shape) for shape in inputs)
+    c = Call((Ref("x"), *args), {}, specs, (TensorSpec.contiguous(made, (4,)),))
+    assert reason in (TABLE[f"aten.{op}"].covers(c) or "")
 
 
 @pytest.mark.parametrize("row", rows(Kind.VIEW))

@@ -1,0 +1,160 @@
+"""Calls of every reduction row, for every backend: dimensions, dtypes, layouts and lengths.
+
+Tests of any folder import it by name, as `graphs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from graphs import normal
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+WHOLE = (torch.int64, torch.int32, torch.bool)
+
+Function = Callable[..., Any]
+
+# Over dimensions `d` (one, several or all) of a floating tensor: to one element.
+OVER_ANY: dict[str, Function] = {
+    "sum": lambda x, d, keep: x.sum(d, keep),
+    "sum to float32": lambda x, d, keep: x.sum(d, keep, dtype=torch.float32),
+    "nansum": lambda x, d, keep: x.nansum(d, keep),
+    "mean": lambda x, d, keep: x.mean(d, keep),
+    "amax": lambda x, d, keep: x.amax(d, keep),
+    "amin": lambda x, d, keep: x.amin(d, keep),
+    "var": lambda x, d, keep: x.var(d, keepdim=keep),
+    "var, population": lambda x, d, keep: x.var(d, correction=0, keepdim=keep),
+    "std": lambda x, d, keep: x.std(d, unbiased=False, keepdim=keep),
+    "var_mean": lambda x, d, keep: torch.var_mean(x, d, keepdim=keep),
+    "std_mean": lambda x, d, keep: torch.std_mean(x, d, correction=2, keepdim=keep),
+    "logsumexp": lambda x, d, keep: x.logsumexp(d, keep),
+    "norm 2": lambda x, d, keep: torch.linalg.vector_norm(x, 2, d, keep),
+    "norm 1": lambda x, d, keep: torch.linalg.vector_norm(x, 1, d, keep),
+    "norm 0": lambda x, d, keep: torch.linalg.vector_norm(x, 0, d, keep),
+    "norm inf": lambda x, d, keep: torch.linalg.vector_norm(x, float("inf"), d, keep),
+    "norm -inf": lambda x, d, keep: torch.linalg.vector_norm(x, -float("inf"), d, keep),
+    "norm 3": lambda x, d, keep: torch.linalg.vector_norm(x, 3, d, keep, dtype=torch.float32),
+    "any": lambda x, d, keep: (x > 1).any(d, keep),
+    "all": lambda x, d, keep: (x > -1).all(d, keep),
+}
+
+# Over one dimension: to one element.
+OVER_ONE: dict[str, Function] = {
+    "prod": lambda x, d, keep: x.prod(d, keep),
+    "max": lambda x, d, keep: tuple(x.max(d, keep)),
+    "min": lambda x, d, keep: tuple(x.min(d, keep)),
+    "argmax": lambda x, d, keep: x.argmax(d, keep),
+    "argmin": lambda x, d, keep: x.argmin(d, keep),
+    "aminmax": lambda x, d, keep: tuple(x.aminmax(dim=d, keepdim=keep)),
+    "count_nonzero": lambda x, d, keep: x.count_nonzero(d),
+}
+
+# Over one dimension: to as many elements.
+ALONG: dict[str, Function] = {
+    "softmax": lambda x, d: x.softmax(d),
+    "softmax in float32": lambda x, d: F.softmax(x, d, dtype=torch.float32).to(x.dtype),
+    "log_softmax": lambda x, d: x.log_softmax(d),
+    "cumsum": lambda x, d: x.cumsum(d),
+    "cumprod": lambda x, d: x.cumprod(d),
+    "cumsum to float32": lambda x, d: x.cumsum(d, dtype=torch.float32) * 2.0,
+}
+
+# Of integers and bools.
+OF_WHOLE: dict[str, Function] = {
+    "sum": lambda x, d: x.sum(d),
+    "sum to int32": lambda x, d: x.sum(d, dtype=torch.int32),
+    "mean": lambda x, d: x.mean(d, dtype=torch.float32),
+    "any": lambda x, d: x.any(d),
+    "all": lambda x, d: x.all(d),
+    "count_nonzero": lambda x, d: x.count_nonzero(d),
+    "amax": lambda x, d: x.amax(d),
+    "amin": lambda x, d: x.amin(d),
+    "prod": lambda x, d: x.prod(d),
+    "cumsum": lambda x, d: x.cumsum(d),
+    "argmax": lambda x, d: x.to(torch.int32).argmax(d),
+    "max": lambda x, d: tuple(x.max(d)),
+}
+
+# Over all dimensions, without naming them.
+OVER_ALL: dict[str, Function] = {
+    "sum": torch.Tensor.sum,
+    "mean": torch.Tensor.mean,
+    "max": torch.Tensor.max,
+    "min": torch.Tensor.min,
+    "argmax": torch.Tensor.argmax,
+    "argmin": torch.Tensor.argmin,
+    "any": torch.Tensor.any,
+    "all": torch.Tensor.all,
+    "prod": lambda x: (x * 0.1 + 1.0).prod(),
+    "var": torch.Tensor.var,
+    "std": torch.Tensor.std,
+    "norm": torch.Tensor.norm,
+    "aminmax": lambda x: tuple(x.aminmax()),
+    "amax": torch.Tensor.amax,
+    "count_nonzero": torch.Tensor.count_nonzero,
+    "x less its mean": lambda x: x - x.mean(),
+}
+
+WEIGHT = normal(4, 5)
+
+
+def regions() -> dict[str, tuple[Function, tuple[torch.Tensor, ...]]]:
+    """Groups of operators around reductions that real models have: a function and its inputs, by name."""
+    x, y = normal(2, 6, 4, 5), normal(2, 6, 4, 5, seed=1)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 1]])
+    last = normal(5, seed=2)
+    return {
+        "softmax over dim 1": (lambda x, y: F.softmax(x * 0.5 + y, 1) * 2.0, (x, y)),
+        "layer norm of a sum": (lambda x, y, w: F.layer_norm(x + y, (5,), w, w), (x, y, last)),
+        "layer norm over two": (lambda x, y, w: F.layer_norm(x + y, (4, 5), w, w + 1.0) * 0.5, (x, y, WEIGHT)),
+        "layer norm without weights": (lambda x: F.layer_norm(x, (5,)) + 1.0, (x,)),
+        "layer norm with a bias": (lambda x, b: torch.layer_norm(x, (5,), None, b), (x, last)),
+        "rms norm": (lambda x, y, w: F.rms_norm(x + y, (5,), w, 1e-6), (x, y, last)),
+        "rms norm over two, no eps": (lambda x, w: F.rms_norm(x, (4, 5), w), (x, WEIGHT)),
+        "native layer norm": (lambda x, w: torch.native_layer_norm(x, [5], w, w, 1e-5), (x, last)),
+        "mean over the middle": (lambda x: x - x.mean((1, 2), keepdim=True), (x,)),
+        "mean over two, dropped": (lambda x: x.relu().mean((1, 2)) * 3.0, (x,)),
+        "mean over two apart": (lambda x: x - x.mean((1, 3), keepdim=True), (x,)),
+        "argmax after where": (lambda x, y: torch.where(x > 0, x, y).argmax(-1), (x, y)),
+        "argmax over dim 1": (lambda x, y: torch.where(x > 0, x, y).argmax(1), (x, y)),
+        "position ids": (lambda m: (m.long().cumsum(-1) - 1).masked_fill(m == 0, 1), (mask,)),
+        "cumsum over dim 1": (lambda x, y: (x * y).cumsum(1) + y, (x, y)),
+        "cumsum of cumsum": (lambda x: x.cumsum(-1).exp().cumsum(-1) * 0.5, (x,)),
+        "the largest sum": (lambda x: x.cumsum(-1).amax(-1, keepdim=True) - x, (x,)),
+        "normalize": (lambda x: F.normalize(x, dim=-1), (x,)),
+        "standardise": (lambda x: (x - x.mean(0)) / x.std(0), (x,)),
+        "safe softmax": (lambda x: torch._safe_softmax(x.masked_fill(x < 1.0, -float("inf")), -1), (x,)),
+        "two extents": (lambda x, y: x.amax(-1, keepdim=True) + y.sum(-1, keepdim=True), (x, normal(2, 6, 4, 9))),
+    }
+
+
+def layouts(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """One shape in every layout an operand may come in."""
+    x = values((3, 4, 5), dtype)
+    return {
+        "contiguous": x,
+        "transposed": values((5, 4, 3), dtype).transpose(0, 2),
+        "expanded": values((3, 1, 5), dtype).expand(3, 4, 5),
+        "sliced": values((6, 4, 9), dtype)[1::2, :, 2:7],
+    }
+
+
+def values(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Numbers with ties in them, so that first positions count; halves of small whole numbers are exact everywhere."""
+    x = (normal(*shape) * 4).round() / 2
+    return x > 0 if dtype is torch.bool else (x * 2 if not dtype.is_floating_point else x).to(dtype)
+
+
+def lengths() -> Iterator[tuple[str, Function, int]]:
+    """Kernels of one row length: a name, what is computed of [3, n], and the n it has a meaning for at least."""
+    yield "sum", lambda x: x.sum(-1), 0
+    yield "mean", lambda x: x.mean(-1), 0
+    yield "softmax", lambda x: x.softmax(-1), 1
+    yield "argmax", lambda x: x.argmax(-1), 1
+    yield "cumsum", lambda x: x.cumsum(-1), 0
+    yield "layer_norm", lambda x: F.layer_norm(x, x.shape[-1:]), 1
+    yield "var over rows", lambda x: x.t().var(0, correction=0), 1
+    yield "logsumexp", lambda x: x.logsumexp(-1), 1
