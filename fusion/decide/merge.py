@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from . import cost
@@ -61,26 +61,24 @@ def merge(
             alike.remove(joined)
         alike.append(joined)
     copies = Counter(i for region, _ in regions for i in region.shared)
-    made: list[Region] = []
-    for group in groups:
-        elsewhere = copies - Counter(i for region in group.members for i in region.shared)
-        made += _kernels(facts, group.members, elsewhere, legal)
+    made = [region for group in groups for region in _kernels(facts, group.members, copies, legal)]
     return sorted(made, key=lambda region: region.nodes[-1])
 
 
 def _kernels(
-    facts: Facts, members: list[Region], copied: Container[int], legal: Callable[[Region], bool]
+    facts: Facts, members: list[Region], copies: Counter[int], legal: Callable[[Region], bool]
 ) -> list[Region]:
     """The members as one region where that is legal, else the halves; a half of a legal order is a legal order."""
     if len(members) == 1:
         return members
     nodes = {i for region in members for i in region.nodes}
     owned = {i for region in members for i in region.owned}
-    whole = make_region(facts, nodes, nodes - owned, copied, tuple(region.nodes for region in members))
+    elsewhere = copies - Counter(i for region in members for i in region.shared)
+    whole = make_region(facts, nodes, nodes - owned, elsewhere, tuple(region.nodes for region in members))
     if legal(whole):
         return [whole]
     half = len(members) // 2
-    return _kernels(facts, members[:half], copied, legal) + _kernels(facts, members[half:], copied, legal)
+    return _kernels(facts, members[:half], copies, legal) + _kernels(facts, members[half:], copies, legal)
 
 
 class _Merging:
