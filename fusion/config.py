@@ -44,7 +44,7 @@ class FusionConfig(BaseModel):
     fusion_ratio: float = Field(
         0.8, gt=0, le=1, allow_inf_nan=False, description="A kernel must take at most this share of eager's time."
     )
-    min_nodes: int = Field(2, ge=1, description="Operators a region must have to become a kernel.")
+    min_nodes: int = Field(1, ge=1, description="Operators a region must have to become a kernel.")
     max_graph_size: int = Field(
         4096, ge=1, description="Operators a recording may hold; above it the scope stays eager."
     )

@@ -269,9 +269,11 @@ def canonicalize(graph: SubGraph) -> tuple[SubGraph, dict[str, str], dict[str, D
         for out in node.outputs:
             names[out] = f"v{len(names) - len(graph.inputs)}"
     order: dict[sympy.Expr, Dim] = {}
+    visited: set[sympy.Expr] = set()
 
     def visit(dim: Dim) -> None:
-        if isinstance(dim, sympy.Expr):
+        if isinstance(dim, sympy.Expr) and dim not in visited:
+            visited.add(dim)
             for sym in sorted(dim.free_symbols, key=lambda s: (_appearance(dim, s), s.name)):
                 order.setdefault(sym, symbols.symbol(f"s{len(order)}"))
 
@@ -283,6 +285,7 @@ def canonicalize(graph: SubGraph) -> tuple[SubGraph, dict[str, str], dict[str, D
         for leaf in leaves((node.args, node.kwargs)):
             visit(leaf)
 
+    @functools.cache
     def dim_of(dim: Dim) -> Dim:
         return symbols.substitute(dim, order)
 
@@ -305,7 +308,7 @@ def canonicalize(graph: SubGraph) -> tuple[SubGraph, dict[str, str], dict[str, D
 
 
 def _appearance(dim: sympy.Expr, sym: sympy.Symbol) -> int:
-    return str(dim).find(sym.name)
+    return symbols.render(dim).find(sym.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,7 @@ def evaluate(dim: Dim, values: Mapping[str, int]) -> int:
     return int(dim.xreplace({s: sympy.Integer(values[s.name]) for s in dim.free_symbols}))
 
 
+@functools.lru_cache(maxsize=1 << 16)  # printing is most of the time a digest takes
 def render(dim: Dim) -> str:
     """The canonical text of a size: what digests and JSON use; `parse` reads it back."""
     return str(dim)

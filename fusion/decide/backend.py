@@ -111,7 +111,8 @@ class Backends:
         known = self.nests.get(key)
         if known is None:
             try:
-                known = lower(graph, numerics=self.config.numerics)
+                # Named after its operators, whether or not a pattern was looked for before: a digest has one nest.
+                known = lower(graph.with_pattern(None), numerics=self.config.numerics)
             except LoweringError as error:
                 known = error
             self.nests[key] = known

@@ -22,7 +22,11 @@ class RegionLike(Protocol):
 
     @property
     def nodes(self) -> tuple[int, ...]:
-        """Indices of its calls, views among them."""
+        """Indices of its calls."""
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """Those of its calls that others may run too."""
 
     @property
     def subgraph(self) -> SubGraph:
@@ -146,36 +150,37 @@ def schedule(
 ) -> tuple[Step, ...]:
     """A valid execution order in which each region is one step, for all regions of a partition or any choice of them.
 
-    Calls inside a region do not run again, but for views that someone outside reads.
+    Calls inside a region do not run again, but for shared ones that someone outside reads.
 
     Raises:
         GraphError: the regions depend on each other in a circle; those of one partition never do.
     """
     facts = dependences or dependence(graph)
-    region_of = {i: k for k, r in enumerate(regions) for i in r.nodes if not is_view(graph.nodes[i])}
-    inside = {i for r in regions for i in r.nodes}
-    held = [frozenset(r.nodes) for r in regions]
-    running = _running(graph, facts, regions, inside)
+    owner: dict[int, int] = {}
+    holders: dict[int, list[int]] = {}
+    for k, region in enumerate(regions):
+        shared = set(region.shared)
+        for i in region.nodes:
+            holders.setdefault(i, []).append(k)
+            if i not in shared:
+                owner[i] = k
+    running = _running(graph, facts, regions, owner, holders)
     steps: list[Step] = [("region", k) for k in range(len(regions))]
     steps += [("node", i) for i in sorted(running)]
     place = {step: max(regions[step[1]].nodes) if step[0] == "region" else step[1] for step in steps}
-
-    def step_of(i: int) -> Step | None:
-        return ("region", region_of[i]) if i in region_of else ("node", i) if i in running else None
-
     following: dict[Step, set[Step]] = {step: set() for step in steps}
     for i, later in enumerate(facts.after):
-        before = step_of(i)
-        for j in later if before else ():
-            then = step_of(j)
-            remade = j in region_of and i in held[region_of[j]]  # j reads the region's own copy of the view
-            if before and then and then != before and not remade:
-                following[before].add(then)
-    for k, region in enumerate(regions):  # through the views it recomputes, a region reads further back than its calls
-        for name in region.subgraph.inputs:
-            maker = step_of(facts.producer[name]) if name in facts.producer else None
-            if maker:
-                following[maker].add(("region", k))
+        runs: Step | None = ("region", owner[i]) if i in owner else ("node", i) if i in running else None
+        if runs is None:
+            continue
+        held = holders.get(i, ())
+        for j in later:
+            if j in running:
+                following[runs].add(("node", j))
+            # A region that holds both reads its own result, shared or not.
+            following[runs].update(("region", k) for k in holders.get(j, ()) if k not in held)
+    for step, then in following.items():
+        then.discard(step)
     return _sorted(steps, following, place)
 
 
@@ -185,14 +190,19 @@ def is_view(node: OpNode | IslandNode) -> bool:
 
 
 def _running(
-    graph: RecordedGraph, facts: Dependence, regions: Sequence[RegionLike], inside: set[int]
+    graph: RecordedGraph,
+    facts: Dependence,
+    regions: Sequence[RegionLike],
+    owner: Mapping[int, int],
+    holders: Mapping[int, Sequence[int]],
 ) -> frozenset[int]:
-    """Nodes that run outside: all in no region, and views in one that someone outside still reads."""
+    """Nodes that run outside: all in no region, and those that regions share where someone outside still reads them."""
     read = {facts.producer[n] for r in regions for n in r.subgraph.inputs if n in facts.producer}
     running: set[int] = set()
     for i in reversed(range(len(graph.nodes))):
-        needed = i in facts.returned or i in read or any(u in running for u in facts.users[i])
-        if i not in inside or (is_view(graph.nodes[i]) and needed):
+        if i in owner:
+            continue
+        if i not in holders or i in facts.returned or i in read or any(u in running for u in facts.users[i]):
             running.add(i)
     return frozenset(running)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import torch
 
 from fusion.kernels.elements import DTYPES
 from fusion.patterns import ops, symbols
-from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, TensorSpec, island_text
+from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, Ref, TensorSpec, island_text, leaves
 from fusion.patterns.ops import Kind
 from fusion.patterns.symbols import Dim
 
@@ -15,7 +15,7 @@ from .dependence import Dependence, dependence, is_view, made_by
 Extents = tuple[str, ...]  # sizes other than 1, as sorted text: an iteration space up to the order of its dimensions
 No = tuple[str, str]  # refusal code and sentence
 
-_COMPUTE = (Kind.POINTWISE, Kind.REDUCTION, Kind.ELEMENT)
+_OUTSIDE = (Kind.LIBRARY, Kind.EFFECT)  # kinds that no kernel holds
 
 
 class Facts:
@@ -24,17 +24,25 @@ class Facts:
     Attributes:
         graph: the recording.
         dependence: who reads whom, and what must stay in order.
+        before: for each node, the nodes that may not run after it.
         boundary: why a node can be in no region, or None.
         view: whether a node is an index map that a region may repeat.
         row_source: the reduction that a node's values come from, where it has one value per row of that reduction.
+        returned: names of the values the recording hands back.
     """
 
     def __init__(self, graph: RecordedGraph) -> None:
         self.graph = graph
         self.dependence: Dependence = dependence(graph)
+        self.refs = tuple(node.refs for node in graph.nodes)
+        self.before = _inverse(self.dependence.after)
+        self.returned = frozenset(leaf.name for leaf in leaves(graph.outputs) if isinstance(leaf, Ref))
         self._texts: dict[Dim, str] = {}
+        self._extents: dict[str, Extents] = {}
         written = self.dependence.written
-        self.boundary = [_boundary(node, graph.spec, written) for node in graph.nodes]
+        self.boundary = [
+            _boundary(node, refs, graph.spec, written) for node, refs in zip(graph.nodes, self.refs, strict=True)
+        ]
         self.view = [no is None and is_view(n) for no, n in zip(self.boundary, graph.nodes, strict=True)]
         self.row_source: list[int | None] = []
         for i in range(len(graph.nodes)):
@@ -50,18 +58,35 @@ class Facts:
         assert isinstance(node, OpNode)
         return node
 
+    def kind(self, i: int) -> Kind:
+        """The kind of node `i`, which is a call."""
+        return ops.kind_of(self.op(i).op)
+
     def reduces(self, i: int) -> bool:
         """Whether node `i` is a reduction."""
-        return self.computes(i) and ops.kind_of(self.op(i).op) is Kind.REDUCTION
+        return self.computes(i) and self.kind(i) is Kind.REDUCTION
+
+    def creates(self, i: int) -> bool:
+        """Whether node `i` computes its elements from their indices alone."""
+        return self.computes(i) and not self.refs[i]
+
+    def repeatable(self, i: int) -> bool:
+        """Whether several regions may compute node `i`, each for itself: element by element, and bound to no effect."""
+        bound = len(self.dependence.after[i]) > len(self.dependence.users[i])
+        return self.computes(i) and not self.reduces(i) and len(self.op(i).outputs) == 1 and not bound
 
     def sources(self, i: int) -> tuple[int, ...]:
         """The nodes that make the values whose elements node `i` reads."""
-        names = self.op(i).refs[:1] if self.view[i] else self.op(i).refs
+        names = self.refs[i][:1] if self.view[i] else self.refs[i]
         return tuple(self.dependence.producer[n] for n in names if n in self.dependence.producer)
 
-    def extents(self, shape: Iterable[Dim]) -> Extents:
-        """An iteration space, to be compared."""
-        return tuple(sorted(text for text in map(self._text, shape) if text != "1"))
+    def extents(self, name: str) -> Extents:
+        """The iteration space of a value, to be compared."""
+        known = self._extents.get(name)
+        if known is None:
+            shape = self.graph.spec[name].shape
+            known = self._extents[name] = tuple(sorted(text for text in map(self._text, shape) if text != "1"))
+        return known
 
     def _text(self, size: Dim) -> str:
         if size not in self._texts:
@@ -70,51 +95,63 @@ class Facts:
 
     def made(self, i: int) -> Extents:
         """The iteration space of what node `i` makes."""
-        return self.extents(self.graph.spec[self.op(i).outputs[0]].shape)
+        return self.extents(self.op(i).outputs[0])
 
     def space(self, i: int) -> Extents:
         """The iteration space node `i` runs over."""
-        return self.extents(self.graph.spec[self.op(i).refs[0]].shape) if self.reduces(i) else self.made(i)
+        return self.extents(self.refs[i][0]) if self.reduces(i) else self.made(i)
 
     def rows(self, i: int) -> Extents | None:
         """The rows that node `i` has one value for each of, where it depends on a reduction over them."""
         source = self.row_source[i]
-        return None if source is None else self.extents(self.graph.spec[self.op(source).refs[0]].shape[:-1])
+        return None if source is None else self.made(source)
 
     def _row_source(self, i: int) -> int | None:
         if self.boundary[i] is not None or isinstance(self.graph.nodes[i], IslandNode):
             return None
         if self.reduces(i):
-            return i if self.made(i) == self.extents(self.graph.spec[self.op(i).refs[0]].shape[:-1]) else None
-        if self.view[i] or ops.kind_of(self.op(i).op) is Kind.POINTWISE:
+            return i if len(self.made(i)) < len(self.space(i)) else None
+        if self.view[i] or self.kind(i) is Kind.POINTWISE:
             below = (self.row_source[p] for p in self.sources(i))
             return next((s for s in below if s is not None and self.made(s) == self.made(i)), None)
         return None
 
     def broadcasts(self, i: int, by: int) -> bool:
         """Whether node `by` reads elements of what node `i` makes more than once each."""
-        if self.reduces(by) or ops.kind_of(self.op(by).op) is Kind.ELEMENT:
+        if self.reduces(by):
             return False
-        if self.view[by] and len(self.made(by)) <= len(self.extents(self.graph.spec[self.op(by).refs[0]].shape)):
+        if self.view[by] and len(self.made(by)) <= len(self.extents(self.refs[by][0])):
+            return False
+        if not self.view[by] and self.kind(by) is not Kind.POINTWISE:
             return False
         wanted = len(self.made(by))
         made = set(self.op(i).outputs)
-        return any(len(self.extents(self.graph.spec[n].shape)) < wanted for n in self.op(by).refs if n in made)
+        return any(len(self.extents(n)) < wanted for n in self.refs[by] if n in made)
 
 
-def _boundary(node: OpNode | IslandNode, spec: dict[str, TensorSpec], written: frozenset[str]) -> No | None:
+def _inverse(after: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    before: list[list[int]] = [[] for _ in after]
+    for i, later in enumerate(after):
+        for j in later:
+            before[j].append(i)
+    return tuple(map(tuple, before))
+
+
+def _boundary(
+    node: OpNode | IslandNode, refs: tuple[str, ...], spec: dict[str, TensorSpec], written: frozenset[str]
+) -> No | None:
     """Why a node can be in no region, or None."""
     if isinstance(node, IslandNode):
         return "not_fusable", f"{island_text(node)} is called natively"
-    names = (*node.refs, *made_by(node))
+    names = (*refs, *made_by(node))
     if not written.isdisjoint(names):
         return "aliased", f"{node.op} touches memory that is written to"
     row = ops.lookup(node.op)
-    if row is None or row.kind not in (*_COMPUTE, Kind.VIEW):
+    if row is None or row.kind in _OUTSIDE:
         return "not_fusable", f"{node.op} is a library call"
     reason = row.covers(ops.call_of(node, spec))
-    if reason is not None or (row.kind is not Kind.VIEW and len(node.outputs) != 1):
-        return "operator_use", f"{node.op}: {reason or 'several results'}"
+    if reason is not None or not node.outputs:
+        return "operator_use", f"{node.op}: {reason or 'no result'}"
     for name in names:
         if spec[name].dtype not in DTYPES:
             return "dtype", f"{node.op} touches {spec[name].text()}; kernels hold no {spec[name].dtype}"

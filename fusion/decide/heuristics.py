@@ -17,6 +17,8 @@ from fusion.patterns.reference import bind_symbols, run, run_fp64
 from fusion.patterns.verify import Verdict, accept_all
 from fusion.runtime.measure import compare, eager_function
 
+from . import cost
+
 _SECONDS = 0.02  # time a measurement may take, beyond its least number of samples
 
 Launcher = Callable[..., Any]
@@ -53,20 +55,8 @@ def bytes_moved(graph: SubGraph, values: Mapping[str, int]) -> tuple[int, int]:
         graph: the SubGraph.
         values: the value of every size symbol.
     """
-
-    def size(name: str) -> int:
-        spec = graph.spec[name]
-        elements = math.prod(
-            symbols.evaluate(d, values) for d, s in zip(spec.shape, spec.strides, strict=True) if s != 0
-        )
-        return elements * spec.dtype.itemsize
-
-    before = sum(
-        sum(map(size, dict.fromkeys(node.refs))) + sum(map(size, node.outputs))
-        for node in graph.nodes
-        if kind_of(node.op) is not Kind.VIEW
-    )
-    return before, sum(map(size, (*graph.inputs, *graph.outputs)))
+    expected = cost.estimate(graph, values)
+    return expected.bytes_before, expected.bytes_after
 
 
 class FusionHeuristics:
@@ -86,19 +76,23 @@ class FusionHeuristics:
             graph: the region.
             values: size symbols' values; without them only rules that need no sizes apply.
         """
-        compute = [n for n in graph.nodes if kind_of(n.op) in (Kind.POINTWISE, Kind.REDUCTION, Kind.ELEMENT)]
+        compute = [n for n in graph.nodes if kind_of(n.op) is not Kind.VIEW]
         if len(compute) < self.config.min_nodes:
             return Decision(
                 False, "too_small", f"{len(compute)} operators, fewer than min_nodes={self.config.min_nodes}"
             )
         if values is None:
             return Decision(True, "unmeasured", f"{len(compute)} operators become one kernel")
-        before, after = bytes_moved(graph, values)
+        expected = cost.estimate(graph, values)
+        before, after = expected.bytes_before, expected.bytes_after
         elements = max(math.prod(symbols.evaluate(d, values) for d in graph.spec[o].shape) for o in graph.outputs)
         if elements < self.config.min_tensor_elements:
             least = self.config.min_tensor_elements
             reason = f"{elements} elements, fewer than min_tensor_elements={least}"
             return Decision(False, "few_elements", reason, bytes_before=before, bytes_after=after)
+        if expected.saved_us <= 0 and self.config.profile:
+            reason = f"{before} bytes become {after}, {expected.operations} operations: no gain is expected"
+            return Decision(False, "no_gain", reason, bytes_before=before, bytes_after=after)
         reason = f"{len(compute)} operators become one kernel; {before} bytes become {after}"
         return Decision(True, "unmeasured", reason, bytes_before=before, bytes_after=after)
 
@@ -166,7 +160,7 @@ class FusionHeuristics:
             times = compare(
                 lambda: eager(*tensors, *sizes),
                 lambda: kernel(*tensors, *given),
-                cuda=tensors[0].is_cuda,
+                cuda=graph.spec[graph.outputs[0]].device == "cuda",
                 seconds=_SECONDS,
             )
         facts |= {"eager_us": times.first_us, "fused_us": times.second_us}

@@ -45,6 +45,8 @@ CODES: dict[str, str] = {
     "scan_index": "a scan that is not read along the column a kernel runs over",
     "index": "an index expression that cannot be simplified",
     "output_layout": "an output's memory layout is not dense",
+    "footprint": "the kernel would hold more operators than its instructions and registers allow",
+    "no_gain": "the cost model expects no gain on this device",
     "too_small": "fewer ops than min_nodes",
     "few_elements": "fewer elements than min_tensor_elements",
     "fuel": "max_fusions reached",

@@ -16,7 +16,7 @@ from fusion.patterns.errors import ConfigError, FusionError
 def test_defaults() -> None:
     config = FusionConfig()
     assert config.enable_fusion and config.enable_cache and config.fallback_on_error and config.verify
-    assert (config.backend, config.numerics, config.fusion_ratio, config.min_nodes) == ("auto", "eager", 0.8, 2)
+    assert (config.backend, config.numerics, config.fusion_ratio, config.min_nodes) == ("auto", "eager", 0.8, 1)
     assert config.cache_dir is None and config.max_fusions is None and not config.debug_mode
 
 
@@ -151,4 +151,4 @@ def test_resolve_puts_the_environment_below_explicit_values() -> None:
 def test_this_processes_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUSION_MIN_NODES", "6")
     assert FusionConfig.from_env().min_nodes == FusionConfig.resolve().min_nodes == 6
-    assert FusionConfig().min_nodes == 2
+    assert FusionConfig().min_nodes == 1

@@ -1,0 +1,195 @@
+"""What a region is expected to gain: an estimate in microseconds, from sizes and a few constants per device.
+
+It ranks choices that are all legal: whether a value is stored once or computed again where it is read, and which
+regions become one kernel. Measurement has the last word, so a constant has to be right to within a factor of a few.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fusion.patterns import ops, scalar, symbols
+from fusion.patterns.graph import OpNode, Ref, SubGraph, TensorSpec, map_leaves
+from fusion.patterns.ops import Kind
+from fusion.patterns.scalar import Apply, Load, Reduce, Scalar
+from fusion.patterns.symbols import Dim
+
+# The instruction footprint of one kernel. Past this many operators a kernel's body leaves the instruction cache and the
+# registers, its expression is deep, and a compiler takes seconds for it; two kernels cost one launch more.
+MOST_OPERATORS = 64
+# Memory streams of one kernel: inputs and outputs. Prefetchers follow some 32 streams, and each output is allocated.
+MOST_VALUES = 32
+
+_UNKNOWN_SIZE = 256  # stands for a size symbol that the recorded call did not tell
+
+# Simple vector operations that a primitive is worth; those not named count as one.
+_WEIGHTS: dict[str, int] = {
+    "exp": 12, "expm1": 16, "log": 14, "log1p": 16, "sin": 16, "cos": 16, "tanh": 20, "erf": 20, "pow": 30,
+    "div": 4, "fmod": 8, "sqrt": 4, "rsqrt": 6,
+}  # fmt: skip
+_ELEMENT_WEIGHT = 4  # index arithmetic and a choice between operands
+_ROW_WEIGHT = 24  # passes over a row
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Constants of a device, in microseconds and per microsecond.
+
+    Attributes:
+        operator_us: one eager operator called from a plan, without its work.
+        kernel_us: one fused kernel called from a plan, without its work.
+        bytes_per_us: memory bandwidth for data that may lie in a cache.
+        operations_per_us: simple element-wise operations.
+        lone_operators: whether one operator alone gains by becoming a kernel, through a cheaper call.
+    """
+
+    operator_us: float
+    kernel_us: float
+    bytes_per_us: float
+    operations_per_us: float
+    lone_operators: bool
+
+
+# CPU: `torch.add` on small tensors takes 2 to 3 us through the dispatcher, the native launcher 0.8 us with its output
+# allocated; 20 GB/s and 8 lanes at 3 to 4 GHz are one core's. CUDA: launching takes 4 to 5 us of the host's time
+# either way; 2 TB/s and 20 T operations/s lie between an A100 and an H100.
+DEVICES: dict[str, Device] = {
+    "cpu": Device(2.5, 0.8, 2e4, 3e4, lone_operators=True),
+    "cuda": Device(5.0, 4.0, 2e6, 2e7, lone_operators=False),
+}
+
+
+def device(name: str) -> Device:
+    """The constants of a device type; an unknown one counts as a GPU."""
+    return DEVICES.get(name, DEVICES["cuda"])
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What running a region as one kernel is expected to change.
+
+    Attributes:
+        launches_saved: calls of operators that go away, less the kernel's own.
+        bytes_before, bytes_after: bytes moved by the operators one by one, and by the kernel.
+        operations: simple operations of the kernel, those computed again included.
+        operators, values: calls that compute, and tensors read and written: the footprint.
+        saved_us: expected gain.
+    """
+
+    launches_saved: int
+    bytes_before: int
+    bytes_after: int
+    operations: int
+    operators: int
+    values: int
+    saved_us: float
+
+
+def estimate(graph: SubGraph, values: Mapping[str, int]) -> Estimate:
+    """The estimate for a region.
+
+    Args:
+        graph: the region.
+        values: size symbols' values; one that is missing counts as some hundreds.
+    """
+    computing = [n for n in graph.nodes if ops.kind_of(n.op) is not Kind.VIEW]
+    constants = device(graph.spec[graph.outputs[0]].device)
+    sizes = Sizes(values)
+    spec = graph.spec
+    before = sum(sizes.bytes(spec[name]) for n in computing for name in (*dict.fromkeys(n.refs), *n.outputs))
+    after = sum(sizes.bytes(spec[name]) for name in (*graph.inputs, *graph.outputs))
+    space = max((sizes.elements(spec[name].shape) for name in graph.outputs), default=1)
+    operations = sum(weight(n, spec) * max(space, sizes.elements(spec[n.outputs[0]].shape)) for n in computing)
+    eager = len(computing) * constants.operator_us + before / constants.bytes_per_us
+    fused = constants.kernel_us + max(after / constants.bytes_per_us, operations / constants.operations_per_us)
+    return Estimate(
+        len(computing) - 1,
+        before,
+        after,
+        operations,
+        len(computing),
+        len(graph.inputs) + len(graph.outputs),
+        eager - fused,
+    )
+
+
+class Sizes:
+    """Elements and bytes of tensors at given values of the size symbols.
+
+    Args:
+        values: the symbols' values by name.
+    """
+
+    def __init__(self, values: Mapping[str, int]) -> None:
+        self.values = values
+        self._dims: dict[Dim, int] = {}
+
+    def size(self, dim: Dim) -> int:
+        """The value of one size."""
+        if isinstance(dim, int):
+            return dim
+        known = self._dims.get(dim)
+        if known is None:
+            names = {s.name: self.values.get(s.name, _UNKNOWN_SIZE) for s in dim.free_symbols}
+            known = self._dims[dim] = max(symbols.evaluate(dim, names), 0)
+        return known
+
+    def elements(self, shape: Iterable[Dim]) -> int:
+        """How many elements a tensor of `shape` has."""
+        return math.prod(map(self.size, shape))
+
+    def bytes(self, spec: TensorSpec) -> int:
+        """The memory a tensor covers; what is expanded counts once."""
+        shape = (d for d, s in zip(spec.shape, spec.strides, strict=True) if not (isinstance(s, int) and s == 0))
+        return self.elements(shape) * spec.dtype.itemsize
+
+
+def weight(node: OpNode, spec: Mapping[str, TensorSpec]) -> int:
+    """Simple operations that one element of a call's result takes, from the operator table's expression."""
+    row = ops.lookup(node.op)
+    if row is None or row.kind is Kind.VIEW:
+        return 0
+    if row.kind is Kind.REDUCTION:
+        return _ROW_WEIGHT
+    if row.kind is not Kind.POINTWISE or row.expression is None:
+        return _ELEMENT_WEIGHT
+    kinds = tuple(spec[name].dtype for name in node.refs)
+    return _pointwise_weight(node.op, _shapeless(node.args), tuple((k, _shapeless(v)) for k, v in node.kwargs), kinds)
+
+
+def _shapeless(tree: Any) -> Any:
+    """Arguments with value names left out, so that equal uses of an operator are weighed once."""
+    return map_leaves(lambda leaf: Ref("") if isinstance(leaf, Ref) else leaf, tree)
+
+
+@functools.lru_cache(maxsize=4096)
+def _pointwise_weight(op: str, args: Any, kwargs: tuple[tuple[str, Any], ...], dtypes: tuple[torch.dtype, ...]) -> int:
+    row = ops.row_of(op)
+    operands = iter(dtypes)
+
+    def operand(leaf: Any) -> Any:
+        if isinstance(leaf, Ref):
+            dtype = next(operands)
+            return Load(scalar.compute_type(dtype), "", 0, dtype)
+        if isinstance(leaf, (bool, int, float)) and dtypes:
+            return scalar.constant(leaf, scalar.compute_type(dtypes[0]))
+        return leaf
+
+    assert row.expression is not None
+    try:
+        made = row.expression(*map_leaves(operand, args), **{k: map_leaves(operand, v) for k, v in kwargs})
+    except (TypeError, ValueError, AttributeError):  # a use that needs what only lowering knows
+        return _ELEMENT_WEIGHT
+    return max(1, sum(_primitive(n) for n in scalar.walk(made))) if isinstance(made, Scalar) else 1
+
+
+def _primitive(node: Scalar) -> int:
+    if isinstance(node, Apply):
+        return _WEIGHTS.get(node.fn, 1)
+    return _ROW_WEIGHT if isinstance(node, Reduce) else 0

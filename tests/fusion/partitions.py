@@ -1,0 +1,136 @@
+"""Recordings to partition, and checks every partition must pass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fusion.capture import islands
+from fusion.capture.record import Recording, record
+from fusion.decide.dependence import Step
+from fusion.decide.partition import Partition, partition
+from fusion.decide.refusal import CODES
+from fusion.patterns import ops, symbols
+from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, Ref, TensorSpec, map_leaves
+
+ROWS, WIDTH = 6, 16
+
+
+class Store:
+    """An object with a Python effect: it keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(ROWS, WIDTH)
+
+    def update(self, x: torch.Tensor) -> torch.Tensor:
+        return self.total.add_(x)
+
+
+class Views(Store):
+    """A store that hands out views of what it keeps, each a new tensor."""
+
+    def update(self, x: torch.Tensor) -> torch.Tensor:
+        return super().update(x)[:]
+
+
+islands.register_island(Store, "update")
+islands.register_island(Views, "update")
+
+
+def recorded(fn: Callable[..., Any], *arguments: Any) -> Recording:
+    """`fn` run once on `arguments` and recorded."""
+    names = inspect.signature(fn).parameters
+    recording = record(fn, dict(zip(names, arguments, strict=True)), lambda: fn(*arguments), {})
+    assert recording.graph is not None, recording.refusal
+    return recording
+
+
+def divided(fn: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[RecordedGraph, Partition]:
+    """The partition of `fn`'s recording, after its order is shown to compute what eager computed."""
+    recording = recorded(fn, *arguments)
+    assert recording.graph is not None
+    parts = partition(recording.graph, values=recording.values, **options)
+    check_complete(recording.graph, parts)
+    if not any(isinstance(node, IslandNode) for node in recording.graph.nodes):
+        check_values(recording, parts, parts.order)
+    return recording.graph, parts
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape))).to(dtype)
+
+
+def check_complete(graph: RecordedGraph, parts: Partition) -> None:
+    """Every call is in a region or refused, never both; regions share views only; the order has each step once."""
+    inside = [i for region in parts.regions for i in region.nodes]
+    refused = [i for i, _ in parts.refusals]
+    calls = {i for i, node in enumerate(graph.nodes) if isinstance(node, OpNode)}
+    assert set(inside) | set(refused) == calls
+    assert not set(inside) & set(refused)
+    assert refused == sorted(set(refused))
+    views = {i for i in calls if ops.kind_of(graph.nodes[i].op) is ops.Kind.VIEW}
+    owned = [i for region in parts.regions for i in region.owned]
+    assert len(owned) == len(set(owned))
+    assert not views & set(owned)
+    assert len(set(parts.order)) == len(parts.order)
+    for region in parts.regions:
+        assert region.nodes[-1] not in views
+        assert (region.inputs, region.outputs) == (region.subgraph.inputs, region.subgraph.outputs)
+        assert region.subgraph.nodes == tuple(graph.nodes[i] for i in region.nodes)
+        assert all(("node", i) not in parts.order for i in region.owned)
+
+
+def check_values(recording: Recording, parts: Partition, order: tuple[Step, ...]) -> None:
+    """Runs the steps with eager operators; a region sees its inputs only and hands back its outputs only."""
+    graph = recording.graph
+    assert graph is not None
+    outside = {name: recording.real[name].clone() for name in (*(i.name for i in graph.inputs), *graph.constants)}
+
+    def run(node: OpNode, known: dict[str, torch.Tensor]) -> None:
+        def leaf(x: Any) -> Any:
+            if isinstance(x, Ref):
+                return known[x.name]
+            return symbols.evaluate(x, recording.values) if hasattr(x, "free_symbols") else x
+
+        result = ops.resolve(node.op)(*map_leaves(leaf, node.args), **{k: map_leaves(leaf, v) for k, v in node.kwargs})
+        made = result if isinstance(result, (tuple, list)) else (result,)
+        known.update(zip(node.outputs, made, strict=True))
+
+    for kind, k in order:
+        if kind == "node":
+            run(graph.nodes[k], outside)
+            continue
+        region = parts.regions[k]
+        own = {name: outside[name] for name in region.inputs}
+        for node in region.subgraph.nodes:
+            run(node, own)
+        outside.update((name, own[name]) for name in region.outputs)
+    results = torch.utils._pytree.tree_leaves(recording.result)
+    for ref, expected in zip(graph.outputs, results, strict=True):
+        assert torch.equal(outside[ref.name], expected)
+
+
+def names(graph: RecordedGraph, parts: Partition) -> list[str]:
+    """The regions by what they compute: "mul add"."""
+    return [
+        " ".join(n.op.split(".")[1] for n in r.subgraph.nodes if ops.kind_of(n.op) is not ops.Kind.VIEW)
+        for r in parts.regions
+    ]
+
+
+def codes(graph: RecordedGraph, parts: Partition) -> dict[str, str]:
+    """Refusal codes by operator."""
+    assert all(refusal.code in CODES and refusal.sentence for _, refusal in parts.refusals)
+    return {graph.nodes[i].op.split(".")[1]: refusal.code for i, refusal in parts.refusals}
+
+
+def chain(length: int, op: str = "aten.relu.default") -> RecordedGraph:
+    """A recording of one operator after another."""
+    spec = TensorSpec.contiguous(torch.float32, (4, 8))
+    value = [f"v{i}" for i in range(length + 1)]
+    nodes = tuple(OpNode(op, (Ref(value[i]),), (), (value[i + 1],)) for i in range(length))
+    specs = tuple((name, spec) for name in value)
+    return RecordedGraph((), (("v0", "x"),), (), (), nodes, (Ref(value[-1]),), "*", specs, (), ())
