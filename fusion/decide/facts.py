@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from fusion.kernels.elements import DTYPES
 from fusion.patterns import ops, symbols
 from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, Ref, TensorSpec, island_text, leaves

@@ -68,7 +68,7 @@ def test_too_small_and_few_elements() -> None:
 
 def test_dtypes_and_uses_that_no_kernel_covers() -> None:
     def fn(x: torch.Tensor, c: torch.Tensor) -> Any:
-        return x.sum(0) * 2 + 1, (c * c) + c
+        return torch.linalg.norm(x, 1, (0, 1)) * 2 + 1, (c * c) + c
 
     graph, parts = divided(fn, tensor(ROWS, WIDTH), torch.ones(ROWS, dtype=torch.complex64))
     assert names(graph, parts) == ["mul add"]
