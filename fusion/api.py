@@ -29,6 +29,7 @@ from fusion.scope import Scope
 from fusion.session import Session, kernels_of, report_of
 
 register_island = islands.register_island
+register_made = islands.register_made
 
 # Weak on both sides: a session lives in its model, in the entries that stand for the modules' forwards.
 _SESSIONS: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
@@ -395,6 +396,6 @@ def _check_names(expected: tuple[str, ...], given: Mapping[str, Any]) -> None:
 
 
 __all__ = [
-    "Recording", "disable", "dispatcher_for", "enable", "kernels_in_use", "record", "register_island", "report",
-    "start_recording", "stop_recording",
+    "Recording", "disable", "dispatcher_for", "enable", "kernels_in_use", "record", "register_island",
+    "register_made", "report", "start_recording", "stop_recording",
 ]  # fmt: skip

@@ -42,7 +42,7 @@ class Session:
         self.model = model
         self.scheduler = scheduler
         self.scopes: list[tuple[torch.nn.Module, Scope]] = []
-        self._divisions = 0
+        self.eager: dict[str, Refusal] = {}  # modules that run eagerly as steps, by path, and why
         self._entries: list[tuple[torch.nn.Module, Forward, Any]] = []  # with the module's own forward, if it had one
         config = getattr(model, "config", None)
         self._watch = [config] if hasattr(config, "__dict__") else []
@@ -86,19 +86,19 @@ class Session:
             whether the scope may be recorded another time.
         """
         module = scope.modules[""]
-        if refusal.code in _PASSING or self._divisions >= _MOST_DIVISIONS:
+        if refusal.code in _PASSING or len(self.eager) >= _MOST_DIVISIONS:
             return False
         if culprit is not None and culprit is not module:
             at = next((p for p, m in module.named_modules() if m is culprit), None)
             if at is None or any(m is culprit for m in scope.steps.values()):
                 return False
-            self._divisions += 1
-            self._add_parts(culprit, f"{path}.{at}" if path else at)
+            name = f"{path}.{at}" if path else at
+            self.eager[name] = refusal
+            self._add_parts(culprit, name)
             scope.steps[at] = culprit
             scope.refresh()
             return True
         if not scope.known and not scope.divided and not scope.statistics.planned[0]:
-            self._divisions += 1
             scope.divided = True
             self._add_parts(module, path)
         return False
@@ -121,7 +121,7 @@ class Session:
 
     def report(self) -> FusionReport:
         """What was fused, what was not, and why."""
-        return report_of([scope for _, scope in self.scopes], self.scheduler)
+        return report_of([scope for _, scope in self.scopes], self.scheduler, self.eager)
 
 
 def _own_forward(module: torch.nn.Module) -> Any:
@@ -132,9 +132,12 @@ def _own_forward(module: torch.nn.Module) -> Any:
     return forward
 
 
-def report_of(scopes: list[Scope], scheduler: FusionScheduler) -> FusionReport:
-    """The report over scopes that share a scheduler."""
+def report_of(
+    scopes: list[Scope], scheduler: FusionScheduler, steps: Mapping[str, Refusal] | None = None
+) -> FusionReport:
+    """The report over scopes that share a scheduler, and over modules that run eagerly between plans."""
     rows = [_scope_report(scope) for scope in scopes]
+    rows += [_step_report(path, refusal) for path, refusal in (steps or {}).items()]
     costs = scheduler.backends.costs
     eager, fused = _times(rows)
     totals = Totals(
@@ -216,6 +219,11 @@ def _scope_report(scope: Scope) -> ScopeReport:
         launches_before=latest[0],
         launches_after=latest[1],
     )
+
+
+def _step_report(path: str, refusal: Refusal) -> ScopeReport:
+    """A module that a plan calls as it is; its calls are part of its scope's."""
+    return ScopeReport(path, "eager", str(refusal), 0, 0, 0, 0, 0, 0, ())
 
 
 def _state(scope: Scope, compiled: bool) -> tuple[str, str]:

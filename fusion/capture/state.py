@@ -28,7 +28,10 @@ _MOST_STATE = 10_000
 
 
 def problems(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Module] = ()) -> Refusal | None:
-    """Why a call cannot be recorded or dispatched now, or None; what happens in `steps` is their own affair."""
+    """Why a call cannot be recorded or dispatched now, or None.
+
+    What happens in `steps` is their own affair, but for hooks: a re-run of the scope around them would not run those.
+    """
     if torch.is_grad_enabled():
         return Refusal("grad_enabled", "call the model under torch.inference_mode() or torch.no_grad()")
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
@@ -47,6 +50,10 @@ def problems(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Mo
                 return Refusal("training", f"{path or type(child).__name__} is in training mode; call model.eval()")
             if child is not module and any(getattr(child, hooks) for hooks in _HOOKS):
                 return Refusal("hook", f"{path} has forward hooks")
+    for step in steps:
+        for path, child in step.named_modules():
+            if any(getattr(child, hooks) for hooks in _HOOKS):
+                return Refusal("hook", f"{path or type(child).__name__}, inside a step, has forward hooks")
     return None
 
 
@@ -78,6 +85,7 @@ def watched(
             kinds[type(child)] = None
             if child is not module:  # the root's own hooks run around the scope
                 entries += [("size", vars(child)[hooks], 0) for hooks in _HOOKS]
+    entries += [("size", vars(step)[hooks], 0) for step in steps for hooks in _HOOKS]
     entries += [("attribute", kind, "forward", kind.forward) for kind in kinds]
     for container, key, value in held_state(modules, objects, steps):
         if key is None:

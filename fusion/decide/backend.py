@@ -28,6 +28,8 @@ from fusion.runtime.native import prepare_native
 
 from .heuristics import Decision
 
+_EARLIER = "; measured by an earlier process"
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -201,7 +203,8 @@ class Backends:
             if isinstance(found, dict):
                 try:
                     known = Decision(**found)
-                    self.decisions[key] = replace(known, reason=f"{known.reason}; measured by an earlier process")
+                    reason = known.reason.removesuffix(_EARLIER) + _EARLIER
+                    self.decisions[key] = replace(known, reason=reason)
                 except TypeError:
                     return None  # written by another version: a miss
         return self.decisions.get(key)

@@ -1,0 +1,280 @@
+"""Whole forwards as scopes: blocks and data-dependent modules are steps, objects are made, reads are conditions."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import no_grad, planned, scopes, transformer
+from torch.utils import _pytree as pytree
+
+import fusion
+
+
+class Block(torch.nn.Module):
+    """A projection and a gate, with something that a test puts in."""
+
+    def __init__(self, inner: torch.nn.Module | None = None) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 16)
+        self.inner = inner if inner is not None else torch.nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(F.silu(self.linear(x)) * x) + x
+
+
+class Model(torch.nn.Module):
+    """Arithmetic around blocks."""
+
+    def __init__(self, count: int = 3, inner: Any = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleList(Block(inner() if inner else None) for _ in range(count))
+        self.scale = 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = (x * self.scale).tanh() + 1
+        for layer in self.layers:
+            x = layer(x)
+        return F.softplus(x) * self.scale
+
+
+def rand(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, 16, generator=torch.Generator().manual_seed(seed + rows))
+
+
+def agree(fused: torch.nn.Module, eager: torch.nn.Module, *args: Any) -> Any:
+    found, expected = no_grad(fused, *args), no_grad(eager, *args)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    return found
+
+
+def warmed(quick: fusion.FusionConfig, **options: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A model whose scopes all have trusted plans, and its eager twin."""
+    eager = Model(**options).eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    for rows in (3, 3, 5, 5, 4, 4):
+        agree(fused, eager, rand(rows))
+    return fused, eager
+
+
+def test_the_forward_around_the_blocks_is_fused(quick: fusion.FusionConfig) -> None:
+    fused, eager = warmed(quick)
+    assert list(scopes(fused)) == ["layers.0", "layers.1", "layers.2", "Model"]
+    before = planned(fused)
+    agree(fused, eager, rand(7))
+    agree(fused, eager, rand(6))
+    after = planned(fused)
+    assert all(after[n] > before[n] for n in after), after
+    whole = fusion.report(fused).scopes[-1]
+    assert {r.ops for r in whole.regions if r.decision == "fused"} == {("mul", "tanh", "add"), ("softplus", "mul")}
+
+
+def test_hooks_of_a_block_run_once_a_call(quick: fusion.FusionConfig) -> None:
+    fused, _ = warmed(quick)
+    calls: list[int] = []
+    handle = fused.layers[1].register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(5):
+        no_grad(fused, rand(4))
+    assert len(calls) == 5
+    handle.remove()
+
+
+def test_a_block_that_is_replaced(quick: fusion.FusionConfig) -> None:
+    fused, eager = warmed(quick)
+    torch.manual_seed(5)
+    other = Block().eval()
+    fused.layers[1], eager.layers[1] = other, copy.deepcopy(other)
+    for rows in (4, 4, 6, 6, 5):
+        agree(fused, eager, rand(rows))
+
+
+def test_a_block_that_is_taken_out(quick: fusion.FusionConfig) -> None:
+    fused, eager = warmed(quick)
+    del fused.layers[0], eager.layers[0]
+    for rows in (4, 4, 6, 6, 5):
+        agree(fused, eager, rand(rows))
+
+
+def test_weights_inside_a_step_change(quick: fusion.FusionConfig) -> None:
+    fused, eager = warmed(quick)
+    for model in (fused, eager):
+        with torch.no_grad():
+            model.layers[2].linear.weight.mul_(2)
+            model.layers[0].linear.weight = torch.nn.Parameter(model.layers[0].linear.weight * 0.5)
+    for rows in (4, 4, 6):
+        agree(fused, eager, rand(rows))
+
+
+class Picks(torch.nn.Module):
+    """Routes rows by their data, in Python."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = [row * 2 if row > 0 else row for row in x.sum(-1).tolist()]
+        return x * torch.tensor(kept).unsqueeze(-1)
+
+
+def test_a_module_that_reads_data_becomes_a_step_of_its_block(quick: fusion.FusionConfig) -> None:
+    fused, eager = warmed(quick, inner=Picks)
+    before = planned(fused)
+    agree(fused, eager, rand(7))
+    agree(fused, eager, rand(7, seed=3))
+    assert all(planned(fused)[f"layers.{i}"] > before[f"layers.{i}"] for i in range(3))
+    rows = {s.name: s for s in fusion.report(fused).scopes}
+    assert all(rows[f"layers.{i}"].state == "fused" for i in range(3))
+    assert rows["layers.0.inner"].state == "eager" and "data_read: tolist" in rows["layers.0.inner"].reason
+
+
+class Splits(torch.nn.Module):
+    """Reads data in its own forward; its parts can be recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = Block(), Block()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.second(y * y[0].tolist()[0])
+
+
+def test_a_forward_that_reads_data_leaves_its_parts_as_scopes(quick: fusion.FusionConfig) -> None:
+    eager = Splits().eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    for rows in (3, 3, 5, 5, 4):
+        agree(fused, eager, rand(rows))
+    assert list(scopes(fused)) == ["Splits", "first", "second"]
+    before = planned(fused)
+    agree(fused, eager, rand(4))
+    after = planned(fused)
+    assert (after["Splits"], after["first"] - before["first"], after["second"] - before["second"]) == (0, 1, 1)
+    assert "data_read" in fusion.report(fused).scopes[0].reason
+
+
+class Raises(torch.nn.Module):
+    """Fails for some rows, after it was recorded."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x.tolist()) > 8:
+            raise ValueError("too many rows")
+        return x * 2
+
+
+def test_an_error_in_a_step_is_the_users(quick: fusion.FusionConfig) -> None:
+    fused, eager = warmed(quick, inner=Raises)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="too many rows"):
+            no_grad(fused, rand(9))
+        agree(fused, eager, rand(4))
+
+
+class Counted(torch.nn.Module):
+    """Counts its calls in Python, and reads data so that it is a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x * 2 if x[0].tolist()[0] > 0 else x
+
+
+class Late(torch.nn.Module):
+    """A condition on data that comes after a step with an effect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = Counted()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.step(torch.exp(x) + 1)
+        return y * 2 if y.sum() > 100 else y + 3
+
+
+def test_a_condition_that_fails_after_a_step_does_not_repeat_the_step(quick: fusion.FusionConfig) -> None:
+    fused = fusion.enable(Late().eval(), quick)
+    eager = Late().eval()
+    for k, value in enumerate((1.0, 1.0, 1.0, 3.0, 1.0, 3.0, 3.0, 1.0)):
+        agree(fused, eager, torch.full((2, 16), value))
+        assert fused.step.calls == k + 1
+
+
+@dataclasses.dataclass
+class Result:
+    """A result type of the user's own."""
+
+    value: torch.Tensor
+    memory: Any = None
+
+
+pytree.register_dataclass(Result)
+
+
+class Memory:
+    """An object that a forward makes: keeps what it is given."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.held: list[torch.Tensor] = []
+        self.start = start
+
+    def add(self, x: torch.Tensor) -> torch.Tensor:
+        self.held.append(x)
+        return torch.cat(self.held)
+
+
+fusion.register_made(Memory)
+fusion.register_island(Memory, "add", grows=(0,))
+
+
+class Makes(torch.nn.Module):
+    """Makes an object when it is given none, as models make a cache."""
+
+    def forward(self, x: torch.Tensor, memory: Memory | None = None) -> Result:
+        if memory is None:
+            memory = Memory(start=3)
+        y = memory.add(torch.exp(x) * 2)
+        return Result(y.tanh() + memory.start, memory)
+
+
+def test_a_forward_that_makes_an_object(quick: fusion.FusionConfig) -> None:
+    fused, eager = fusion.enable(Makes().eval(), quick), Makes().eval()
+    made: list[Memory] = []
+    for rows in (3, 3, 4, 4, 5, 5):
+        mine, theirs = no_grad(fused, rand(rows)), no_grad(eager, rand(rows))
+        for _ in range(3):
+            torch.testing.assert_close(mine.value, theirs.value)
+            assert len(mine.memory.held) == len(theirs.memory.held)
+            made.append(mine.memory)
+            mine, theirs = no_grad(fused, rand(2), mine.memory), no_grad(eager, rand(2), theirs.memory)
+            assert type(mine.memory) is Memory and mine.memory.start == 3
+    assert len({id(m.held) for m in made}) == 6, "each forward without a memory made its own"
+    assert planned(fused)["Makes"] > 6
+
+
+def test_generate_gives_eagers_tokens(quick: fusion.FusionConfig) -> None:
+    eager, fused = transformer(), fusion.enable(transformer(), quick)
+    for seed in range(3):
+        ids = torch.randint(3, 90, (2, 5 + seed), generator=torch.Generator().manual_seed(seed))
+        for options in ({"do_sample": False}, {"num_beams": 2, "do_sample": False}):
+            mine, theirs = (m.generate(ids, max_new_tokens=6, **options) for m in (fused, eager))
+            assert torch.equal(mine, theirs)
+    whole = scopes(fused)[type(fused).__name__]
+    assert whole.statistics.planned[0] > 10 and whole.statistics.fallbacks == 0
+
+
+def test_hidden_states_asked_for_now_and_then(quick: fusion.FusionConfig) -> None:
+    eager, fused = transformer(), fusion.enable(transformer(), quick)
+    for k in range(9):
+        ids = torch.randint(3, 90, (2, 4 + k % 3), generator=torch.Generator().manual_seed(k))
+        wanted = {"output_hidden_states": True} if k % 3 == 2 else {}
+        with torch.inference_mode():
+            mine, theirs = (m(ids, use_cache=False, **wanted) for m in (fused, eager))
+        torch.testing.assert_close(mine.logits, theirs.logits, rtol=1e-5, atol=1e-6)
+        assert (mine.hidden_states is None) == (theirs.hidden_states is None)
+        for a, b in zip(mine.hidden_states or (), theirs.hidden_states or (), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
