@@ -67,8 +67,7 @@ class Undo:
         given = pytree.tree_leaves((args, kwargs))
         explicit = [g for g in given if isinstance(g, torch.Generator)]
         for generator in explicit or default_generators():
-            if id(generator) not in self._generators:
-                self._generators[id(generator)] = (generator, generator.get_state())
+            self._generators.setdefault(generator._cdata, (generator, generator.get_state()))
 
     def writing(self, function: Any, tensor: Tensor, args: Sequence[Any]) -> None:
         """Keeps what the call is about to overwrite of `tensor`: the indexed part where the operator says which."""

@@ -61,6 +61,9 @@ def view_in_place(function: Any) -> str | None:
 class Effects:
     """Watches one run.
 
+    Args:
+        generators: those among the run's arguments.
+
     Attributes:
         undo: takes back what the run did to memory and generators that it did not make itself.
         memory: the memory behind each value name.
@@ -69,14 +72,15 @@ class Effects:
         elided: values that a `contiguous()` handed back as they were, at the sizes of this run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, generators: Sequence[torch.Generator] = ()) -> None:
         self.undo = Undo()
+        self._watched = [*default_generators(), *generators]
         self.memory: dict[str, int] = {}
         self.writes: list[tuple[int, int]] = []
         self.native: set[int] = set()
         self.elided: set[str] = set()
         self.made: set[int] = set()
-        self._generators = _states()
+        self._generators = self._states()
         self._seeded = False
         self._native_draws = False
 
@@ -88,7 +92,7 @@ class Effects:
         """To be called before every operator of the run, recorded or not."""
         if draws(function, args, kwargs):
             self.undo.drawing(args, kwargs)
-            self._seeded = self._seeded or not _same(self._generators, _states())
+            self._seeded = self._seeded or not _same(self._generators, self._states())
         if function._schema.is_mutable:
             for tensor in tensors_written(function, args, kwargs):
                 if not self.made_here(tensor):
@@ -99,6 +103,9 @@ class Effects:
         given = {storage_key(t) for t in pytree.tree_leaves((args, kwargs)) if has_memory(t)}
         self.made.update({storage_key(t) for t in pytree.tree_leaves(result) if has_memory(t)} - given)
 
+    def _states(self) -> list[torch.Tensor]:
+        return [g.get_state() for g in self._watched]
+
     def native_write(self, node: int, tensor: torch.Tensor) -> None:
         """A native call, which will be node number `node`, writes to a tensor."""
         key = storage_key(tensor)
@@ -108,11 +115,11 @@ class Effects:
 
     def before_native(self) -> None:
         """To be called before a native call, which may draw from the generators as it likes."""
-        self._seeded = self._seeded or not _same(self._generators, _states())
+        self._seeded = self._seeded or not _same(self._generators, self._states())
 
     def after_native(self) -> None:
         """To be called after a native call."""
-        states = _states()
+        states = self._states()
         self._native_draws = self._native_draws or not _same(self._generators, states)
         self._generators = states
 
@@ -124,7 +131,7 @@ class Effects:
         """
         if self._seeded:
             raise Refused("random", "the forward seeds a generator before it draws", user_line())
-        self._generators = _states()
+        self._generators = self._states()
 
     def check_generators(self) -> None:
         """At the end of the run: the generators are as the last operator left them.
@@ -132,14 +139,10 @@ class Effects:
         Raises:
             Refused: something else drew from one, or seeded it, which a plan would not do.
         """
-        if self._seeded or not _same(self._generators, _states()):
+        if self._seeded or not _same(self._generators, self._states()):
             raise Refused("random", "the forward seeds a generator, or draws from it past torch's operators")
         if self._native_draws and self.undo.draws:
             raise Refused("random", "both operators and native calls of the forward draw random numbers")
-
-
-def _states() -> list[torch.Tensor]:
-    return [g.get_state() for g in default_generators()]
 
 
 def _same(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:

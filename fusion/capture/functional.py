@@ -113,7 +113,7 @@ class Settlement:
             cast = made if made.dtype == old.dtype else self._quietly(lambda: made.to(old.dtype))
         except Exception:  # torch has no shape function for it: it stays in place
             return False
-        if not _same_layout(cast, old):
+        if not self._same_layout(cast, old):
             return False
         (name,) = call.outputs
         if cast is not made:
@@ -143,6 +143,15 @@ class Settlement:
                 return build()
 
         return self.recorder._quiet(call)
+
+    def _same_layout(self, a: torch.Tensor, b: torch.Tensor) -> bool:
+        """Whether two shadows agree in every call that this recording stands for; asking leaves no guard."""
+
+        def known(size: Any) -> Any:
+            return self.recorder.shadow.env.replace(size.node.expr) if is_symbolic(size) else size
+
+        ours, theirs = ([*map(known, t.shape), *map(known, t.stride())] for t in (a, b))
+        return a.device == b.device and ours == theirs
 
     def _take_out(self, i: int, made: str, key: int) -> None:
         """Call `i` writes to nothing any more: what it makes, and what is made of that, lives in memory of its own."""
@@ -197,17 +206,3 @@ def _draws(node: OpNode) -> bool:
 
 def _tuples(tree: Any) -> Any:
     return tuple(_tuples(t) for t in tree) if isinstance(tree, (list, tuple)) else tree
-
-
-def _same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.ndim != b.ndim or a.device != b.device:
-        return False
-    pairs = [*zip(a.shape, b.shape, strict=True), *zip(a.stride(), b.stride(), strict=True)]
-    return all(_same(x, y) for x, y in pairs)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two sizes agree for every recording this one stands for; asking leaves no guard."""
-    if is_symbolic(a) and is_symbolic(b):
-        return bool(a.node.expr == b.node.expr)
-    return not is_symbolic(a) and not is_symbolic(b) and a == b

@@ -116,7 +116,8 @@ def record(
     start = time.perf_counter()
     leaves, containers = flatten(arguments)
     objects = {id(leaf.value): leaf.path for leaf in leaves if not isinstance(leaf.value, (torch.Tensor, *Atom))}
-    opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not islands.has_islands(type(leaf.value))]
+    generators = [leaf.value for leaf in leaves if isinstance(leaf.value, torch.Generator)]
+    opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not _can_be_given(leaf.value)]
     kinds = islands.island_kinds(leaf.value for leaf in leaves if id(leaf.value) in objects)
     steps = dict(steps or {})
     parameters = {
@@ -131,6 +132,7 @@ def record(
         objects,
         steps=steps,
         attributes=attributes_of(modules, steps.values()),
+        generators=generators,
         max_ops=max_ops,
     )
     if opaque:
@@ -166,6 +168,11 @@ def record(
         tuple(recorder.aliased_inputs),
     )
     return finish(recorder, result, conditions, start)
+
+
+def _can_be_given(value: Any) -> bool:
+    """Whether an object may be an argument of a scope."""
+    return isinstance(value, torch.Generator) or islands.has_islands(type(value))
 
 
 def call_line(call: Callable[..., Any]) -> str:

@@ -48,6 +48,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         *,
         steps: Mapping[str, torch.nn.Module] | None = None,
         attributes: Mapping[int, tuple[str, Any]] | None = None,
+        generators: Sequence[torch.Generator] = (),
         adopt_inputs: bool = False,
         max_ops: int = 4096,
     ) -> None:
@@ -62,7 +63,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self.opaque: list[str] = []  # results whose shape is known only once they are there
-        self.effects = Effects()
+        self.effects = Effects(generators)
+        self._generators = {g._cdata: g for g in generators}
         self.set_up_native_calls(objects, steps or {}, attributes or {})
         self._names: dict[int, str] = {}
         self._parameters = parameters
@@ -213,6 +215,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
             raise Refused("guard", "a size became a floating-point argument of an operator", user_line())
         if isinstance(leaf, (*Atom, torch.SymInt)):
             return leaf
+        if isinstance(leaf, torch.Generator):  # torch hands it on as another object
+            leaf = self._generators.get(leaf._cdata, leaf)
         known = self.object_leaf(leaf)
         if known is not None:
             return known
