@@ -23,7 +23,7 @@ from fusion.patterns.ops.pointwise import CONVERSIONS
 from fusion.patterns.reference import bind_symbols
 from fusion.reporting.model import FusionReport
 from fusion.runtime.measure import eager_function
-from fusion.runtime.plan import MISS, Conditions, Shape, write_plan
+from fusion.runtime.plan import MISS, Conditions, Shape, standing, write_plan
 from fusion.scheduler import FusionScheduler
 from fusion.scope import Scope
 from fusion.session import Session, kernels_of, report_of
@@ -237,7 +237,8 @@ class Recording:
         devices = tuple(recorded.devices.values())
         shape = Shape(recorded.graph, recorded.conditions, self._names, devices, recorded.tree)
         steps = tuple(("node", i) for i in range(len(recorded.graph.nodes)))
-        bound = {**recorded.parameters, **recorded.constants, "FAIL": _raise}
+        held = standing(recorded.conditions, recorded.parameters)
+        bound = {**recorded.parameters, **recorded.constants, **held, "FAIL": _raise}
         unfused = write_plan(shape, steps).bind(bound).run
 
         def eager(*tensors: Any) -> Any:
@@ -265,7 +266,7 @@ class Recording:
         return call
 
 
-def _raise(error: BaseException, log: Any, arguments: Any) -> Any:
+def _raise(error: BaseException, log: Any, arguments: Any, undo: Any) -> Any:
     raise error
 
 

@@ -10,9 +10,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion.capture.record import Recording
+from fusion.decide.backend import Kernel
 from fusion.decide.refusal import Refusal
-from fusion.runtime.plan import Plan, input_symbols, island_constants
-from fusion.scheduler import Compiled, FusionScheduler, Template
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.reference import bind_symbols
+from fusion.runtime.measure import eager_function
+from fusion.runtime.plan import Plan, input_symbols, island_constants, standing
+from fusion.runtime.undo import Undo
+from fusion.scheduler import Compiled, FusionScheduler, Template, given_dims
 
 
 class Known:
@@ -40,7 +45,11 @@ class Known:
         self.recording = recording
         self.likeness: Any = None
         self.plans: dict[Any, tuple[Compiled, Plan]] = {}
-        self.binding: dict[str, Any] = {**self.tensors, **self.objects, **island_constants(recording.graph)}
+        assert recording.conditions is not None
+        held = standing(recording.conditions, recording.parameters)
+        self.binding: dict[str, Any] = {
+            **self.tensors, **self.objects, **island_constants(recording.graph), **held
+        }  # fmt: skip
         self.match = scheduler.source(template, None, "match").bind(self.binding).run
 
     def key(self, values: Mapping[str, int]) -> tuple[int, ...]:
@@ -51,17 +60,50 @@ class Known:
         """Lets go of the recorded run's tensors; its structure stays for twins to follow."""
         self.recording = replace(recording, result=None, real={}, log=[], parameters={}, constants={})
 
-    def plan(self, compiled: Compiled, fail: Callable[..., Any]) -> None:
-        """Makes the plan of a bucket, pinned to what was proved until the recording is trusted."""
+    def plan(self, compiled: Compiled, fail: Callable[..., Any], note: Callable[[Exception], None]) -> None:
+        """Makes the plan of a bucket, pinned to what was proved until the recording is trusted.
+
+        Args:
+            fail: the plan's `FAIL`.
+            note: told of a kernel that failed and was stood in for by the eager operators.
+        """
         source = self.scheduler.source(self.template, compiled, "fused", pinned=not self.trusted)
-        launchers = {f"kernel{i}": k.launch for i, k in enumerate(compiled.kernels)}
+        graphs = [c.region.subgraph for c in compiled.candidates if c.kernel is not None]
+        launchers = {
+            f"kernel{i}": self._launcher(kernel, graph, note)
+            for i, (kernel, graph) in enumerate(zip(compiled.kernels, graphs, strict=True))
+        }
         names = {**self.binding, **launchers, "FAIL": fail, "PROVED": self.proved}
         self.plans[compiled.bucket] = (compiled, source.bind(names))
 
+    def _launcher(self, kernel: Kernel, graph: SubGraph, note: Callable[[Exception], None]) -> Callable[..., Any]:
+        """A kernel's launcher. Where a plan cannot be run again because it has written or drawn, a kernel that fails is
+        stood in for by its operators."""
+        if not self.graph.lasting:
+            return kernel.launch
+        eager, given = eager_function(graph), given_dims(graph, kernel)
+
+        def launch(*arguments: Any) -> Any:
+            try:
+                return kernel.launch(*arguments)
+            except Exception as error:
+                note(error)
+            count = len(graph.inputs)
+            sizes = {str(symbol): size for symbol, size in zip(given, arguments[count:], strict=True)}
+            values = bind_symbols(graph, dict(zip(graph.inputs, arguments, strict=False)), sizes)
+            return eager(*arguments[:count], *(values[s] for s in graph.symbols))
+
+        return launch
+
     def checked_run(
-        self, arguments: Sequence[Any], taps: frozenset[str]
+        self, arguments: Sequence[Any], taps: frozenset[str], undo: Undo | None = None
     ) -> tuple[Any, list[Any], list[list[torch.Tensor]], dict[str, torch.Tensor]]:
         """Runs the unfused plan: result, island log, island arguments, tapped tensors.
+
+        Args:
+            arguments: in signature order.
+            taps: values wanted.
+            undo: what the run writes and draws is kept here.
 
         Raises:
             PlanStopped: the plan did not apply or failed; it carries the island log.
@@ -69,12 +111,13 @@ class Known:
         tap: dict[str, torch.Tensor] = {}
         seen: list[list[torch.Tensor]] = []
 
-        def fail(error: BaseException, log: list[Any], _: Any) -> Any:
+        def fail(error: BaseException, log: list[Any], *_: Any) -> Any:
             raise PlanStopped(error, log)
 
         source = self.scheduler.source(self.template, None, "unfused", taps=taps, log=True)
         logged: list[Any] = []
-        plan = source.bind({**self.binding, "FAIL": fail, "TAP": tap, "SEEN": seen, "LOGGED": logged})
+        kept = {} if undo is None else {"UNDO": lambda limit: undo}
+        plan = source.bind({**self.binding, "FAIL": fail, "TAP": tap, "SEEN": seen, "LOGGED": logged, **kept})
         result = plan.run(*arguments)
         return result, logged, seen, tap
 

@@ -330,10 +330,10 @@ def structure_key(shape: Shape) -> str:
     return "|".join(
         [
             replace(graph, nodes=nodes).digest,
-            repr(conditions.containers),
+            repr([(p, id(k), keys) for p, k, keys in conditions.containers]),
             repr([(p, type(v).__name__, v) for p, v in conditions.atoms]),
             repr([(p, id(k)) for p, k in conditions.kinds]),
-            repr(conditions.aliases),
+            repr((conditions.aliases, conditions.written, conditions.others, conditions.held)),
             repr(shape.parameters),
             repr(shape.devices),
             repr(shape.tree),

@@ -20,6 +20,7 @@ from fusion.known import Known, PlanStopped, same_results
 from fusion.patterns.errors import StructureMismatch
 from fusion.runtime.native import make_snapshot
 from fusion.runtime.plan import MISS, Deoptimized, Raised
+from fusion.runtime.undo import Undo
 from fusion.scheduler import FusionScheduler
 from fusion.signature import Signature
 
@@ -224,9 +225,11 @@ class Scope:
             if not self.divide(self, recording.refusal, recording.culprit):
                 self.refused[key] = recording.refusal
             return recording.result
+        left = recording.undo.now()
+        recording.undo.rewind()
         with self._replay(recording.log, arguments):
             plain = self._eager(arguments)  # the recorded run saw symbols; this one is what the caller gets
-        if not same_results(plain, recording.result):
+        if not (same_results(plain, recording.result) and recording.undo.agrees(left)):
             self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
             return recording.result if self.steps else plain  # only the recorded run ran the steps
         self._guarded(key, lambda: self.adopt(recording, arguments))
@@ -302,12 +305,13 @@ class Scope:
         self.known.append(known)
         values = dict(recording.values)
         try:
-            with self._replay(recording.log, arguments), torch.no_grad():
+            with self._replay(recording.log, arguments), torch.no_grad(), recording.undo.rewound() as left:
                 result, _, _, _ = known.checked_run(arguments, frozenset())
+                agrees = result is not MISS and same_results(result, recording.result) and recording.undo.agrees(left)
         except PlanStopped as stopped:
             known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
             return
-        if result is MISS or not same_results(result, recording.result):
+        if not agrees:
             known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's")
             return
         compiled = self.scheduler.compile(known.template, recording.real, values)
@@ -316,25 +320,29 @@ class Scope:
         late = [s for s in known.graph.symbols if s.symbol not in known.symbols]
         if late:
             known.proved.clear()  # a size that only an island tells: the next call is checked
-        known.plan(compiled, self._failed(known))
+        known.plan(compiled, *self._failed(known))
         self._publish()
 
     def _check(self, known: Known, arguments: Sequence[Any], values: dict[str, int]) -> Any:
         """A shape, or a range of sizes, that a recording's plan was not proved at: runs it beside eager, once."""
         regions = known.template.partition.regions
         taps = frozenset(i for r in regions for i in r.subgraph.inputs) | {s.value for s in known.graph.symbols}
+        undo = Undo()
         try:
-            result, log, seen, tap = known.checked_run(arguments, taps)
+            result, log, seen, tap = known.checked_run(arguments, taps, undo)
         except PlanStopped as stopped:
+            undo.rewind()
             if _island_raised(stopped.log):
                 return self._replayed(arguments, stopped.log)
             self._count_failure(known, stopped.error)
             return self._replayed(arguments, stopped.log)
         if result is MISS:
             return MISS
+        left = undo.now()
+        undo.rewind()
         with self._replay(log, arguments) as replay:
             eager = self._eager(arguments)
-        same = same_results(result, eager) and same_results(seen, replay.seen)
+        same = same_results(result, eager) and same_results(seen, replay.seen) and undo.agrees(left)
         if not same:
             known.refusal = Refusal("plan_mismatch", "the plan's result differs from eager's at another shape")
             self._publish()
@@ -351,8 +359,8 @@ class Scope:
         compiled = self.scheduler.compile(known.template, {**known.tensors, **tap}, full)
         for bucket, (held, _) in list(known.plans.items()):
             del bucket
-            known.plan(held, self._failed(known))
-        known.plan(compiled, self._failed(known))
+            known.plan(held, *self._failed(known))
+        known.plan(compiled, *self._failed(known))
         self._publish()
 
     def _replayed(self, arguments: Sequence[Any], log: list[Any]) -> Any:
@@ -365,8 +373,21 @@ class Scope:
         named = dict(zip(self.signature.names, arguments, strict=True))
         return islands.replay(log, named, self.steps.values())
 
-    def _failed(self, known: Known) -> Callable[..., Any]:
-        def fail(error: BaseException, log: list[Any], arguments: tuple[Any, ...]) -> Any:
+    def _failed(self, known: Known) -> tuple[Callable[..., Any], Callable[[Exception], None]]:
+        """What a plan does when it fails, and when a kernel of it does that eager operators then stand in for."""
+
+        def note(error: Exception) -> None:
+            if not self.scheduler.config.fallback_on_error:
+                raise error
+            with self._lock:
+                self._count_failure(known, error)
+
+        def fail(error: BaseException, log: list[Any], arguments: tuple[Any, ...], undo: Undo | None) -> Any:
+            if undo is not None and undo.partial:
+                self.statistics.planned[0] -= 1
+                raise error  # what it has written cannot be taken back, so it must not run again
+            if undo is not None:
+                undo.rewind()
             if _island_raised(log):
                 result = self._replayed(arguments, log)  # the user's own error, which the user's code may catch
                 self.statistics.planned[0] -= 1
@@ -378,7 +399,7 @@ class Scope:
                 self._count_failure(known, error)
             return self._replayed(arguments, log)
 
-        return fail
+        return fail, note
 
     def _count_failure(self, known: Known, error: BaseException) -> None:
         """A plan stopped on the way. One whose guards do not hold for such calls makes room for a new recording, a

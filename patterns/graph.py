@@ -85,7 +85,7 @@ class OpNode:
         op: the operator's full name with its overload, "aten.mul.Tensor".
         args: positional arguments in schema order; tensors are `Ref`s, sizes are Dims, nested tuples allowed.
         kwargs: keyword arguments, sorted by name.
-        outputs: the names of the values it makes. An output that *is* an input (in-place ops) repeats its name.
+        outputs: the names of the values it makes. What an in-place call hands back is a new name for the same memory.
         origin: "file:line" of the user's code; no part of equality.
     """
 
@@ -408,7 +408,7 @@ class RecordedGraph:
         inputs: tensors that enter by argument.
         parameters: (value name, path from the scope's module) of parameters, buffers and tensor attributes.
         constants: value names of tensors made from Python data, in the order of the recording's constant list.
-        mutated: values whose memory the recording writes to; no fusion may touch them.
+        mutated: values whose memory the recording writes to after they are made; no fusion may touch them.
         nodes: operator calls and islands in execution order.
         outputs: the result's leaves: `Ref`s, Dims, Python constants, or `Argument(path)` for an argument handed back.
         structure: how the result's leaves nest, as text (see capture).
@@ -417,6 +417,8 @@ class RecordedGraph:
         guards: boolean expressions over the symbols, as Python text over symbol names.
         opaque: results of operators whose shape torch cannot tell beforehand; a plan checks them when they are made.
         objects: objects that islands call or are given.
+        outer_writes: indices of the calls that write to memory which outlives the run.
+        draws: indices of the calls that draw random numbers.
     """
 
     inputs: tuple[GraphInput, ...]
@@ -431,6 +433,13 @@ class RecordedGraph:
     guards: tuple[str, ...]
     opaque: tuple[str, ...] = ()
     objects: tuple[HeldObject, ...] = ()
+    outer_writes: tuple[int, ...] = ()
+    draws: tuple[int, ...] = ()
+
+    @functools.cached_property
+    def lasting(self) -> frozenset[int]:
+        """Indices of the calls whose effect outlives a run."""
+        return frozenset(self.outer_writes) | frozenset(self.draws)
 
     @functools.cached_property
     def spec(self) -> dict[str, TensorSpec]:
@@ -454,6 +463,8 @@ class RecordedGraph:
                 "guards": list(self.guards),
                 "opaque": list(self.opaque),
                 "objects": [[o.name, o.kind, o.path] for o in self.objects],
+                "outer_writes": list(self.outer_writes),
+                "draws": list(self.draws),
             }
         )
 

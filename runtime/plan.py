@@ -31,10 +31,14 @@ from fusion.patterns.graph import (
     SymbolSource,
     leaves,
 )
+from fusion.patterns.ops import resolve
 from fusion.patterns.symbols import Dim
 
 from .calls import call
 from .native import make_guard
+from .undo import Undo, separate, storages
+
+_MOST_KEPT = 1 << 16  # bytes that a plan copies before it writes to them, in case it fails later
 
 
 class _Miss:
@@ -87,12 +91,18 @@ class Conditions:
         atoms: (path, value), compared by type and value.
         kinds: (path, exact type).
         aliases: pairs of paths that hold one tensor.
+        written: groups of inputs and parameters that are written to; those of a group share memory.
+        others: inputs that live in other memory than all of `written`.
+        held: parameters that do.
     """
 
     containers: tuple[tuple[Path, type, Any], ...]
     atoms: tuple[tuple[Path, Any], ...]
     kinds: tuple[tuple[Path, type], ...]
     aliases: tuple[tuple[Path, Path], ...]
+    written: tuple[tuple[str, ...], ...] = ()
+    others: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,6 +169,16 @@ def island_constants(graph: RecordedGraph) -> dict[str, Any]:
                 if _bound_later(leaf):
                     found[f"i{index}_{position}"] = leaf
     return found
+
+
+def standing(conditions: Conditions, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What every plan of a recording is bound to beside its tensors.
+
+    Args:
+        conditions: the recording's.
+        tensors: its parameters by value name.
+    """
+    return {"UNDO": Undo, "HELD": storages(tensors[name] for name in conditions.held)}
 
 
 def _bound_later(leaf: Any) -> bool:
@@ -260,6 +280,10 @@ class Writer:
         names = [*(i.name for i in self.graph.inputs), *(name for name, _ in self.graph.parameters)]
         if names:  # parameters too: `.to()` and `.data =` change them and keep the object
             self.guard(names, self.shape.devices)
+        if conditions.written:
+            groups = ", ".join(f"({', '.join(map(self.value, group))},)" for group in conditions.written)
+            others = "".join(f"{self.value(name)}, " for name in conditions.others)
+            self.miss(f"not {self.name('separate', separate)}(({groups},), ({others}), HELD)")
         self.flush()
 
     def guard(self, names: Sequence[str], devices: Sequence[torch.device], indent: str = "    ") -> None:
@@ -335,6 +359,20 @@ class Writer:
                 self.miss(f"not ({guard})", indent)
 
     # ---- the body
+
+    def keeper(self, steps: Sequence[Step], log: bool) -> str:
+        """Source of what keeps memory and generators as they were before the plan's lasting effects; notes where.
+
+        A large tensor is kept only if a later check may still end the plan: an error after the write is then handed on.
+        """
+        at = [k for k, (kind, index) in enumerate(steps) if kind == "node" and index in self.graph.lasting]
+        if not at or (at == [len(steps) - 1] and not log):
+            return "None"
+        self.kept_before = frozenset(steps[k][1] for k in at)
+        later = any(kind == "node" and isinstance(self.graph.nodes[i], IslandNode) for kind, i in steps[at[0] :])
+        return f"UNDO({None if log or later else _MOST_KEPT})"
+
+    kept_before: frozenset[int] = frozenset()
 
     def island(self, index: int, node: IslandNode, log: bool) -> None:
         """An island call, its log entry, and the checks on what it returned."""
@@ -462,6 +500,15 @@ class Writer:
         assert isinstance(node, OpNode)
         known = self.graph.spec.get(node.outputs[0]) if node.outputs else None
         source = call(node, self.text, self.name, known, hold_scalars=True)
+        if index in self.kept_before:
+            given = "".join(f"{self.text(a)}, " for a in node.args)
+            named = ", ".join(f"{k!r}: {self.text(v)}" for k, v in node.kwargs)
+            if index in self.graph.outer_writes:
+                self.lines.append(f"        undo.before({self.name('op', resolve(node.op))}, ({given}), {{{named}}})")
+            else:
+                self.lines.append(f"        undo.drawing(({given}), {{{named}}})")
+        if index in self.graph.lasting:
+            self.effects = True
         self.release(reads, position, last)
         fresh = [o for o in node.outputs if o not in self.register and o not in self.paths]
         unsure = [o for o in fresh if o in self.graph.opaque]
@@ -478,8 +525,6 @@ class Writer:
 
     @staticmethod
     def _returns_list(node: OpNode) -> bool:
-        from fusion.patterns.ops import resolve
-
         returns = resolve(node.op)._schema.returns
         return len(returns) == 1 and "[]" in str(returns[0].type)
 
@@ -533,8 +578,9 @@ def write_plan(
         taps: values to leave in the dict `TAP` on the way.
         log: leave islands' tensor arguments in the list `SEEN`, and their results in the list `LOGGED`.
 
-    Names to bind: parameters, constants and island constants by value name, kernel0.., `FAIL(error, log, arguments)`,
-    and `PROVED`, `TAP`, `SEEN`, `LOGGED` where asked for.
+    Names to bind: parameters, constants and island constants by value name, kernel0.., `FAIL(error, log, arguments,
+    undo)`, what `standing` gives, and `PROVED`, `TAP`, `SEEN`, `LOGGED` where asked for. `undo` is None, or takes back
+    what the plan has written and drawn so far.
     """
     writer = Writer(shape)
     writer.lines.append(_head(shape, "plan"))
@@ -545,11 +591,15 @@ def write_plan(
         inputs = sorted(writer.bound)
         writer.miss(f"({', '.join(inputs)}{',' if inputs else ''}) not in PROVED")
     arguments = ", ".join(f"a{i}" for i in range(len(shape.parameters)))
-    writer.lines += ["    log = LOGGED" if log else "    log = []", "    try:"]
+    writer.lines += [
+        "    log = LOGGED" if log else "    log = []",
+        f"    undo = {writer.keeper(steps, log)}",
+        "    try:",
+    ]
     writer.body(steps, kernels, taps, log)
     writer.lines.append(f"        return {writer.result()}")
     writer.lines.append("    except Exception as error:")
-    writer.lines.append(f"        return FAIL(error, log, ({arguments}{',' if arguments else ''}))")
+    writer.lines.append(f"        return FAIL(error, log, ({arguments}{',' if arguments else ''}), undo)")
     return Source("\n".join(writer.lines), writer.names)
 
 

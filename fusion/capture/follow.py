@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.patterns import symbols
 from fusion.patterns.graph import Expect, IslandNode, OpNode, RecordedGraph, Ref, leaves, map_leaves
+from fusion.patterns.ops import resolve
+from fusion.patterns.ops.effects import has_effect
 
+from .effects import Effects, storage_key, tensors_written, view_in_place
 from .islands import Island
 from .provenance import tensors_of
 from .reads import DATA_READS, LAYOUT_READS, NUMPY
@@ -113,6 +116,8 @@ class Follower(TorchDispatchMode):
         self.objects = objects
         self.log: list[Any] = []
         self.diverged: str | None = None
+        self.effects = Effects()
+        self._overwritten: list[torch.Tensor] = []
         self._parameters = parameters
         self._paths = dict(graph.parameters)
         self._expected = {path: name for name, path in graph.parameters}
@@ -158,19 +163,37 @@ class Follower(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._paused or threading.get_ident() != self._thread or func is torch.ops.aten.detach_.default:
+            return func(*args, **kwargs)
+        self.effects.before(func, args, kwargs)
+        if self.following and func._schema.is_mutable:
+            self._keep_contents(func, args, kwargs)
         result = func(*args, **kwargs)
+        self.effects.after(args, kwargs, result)
         if self.following:
             self._attempt(lambda: self._operator(func, args, kwargs, result))
         return result
 
+    def _keep_contents(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Keeps what values of this run hold that are about to be overwritten."""
+        for tensor in tensors_written(func, args, kwargs):
+            name = self.names.get(id(tensor))
+            if name is not None and self.effects.made_here(tensor):
+                self._overwritten.append(tensor)  # alive, so that its id stays its own
+                self.real[name] = tensor.clone()
+                if name in self.held:
+                    self.held[name] = self.real[name]
+
     def _operator(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         if func is torch.ops.aten.lift_fresh.default:
+            self.effects.made.add(storage_key(result))
             self._constant(result)
             return
+        targets = {id(t) for t in tensors_written(func, args, kwargs)}
         named_args, named_kwargs = pytree.tree_map(
             lambda a: Ref(self._name(a)) if isinstance(a, torch.Tensor) else a, (args, kwargs)
         )
-        results = result if isinstance(result, (tuple, list)) else (result,)
+        results = () if not func._schema.returns else result if isinstance(result, (tuple, list)) else (result,)
         known = [self.names.get(id(r)) for r in results]
         given = {
             leaf.name for leaf in leaves(as_tuples((named_args, list(named_kwargs.values())))) if isinstance(leaf, Ref)
@@ -178,13 +201,17 @@ class Follower(TorchDispatchMode):
         if known and not func._schema.is_mutable and all(k in given for k in known):
             return
         node = self._next()
-        if not isinstance(node, OpNode) or node.op != str(func):
+        if not isinstance(node, OpNode) or node.op != (view_in_place(func) or str(func)):
             raise Diverged(f"{func} where the recording differs")
         ours = (as_tuples(named_args), tuple(sorted((k, as_tuples(v)) for k, v in named_kwargs.items())))
         if map_leaves(self._concrete, (node.args, node.kwargs)) != ours:
             raise Diverged(f"other arguments of {func}")
         for name, tensor in zip(node.outputs, results, strict=True):
-            self._made(name, tensor)
+            if id(tensor) in targets:
+                self._check(name, tensor)
+                self._bind(name, tensor)
+            else:
+                self._made(name, tensor)
         self.nodes.append(node)
 
     def _made(self, name: str, tensor: torch.Tensor) -> None:
@@ -362,8 +389,10 @@ def follow(
     assert twin.graph is not None
     start = time.perf_counter()
     own = dict(tensors_of(module))
+    copied = {copy: constant for constant, copy in twin.renamed.items()}
+    outputs = tuple(Ref(copied.get(o.name, o.name)) if isinstance(o, Ref) else o for o in twin.graph.outputs)
     follower = Follower(
-        twin.graph,
+        replace(twin.graph, nodes=twin.met, outputs=outputs),
         values,
         {id(tensor): name for name, tensor in inputs.items()},
         {id(tensor): path for path, tensor in own.items()},
@@ -375,7 +404,10 @@ def follow(
     follower._attempt(lambda: follower.conclude(result) if follower.diverged is None else None)
     if follower.diverged is not None:
         return result, None, follower.diverged
-    graph = replace(twin.graph, nodes=tuple(follower.nodes))
+    islands = iter([n for n in follower.nodes if isinstance(n, IslandNode)])
+    nodes = tuple(next(islands) if isinstance(n, IslandNode) else n for n in twin.graph.nodes)
+    graph = replace(twin.graph, nodes=nodes)
+    _complete(follower.real, nodes, follower.values)
     recording = replace(
         twin,
         result=result,
@@ -385,6 +417,20 @@ def follow(
         real=follower.real,
         values=follower.values,
         log=follower.log,
+        met=tuple(follower.nodes),
+        undo=follower.effects.undo,
         seconds=time.perf_counter() - start,
     )
     return result, recording, ""
+
+
+def _complete(real: dict[str, torch.Tensor], nodes: Sequence[OpNode | IslandNode], values: Mapping[str, int]) -> None:
+    """Makes the values that a recording has where the run had an in-place call."""
+
+    def leaf(x: Any) -> Any:
+        return real[x.name] if isinstance(x, Ref) else symbols.evaluate(x, values) if isinstance(x, sympy.Expr) else x
+
+    for node in nodes:
+        if isinstance(node, OpNode) and len(node.outputs) == 1 and node.outputs[0] not in real and not has_effect(node):
+            kwargs = {k: map_leaves(leaf, v) for k, v in node.kwargs}
+            real[node.outputs[0]] = resolve(node.op)(*map_leaves(leaf, node.args), **kwargs)

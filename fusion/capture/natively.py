@@ -12,6 +12,7 @@ from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import Argument, Expect, HeldObject, IslandNode, OpNode, Path, Ref
 from fusion.runtime.plan import Raised, as_it_is
 
+from .effects import Effects
 from .islands import Island
 from .provenance import user_line
 from .shadow import Shadow, hint, is_symbolic
@@ -38,6 +39,7 @@ class NativeCalls:
         fakes: dict[str, torch.Tensor]
         refusal: Refusal | None
         shadow: Shadow
+        effects: Effects
         _names: dict[int, str]
         recording: bool
 
@@ -163,11 +165,13 @@ class NativeCalls:
         grows: tuple[int, ...],
     ) -> Any:
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
+        self._quiet(self.effects.before_native)
         try:
             result = self._quiet(lambda: call(real_args, real_kwargs))
         except Exception as error:
             self.log.append(Raised(error))
             raise
+        self._quiet(self.effects.after_native)
         self.log.append(result if effect else self._quiet(lambda: as_it_is(result)))
         handed = [result]
 

@@ -99,6 +99,7 @@ class SizeReads(TorchFunctionMode):
         if not recorder._quiet(lambda: is_contiguous_or_false(fake)):
             name = recorder.name_of(tensor)
             fresh = f"v{len(recorder.real)}"
+            recorder.effects.elided.add(fresh)
             recorder._bind(fresh, tensor, recorder._quiet(fake.contiguous))
             recorder.nodes.append(OpNode("aten.contiguous.default", (Ref(str(name)),), (), (fresh,), user_line()))
         return result

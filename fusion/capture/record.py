@@ -23,11 +23,13 @@ from fusion.patterns.graph import (
     map_leaves,
 )
 from fusion.runtime.plan import Conditions
+from fusion.runtime.undo import Undo
 
 from . import islands
+from .functional import Node, Settlement
 from .provenance import Atom, Leaf, flatten, modules_of, tensors_of
 from .reads import SizeReads
-from .recorder import Recorder, as_tuples, storage_key
+from .recorder import Recorder, as_tuples
 from .shadow import GuardError, Translation, hint, is_symbolic
 from .state import held_state, is_plain
 
@@ -48,6 +50,9 @@ class Recording:
         objects: what islands call and are given beside arguments, by value name.
         real: every tensor of the run by value name; drop it when the kernels are proved.
         log: results of the islands, in order.
+        met: the calls as the run made them, before in-place ones were settled.
+        renamed: constants that each run starts from a copy of: the copy's name.
+        undo: takes back what the run did to memory and generators that outlive it.
         seconds: how long recording took.
         culprit: the module inside the scope in whose forward the refusal arose; None for the scope's own.
     """
@@ -63,6 +68,9 @@ class Recording:
     real: dict[str, torch.Tensor] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
     log: list[Any] = field(default_factory=list)
+    met: tuple[Node, ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict)
+    undo: Undo = field(default_factory=Undo)
     seconds: float = 0.0
     objects: dict[str, Any] = field(default_factory=dict)
     culprit: torch.nn.Module | None = None
@@ -108,7 +116,8 @@ def record(
     start = time.perf_counter()
     leaves, containers = flatten(arguments)
     objects = {id(leaf.value): leaf.path for leaf in leaves if not isinstance(leaf.value, (torch.Tensor, *Atom))}
-    opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not islands.has_islands(type(leaf.value))]
+    generators = [leaf.value for leaf in leaves if isinstance(leaf.value, torch.Generator)]
+    opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not _can_be_given(leaf.value)]
     kinds = islands.island_kinds(leaf.value for leaf in leaves if id(leaf.value) in objects)
     steps = dict(steps or {})
     parameters = {
@@ -123,6 +132,7 @@ def record(
         objects,
         steps=steps,
         attributes=attributes_of(modules, steps.values()),
+        generators=generators,
         max_ops=max_ops,
     )
     if opaque:
@@ -147,6 +157,7 @@ def record(
         recorder.refuse("python_state", "the forward changes a list or dict it was given", call_line(call))
     if failure is not None:
         plain_state(modules)
+        recorder.effects.undo.rewind()
         recorder.refuse("recorder_error", f"{type(failure).__name__} while sizes were symbols: {failure}", "")
         with islands.replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
@@ -157,6 +168,11 @@ def record(
         tuple(recorder.aliased_inputs),
     )
     return finish(recorder, result, conditions, start)
+
+
+def _can_be_given(value: Any) -> bool:
+    """Whether an object may be an argument of a scope."""
+    return isinstance(value, torch.Generator) or islands.has_islands(type(value))
 
 
 def call_line(call: Callable[..., Any]) -> str:
@@ -170,7 +186,7 @@ def call_line(call: Callable[..., Any]) -> str:
 def finish(recorder: Recorder, result: Any, conditions: Conditions, start: float) -> Recording:
     """Turns what a recorder met into a Recording."""
     plain = pytree.tree_map(hint, result)
-    recording = Recording(plain, recorder.refusal, culprit=recorder.module)
+    recording = Recording(plain, recorder.refusal, culprit=recorder.module, undo=recorder.effects.undo)
     if recorder.refusal is None:
         try:
             _fill(recording, recorder, result, conditions)
@@ -187,25 +203,18 @@ def finish(recorder: Recorder, result: Any, conditions: Conditions, start: float
 
 
 def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Conditions) -> None:
-    translation = recorder.shadow.finish()
+    recorder.effects.check_generators()
     leaves, tree = pytree.tree_flatten(result)
-    outputs = tuple(_output(leaf, recorder, translation) for leaf in leaves)
-    written = {name for name, t in recorder.real.items() if storage_key(t) in recorder.written}
-    outside = [*(i.name for i in recorder.inputs), *recorder.parameters, *recorder.constants]
-    for name in outside:
-        if name in written:
-            raise Refused(
-                "outer_write", f"an in-place operator writes to {recorder.parameters.get(name, 'an argument')}"
-            )
-    constants = {storage_key(t) for t in recorder.constants.values()}
-    if any(isinstance(leaf, torch.Tensor) and storage_key(leaf) in constants for leaf in leaves):
-        raise Refused("opaque_output", "the result shares memory with a constant that the forward makes in every call")
+    returned = [recorder.name_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    settled = Settlement(recorder, [name for name in returned if name is not None])
+    translation = recorder.shadow.finish()
+    outputs = tuple(_output(leaf, recorder, settled, translation) for leaf in leaves)
     recording.graph = RecordedGraph(
         inputs=tuple(recorder.inputs),
         parameters=tuple(recorder.parameters.items()),
         constants=tuple(recorder.constants),
-        mutated=tuple(sorted(written)),
-        nodes=tuple(_translated(node, translation) for node in recorder.nodes),
+        mutated=tuple(sorted(settled.mutated)),
+        nodes=tuple(_translated(node, translation) for node in settled.nodes),
         outputs=outputs,
         structure=str(tree),
         specs=tuple((name, _spec(fake, translation)) for name, fake in recorder.fakes.items()),
@@ -213,9 +222,13 @@ def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Con
         guards=tuple(translation.guards),
         opaque=tuple(recorder.opaque),
         objects=tuple(known for known, _ in recorder.held.values()),
+        outer_writes=settled.outer_writes,
+        draws=settled.draws,
     )
     recording.objects = {name: value for name, (_, value) in recorder.held.items()}
-    recording.conditions = conditions
+    recording.met = tuple(_translated(node, translation) for node in recorder.nodes)
+    recording.renamed = settled.renamed
+    recording.conditions = _apart(conditions, recorder, settled)
     recording.constants = dict(recorder.constants)
     recording.parameters = {name: recorder.real[name] for name in recorder.parameters}
     recording.tree = tree
@@ -226,6 +239,19 @@ def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Con
     recording.log = recorder.log
 
 
+def _apart(conditions: Conditions, recorder: Recorder, settled: Settlement) -> Conditions:
+    """Adds which tensors the recording wrote to, and which others it met in other memory."""
+    inputs = [i.name for i in recorder.inputs]
+    memory = recorder.effects.memory
+    groups = {key: tuple(n for n in (*inputs, *recorder.parameters) if memory[n] == key) for key in settled.outer}
+    written = tuple(sorted(group for group in groups.values() if group))
+    if not written:
+        return conditions
+    others = tuple(n for n in inputs if memory[n] not in settled.outer)
+    held = tuple(n for n in recorder.parameters if memory[n] not in settled.outer)
+    return replace(conditions, written=written, others=others, held=held)
+
+
 def _value_of(source: Any, recorder: Recorder) -> int:
     if source.kind == "result":
         return recorder.numbers[source.value]
@@ -233,12 +259,12 @@ def _value_of(source: Any, recorder: Recorder) -> int:
     return int(tensor.shape[source.dim] if source.kind == "shape" else tensor.stride(source.dim))
 
 
-def _output(leaf: Any, recorder: Recorder, translation: Translation) -> Any:
+def _output(leaf: Any, recorder: Recorder, settled: Settlement, translation: Translation) -> Any:
     if isinstance(leaf, torch.Tensor):
         name = recorder.name_of(leaf)
         if name is None:
             raise Refused("unknown_tensor", "the result holds a tensor that no recorded operator made")
-        return Ref(name)
+        return Ref(settled.renamed.get(name, name))
     if is_symbolic(leaf):
         return translation.dim(leaf)
     if isinstance(leaf, (type(None), bool, int, float, str)):

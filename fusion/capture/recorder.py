@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import GraphInput, IslandNode, Leaf, OpNode, Path, Ref
 from fusion.patterns.ops import Kind, kind_of
+from fusion.patterns.ops.effects import draws
 
+from .effects import Effects, has_memory, storage_key, tensors_written, view_in_place
 from .natively import NativeCalls
 from .provenance import Atom, user_line
 from .shadow import Shadow, has_unknown_size, hint, quiet_log
@@ -46,6 +48,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         *,
         steps: Mapping[str, torch.nn.Module] | None = None,
         attributes: Mapping[int, tuple[str, Any]] | None = None,
+        generators: Sequence[torch.Generator] = (),
         adopt_inputs: bool = False,
         max_ops: int = 4096,
     ) -> None:
@@ -60,9 +63,9 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self.opaque: list[str] = []  # results whose shape is known only once they are there
-        self.written: dict[int, str] = {}  # memory that operators write to: the user's line
+        self.effects = Effects(generators)
+        self._generators = {g._cdata: g for g in generators}
         self.set_up_native_calls(objects, steps or {}, attributes or {})
-        self._storages: set[int] = set()
         self._names: dict[int, str] = {}
         self._parameters = parameters
         self._adopt_inputs = adopt_inputs
@@ -92,8 +95,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.real[name] = tensor
         self.fakes[name] = fake
         self._names[id(tensor)] = name
-        if tensor.layout is torch.strided:
-            self._storages.add(self._quiet(lambda: storage_key(tensor)))
+        self.effects.memory[name] = storage_key(tensor)
         return name
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
@@ -142,14 +144,20 @@ class Recorder(NativeCalls, TorchDispatchMode):
         kwargs = kwargs or {}
         if self._paused:
             if self.in_step and self.refusal is None and func._schema.is_mutable:
-                self._note_writes(func, args, kwargs, known=True)  # a step may write to what it was given
+                self._note_native_writes(func, args, kwargs)  # a step may write to what it was given
             return func(*args, **kwargs)  # the shadow's own calls, symbols and all
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
-        if not self.recording:
-            return func(*real_args, **real_kwargs)
-        if func is torch.ops.aten.lift_fresh.default:
+        if threading.get_ident() != self._thread or func is torch.ops.aten.detach_.default:
+            return func(*real_args, **real_kwargs)  # detach_ ends torch.tensor() and changes no data
+        if self.recording and func is torch.ops.aten.lift_fresh.default:
             return self._lift(func, args)
+        self.effects.before(func, real_args, real_kwargs)
+        if self.recording and func._schema.is_mutable:
+            self._keep_contents(func, args, kwargs)
         result = func(*real_args, **real_kwargs)
+        self.effects.after(real_args, real_kwargs, result)
+        if not self.recording:
+            return result
         try:
             self._record(func, args, kwargs, result)
         except Refused as refused:
@@ -165,29 +173,34 @@ class Recorder(NativeCalls, TorchDispatchMode):
         constant: torch.Tensor = func(*args)
         name = f"c{len(self.constants)}"
         self.constants[name] = constant
+        self.effects.made.add(storage_key(constant))
         self._bind(name, constant, self._quiet(lambda: self.shadow.static(constant)))
         return constant
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        if func is torch.ops.aten.detach_.default:
-            return  # how torch.tensor() ends: it changes what autograd knows, which is off, and no data
         if len(self.nodes) >= self._max_ops:
             raise Refused("too_large", f"more than {self._max_ops} operators; raise max_graph_size")
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
             raise Refused("data_read", "a value of a tensor decides what Python does next", user_line())
-        if torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(func, args, kwargs):
-            raise Refused("random", f"{func} draws random numbers", user_line())
+        if draws(func, args, kwargs):
+            self.effects.after_draw()
         graph_args, graph_kwargs = pytree.tree_map(self._leaf, (args, kwargs))
-        results = result if isinstance(result, (tuple, list)) else (result,)
+        results = () if not func._schema.returns else result if isinstance(result, (tuple, list)) else (result,)
+        targets = {id(t): self._known(t) for t in tensors_written(func, args, kwargs)}
+        view = view_in_place(func)
+        if view is not None and not all(map(self.effects.made_here, tensors_written(func, args, kwargs))):
+            raise Refused("outer_write", f"{func} changes the shape of a tensor it was given", user_line())
+        before = {n: self._quiet(self.fakes[n].detach) for n in targets.values()} if view is not None else {}
         fakes = self._shadows(func, args, kwargs, len(results))
-        if func._schema.is_mutable:
-            self._note_writes(func, args, kwargs)
-        names = [self._result(r, f) for r, f in zip(results, fakes, strict=True)]
+        self.fakes.update(before)
+        if view is None:
+            self.effects.writes += [(len(self.nodes), self.effects.memory[name]) for name in targets.values()]
+        names = [self._result(r, f, targets) for r, f in zip(results, fakes, strict=True)]
         if names and not func._schema.is_mutable and all(n in self._input_names(args, kwargs) for n in names):
             return  # handed its operand back, for every shape: nothing happened
         self.nodes.append(
             OpNode(
-                str(func),
+                view or str(func),
                 as_tuples(graph_args),
                 tuple(sorted((k, as_tuples(v)) for k, v in graph_kwargs.items())),
                 tuple(names),
@@ -202,6 +215,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
             raise Refused("guard", "a size became a floating-point argument of an operator", user_line())
         if isinstance(leaf, (*Atom, torch.SymInt)):
             return leaf
+        if isinstance(leaf, torch.Generator):  # torch hands it on as another object
+            leaf = self._generators.get(leaf._cdata, leaf)
         known = self.object_leaf(leaf)
         if known is not None:
             return known
@@ -242,9 +257,11 @@ class Recorder(NativeCalls, TorchDispatchMode):
     def _input_names(self, args: Any, kwargs: Any) -> set[str]:
         return {self._names[id(a)] for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)}
 
-    def _result(self, real: Any, fake: Any) -> str:
+    def _result(self, real: Any, fake: Any, targets: Mapping[int, str]) -> str:
         if not isinstance(real, torch.Tensor):
             raise Refused("data_read", f"an operator returned a Python {type(real).__name__}", user_line())
+        if id(real) in targets:
+            return self._written(real, self.fakes[targets[id(real)]] if fake is None else fake)
         if self._names.get(id(real)) is not None:
             return self._names[id(real)]
         problem = unsupported(real)
@@ -262,14 +279,28 @@ class Recorder(NativeCalls, TorchDispatchMode):
             fake = self._quiet(lambda: self.shadow.build(real, fake.shape, self.shadow._strides("", real, fake.shape)))
         return self._bind(name, real, fake)
 
-    def _note_writes(self, func: Any, args: Any, kwargs: Any, known: bool = False) -> None:
-        for position, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            target = args[position] if position < len(args) else kwargs.get(argument.name)
-            for tensor in pytree.tree_leaves(target):
-                if type(tensor) in _TENSOR_TYPES and (not known or storage_key(tensor) in self._storages):
-                    self.written.setdefault(storage_key(tensor), user_line())
+    def _note_native_writes(self, func: Any, args: Any, kwargs: Any) -> None:
+        """A step, or another native call, writes to memory that the recording knows."""
+        for tensor in tensors_written(func, args, kwargs):
+            if type(tensor) in _TENSOR_TYPES:
+                self.effects.native_write(len(self.nodes), tensor)
+
+    def _written(self, real: torch.Tensor, fake: torch.Tensor) -> str:
+        """A new name for a tensor that an operator wrote to and handed back."""
+        if tuple(map(hint, fake.shape)) != tuple(real.shape):
+            raise Refused("outer_write", "an operator resizes the tensor it writes to", user_line())
+        return self._bind(f"v{len(self.real)}", real, fake)
+
+    def _keep_contents(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Keeps what values hold that are about to be overwritten: a kernel that reads them is proved on it."""
+        if not any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns):
+            return  # the values keep their names
+        for tensor in tensors_written(func, args, kwargs):
+            name = self._names.get(id(tensor))
+            if name in self.constants:
+                self.constants[name] = self.real[name] = self._quiet(tensor.clone)
+            elif name is not None and self.effects.made_here(tensor):
+                self.real[name] = self._quiet(tensor.clone)
 
 
 def as_tuples(tree: Any) -> Any:
@@ -279,20 +310,6 @@ def as_tuples(tree: Any) -> Any:
     if isinstance(tree, slice):
         raise Refused("opaque_argument", "a slice object as an operator argument")
     return tree
-
-
-def storage_key(tensor: torch.Tensor) -> int:
-    """Identifies the memory a tensor lives in."""
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _draws_nothing(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operator that may draw random numbers was told not to: no training, or a probability of 0."""
-    for position, argument in enumerate(func._schema.arguments):
-        given = args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
-        if (argument.name == "train" and given is False) or (argument.name in ("dropout_p", "p") and given == 0.0):
-            return True
-    return False
 
 
 def unsupported(tensor: torch.Tensor) -> str | None:
@@ -305,4 +322,6 @@ def unsupported(tensor: torch.Tensor) -> str | None:
         return f"a tensor of layout {tensor.layout} that is not plain strided"
     if tensor.device.type not in ("cpu", "cuda"):
         return f"a tensor on {tensor.device}"
+    if not has_memory(tensor):
+        return "a tensor inside a torch.func transform"
     return None

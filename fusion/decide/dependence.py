@@ -119,15 +119,11 @@ def _effect_order(graph: RecordedGraph, written: frozenset[str]) -> Iterable[tup
             readers.append(i)
         if isinstance(node, IslandNode) or _aliases(node, lent):
             lent.update(made_by(node))
-        if (
-            isinstance(node, IslandNode)
-            or ops.kind_of(node.op) is Kind.EFFECT
-            or not written.isdisjoint((*node.refs, *made_by(node)))
-        ):
+        if isinstance(node, IslandNode) or i in graph.lasting or not written.isdisjoint((*node.refs, *made_by(node))):
             if pinned is not None:
                 yield pinned, i
             pinned = i
-        if isinstance(node, IslandNode) and node.effect:
+        if i in graph.lasting or (isinstance(node, IslandNode) and node.effect):
             yield from ((r, i) for r in readers if r != i)
             readers = []
 

@@ -42,15 +42,31 @@ def test_a_value_expanded_by_a_view_is_not_computed_again() -> None:
 def test_memory_that_is_written_to_is_left_alone() -> None:
     def fn(x: torch.Tensor) -> torch.Tensor:
         y = x * 2
+        half = y[:, :2]  # which the write below reaches too: it has to stay a write
+        before = y.relu() + 1
+        y.add_(1)
+        return before * y.relu().tanh() + half.sum()
+
+    graph, parts = divided(fn, tensor(ROWS, WIDTH))
+    (write,) = (i for i, node in enumerate(graph.nodes) if node.op == "aten.add_.Tensor")
+    before, (after,) = graph.nodes[write].refs[0], graph.nodes[write].outputs
+    assert before in graph.mutated and after not in graph.mutated
+    written = {i for i, node in enumerate(graph.nodes) if not {*node.refs, *node.outputs}.isdisjoint(graph.mutated)}
+    assert len(written) == 5  # mul, the slice, relu, add_, sum; what reads the new value is free
+    assert {i for i, refusal in parts.refusals if refusal.code == "aliased"} == written
+    assert any("relu tanh" in name for name in names(graph, parts))
+
+
+def test_a_write_that_nobody_else_sees_becomes_part_of_a_kernel() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
         before = y.relu() + 1
         y.add_(1)
         return before * y.relu().tanh()
 
     graph, parts = divided(fn, tensor(ROWS, WIDTH))
-    written = {i for i, node in enumerate(graph.nodes) if "v1" in (*node.refs, *node.outputs)}
-    assert len(written) == 4
-    assert {i for i, refusal in parts.refusals if refusal.code == "aliased"} == written
-    assert names(graph, parts) == ["add tanh mul"]
+    assert not graph.mutated
+    assert names(graph, parts) == ["mul relu add add relu tanh mul"]
 
 
 def test_too_small_and_few_elements() -> None:

@@ -223,9 +223,9 @@ def test_writes_to_an_argument_happen_once(write: Any, quick: fusion.FusionConfi
     module = fusion.enable(Function(write).eval(), quick)
     for value in (1.0, -1.0, 2.0, 0.5):
         x, y = input_of(value), input_of(value)
-        assert torch.equal(no_grad(module, x), write(y))
+        torch.testing.assert_close(no_grad(module, x), write(y), rtol=4e-6, atol=0)  # exp: some ulps of float32
         assert torch.equal(x, y)
-    assert reason(module).code == "outer_write"
+    assert planned(module) == {"Function": 3}
 
 
 class WritesBuffer(torch.nn.Module):
@@ -242,9 +242,11 @@ def test_a_write_to_a_buffer_happens_once(quick: fusion.FusionConfig) -> None:
     module = fusion.enable(WritesBuffer().eval(), quick)
     eager = WritesBuffer().eval()
     for value in (1.0, -1.0, 2.0, 0.5):
-        assert torch.equal(no_grad(module, input_of(value)), no_grad(eager, input_of(value)))
+        torch.testing.assert_close(
+            no_grad(module, input_of(value)), no_grad(eager, input_of(value)), rtol=4e-6, atol=0
+        )  # exp: some ulps of float32
     assert torch.equal(module.steps, torch.full((8,), 4.0))
-    assert reason(module).code == "outer_write"
+    assert planned(module) == {"WritesBuffer": 3}
 
 
 class Opaque:

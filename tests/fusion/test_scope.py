@@ -879,8 +879,8 @@ def test_a_wrong_plan_is_refused(quick: fusion.FusionConfig, monkeypatch: pytest
     pair(rand(3, 16))
     original = module.Known.checked_run
 
-    def wrong(self: Any, arguments: Any, taps: Any) -> Any:
-        result, *rest = original(self, arguments, taps)
+    def wrong(self: Any, arguments: Any, taps: Any, undo: Any = None) -> Any:
+        result, *rest = original(self, arguments, taps, undo)
         return (result + 1, *rest)
 
     monkeypatch.setattr(module.Known, "checked_run", wrong)

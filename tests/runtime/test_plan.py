@@ -113,7 +113,7 @@ def test_one_tensor_under_two_names_stays_one() -> None:
 def test_an_error_goes_to_fail_with_the_arguments() -> None:
     met: list[Any] = []
 
-    def fail(error: BaseException, log: Any, arguments: Any) -> str:
+    def fail(error: BaseException, log: Any, arguments: Any, undo: Any) -> str:
         met.append((type(error), log, arguments))
         return "fallback"
 

@@ -1,0 +1,150 @@
+"""What a recorded run changes beside the tensors it makes: memory that operators write to, generators they draw from.
+
+In-place operators give the value a new name: `x.add_(1)` makes `v1` from `v0`, and the user's tensor is `v1` from then
+on. Whoever reads `v1` reads what was written, so only names older than a write depend on its place in the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fusion.decide.refusal import Refused
+from fusion.patterns.ops.effects import draws, written
+from fusion.runtime.undo import Undo, default_generators
+
+from .provenance import user_line
+
+_VIEWS_IN_PLACE = {
+    f"aten.{name}_": f"aten.{name}"
+    for name in ("squeeze", "unsqueeze", "t", "transpose", "swapaxes", "swapdims", "as_strided")
+}
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Identifies the memory a tensor lives in."""
+    with torch._C.DisableTorchFunction():
+        return int(tensor.untyped_storage()._cdata)
+
+
+def tensors_written(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The tensors a call writes to."""
+    return [t for t in pytree.tree_leaves(list(written(function, args, kwargs))) if has_memory(t)]
+
+
+def has_memory(value: Any) -> bool:
+    """Whether a value is a tensor that says where it lives; one inside `torch.func.vmap` does not."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    )
+
+
+def view_in_place(function: Any) -> str | None:
+    """The view operator behind one that changes the shape of its operand in place; None for any other operator.
+
+    Raises:
+        Refused: it changes more than the shape.
+    """
+    if torch.Tag.inplace_view not in function.tags:
+        return None
+    name, overload = str(function).rsplit(".", 1)
+    if name not in _VIEWS_IN_PLACE:
+        raise Refused("outer_write", f"{function} changes the memory behind a tensor", user_line())
+    return f"{_VIEWS_IN_PLACE[name]}.{overload}"
+
+
+class Effects:
+    """Watches one run.
+
+    Args:
+        generators: those among the run's arguments.
+
+    Attributes:
+        undo: takes back what the run did to memory and generators that it did not make itself.
+        memory: the memory behind each value name.
+        writes: (index of the node, memory it writes to), in order.
+        native: memory that native calls wrote to.
+        elided: values that a `contiguous()` handed back as they were, at the sizes of this run.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator] = ()) -> None:
+        self.undo = Undo()
+        self._watched = [*default_generators(), *generators]
+        self.memory: dict[str, int] = {}
+        self.writes: list[tuple[int, int]] = []
+        self.native: set[int] = set()
+        self.elided: set[str] = set()
+        self.made: set[int] = set()
+        self._generators = self._states()
+        self._seeded = False
+        self._native_draws = False
+
+    def made_here(self, tensor: torch.Tensor) -> bool:
+        """Whether an operator of this run made the memory of a tensor."""
+        return storage_key(tensor) in self.made
+
+    def before(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """To be called before every operator of the run, recorded or not."""
+        if draws(function, args, kwargs):
+            self.undo.drawing(args, kwargs)
+            self._seeded = self._seeded or not _same(self._generators, self._states())
+        if function._schema.is_mutable:
+            for tensor in tensors_written(function, args, kwargs):
+                if not self.made_here(tensor):
+                    self.undo.writing(function, tensor, args)
+
+    def after(self, args: Any, kwargs: Any, result: Any) -> None:
+        """To be called after every operator: memory that came with no argument is the run's own."""
+        given = {storage_key(t) for t in pytree.tree_leaves((args, kwargs)) if has_memory(t)}
+        self.made.update({storage_key(t) for t in pytree.tree_leaves(result) if has_memory(t)} - given)
+
+    def _states(self) -> list[torch.Tensor]:
+        return [g.get_state() for g in self._watched]
+
+    def native_write(self, node: int, tensor: torch.Tensor) -> None:
+        """A native call, which will be node number `node`, writes to a tensor."""
+        key = storage_key(tensor)
+        if key in self.memory.values():
+            self.writes.append((node, key))
+            self.native.add(key)
+
+    def before_native(self) -> None:
+        """To be called before a native call, which may draw from the generators as it likes."""
+        self._seeded = self._seeded or not _same(self._generators, self._states())
+
+    def after_native(self) -> None:
+        """To be called after a native call."""
+        states = self._states()
+        self._native_draws = self._native_draws or not _same(self._generators, states)
+        self._generators = states
+
+    def after_draw(self) -> None:
+        """To be called after an operator that draws.
+
+        Raises:
+            Refused: as `check_generators`.
+        """
+        if self._seeded:
+            raise Refused("random", "the forward seeds a generator before it draws", user_line())
+        self._generators = self._states()
+
+    def check_generators(self) -> None:
+        """At the end of the run: the generators are as the last operator left them.
+
+        Raises:
+            Refused: something else drew from one, or seeded it, which a plan would not do.
+        """
+        if self._seeded or not _same(self._generators, self._states()):
+            raise Refused("random", "the forward seeds a generator, or draws from it past torch's operators")
+        if self._native_draws and self.undo.draws:
+            raise Refused("random", "both operators and native calls of the forward draw random numbers")
+
+
+def _same(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:
+    with torch._C.DisableTorchFunction():  # a recorder's function mode takes this for a read by the user
+        return len(before) == len(after) and all(map(torch.equal, before, after))

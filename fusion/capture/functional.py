@@ -1,0 +1,208 @@
+"""In-place calls as functional ones, where nobody could tell: so that they can be part of a kernel.
+
+`v1 = add_(v0, y)` becomes `v1 = add(v0, y)` when the run itself made the memory of `v0` and no other value in that
+memory is used afterwards. What stays in place stays in order; `settle` says which values that makes unsafe to touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fusion.decide.refusal import Refused
+from fusion.patterns.graph import IslandNode, OpNode, Ref, map_leaves
+from fusion.patterns.ops import Kind, kind_of, resolve
+from fusion.patterns.ops.effects import draws, has_effect, names_written
+from fusion.patterns.ops.spellings import functional
+
+from .shadow import hint, is_symbolic
+
+Node = OpNode | IslandNode
+_TO_DTYPE = "aten.to.dtype"
+
+
+class Settlement:
+    """A recording's calls once in-place ones are settled.
+
+    Args:
+        recorder: the finished recorder; it is given the shadows and real tensors of new values.
+        returned: names of the values in the result.
+
+    Attributes:
+        nodes: the calls.
+        mutated: values whose memory is written to after they are made.
+        renamed: constants that each run starts from a copy of: the name of the copy.
+        outer: memory that is written to and outlives the run.
+        outer_writes: indices of the calls that write to it.
+        draws: indices of the calls that draw random numbers.
+    """
+
+    def __init__(self, recorder: Any, returned: Sequence[str]) -> None:
+        self.recorder = recorder
+        self.nodes: list[Node] = list(recorder.nodes)
+        self.memory: dict[str, int] = dict(recorder.effects.memory)
+        self.writes: list[tuple[int, int]] = list(recorder.effects.writes)
+        self.returned = set(returned)
+        self.renamed: dict[str, str] = {}
+        self.before: dict[int, OpNode] = {}  # calls to put in front of a node
+        self.made = {o: i for i, n in enumerate(self.nodes) for o in n.outputs if isinstance(o, str)}
+        self.last: dict[str, int] = {name: i for i, n in enumerate(self.nodes) for name in n.refs}
+        self.last.update(dict.fromkeys(self.returned, len(self.nodes)))
+        self._check_elided()
+        for i in [i for i, _ in recorder.effects.writes]:
+            self._functionalize(i)
+        self.mutated = {
+            name for name, key in self.memory.items() if any(k == key and i > self._made(name) for i, k in self.writes)
+        }
+        self.outer = {k for _, k in self.writes if k >= 0 and k not in recorder.effects.made}
+        if not self.outer.isdisjoint(recorder.effects.native):
+            raise Refused("outer_write", "a step writes to a tensor that was there before the call")
+        outer_writes = sorted({i for i, k in self.writes if k in self.outer})
+        drawing = [i for i, n in enumerate(self.nodes) if isinstance(n, OpNode) and _draws(n)]
+        self._copy_constants()
+        places = self._insert()
+        self.outer_writes = tuple(places[i] for i in outer_writes)
+        self.draws = tuple(places[i] for i in drawing)
+
+    def _made(self, name: str) -> int:
+        return self.made.get(name, -1)
+
+    def _check_elided(self) -> None:
+        written = {key for _, key in self.writes}
+        for name in self.recorder.effects.elided:
+            if self.memory[name] in written:
+                raise Refused("guard", "whether contiguous() copies decides what an in-place operator writes to")
+
+    # ---- one call
+
+    def _functionalize(self, i: int) -> None:
+        node = self.nodes[i]
+        if not isinstance(node, OpNode):
+            return
+        targets = names_written(node)
+        spelling = functional(node.op)
+        if len(targets) != 1 or len(node.outputs) != 1 or spelling is None or spelling.writes is None:
+            return
+        if kind_of(spelling.op) in (Kind.LIBRARY, Kind.EFFECT) or not self._alone(targets[0], i):
+            return
+        kwargs = tuple((k, v) for k, v in node.kwargs if k != spelling.writes)
+        call = OpNode(spelling.op, node.args, kwargs, node.outputs, node.origin)
+        if not has_effect(call) and self._shadow(call, targets[0], i):
+            self._take_out(i, node.outputs[0], self.memory[targets[0]])
+
+    def _alone(self, target: str, i: int) -> bool:
+        """Whether call `i` is the last user of the target's memory, but for what is made of its result."""
+        key = self.memory[target]
+        if key >= 0 and key not in self.recorder.effects.made:
+            return False
+        older = [name for name, k in self.memory.items() if k == key and self._made(name) < i]
+        if any(self.last.get(name, -1) > i for name in older):
+            return False
+        lent = {n for node in self.nodes[:i] if isinstance(node, IslandNode) for n in node.refs}
+        handed = {o for node in self.nodes[:i] if isinstance(node, IslandNode) for o in node.outputs}
+        return not any(name in lent or name in handed for name in older)
+
+    def _shadow(self, call: OpNode, target: str, i: int) -> bool:
+        """Puts the functional call in place if its result is laid out as the written tensor; casts it if need be."""
+        recorder, old = self.recorder, self.recorder.fakes[target]
+        try:
+            made = self._run(call, recorder.fakes, fake=True)
+            cast = made if made.dtype == old.dtype else self._quietly(lambda: made.to(old.dtype))
+        except Exception:  # torch has no shape function for it: it stays in place
+            return False
+        if not self._same_layout(cast, old):
+            return False
+        (name,) = call.outputs
+        if cast is not made:
+            wide = f"w{i}"
+            recorder.fakes[wide] = made
+            recorder.real[wide] = self._run(call, recorder.real, fake=False)
+            self.memory[wide] = -2 * i - 2
+            self.made[wide] = i
+            self.before[i] = replace(call, outputs=(wide,))
+            call = OpNode(_TO_DTYPE, (Ref(wide), old.dtype), (), (name,), call.origin)
+        self.nodes[i] = call
+        recorder.fakes[name] = cast
+        return True
+
+    def _run(self, call: OpNode, tensors: Any, *, fake: bool) -> torch.Tensor:
+        def leaf(x: Any) -> Any:
+            return tensors[x.name] if isinstance(x, Ref) else x if fake else hint(x)
+
+        args, kwargs = map_leaves(leaf, call.args), {k: map_leaves(leaf, v) for k, v in call.kwargs}
+        function = resolve(call.op)
+        made: torch.Tensor = self._quietly(lambda: function(*args, **kwargs)) if fake else function(*args, **kwargs)
+        return made
+
+    def _quietly(self, build: Any) -> Any:
+        def call() -> Any:
+            with self.recorder.shadow.mode:
+                return build()
+
+        return self.recorder._quiet(call)
+
+    def _same_layout(self, a: torch.Tensor, b: torch.Tensor) -> bool:
+        """Whether two shadows agree in every call that this recording stands for; asking leaves no guard."""
+
+        def known(size: Any) -> Any:
+            return self.recorder.shadow.env.replace(size.node.expr) if is_symbolic(size) else size
+
+        ours, theirs = ([*map(known, t.shape), *map(known, t.stride())] for t in (a, b))
+        return a.device == b.device and ours == theirs
+
+    def _take_out(self, i: int, made: str, key: int) -> None:
+        """Call `i` writes to nothing any more: what it makes, and what is made of that, lives in memory of its own."""
+        fresh = -2 * i - 1
+        for name, k in self.memory.items():
+            if k == key and self._made(name) >= i:
+                self.memory[name] = fresh
+        self.writes = [(j, fresh if k == key and j > i else k) for j, k in self.writes if j != i]
+
+    # ---- constants
+
+    def _copy_constants(self) -> None:
+        """A constant that is written to or handed out is copied at the start of each run."""
+        outgoing = {self.memory[name] for name in self.returned if name in self.memory}
+        for name in self.recorder.constants:
+            if name in self.mutated or self.memory[name] in outgoing:
+                self.renamed[name] = f"k{name}"
+        if not self.renamed:
+            return
+
+        def leaf(x: Any) -> Any:
+            return Ref(self.renamed.get(x.name, x.name)) if isinstance(x, Ref) else x
+
+        def moved(node: Node) -> Node:
+            args = None if node.args is None else map_leaves(leaf, _tuples(node.args))
+            outputs = tuple(self.renamed.get(o, o) if isinstance(o, str) else o for o in node.outputs)
+            return replace(node, args=args, kwargs=map_leaves(leaf, node.kwargs), outputs=outputs)  # type: ignore[type-var]
+
+        self.nodes = [moved(n) for n in self.nodes]
+        self.before = {i: n.renamed(lambda o: self.renamed.get(o, o)) for i, n in self.before.items()}
+        self.mutated = {self.renamed.get(name, name) for name in self.mutated}
+        for name, copy in self.renamed.items():
+            self.recorder.fakes[copy] = self.recorder.fakes[name]
+            self.recorder.real[copy] = self.recorder.real[name]
+
+    def _insert(self) -> list[int]:
+        """Puts the new calls in between; where each call stands then."""
+        copies: list[Node] = [OpNode("aten.clone.default", (Ref(c),), (), (k,)) for c, k in self.renamed.items()]
+        places = []
+        for i, node in enumerate(self.nodes):
+            if i in self.before:
+                copies.append(self.before[i])
+            places.append(len(copies))
+            copies.append(node)
+        self.nodes = copies
+        return places
+
+
+def _draws(node: OpNode) -> bool:
+    return draws(resolve(node.op), node.args, dict(node.kwargs))
+
+
+def _tuples(tree: Any) -> Any:
+    return tuple(_tuples(t) for t in tree) if isinstance(tree, (list, tuple)) else tree

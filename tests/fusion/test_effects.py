@@ -1,0 +1,459 @@
+"""In-place writes and random draws: after every call the state is eager's, and kernels run where they may."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import no_grad, planned, scopes
+
+import fusion
+from fusion.scope import Scope
+
+ROWS = (3, 4, 5, 3, 4, 6, 3)  # the first is recorded, the second proves the plan at another shape
+# Some ten roundings in float32, and exponentials that are a few units off, relative to the largest value.
+WITHIN = 32 * torch.finfo(torch.float32).eps
+
+
+class Stateful(torch.nn.Module):
+    """A function of a module with buffers."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.register_buffer("total", torch.zeros(8))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("window", torch.zeros(6, 8))
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(self, *args)
+
+
+def rand(rows: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def same(found: Any, expected: Any) -> None:
+    if isinstance(expected, (tuple, list)):
+        for a, b in zip(found, expected, strict=True):
+            same(a, b)
+        return
+    assert (found.dtype, found.shape, found.stride()) == (expected.dtype, expected.shape, expected.stride())
+    scale = max(1.0, float(expected.double().abs().max()))
+    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=WITHIN * scale)
+
+
+def beside_eager(
+    function: Callable[..., Any],
+    config: Any,
+    arguments: Callable[[int, int], list[torch.Tensor]] = lambda rows, seed: [rand(rows, seed)],
+) -> Scope:
+    """Calls a module under fusion beside an eager one over several shapes; compares everything that lasts."""
+    eager = Stateful(function).eval()
+    fused = fusion.enable(copy.deepcopy(eager), config)
+    torch.manual_seed(7)
+    for seed, rows in enumerate(ROWS):
+        mine, theirs = arguments(rows, seed), arguments(rows, seed)
+        before = torch.get_rng_state()
+        expected = no_grad(eager, *theirs)
+        after = torch.get_rng_state()
+        torch.set_rng_state(before)
+        found = no_grad(fused, *mine)
+        same(found, expected)
+        same(mine, theirs)
+        for name, buffer in eager.named_buffers():
+            same(fused.get_buffer(name), buffer)
+        assert torch.equal(torch.get_rng_state(), after), "the generator is where eager leaves it"
+    (scope,) = scopes(fused).values()
+    return scope
+
+
+def assert_fused(scope: Scope, calls: int = len(ROWS) - 2) -> None:
+    assert scope.statistics.planned[0] == calls, (scope.refused, [k.refusal for k in scope.known])
+    assert scope.statistics.fallbacks == 0
+    assert all(compiled.kernels for known in scope.known for compiled, _ in known.plans.values())
+
+
+def ops_in_kernels(scope: Scope) -> set[str]:
+    return {
+        node.op
+        for known in scope.known
+        for compiled, _ in known.plans.values()
+        for candidate in compiled.candidates
+        if candidate.kernel is not None
+        for node in candidate.region.subgraph.nodes
+    }
+
+
+# ---- temporaries
+
+
+def in_place_chain(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) * 2
+    y.add_(1).mul_(0.5)
+    y.masked_fill_(y > 3, 0.0)
+    return y * 2 + x
+
+
+def out_of_a_temporary(m: Any, x: torch.Tensor) -> Any:
+    y = torch.empty_like(x)
+    torch.mul(x, 3, out=y)
+    return torch.exp(y) + 1
+
+
+def cast_by_the_write(m: Any, x: torch.Tensor) -> Any:
+    half = x.half()
+    half.add_(x)
+    return torch.sigmoid(half) * 2
+
+
+def filled_and_copied(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) + 1
+    z = torch.empty_like(y)
+    z.copy_(y)
+    z.clamp_(max=2.0)
+    y.zero_()
+    return z * 3 + y
+
+
+def through_a_view_that_is_the_last_user(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) * 2
+    flat = y.view(-1)
+    return flat.add_(1) * 3
+
+
+def views_made_after_the_write(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) * 2
+    y.add_(1)
+    half = y[:, :4]
+    return half * 3 + y[:, 4:]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        in_place_chain, out_of_a_temporary, cast_by_the_write, filled_and_copied, through_a_view_that_is_the_last_user,
+        views_made_after_the_write,
+    ],
+    ids=lambda f: f.__name__,
+)  # fmt: skip
+def test_writes_to_temporaries_fuse(function: Any, quick: fusion.FusionConfig) -> None:
+    scope = beside_eager(function, quick)
+    assert_fused(scope)
+    (known,) = scope.known
+    assert not known.graph.mutated, "no write is left"
+    assert not any(node.op.split(".")[1].endswith("_") for node in known.graph.ops)
+
+
+def alias_read_later(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) * 2
+    half = y[:, :4]
+    before = half + 1
+    y.mul_(3)
+    return before * half + y[:, :4]
+
+
+def part_written(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) * 2
+    y[:, :2] = torch.sigmoid(x[:, :2]) * 3 + 1
+    return torch.tanh(y) * 2 + x
+
+
+def base_read_after_a_view_is_written(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) + 1
+    y.t().mul_(2)
+    return torch.sigmoid(y) * 2 + 1
+
+
+def constant_written(m: Any, x: torch.Tensor) -> Any:
+    scale = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    part = scale[:2]
+    scale += x.sum(0)
+    part.mul_(2)
+    return torch.exp(x) * scale + 1, scale
+
+
+def handed_out_constant(m: Any, x: torch.Tensor) -> Any:
+    scale = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    return torch.exp(x) * scale + 1, scale
+
+
+def reshaped_in_place(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) + 1
+    y.unsqueeze_(0)
+    return (y * 2 + 1).squeeze_(0).t_()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        alias_read_later, part_written, base_read_after_a_view_is_written, constant_written, handed_out_constant,
+        reshaped_in_place,
+    ],
+    ids=lambda f: f.__name__,
+)  # fmt: skip
+def test_writes_that_others_see_stay_in_order(function: Any, quick: fusion.FusionConfig) -> None:
+    assert_fused(beside_eager(function, quick))
+
+
+def test_a_handed_out_constant_is_a_new_one_each_time(quick: fusion.FusionConfig) -> None:
+    model = fusion.enable(Stateful(handed_out_constant).eval(), quick)
+    for seed, rows in enumerate(ROWS):
+        y, scale = no_grad(model, rand(rows, seed))
+        same(scale, torch.arange(1.0, 9.0))
+        scale.zero_()
+    assert planned(model) == {"Stateful": len(ROWS) - 2}
+
+
+# ---- what outlives the call
+
+
+def argument_written(m: Any, x: torch.Tensor) -> Any:
+    x.mul_(2)
+    y = F.silu(x) * 3 + 1
+    x.add_(y)
+    return torch.exp(-y) - x
+
+
+def view_of_argument_written(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) * 2 + 1
+    x[:, 1:3].copy_(y[:, 1:3])
+    return torch.sigmoid(x) * 2 + y
+
+
+def argument_handed_back(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(-x) * 2
+    return torch.add(y, 1, out=x), y
+
+
+def running_statistics(m: Any, x: torch.Tensor) -> Any:
+    m.steps += 1
+    m.total.mul_(0.9).add_(x.mean(0), alpha=0.1)
+    return torch.sigmoid(x - m.total) * 2 + m.steps
+
+
+def view_of_buffer_written(m: Any, x: torch.Tensor) -> Any:
+    m.window[:-1].copy_(m.window[1:].clone())
+    m.window[-1] = torch.sigmoid(x.sum(0)) * 2
+    return torch.exp(x) * m.window.mean(0) + 1
+
+
+def rows_of_buffer_written(m: Any, x: torch.Tensor) -> Any:
+    m.window.index_copy_(0, torch.tensor([1, 4]), torch.sigmoid(x[:2]) * 2)
+    m.window[torch.tensor([0, 2])] = torch.tanh(x[:2]) * 3
+    return torch.exp(x) * m.window.sum(0) + 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        argument_written, view_of_argument_written, argument_handed_back, running_statistics, view_of_buffer_written,
+        rows_of_buffer_written,
+    ],
+    ids=lambda f: f.__name__,
+)  # fmt: skip
+def test_outer_writes_happen_once_a_call(function: Any, quick: fusion.FusionConfig) -> None:
+    assert_fused(beside_eager(function, quick))
+
+
+def test_an_argument_written_to_comes_back_as_itself(quick: fusion.FusionConfig) -> None:
+    model = fusion.enable(Stateful(argument_handed_back).eval(), quick)
+    for seed, rows in enumerate(ROWS):
+        x = rand(rows, seed)
+        assert no_grad(model, x)[0] is x
+    assert planned(model) == {"Stateful": len(ROWS) - 2}
+
+
+def second_reads_what_the_first_writes(m: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
+    z = torch.exp(y) * 2 + 1
+    x.add_(z)
+    return torch.sigmoid(y) * z + 1
+
+
+def test_arguments_that_came_apart_and_come_together(quick: fusion.FusionConfig) -> None:
+    """Recorded with memory of their own, then called with one tensor over the other."""
+    eager = Stateful(second_reads_what_the_first_writes).eval()
+    model = fusion.enable(copy.deepcopy(eager), quick)
+    for seed, rows in enumerate(ROWS):
+        args = [rand(rows, seed), rand(rows, seed + 20)]
+        theirs = [a.clone() for a in args]
+        same([no_grad(model, *args), *args], [no_grad(eager, *theirs), *theirs])
+    before = planned(model)["Stateful"]
+    for seed in range(4):
+        for offset in (0, 1):
+            memory = rand(9, seed)
+            other = memory.clone()
+            mine = memory[offset : offset + 4], memory[1:5]
+            theirs = other[offset : offset + 4], other[1:5]
+            same([no_grad(model, *mine), memory], [no_grad(eager, *theirs), other])
+    x = rand(4, 5)
+    y = x.clone()
+    same([no_grad(model, x, x), x], [no_grad(eager, y, y), y])
+    assert before == len(ROWS) - 2
+    assert scopes(model)["Stateful"].statistics.fallbacks == 0
+
+
+def test_an_argument_that_is_a_parameter(quick: fusion.FusionConfig) -> None:
+    def call(m: Any, x: torch.Tensor) -> Any:
+        z = torch.sigmoid(m.window) * 2 + 1
+        x.add_(1)
+        return torch.exp(m.window) * z + x
+
+    eager = Stateful(call).eval()
+    model = fusion.enable(copy.deepcopy(eager), quick)
+    for seed in range(4):
+        x, y = rand(6, seed), rand(6, seed)
+        same([no_grad(model, x), x], [no_grad(eager, y), y])
+    for _ in range(3):
+        same(no_grad(model, model.window), no_grad(eager, eager.window))
+        same(model.window, eager.window)
+
+
+# ---- failures on the way
+
+
+def fails_after_a_write(m: Any, x: torch.Tensor) -> Any:
+    m.steps += 1
+    y = torch.exp(x) * 2 + 1
+    m.total.add_(y.sum(0))
+    noise = torch.rand(8)
+    return torch.tanh(x) * m.total + noise
+
+
+def test_a_kernel_that_raises_after_a_write(quick: fusion.FusionConfig) -> None:
+    """Its operators stand in for it: the write is not made again."""
+    eager = Stateful(fails_after_a_write).eval()
+    model = fusion.enable(copy.deepcopy(eager), quick)
+    (scope,) = scopes(model).values()
+
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("launch failed")
+
+    for seed, rows in enumerate((3, 4, 5, 3, 4, 3, 5, 4)):
+        if seed == 4:
+            for known in scope.known:
+                for compiled, _ in known.plans.values():
+                    for kernel in compiled.kernels:
+                        object.__setattr__(kernel, "launch", broken)
+        torch.manual_seed(seed)
+        expected = no_grad(eager, rand(rows, seed))
+        after = torch.get_rng_state()
+        torch.manual_seed(seed)
+        same(no_grad(model, rand(rows, seed)), expected)
+        same([model.steps, model.total], [eager.steps, eager.total])
+        assert torch.equal(torch.get_rng_state(), after)
+    assert scope.statistics.planned[0] >= 2 and scope.statistics.fallbacks >= 1
+
+
+def test_a_plan_that_stops_after_a_write_takes_it_back(
+    quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager = Stateful(fails_after_a_write).eval()
+    model = fusion.enable(copy.deepcopy(eager), quick)
+    (scope,) = scopes(model).values()
+
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("launch failed")
+
+    for seed, rows in enumerate((3, 4, 5, 3, 4, 3, 5)):
+        if seed == 4:
+            for known in scope.known:
+                for compiled, plan in known.plans.values():
+                    monkeypatch.setitem(plan.run.__globals__, f"kernel{len(compiled.calls) - 1}", broken)
+        torch.manual_seed(seed)
+        expected = no_grad(eager, rand(rows, seed))
+        after = torch.get_rng_state()
+        torch.manual_seed(seed)
+        same(no_grad(model, rand(rows, seed)), expected)
+        same([model.steps, model.total], [eager.steps, eager.total])
+        assert torch.equal(torch.get_rng_state(), after)
+    assert scope.statistics.planned[0] >= 2 and scope.statistics.fallbacks >= 1
+
+
+def test_an_error_of_the_users_after_a_write(quick: fusion.FusionConfig) -> None:
+    def call(m: Any, x: torch.Tensor, where: torch.Tensor) -> Any:
+        m.steps += 1
+        y = torch.exp(x) * 2 + m.steps
+        return y.index_select(0, where) * 2 + 1
+
+    eager = Stateful(call).eval()
+    model = fusion.enable(copy.deepcopy(eager), quick)
+    for seed, rows in enumerate((3, 4, 5, 3)):
+        args = rand(rows, seed), torch.tensor([0, 2])
+        same(no_grad(model, *args), no_grad(eager, *args))
+    for module in (model, eager):
+        with pytest.raises((IndexError, RuntimeError), match="index"):
+            no_grad(module, rand(3, 1), torch.tensor([0, 7]))
+    same(model.steps, eager.steps)
+    args = rand(3, 1), torch.tensor([0, 1])
+    same(no_grad(model, *args), no_grad(eager, *args))
+
+
+# ---- random numbers
+
+
+def drawn_and_used(m: Any, x: torch.Tensor) -> Any:
+    noise = torch.rand_like(x)
+    y = torch.exp(x) * 2 + noise
+    return F.dropout(F.silu(y) * 2, 0.3, training=True) * 2 + 1
+
+
+def every_kind_of_draw(m: Any, x: torch.Tensor) -> Any:
+    probability = torch.softmax(x, -1)
+    race = probability / torch.empty_like(probability).exponential_() * 2
+    chosen = torch.multinomial(probability, 2)
+    normal = torch.empty(x.shape[0], 8).normal_(1.0, 2.0)
+    return race + normal, chosen, torch.bernoulli(probability), torch.randint(0, 9, (x.shape[0],)), torch.randn(3) + 1
+
+
+def drawn_into_an_argument(m: Any, x: torch.Tensor) -> Any:
+    x.uniform_(-1, 1)
+    return torch.exp(x) * 2 + 1
+
+
+@pytest.mark.parametrize(
+    "function", [drawn_and_used, every_kind_of_draw, drawn_into_an_argument], ids=lambda f: f.__name__
+)
+def test_draws_are_eagers(function: Any, quick: fusion.FusionConfig) -> None:
+    assert_fused(beside_eager(function, quick))
+
+
+def test_nothing_that_draws_is_in_a_kernel(quick: fusion.FusionConfig) -> None:
+    scope = beside_eager(drawn_and_used, quick)
+    assert ops_in_kernels(scope).isdisjoint({"aten.rand_like.default", "aten.dropout.default"})
+    assert len(scope.known[0].graph.draws) == 2
+
+
+def test_a_draw_whose_result_nobody_reads_still_happens(quick: fusion.FusionConfig) -> None:
+    def call(m: Any, x: torch.Tensor) -> Any:
+        torch.rand(5)
+        return torch.exp(x) * 2 + 1
+
+    assert_fused(beside_eager(call, quick))
+
+
+def test_a_generator_given_as_an_argument(quick: fusion.FusionConfig) -> None:
+    def call(m: Any, x: torch.Tensor, generator: torch.Generator) -> Any:
+        noise = torch.rand(x.shape, generator=generator)
+        return torch.exp(x) * noise + 1
+
+    eager = Stateful(call).eval()
+    model = fusion.enable(copy.deepcopy(eager), quick)
+    mine, theirs = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    for seed, rows in enumerate(ROWS):
+        same(no_grad(model, rand(rows, seed), mine), no_grad(eager, rand(rows, seed), theirs))
+        assert torch.equal(mine.get_state(), theirs.get_state())
+    assert_fused(scopes(model)["Stateful"])
+
+
+def test_seeding_inside_is_refused(quick: fusion.FusionConfig) -> None:
+    def call(m: Any, x: torch.Tensor) -> Any:
+        torch.manual_seed(3)
+        return torch.exp(x) * 2 + torch.rand(8)
+
+    scope = beside_eager(call, quick)
+    assert {r.code for r in scope.refused.values()} == {"random"} and scope.statistics.planned[0] == 0
