@@ -15,15 +15,15 @@ from collections.abc import Sequence
 import torch
 
 from fusion.kernels.loops import Argument, Axis, LoopNest, Output
-from fusion.patterns import scalar, symbols
+from fusion.patterns import symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.scalar import COLUMN, Scalar, Select
+from fusion.patterns.scalar import COLUMN, Scalar
 from fusion.patterns.symbols import Dim
 
-from .cpp_columns import Column, Running, Sink
-from .cpp_expressions import STORAGE, Block, Interner, Values, cost, stored_value
-from .cpp_lanes import LANES, Lanes, lane_axis
+from .cpp_expressions import STORAGE, Block, cost
+from .cpp_lanes import LANES, lane_axis
 from .cpp_prelude import prelude
+from .cpp_rows import Row
 
 # DLPack type codes; bits are the element size.
 _CODES = {torch.bool: 6, torch.bfloat16: 4, torch.uint8: 1}
@@ -31,12 +31,10 @@ _CODES = {torch.bool: 6, torch.bfloat16: 4, torch.uint8: 1}
 # Elements times instructions (`cost`) below which waking threads costs more than it saves. Measured on 2 cores: a
 # parallel region costs 0.9 us while its threads spin, and one core does 100 of these units per nanosecond.
 PARALLEL_WORK = 300_000
-# Elements a row may have for its costly values to be kept between passes: 16 KiB of floats each, on the stack.
-ROW_BUFFER = 4096
-_WORTH_KEEPING = 15  # vector instructions an element (`cost`); a store and a load cost about 2
+_MANY_ROWS = 64  # rows from which on each is one thread's; threads that share a row at most
 _PLACEHOLDER = "KERNEL"
 _RESERVED = re.compile(
-    r"(x|at|cut|part|total)\d*|row|outer|blocks|begin|end|k|first|last|in|out|sizes|given|out_shape|[A-Z_]+"
+    r"(x|at|cut|part|total)\d*|row|outer|blocks|begin|end|k|first|last|rows|thread|threads|partials|wanted|in|out|sizes|given|out_shape|[A-Z_]+"
 )
 
 
@@ -79,7 +77,9 @@ def _comment(nest: LoopNest) -> str:
 @functools.lru_cache(maxsize=512)
 def _body(nest: LoopNest) -> str:
     _check(nest)
-    return "\n".join([*_rows_function(nest), "", *_prepare_function(nest), "", *_run_function(nest)])
+    return "\n".join(
+        [*_rows_function(nest), *_shared_function(nest), "", *_prepare_function(nest), "", *_run_function(nest)]
+    )
 
 
 def _check(nest: LoopNest) -> None:
@@ -108,15 +108,18 @@ def _sizes(nest: LoopNest) -> list[str]:
     return [f"    const int64_t {s.symbol} = sizes[{k}];" for k, s in enumerate(nest.sizes)]
 
 
-def _rows_function(nest: LoopNest) -> list[str]:
-    """The serial kernel: rows first..last, or columns first..last of the one row."""
+def _parameters(nest: LoopNest) -> str:
     parameters = [f"const {STORAGE[a.dtype]}* RESTRICT {a.name}" for a in nest.inputs]
     parameters += [f"{STORAGE[o.dtype]}* RESTRICT {o.name}" for o in nest.outputs]
-    parameters += ["const int64_t* sizes", "int64_t first", "int64_t last"]
+    return ", ".join([*parameters, "const int64_t* sizes"])
+
+
+def _rows_function(nest: LoopNest) -> list[str]:
+    """The serial kernel: rows first..last, or columns first..last of the one row."""
     block = Block()
-    _Row(nest).write(block)
+    Row(nest, ("first", "last") if _splits_column(nest) else None).write(block)
     lines = [f"static __attribute__((noinline)) void {_PLACEHOLDER}_rows("]
-    lines += ["    " + ", ".join(parameters) + ") {", *_sizes(nest)]
+    lines += [f"    {_parameters(nest)}, int64_t first, int64_t last) {{", *_sizes(nest)]
     if _splits_column(nest):
         lines += [f"    const int64_t {a.name} = 0;" for a in nest.rows]
         lines += ["    " + line for line in block.lines]
@@ -125,6 +128,35 @@ def _rows_function(nest: LoopNest) -> list[str]:
         lines += ["        " + line for line in (*_row_indices(nest), *block.lines)]
         lines.append("    }")
     return [*lines, "}"]
+
+
+def _shares_rows(nest: LoopNest) -> bool:
+    """Whether there may be fewer rows than threads, each long enough for the threads to share it."""
+    if not nest.reductions or any(r.running for r in nest.reductions) or lane_axis(nest) is not None:
+        return False
+    rows = symbols.product(a.extent for a in nest.rows)
+    few = not isinstance(rows, int) or rows < _MANY_ROWS
+    return few and any(not isinstance(n, int) or n * of > PARALLEL_WORK for n, of in _passes(nest))
+
+
+def _shared_function(nest: LoopNest) -> list[str]:
+    """The kernel on one of several threads, each of which takes a stretch of the column of every row."""
+    if not _shares_rows(nest):
+        return []
+    block = Block()
+    Row(nest, None).write_shared(block)
+    return [
+        "",
+        "#if defined(_OPENMP)",
+        f"static __attribute__((noinline)) void {_PLACEHOLDER}_shared(",
+        f"    {_parameters(nest)}, int64_t rows, Partial* partials, int64_t thread, int64_t threads) {{",
+        *_sizes(nest),
+        "    for (int64_t row = 0; row < rows; ++row) {",
+        *("        " + line for line in (*_row_indices(nest), *block.lines)),
+        "    }",
+        "}",
+        "#endif",
+    ]
 
 
 def _row_indices(nest: LoopNest) -> list[str]:
@@ -147,78 +179,6 @@ def _row_indices(nest: LoopNest) -> list[str]:
             lines.append(f"const int64_t row{k} = {rest} / {extent};")
             rest = f"row{k}"
     return lines
-
-
-class _Row:
-    """Writes what happens in one row: reductions, stores per row, stores per column."""
-
-    def __init__(self, nest: LoopNest) -> None:
-        self.nest = nest
-        kinds = {a.dtype for a in nest.inputs if a.dtype.is_floating_point}
-        self.values = Values(plain_bfloat16=kinds <= {torch.bfloat16})
-        self.interned = Interner()
-        self.reductions = [(r, self.interned(r.body)) for r in nest.reductions]
-        self.scans = [Running(r.name, r.fn, body) for r, body in self.reductions if r.running]
-        kinds_out = {o.name: o.dtype for o in nest.outputs}
-        self.sinks = [
-            (
-                s,
-                Sink(
-                    stored_value(self.interned(s.value), kinds_out[s.output]), s.output, s.offset, kinds_out[s.output]
-                ),
-            )
-            for s in nest.stores
-        ]
-
-    def write(self, block: Block) -> None:
-        """Appends the row's statements; twice where rows may or may not fit the buffers of `_expensive` values."""
-        axis = lane_axis(self.nest)
-        if axis is not None:
-            sinks = [(sink, store.per_row) for store, sink in self.sinks]
-            Lanes(self.nest, axis, self.values, self.interned, sinks).write(block)
-            return
-        expensive = self._expensive()
-        extents = [self.nest.reductions[k].extent for k in expensive]
-        sure = all(isinstance(extent, int) for extent in extents)
-        if sure:
-            self._passes(block, expensive if all(int(e) <= ROW_BUFFER for e in extents) else set())
-            return
-        fits = " && ".join(dict.fromkeys(f"{symbols.print_c(extent)} <= {ROW_BUFFER}" for extent in extents))
-        for opening, kept in ((f"if ({fits}) {{", expensive), ("} else {", set[int]())):
-            inner = Block("row", block)
-            self._passes(inner, kept)
-            block.lines.append(opening)
-            block.nest(inner)
-        block.lines.append("}")
-
-    def _expensive(self) -> set[int]:
-        """Numbers of the reductions whose elements are costly and needed again: softmax's exponentials."""
-        found: set[int] = set()
-        for k, (reduction, body) in enumerate(self.reductions):
-            later = [b for _, b in self.reductions[k + 1 :]] + [sink.value for _, sink in self.sinks]
-            runs = not reduction.running and self.values.runs_with_column(body)
-            again = runs and any(node is body for node in scalar.walk(*later))
-            if again and cost([body]) >= _WORTH_KEEPING and not any(isinstance(n, Select) for n in scalar.walk(body)):
-                found.add(k)
-        return found
-
-    def _passes(self, block: Block, kept: set[int]) -> None:
-        for k, (reduction, body) in enumerate(self.reductions):
-            if reduction.running:
-                continue  # part of each loop that reads it
-            room = reduction.extent if isinstance(reduction.extent, int) else ROW_BUFFER
-            column = Column(self.values, self.interned, reduction.extent, self.scans)
-            column.reduce(reduction.fn, reduction.name, body, block, room if k in kept else 0)
-        per_row = [sink for store, sink in self.sinks if store.per_row]
-        self.values.count([sink.value for sink in per_row])
-        for sink in per_row:
-            text = self.values.stored(sink.storage, self.values.write(sink.value, block))
-            block.lines.append(f"{sink.output}[{self.values.index(sink.offset, block)}] = {text};")
-        per_column = [sink for store, sink in self.sinks if not store.per_row]
-        if per_column and self.nest.column is not None:
-            split = _splits_column(self.nest)
-            bounds = ("first", "last") if split else None
-            Column(self.values, self.interned, self.nest.column.extent, self.scans, bounds).store(per_column, block)
 
 
 def _prepare_function(nest: LoopNest) -> list[str]:
@@ -261,14 +221,16 @@ def _run_function(nest: LoopNest) -> list[str]:
     arguments = [f"(const {STORAGE[a.dtype]}*)in[{k}]" for k, a in enumerate(nest.inputs)]
     arguments += [f"({STORAGE[o.dtype]}*)out[{k}]" for k, o in enumerate(nest.outputs)]
     call = f"{_PLACEHOLDER}_rows({', '.join(arguments)}, sizes, "
-    total, work = _work(nest)
+    shared = f"{_PLACEHOLDER}_shared({', '.join(arguments)}, sizes, "
+    total, each = _work(nest)
     return [
         f"EXPORT void {_PLACEHOLDER}_run(void* const* in, void* const* out, const int64_t* sizes) {{",
         *_sizes(nest),
         f"    const int64_t total = {total};",
         "    if (total < 1) return;  // what is computed before a loop may read elements that an empty tensor lacks",
         "#if defined(_OPENMP)",
-        f"    if (total > 1 && {work} > {PARALLEL_WORK} && omp_get_max_threads() > 1) {{",
+        *(_share(nest, shared, each) if _shares_rows(nest) else []),
+        f"    if (total > 1 && total * ({each}) > {PARALLEL_WORK} && omp_get_max_threads() > 1) {{",
         "        #pragma omp parallel",
         "        {",
         "            const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();",
@@ -283,19 +245,36 @@ def _run_function(nest: LoopNest) -> list[str]:
     ]
 
 
+def _share(nest: LoopNest, call: str, each: str) -> list[str]:
+    """Runs few long rows, one after the other, on all threads together."""
+    return [
+        f"    const int64_t wanted = omp_get_max_threads() < {_MANY_ROWS} ? omp_get_max_threads() : {_MANY_ROWS};",
+        f"    if (total > 0 && total < wanted && {each} > {PARALLEL_WORK}) {{",
+        f"        Partial partials[{2 * len(nest.reductions) * _MANY_ROWS}];",
+        "        #pragma omp parallel num_threads((int)wanted)",
+        f"        {call}total, partials, omp_get_thread_num(), omp_get_num_threads());",
+        "        return;",
+        "    }",
+    ]
+
+
 def _work(nest: LoopNest) -> tuple[str, str]:
-    """What threads share (rows, or columns), and the whole kernel's elements times instructions, as C++."""
+    """What threads share (rows, blocks of them, or columns), and the elements times instructions of each, as C++."""
     lanes = lane_axis(nest)
     rows = symbols.print_c(symbols.product(a.extent for a in nest.rows if a is not lanes))
     if lanes is not None:
         rows = f"{rows} * (({symbols.print_c(lanes.extent)} + {LANES - 1}) / {LANES})"
-    column: Dim = nest.column.extent if nest.column else 1
     if _splits_column(nest):
-        stores = cost([s.value for s in nest.stores]) + 2 * len(nest.stores)
-        return symbols.print_c(column), f"total * {stores}"
-    passes = [f"{symbols.print_c(r.extent)} * {cost([r.body]) + 1}" for r in nest.reductions]
+        column: Dim = nest.column.extent if nest.column else 1
+        return symbols.print_c(column), str(cost([s.value for s in nest.stores]) + 2 * len(nest.stores))
+    passes = " + ".join(f"{symbols.print_c(extent)} * {of}" for extent, of in _passes(nest)) or "8"
+    return rows, passes if lanes is None else f"({passes}) * {LANES}"
+
+
+def _passes(nest: LoopNest) -> list[tuple[Dim, int]]:
+    """For each loop over the column, how long it is and the instructions of an element."""
+    passes = [(r.extent, cost([r.body]) + 1) for r in nest.reductions]
     stored: list[Scalar] = [s.value for s in nest.stores if not s.per_row]
-    if stored:
-        passes.append(f"{symbols.print_c(column)} * {cost(stored) + 2 * len(stored)}")
-    each = f" * {LANES}" if lanes is not None else ""
-    return rows, f"total{each} * ({' + '.join(passes or ['8'])})"
+    if stored and nest.column is not None:
+        passes.append((nest.column.extent, cost(stored) + 2 * len(stored)))
+    return passes

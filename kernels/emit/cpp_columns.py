@@ -116,11 +116,14 @@ class Column:
         """Writes `finish` of the values of `roots`, which read no scan of this kernel, for every column."""
         self._decide(roots, lambda chosen, at, low, high: self._loop(chosen, at, low, high, finish), block)
 
-    def reduce(self, fn: str, name: str, body: Scalar, block: Block, keep: int = 0) -> None:
+    def reduce(
+        self, fn: str, name: str, body: Scalar, block: Block, keep: int = 0, partials: str | None = None
+    ) -> None:
         """Computes the variable `name`, `fn` over `body`; NaN in any element makes a maximum or minimum NaN.
 
         Args:
             keep: 0, or how many elements the row has at most: they all stay in a buffer that later loops read.
+            partials: where the threads that share the row leave their results, if they do.
         """
         kind = COMPUTE[body.dtype]
         helper, combine = _REDUCTIONS[fn], COMBINE[fn]
@@ -142,10 +145,23 @@ class Column:
             self._blocks(at, low, high, part)
 
         self._decide([*(scan.body for scan, _ in carried), body], loop, block)
+        if partials is not None:
+            self._gather(fn, total, wide(kind, fn), partials, block)
         same = wide(kind, fn) == kind
         block.lines.append(f"const {kind} {name} = {total if same else f'({kind}){total}'};")
         if keep:
             block.names[id(body)] = f"{kept}[{COLUMN}]"
+
+    def _gather(self, fn: str, total: str, kind: str, partials: str, block: Block) -> None:
+        """Makes the partial result `total` of this thread that of all threads."""
+        mine, member = self.values.fresh("part"), f"as_{kind.removesuffix('_t')}"
+        block.lines += [
+            f"Partial* const {mine} = {partials};",
+            f"{mine}[thread].{member} = {total};",
+            "#pragma omp barrier",
+            f"{total} = {mine}[0].{member};",
+            f"for (int64_t at = 1; at < threads; ++at) {COMBINE[fn].format(total=total, part=f'{mine}[at].{member}')}",
+        ]
 
     def _blocks(self, at: Block, low: str, high: str, part: Callable[[Block, str, str], None]) -> None:
         """Writes `part` for every stretch of at most `_BLOCK` columns from `low` to `high`."""

@@ -189,6 +189,12 @@ REDUCING(lowest_of, T, greatest<T>(), STEP_LOWEST)
 """,
     ),
     (
+        ("Partial",),
+        """\
+union Partial { float as_float; double as_double; int32_t as_int32; int64_t as_int64; };
+""",
+    ),
+    (
         ("run_sum", "run_product"),
         """\
 // Scans of a buffer in place, from what came before it; both return what comes after.

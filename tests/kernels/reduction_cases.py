@@ -5,7 +5,7 @@ Tests of any folder import it by name, as `graphs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -148,13 +148,24 @@ def values(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return x > 0 if dtype is torch.bool else (x * 2 if not dtype.is_floating_point else x).to(dtype)
 
 
-def lengths() -> Iterator[tuple[str, Function, int]]:
-    """Kernels of one row length: a name, what is computed of [3, n], and the n it has a meaning for at least."""
-    yield "sum", lambda x: x.sum(-1), 0
-    yield "mean", lambda x: x.mean(-1), 0
-    yield "softmax", lambda x: x.softmax(-1), 1
-    yield "argmax", lambda x: x.argmax(-1), 1
-    yield "cumsum", lambda x: x.cumsum(-1), 0
-    yield "layer_norm", lambda x: F.layer_norm(x, x.shape[-1:]), 1
-    yield "var over rows", lambda x: x.t().var(0, correction=0), 1
-    yield "logsumexp", lambda x: x.logsumexp(-1), 1
+# Of rows [3, n]: what is computed, and the least n that it has a meaning for.
+OF_ANY_LENGTH: dict[str, tuple[Function, int]] = {
+    "sum": (lambda x: x.sum(-1), 0),
+    "mean": (lambda x: x.mean(-1), 0),
+    "any": (lambda x: (x > 2).any(-1), 0),
+    "softmax": (lambda x: x.softmax(-1), 1),
+    "logsumexp": (lambda x: x.logsumexp(-1), 1),
+    "log_softmax of bfloat16": (lambda x: x.bfloat16().log_softmax(-1), 1),
+    "argmax": (lambda x: x.argmax(-1), 1),
+    "max": (lambda x: tuple(x.max(-1)), 1),
+    "cumsum": (lambda x: x.cumsum(-1), 0),
+    "cumsum and its mean": (lambda x: x.cumsum(-1) - x.mean(-1, keepdim=True), 0),
+    "layer_norm": (lambda x: F.layer_norm(x, (x.shape[-1],)), 1),
+    "var": (lambda x: x.var(-1, correction=0), 1),
+    "prod": (lambda x: x.sign().prod(-1), 0),
+    "sum over rows": (lambda x: x.sum(0), 0),
+    "softmax over rows": (lambda x: x.softmax(0), 0),
+    "cumsum over rows": (lambda x: x.cumsum(0) * 2.0, 0),
+    "sum of all": (lambda x: x.sum(), 0),
+    "sum of integers": (lambda x: x.to(torch.int64).sum(-1), 0),
+}
