@@ -34,7 +34,7 @@ PARALLEL_WORK = 300_000
 _MANY_ROWS = 64  # rows from which on each is one thread's; threads that share a row at most
 _PLACEHOLDER = "KERNEL"
 _RESERVED = re.compile(
-    r"(x|at|cut|part|total)\d*|row|outer|blocks|begin|end|k|first|last|rows|thread|threads|partials|wanted|in|out|sizes|given|out_shape|[A-Z_]+"
+    r"(x|at|cut|part|total)\d*|row|outer|blocks|begin|end|step|first|last|rows|thread|threads|partials|wanted|in|out|sizes|given|out_shape|[A-Z_]+"
 )
 
 

@@ -20,7 +20,7 @@ from .cpp_columns import COMBINE, Column, Sink, wide
 from .cpp_expressions import COMPUTE, Block, Interner, Values, literal
 
 LANES = 256  # rows in a block: 1 KiB of floats of each column, which a prefetcher follows
-_STEP = "k"  # the column index here, as "j" is the row in the block that the inner loop is at
+_STEP = "step"  # the column index here, as "j" is the row in the block that the inner loop is at
 
 
 def lane_axis(nest: LoopNest) -> Axis | None:
