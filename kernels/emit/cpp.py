@@ -21,9 +21,10 @@ from fusion.patterns.scalar import COLUMN, Scalar
 from fusion.patterns.symbols import Dim
 
 from .cpp_expressions import STORAGE, Block, cost
-from .cpp_lanes import LANES, lane_axis
+from .cpp_lanes import LANES
 from .cpp_prelude import prelude
 from .cpp_rows import Row
+from .neighbours import row_neighbours
 
 # DLPack type codes; bits are the element size.
 _CODES = {torch.bool: 6, torch.bfloat16: 4, torch.uint8: 1}
@@ -95,7 +96,7 @@ def _check(nest: LoopNest) -> None:
 
 def _parallel_rows(nest: LoopNest) -> tuple[Axis, ...]:
     """The axes that threads share, but for the one whose rows are taken in blocks."""
-    lanes = lane_axis(nest)
+    lanes = row_neighbours(nest)
     return tuple(a for a in nest.rows if a is not lanes and not (isinstance(a.extent, int) and a.extent == 1))
 
 
@@ -132,7 +133,7 @@ def _rows_function(nest: LoopNest) -> list[str]:
 
 def _shares_rows(nest: LoopNest) -> bool:
     """Whether there may be fewer rows than threads, each long enough for the threads to share it."""
-    if not nest.reductions or any(r.running for r in nest.reductions) or lane_axis(nest) is not None:
+    if not nest.reductions or any(r.running for r in nest.reductions) or row_neighbours(nest) is not None:
         return False
     rows = symbols.product(a.extent for a in nest.rows)
     few = not isinstance(rows, int) or rows < _MANY_ROWS
@@ -161,7 +162,7 @@ def _shared_function(nest: LoopNest) -> list[str]:
 
 def _row_indices(nest: LoopNest) -> list[str]:
     """Row axes from the linear row number, innermost first; of neighbouring rows, where their block begins and ends."""
-    parallel, lanes = _parallel_rows(nest), lane_axis(nest)
+    parallel, lanes = _parallel_rows(nest), row_neighbours(nest)
     lines = [f"const int64_t {a.name} = 0;" for a in nest.rows if a not in parallel and a is not lanes]
     rest = "row"
     if lanes is not None:
@@ -260,7 +261,7 @@ def _share(nest: LoopNest, call: str, each: str) -> list[str]:
 
 def _work(nest: LoopNest) -> tuple[str, str]:
     """What threads share (rows, blocks of them, or columns), and the elements times instructions of each, as C++."""
-    lanes = lane_axis(nest)
+    lanes = row_neighbours(nest)
     rows = symbols.print_c(symbols.product(a.extent for a in nest.rows if a is not lanes))
     if lanes is not None:
         rows = f"{rows} * (({symbols.print_c(lanes.extent)} + {LANES - 1}) / {LANES})"

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import sympy
-
 from fusion.kernels.loops import Axis, LoopNest, Reduction
 from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import COLUMN, Load, Reduced, Scalar, Scanned, Select, Size
@@ -23,31 +21,12 @@ LANES = 256  # rows in a block: 1 KiB of floats of each column, which a prefetch
 _STEP = "step"  # the column index here, as "j" is the row in the block that the inner loop is at
 
 
-def lane_axis(nest: LoopNest) -> Axis | None:
-    """The row axis along which a kernel with reductions finds neighbours in memory, unless the column is one."""
-    if not nest.reductions:
-        return None
-    loads = {n for root in nest.roots for n in scalar.walk(root) if isinstance(n, Load)}
-    if any(_steps_by_one(load.offset, COLUMN) for load in loads):
-        return None
-    along = {axis: sum(_steps_by_one(load.offset, axis.name) for load in loads) for axis in nest.rows}
-    best = max(nest.rows, key=lambda axis: along[axis], default=None)
-    return best if best is not None and along[best] else None
-
-
-def _steps_by_one(offset: Dim, name: str) -> bool:
-    if isinstance(offset, int):
-        return False
-    index = symbols.index_symbol(name)
-    return bool(sympy.expand(offset).coeff(index) == 1 and not (offset - index).has(index))
-
-
 class Lanes:
     """Writes what happens in a block of rows from `begin` to `end` along `axis`.
 
     Args:
         nest: the kernel.
-        axis: as `lane_axis` gives it.
+        axis: as `row_neighbours` gives it.
         sinks: its stores, each with whether it is once per row; over the nest's own indices.
     """
 

@@ -11,7 +11,8 @@ from fusion.patterns.symbols import Dim
 
 from .cpp_columns import Column, Running, Sink
 from .cpp_expressions import Block, Interner, Values, cost, stored_value
-from .cpp_lanes import Lanes, lane_axis
+from .cpp_lanes import Lanes
+from .neighbours import row_neighbours
 
 # Elements a row may have for its costly values to be kept between passes: 16 KiB of floats each, on the stack.
 ROW_BUFFER = 4096
@@ -47,7 +48,7 @@ class Row:
 
     def write(self, block: Block) -> None:
         """Appends the row's statements; twice where rows may or may not fit the buffers of `_expensive` values."""
-        axis = lane_axis(self.nest)
+        axis = row_neighbours(self.nest)
         if axis is not None:
             sinks = [(sink, store.per_row) for store, sink in self.sinks]
             Lanes(self.nest, axis, self.values, self.interned, sinks).write(block)

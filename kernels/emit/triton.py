@@ -19,7 +19,8 @@ from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Scann
 from fusion.patterns.symbols import Dim
 
 from ..loops import LoopNest, Reduction, Store
-from . import triton_math, triton_primitives
+from . import triton_math, triton_online, triton_primitives
+from .triton_guards import any_path, guards_of, uses_of
 from .triton_primitives import TYPES
 from .triton_schedule import Kind, Schedule, column_count, launch_options, row_count
 
@@ -71,8 +72,8 @@ class _Emitter:
         self.schedule = schedule
         self.kind = schedule.kind
         self.row_names = {axis.name for axis in nest.rows}
-        self.guards = _guards(nest.roots)
-        self.uses = _uses(nest.roots)
+        self.guards = guards_of(nest.roots)
+        self.uses = uses_of(nest.roots)
         self.outer: list[str] = []
         self.inner: list[str] | None = None
         self.fixed = _Scope()  # what does not vary with the column
@@ -85,8 +86,14 @@ class _Emitter:
     def text(self) -> str:
         """The kernel's source."""
         self._prologue()
+        online = triton_online.pairs(self.nest) if self.kind is Kind.LOOPED else {}
+        done: set[str] = set()
         for reduction in self.nest.reductions:
-            self._reduction(reduction)
+            if reduction.name in online:
+                self._online(reduction, online[reduction.name])
+                done.add(online[reduction.name].second.name)
+            elif reduction.name not in done:
+                self._reduction(reduction)
         per_row = [s for s in self.nest.stores if s.per_row]
         per_column = [s for s in self.nest.stores if not s.per_row]
         self._stores(per_row)
@@ -150,6 +157,19 @@ class _Emitter:
 
         self._loop(reduction.extent, [reduction.body], step)
         self.outer.append(f"{reduction.name} = {reduce.format(block)}[:, None]")
+
+    def _online(self, first: Reduction, pair: triton_online.Pair) -> None:
+        """Two reductions of one operand, the second over what the first makes of it, in one loop."""
+        self.outer += pair.start()
+
+        def step() -> None:
+            identity = triton_primitives.reduction(first.fn, first.body.dtype)[0]
+            value = self._name(_ROW | _COLUMN, self._masked(first, identity))
+            for line in pair.step(value, self._column_mask(first.extent)):
+                self._line(_COLUMN, line)
+
+        self._loop(first.extent, [first.body], step)
+        self.outer += pair.finish(symbols.print_python(first.extent))
 
     def _carried(self, roots: Sequence[Scalar]) -> list[Reduction]:
         """The scans that a loop over `roots` has to compute on the way, in order."""
@@ -327,7 +347,7 @@ class _Emitter:
             masks.append(self._row_mask())
         if varies & _COLUMN:
             masks.append(self._column_mask(self.extent))
-        masks.append(_any_path(self.guards[id(load)]))
+        masks.append(any_path(self.guards[id(load)]))
         mask = " & ".join(filter(None, masks))
         loaded = f"tl.load({load.argument} + {self._offset(load.offset, varies)}{', mask=' + mask if mask else ''})"
         return loaded if load.storage == load.dtype else f"{loaded}.to({TYPES[load.dtype]})"
@@ -358,57 +378,7 @@ class _Emitter:
         return "[1]" if self.kind is Kind.FLAT else "[1, 1]"
 
 
-Condition = tuple[Dim, Dim, bool]  # index, bound, and whether the index is below it
-
-
-def _guards(roots: tuple[Scalar, ...]) -> dict[int, tuple[tuple[Condition, ...], ...]]:
-    """For each Load, the ways it is reached through Selects, each a conjunction; () among them: unconditionally."""
-    found: dict[int, dict[tuple[Condition, ...], None]] = {}
-    seen: set[tuple[int, tuple[Condition, ...]]] = set()
-
-    def visit(node: Scalar, path: tuple[Condition, ...]) -> None:
-        if (id(node), path) in seen:
-            return
-        seen.add((id(node), path))
-        if isinstance(node, Load):
-            found.setdefault(id(node), {})[path] = None
-        elif isinstance(node, Select):
-            passed = path
-            for bound, case in zip(node.bounds, node.cases[:-1], strict=True):
-                visit(case, (*passed, (node.index, bound, True)))
-                passed = (*passed, (node.index, bound, False))
-            visit(node.cases[-1], passed)
-        else:
-            for child in scalar.children(node):
-                visit(child, path)
-
-    for root in roots:
-        visit(root, ())
-    return {key: ((),) if () in paths else tuple(paths) for key, paths in found.items()}
-
-
-def _any_path(paths: tuple[tuple[Condition, ...], ...]) -> str:
-    """The condition under which one of the paths is taken; "" for always."""
-    if paths == ((),):
-        return ""
-    texts = []
-    for path in paths:
-        conditions = dict.fromkeys(
-            f"({symbols.print_python(index)} {'<' if below else '>='} {symbols.print_python(bound)})"
-            for index, bound, below in path
-        )
-        texts.append(" & ".join(conditions))
-    return texts[0] if len(texts) == 1 else "(" + " | ".join(f"({t})" for t in texts) + ")"
-
-
-def _uses(roots: tuple[Scalar, ...]) -> dict[int, int]:
-    """How often each node is an operand or a root."""
-    uses: dict[int, int] = {}
-    for node in (*roots, *(child for n in scalar.walk(*roots) for child in scalar.children(n))):
-        uses[id(node)] = uses.get(id(node), 0) + 1
-    return uses
-
-
+_OF_OURS = re.compile(r"v\d+|\w+_(block|carry|mean|count|next|off)")
 _OURS = {"j", "row", "program", "blocks", "start", "tl", "triton", "ROWS", "COLS", "INDEX", "range", "float"}
 
 
@@ -422,7 +392,9 @@ def _check_names(nest: LoopNest) -> None:
                 f"{name!r} cannot be a name in a Triton kernel.",
                 remedy="Use letters, digits and underscores, and none of " + ", ".join(sorted(_OURS)) + ".",
             )
-    if len(set(names)) != len(names) or any(re.fullmatch(r"v\d+|\w+_(block|carry)", n) for n in names[1:]):
+    if len(set(names)) != len(names) or any(
+        re.fullmatch(r"v\d+|\w+_(block|carry|mean|count|next|off)", n) for n in names[1:]
+    ):
         raise LoweringError("triton-name", f"{nest.name}: names that clash: {names}.", remedy="Give each its own name.")
 
 

@@ -206,6 +206,15 @@ def _round(x):
     return tl.where(size < 8388608.0, tl.where(whole == 0.0, x * 0.0, whole), x)
 ''',
     ),
+    "_exp_below": (
+        ("_exp",),
+        '''
+@triton.jit
+def _exp_below(x, top):
+    """exp(x - top) of x <= top; 0 where both are -inf."""
+    return tl.where(top == float("-inf"), 0.0, _exp(x - top))
+''',
+    ),
     "_product": (
         (),
         '''

@@ -10,10 +10,12 @@ from fusion.patterns import symbols
 from fusion.patterns.symbols import Dim
 
 from ..loops import Argument, LoopNest, Output
+from .neighbours import row_neighbours
 
 LONGEST_ROW = 16384  # elements a program keeps in registers: 32 per thread of 16 warps
 TILE = 1024  # elements of a program otherwise: 8 per thread of 4 warps, 16 bytes of half precision each
 LOOP_TILE = 1024
+ACROSS = 64  # rows side by side: 128 bytes of half precision, a memory transaction
 SYMBOLIC_COLUMNS = 256  # a column of unknown length is as likely short as long
 INT32_LIMIT = 2**31 - 2**20  # offsets up to here fit 32 bits, and so do those of masked lanes beyond the end
 
@@ -24,7 +26,7 @@ class Kind(Enum):
     FLAT = "flat"  # no rows, no reductions: a one-dimensional block per program
     TILE = "tile"  # no reductions: a block of rows by a block of columns per program
     ROWS = "rows"  # whole rows in registers, one or several per program
-    LOOPED = "looped"  # one row per program, in chunks, once per reduction and once for the stores
+    LOOPED = "looped"  # a row per program, or several neighbours, in chunks: once per reduction, once for the stores
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ def launch_options(nest: LoopNest) -> Schedule:
     columns = _width(nest)
     if not nest.reductions:
         return _pointwise(nest, columns)
+    if row_neighbours(nest) is not None:
+        return _across(nest, columns)
     if columns is None or _power_above(columns) > LONGEST_ROW:
         return Schedule(Kind.LOOPED, 1, LOOP_TILE, 4)
     block = _power_above(columns)
@@ -104,6 +108,14 @@ def _pointwise(nest: LoopNest, columns: int | None) -> Schedule:
     block = SYMBOLIC_COLUMNS if columns is None else min(TILE, _power_above(columns))
     rows = _few(TILE // block, nest)
     return Schedule(Kind.TILE, rows, block, _warps(rows * block))
+
+
+def _across(nest: LoopNest, columns: int | None) -> Schedule:
+    """Rows that are neighbours in memory: as many of them as make whole memory transactions, few columns at a time."""
+    rows = _few(ACROSS, nest)
+    if columns is not None and _power_above(columns) * rows <= LONGEST_ROW // 4:
+        return Schedule(Kind.ROWS, rows, _power_above(columns), _warps(rows * _power_above(columns)))
+    return Schedule(Kind.LOOPED, rows, LOOP_TILE // rows, 4)
 
 
 def _width(nest: LoopNest) -> int | None:

@@ -5,12 +5,18 @@ Tests of any folder import it by name, as `graphs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from graphs import normal
+from graphs import normal, trace
+
+from fusion.kernels.loops import LoopNest
+from fusion.kernels.lower import lower
+from fusion.patterns import reference
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.verify import accept
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 WHOLE = (torch.int64, torch.int32, torch.bool)
@@ -169,3 +175,65 @@ OF_ANY_LENGTH: dict[str, tuple[Function, int]] = {
     "sum of all": (lambda x: x.sum(), 0),
     "sum of integers": (lambda x: x.to(torch.int64).sum(-1), 0),
 }
+
+
+Case = tuple[Callable[..., Any], tuple[torch.Tensor, ...]]
+
+
+def cases() -> Iterator[tuple[str, list[Case]]]:
+    """Functions and their inputs, by what they have in common."""
+    for name, fn in OVER_ANY.items():
+        for dtype in FLOATS:
+            yield (
+                f"{name} {dtype}",
+                [
+                    ((lambda x, f=fn, d=dims, k=keep: f(x, d, k)), (x,))
+                    for keep, (layout, x) in zip((False, True, True, False), layouts(dtype).items(), strict=True)
+                    for dims in (0, 1, -1, (0, 2), (1, 2), (-3, -2), (0, 1, 2))
+                ],
+            )
+    for name, fn in OVER_ONE.items():
+        for dtype in FLOATS:
+            yield (
+                f"{name} {dtype}",
+                [
+                    ((lambda x, f=fn, d=dim: f(x, d, d == 0)), (x,))
+                    for x in layouts(dtype).values()
+                    for dim in (0, 1, -1)
+                ],
+            )
+    for name, along in ALONG.items():
+        for dtype in FLOATS:
+            yield (
+                f"{name} {dtype}",
+                [((lambda x, f=along, d=dim: f(x, d)), (x,)) for x in layouts(dtype).values() for dim in (0, 1, -1)],
+            )
+    for name, whole in OF_WHOLE.items():
+        for dtype in WHOLE:
+            yield (
+                f"{name} {dtype}",
+                [((lambda x, f=whole, d=dim: f(x, d)), (x,)) for x in layouts(dtype).values() for dim in (0, -1)],
+            )
+    for name, every in OVER_ALL.items():
+        yield f"{name} of all", [(every, (x,)) for x in layouts(torch.float32).values()]
+    for name, region in regions().items():
+        yield name, [region]
+
+
+CASES = dict(cases())
+
+
+def judge(graph: SubGraph, made: tuple[torch.Tensor, ...], inputs: tuple[torch.Tensor, ...]) -> str:
+    """Why the results are not accepted; "" where they are."""
+    named = dict(zip(graph.inputs, inputs, strict=True))
+    eager, exact = reference.run(graph, named), reference.run_fp64(graph, named)
+    assert len(made) == len(graph.outputs)
+    verdicts = [accept(m, eager[n], exact[n]) for n, m in zip(graph.outputs, made, strict=True)]
+    return "; ".join(v.reason for v in verdicts if not v.ok)
+
+
+def lowered(fn: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> tuple[SubGraph, LoopNest]:
+    graph = trace(fn, *inputs)
+    nest = lower(graph)
+    assert nest.reductions
+    return graph, nest

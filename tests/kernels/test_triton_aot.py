@@ -102,6 +102,34 @@ def test_rows_of_every_length_fit_the_registers(columns: int, kind: Kind) -> Non
         assert not toolchain.compile_ahead(nest, target).spills
 
 
+BFLOAT16 = graphs.normal(8, 1024, 96, dtype=torch.bfloat16)
+REDUCING = {
+    "softmax over the middle": lambda x: x.softmax(1),
+    "mean over two": lambda x: x - x.mean((1, 2), keepdim=True),
+    "variance and mean": lambda x: torch.var_mean(x, (0, 1)),
+    "argmax": lambda x: x.max(1),
+    "cumsum": lambda x: x.cumsum(1) * 2.0,
+    "cumsum along the last": lambda x: (x > 0).long().cumsum(-1) - 1,
+    "product": lambda x: x.float().prod(-1),
+    "layer norm": lambda x: torch.layer_norm(x, (1024, 96)),
+    "any": lambda x: (x > 0).any(0),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", REDUCING)
+def test_reductions_over_any_dimensions_compile(name: str, target: str) -> None:
+    nest = lower(graphs.trace(lambda x: REDUCING[name](x), BFLOAT16))
+    assert nest.reductions and not toolchain.compile_ahead(nest, target).spills
+
+
+def test_rows_that_are_neighbours_in_memory_are_loaded_side_by_side() -> None:
+    nest = lower(graphs.trace(lambda x: x.sum(0), graphs.normal(4096, 4096, dtype=torch.bfloat16)))
+    schedule = launch_options(nest)
+    assert schedule.kind is Kind.LOOPED and schedule.rows == 64
+    assert re.search(FULL_LOAD, toolchain.compile_ahead(nest, "sm_90").asm["ptx"])
+
+
 def test_eager_numerics_never_fuse_a_multiply_with_an_add() -> None:
     nest = nests.multiply_add("eager")
     assert not re.search(r"\bfma\.", toolchain.compile_ahead(nest, "sm_90").asm["ptx"])

@@ -17,9 +17,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import reduction_cases
 import torch
 import triton_nests as nests
 from graphs import EXAMPLES, LENGTH, trace
+from torch.nn.functional import layer_norm
 
 from fusion.kernels.emit.triton import Kind, emit, launch_options
 from fusion.kernels.loops import LoopNest
@@ -91,11 +93,59 @@ def cases() -> Iterator[tuple[str, Case]]:
     for source in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool):
         for target in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool):
             yield f"cast/{_short(source)}-{_short(target)}", lambda s=source, t=target: conversion(s, t)
-    for name in ("looped_sum", "looped_max", "nan_max", "rotate_exact", "script", "mismatch", "wide"):
-        yield f"feature/{name}", globals()[name]
+    for name in ("looped_sum", "looped_max", "nan_max", "rotate_exact", "script", "mismatch", "wide", *LONG):
+        yield f"feature/{name}", LONG.get(name) or globals()[name]
     for name in EXAMPLES:
         for dtype in DTYPES:
             yield f"example/{name}-{_short(dtype)}", lambda n=name, d=dtype: example(n, d)
+    for k, (name, group) in enumerate(reduction_cases.CASES.items()):
+        chosen = group[5 * k % len(group)]
+        yield f"reduction/{name}", lambda c=chosen: reduction(c)
+
+
+def reduction(case: reduction_cases.Case) -> dict[str, object]:
+    """One call of a reduction row: whole rows on chip, and in chunks."""
+    graph, nest = reduction_cases.lowered(*case)
+    schedule = launch_options(nest)
+    chunks = dataclasses.replace(schedule, kind=Kind.LOOPED, rows=2, columns=4)
+    for tried in dict.fromkeys((schedule, chunks)):
+        made = make_cuda_launcher(nest, schedule=tried)(*case[1])
+        why = reduction_cases.judge(graph, made if isinstance(made, tuple) else (made,), case[1])
+        if why:
+            return {"ok": False, "why": f"{tried}: {why}"}
+    return {"ok": True}
+
+
+def long_rows(fn: Callable[[torch.Tensor], object], loops: int) -> dict[str, object]:
+    """A kernel of rows of any length in `loops` loops, on rows with special values among them, by the fp64 rule."""
+    x = torch.randn(6, LENGTH)
+    graph = trace(fn, x, dynamic={LENGTH: "s0"})
+    nest = lower(graph)
+    schedule = launch_options(nest)
+    count = emit(nest, schedule).count("for start in")
+    if schedule.kind is not Kind.LOOPED or count != loops:
+        return {"ok": False, "why": f"{count} loops of a {schedule.kind} kernel"}
+    run = make_cuda_launcher(nest, schedule=schedule)
+    for columns in (1, 100, 1024, 2500):
+        x = torch.randn(6, columns) * 4 + 3
+        x[1], x[2, columns // 2], x[3, -1], x[4, 0] = -_INF, -_INF, _INF, float("nan")
+        made = run(x)
+        why = reduction_cases.judge(graph, made if isinstance(made, tuple) else (made,), (x,))
+        if why:
+            return {"ok": False, "why": f"{columns} columns: {why}"}
+    return {"ok": True}
+
+
+# Reductions in pairs take one loop; the last loop stores.
+LONG = {
+    "long_softmax": lambda: long_rows(lambda x: x.softmax(-1) * 2.0, 2),
+    "long_log_softmax": lambda: long_rows(lambda x: x.log_softmax(-1), 2),
+    "long_softmax_bfloat16": lambda: long_rows(lambda x: x.bfloat16().float().softmax(-1).bfloat16(), 2),
+    "long_layer_norm": lambda: long_rows(lambda x: layer_norm(x, (x.shape[-1],)).bfloat16(), 2),
+    "long_var": lambda: long_rows(lambda x: x.var(-1, correction=0).bfloat16(), 1),
+    "long_argmax": lambda: long_rows(lambda x: x.argmax(-1), 2),
+    "long_cumsum": lambda: long_rows(lambda x: x.round().cumsum(-1) * 0.5, 1),
+}
 
 
 def unary(fn: str) -> dict[str, object]:
