@@ -423,9 +423,14 @@ def torch_result(row: Operator, s: Sample) -> tuple[torch.Tensor, ...]:
     return (made,) if isinstance(made, torch.Tensor) else tuple(made)
 
 
+def tensors_of(s: Sample) -> list[torch.Tensor]:
+    """The sample's tensors, in the order `called` takes them."""
+    return [x for x in leaves((s.args, tuple(s.kwargs.values()))) if isinstance(x, torch.Tensor)]
+
+
 def call(s: Sample, outputs: tuple[torch.Tensor, ...]) -> Call:
     """The sample as a row's functions see it."""
-    tensors = [x for x in leaves((s.args, tuple(s.kwargs.values()))) if isinstance(x, torch.Tensor)]
+    tensors = tensors_of(s)
 
     def ref(leaf: Any) -> Any:
         return (
@@ -637,7 +642,7 @@ def called(row: Operator, s: Sample, *tensors: torch.Tensor) -> Any:
 def test_element_rows(row: Operator) -> None:
     for s in samples_of(row):
         (expected,) = torch_result(row, s)
-        tensors = [x for x in leaves((s.args, tuple(s.kwargs.values()))) if isinstance(x, torch.Tensor)]
+        tensors = tensors_of(s)
         graph = trace(functools.partial(called, row, s), *tensors)
         assert [node.op for node in graph.nodes] == [row.op]
         (found,) = evaluate(lower(graph), *tensors)

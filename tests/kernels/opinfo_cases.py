@@ -1,0 +1,228 @@
+"""One-operator kernels from torch's own operator samples (OpInfo), for the tests of every backend.
+
+`collect` traces each sample of each OpInfo whose operator has a row, lowers it, and pairs the kernel with inputs: the
+sample's own tensors, and special values in their place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from graphs import trace
+from torch.utils import _pytree as pytree
+
+from fusion.kernels.loops import LoopNest
+from fusion.kernels.lower import lower
+from fusion.patterns import reference
+from fusion.patterns.errors import LoweringError
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.ops import TABLE, canonical
+from fusion.patterns.verify import Verdict, accept, ulp
+
+Tensors = tuple[torch.Tensor, ...]
+Function = Callable[..., Any]
+
+_SPECIAL = [
+    0.0, -0.0, math.nan, math.inf, -math.inf, 1e-40, -1e-40, 1.0, -1.0, 0.5, -2.5, 3.0, 88.5, -104.0, 1e30, -1e30, 0.1,
+]  # fmt: skip
+
+
+_OTHER_MEANING = ("nn.functional.unfold",)  # im2col, not aten.unfold
+# Operators whose eager result at infinity depends on where in the tensor the element lies: gelu(inf) is inf where torch
+# computes one element, NaN where it computes a vector of them.
+_NOT_AT_INFINITY = ("aten.gelu.default",)
+# Operators that take elements as indices, and raise where those lie outside.
+_INDEXING = ("aten.one_hot.default",)
+
+
+class Sample(NamedTuple):
+    """A call: a function of tensors, and the tensors."""
+
+    fn: Function
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph of the operators that one sample calls, its kernel, and tensors to run both on."""
+
+    name: str
+    graph: SubGraph
+    nest: LoopNest
+    inputs: tuple[Tensors, ...]
+
+    @property
+    def operators(self) -> set[str]:
+        """The operators it tests: all it calls, but for the copy of what another one makes."""
+        called = {canonical(node.op) for node in self.graph.nodes}
+        return called - {"aten.clone.default"} or called
+
+
+@dataclass
+class Found:
+    """Cases, how many hold each operator, and why other samples made none."""
+
+    cases: list[Case] = field(default_factory=list)
+    covered: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    digests: set[str] = field(default_factory=set)
+
+    def take(self, name: str, samples: Iterable[Sample], count: int | None, varied: bool) -> None:
+        """Adds the cases of the first `count` samples that have one."""
+        taken = 0
+        for sample in samples:
+            if taken == count:
+                return
+            for kind, variant in variants(sample) if varied else (("", sample),):
+                case = make_case(self, f"{name}/{taken}{kind}", variant)
+                if case is not None and case.graph.digest not in self.digests:
+                    self.digests.add(case.graph.digest)
+                    self.cases.append(case)
+                    self.covered.update(case.operators)
+                    taken += not kind
+
+
+def collect(dtypes: Iterable[torch.dtype], count: int | None, *, varied: bool) -> Found:
+    """The cases of all OpInfos whose name is a table row's.
+
+    Args:
+        dtypes: of the samples.
+        count: structures taken of each OpInfo in each dtype; None for all.
+        varied: whether each sample is taken strided, expanded and empty, too.
+    """
+    from torch.testing._internal.common_methods_invocations import op_db  # takes seconds, and some runs need no samples
+
+    known = {op.split(".")[1].strip("_") for op in TABLE}
+    found = Found()
+    for info in op_db:
+        if info.name.split(".")[-1].strip("_") not in known or info.name in _OTHER_MEANING:
+            continue
+        for dtype in dtypes:
+            if dtype in info.supported_dtypes("cpu"):
+                samples = (_sample(info, s) for s in info.sample_inputs("cpu", dtype))
+                found.take(f"{info.name}/{str(dtype).removeprefix('torch.')}", samples, count, varied)
+    return found
+
+
+def _sample(info: Any, sample: Any) -> Sample:
+    leaves, structure = pytree.tree_flatten((sample.input, tuple(sample.args), sample.kwargs))
+    places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+
+    def fn(*tensors: torch.Tensor) -> Any:
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        first, args, kwargs = pytree.tree_unflatten(filled, structure)
+        return info.op(first, *args, **kwargs)
+
+    return Sample(fn, tuple(leaves[k].detach() for k in places))
+
+
+def variants(sample: Sample) -> Iterator[tuple[str, Sample]]:
+    """The sample; the same with every other element of twice as many, with one element expanded, with no elements."""
+    fn, tensors = sample
+    yield "", sample
+    if any(t.dim() for t in tensors):
+        yield "/strided", Sample(fn, tuple(torch.stack((t, t), -1)[..., 0] for t in tensors))
+        yield "/expanded", Sample(fn, tuple(t[:1].expand_as(t) if t.dim() and t.numel() else t for t in tensors))
+        yield "/empty", Sample(fn, tuple(t[:0] if t.dim() else t for t in tensors))
+
+
+def make_case(found: Found, name: str, sample: Sample) -> Case | None:
+    """The case of one sample; None where eager refuses it, or it calls nothing that fuses."""
+    try:
+        graph = trace(_copied(sample.fn), *sample.tensors)
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+        found.refused[f"not traced: {type(error).__name__}"] += 1
+        return None
+    if not graph.nodes:
+        return None
+    try:
+        nest = lower(graph)
+    except LoweringError as error:
+        found.refused[f"{error.code}: {graph.nodes[0].op}"] += 1
+        return None
+    return Case(name, graph, nest, (sample.tensors, *special(graph, sample.tensors)))
+
+
+def _copied(fn: Function) -> Function:
+    """A view's result is copied, and of several results the last is taken: a kernel stores dense tensors."""
+
+    def copied(*tensors: torch.Tensor) -> torch.Tensor:
+        made = fn(*tensors)
+        result: torch.Tensor = made if isinstance(made, torch.Tensor) else made[-1]
+        aliases = any(result.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in tensors)
+        return result.clone(memory_format=torch.contiguous_format) if aliases else result
+
+    return copied
+
+
+def special(graph: SubGraph, tensors: Tensors) -> Iterator[Tensors]:
+    """Tensors of the same structure that hold special values; none for operators that take elements as indices."""
+    called = [node.op for node in graph.nodes]
+    if not any(t.numel() for t in tensors) or any(op in _INDEXING for op in called):
+        return
+    values = [v for v in _SPECIAL if math.isfinite(v)] if any(op in _NOT_AT_INFINITY for op in called) else _SPECIAL
+    for turn in (0, 5, 11):
+        yield tuple(_specialised(t, values, turn * (k + 1)) for k, t in enumerate(tensors))
+
+
+def _specialised(tensor: torch.Tensor, values: Sequence[float], turn: int) -> torch.Tensor:
+    if tensor.dtype is torch.bool:
+        return tensor
+    if not tensor.is_floating_point():
+        bounds = torch.iinfo(tensor.dtype)
+        values = [0, 1, bounds.max, bounds.min, bounds.max - 1, 2, 3, 7, bounds.min + 1, *([-1] if bounds.min else [])]
+    base = torch.tensor(values, dtype=torch.float64 if tensor.is_floating_point() else torch.int64)
+    reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
+    flat = base.roll(turn).repeat(reach // len(values) + 1)[:reach].to(tensor.dtype)
+    return flat.as_strided(tensor.shape, tensor.stride())
+
+
+def verdict(case: Case, run: Callable[[Tensors], Tensors]) -> str:
+    """Why a kernel of the case is wrong; "" where it is right on all inputs, and leaves them as they were."""
+    for turn, inputs in enumerate(case.inputs):
+        before = tuple(t.clone() for t in inputs)
+        try:
+            eager = reference.run(case.graph, dict(zip(case.graph.inputs, inputs, strict=True)))
+        except RuntimeError:
+            if turn:
+                continue  # eager refuses these special values, as it does negative powers of integers
+            raise
+        found = judge(case, inputs, run(inputs), eager)
+        if not found.ok:
+            return f"{case.name}, inputs {turn}: {found.reason}"
+        same = (torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(inputs, before, strict=True))
+        if not all(same):
+            return f"{case.name}, inputs {turn}: an input was written to"
+    return ""
+
+
+def judge(case: Case, inputs: Tensors, fused: Tensors, eager: dict[str, torch.Tensor]) -> Verdict:
+    """Whether a kernel's results are eager's, by the fp64 rule; a float64 result within a few ulp of eager's."""
+    exact = reference.run_fp64(case.graph, dict(zip(case.graph.inputs, inputs, strict=True)))
+    for ours, theirs, truth in zip(fused, eager.values(), exact.values(), strict=True):
+        if theirs.dtype is torch.float64:
+            ours = _moved_to(ours, theirs)
+        found = accept(ours, theirs, truth)
+        if not found.ok:
+            return found
+    return Verdict(True)
+
+
+# Libraries of double functions differ by an ulp or two from each other; a formula of several of them by a few more.
+_DOUBLE_ULPS = 16
+
+
+def _moved_to(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """float64 results, replaced by eager's where they are next to each other."""
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return ours
+    finite = theirs.isfinite() & ours.isfinite()
+    close = (ours - theirs).abs() <= _DOUBLE_ULPS * ulp(torch.where(finite, theirs, 0.0), torch.float64)
+    return torch.where(finite & close, theirs, ours)
