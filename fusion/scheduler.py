@@ -7,7 +7,6 @@ result, so that the second of 28 equal layers costs a binding of names.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,12 +16,12 @@ import torch
 from fusion.capture.record import Recording
 from fusion.config import FusionConfig
 from fusion.decide.backend import Backends, Kernel
+from fusion.decide.decider import Candidate, Decider, given_dims
 from fusion.decide.dependence import schedule
-from fusion.decide.heuristics import Decision, FusionHeuristics, bytes_moved
-from fusion.decide.partition import Partition, Region, partition
-from fusion.kernels.lower import given_symbols
-from fusion.patterns import symbols
-from fusion.patterns.graph import IslandNode, SubGraph, canonicalize
+from fusion.decide.partition import partition
+from fusion.decide.refusal import CODES, Refusal
+from fusion.decide.regions import Partition
+from fusion.patterns.graph import IslandNode, SubGraph
 from fusion.patterns.match import match
 from fusion.patterns.ops import Kind, kind_of
 from fusion.runtime.plan import (
@@ -42,22 +41,14 @@ Bucket = tuple[tuple[str, int, int], ...]  # (input symbol, lowest, highest valu
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A region with what was decided about it."""
-
-    region: Region
-    decision: Decision
-    kernel: Kernel | None
-
-
-@dataclass(frozen=True)
 class Compiled:
     """Everything the scopes of one structure share.
 
     Attributes:
         shape: what plans are written from.
         partition: its regions.
-        candidates: per region, the decision and the kernel, in partition order.
+        candidates: per region, the decision and the kernel, in partition order; behind one that measurement refused,
+            the parts it was split into.
         bucket: the sizes the decisions were measured for.
         unfused: execution order without kernels.
         steps, calls, kernels: execution order with kernels; "region" steps index into `calls`.
@@ -71,6 +62,18 @@ class Compiled:
     steps: tuple[Step, ...]
     calls: tuple[KernelCall, ...]
     kernels: tuple[Kernel, ...]
+
+    @property
+    def refusals(self) -> tuple[tuple[int, Refusal], ...]:
+        """For each operator call that no kernel computes, its index and why, ascending."""
+        fused = {i for c in self.candidates if c.kernel is not None for i in c.region.nodes}
+        why = dict(self.partition.refusals)
+        for candidate in self.candidates:
+            code, reason = candidate.decision.code, candidate.decision.reason
+            for i in candidate.region.nodes:
+                origin = self.shape.graph.nodes[i].origin
+                why[i] = Refusal(code if code in CODES else "not_fusable", reason, origin)
+        return tuple((i, why[i]) for i in sorted(why) if i not in fused)
 
     @property
     def launches(self) -> tuple[int, int]:
@@ -110,8 +113,8 @@ class FusionScheduler:
 
     def __init__(self, config: FusionConfig | Mapping[str, Any] | None = None) -> None:
         self.config = FusionConfig.resolve(config)
-        self.heuristics = FusionHeuristics(self.config)
         self.backends = Backends(self.config)
+        self.decider = Decider(self.config, self.backends)
         self.templates: dict[str, Template] = {}
         self.twins: dict[Any, list[Any]] = {}  # recordings that equal modules may follow, by their structure
         self._dispatchers: dict[Any, Any] = {}
@@ -162,56 +165,14 @@ class FusionScheduler:
         known = template.by_bucket.get(bucket)
         if known is not None:
             return known
-        regions = template.partition.regions
-        static = [self.heuristics.should_fuse(r.subgraph, values) for r in regions]
-        wanted = [r.subgraph for r, s in zip(regions, static, strict=True) if s.fused]
-        made = iter(self.backends.compile(wanted))
-        candidates: list[Candidate] = []
-        fuel = self.config.max_fusions
-        for region, first in zip(regions, static, strict=True):
-            candidate = Candidate(region, first, None)
-            if first.fused:
-                candidate = self._decide(region, next(made), tensors, values)
-                if candidate.decision.fused and fuel is not None:
-                    if fuel == 0:
-                        spent = replace(candidate.decision, fused=False, code="fuel", reason="max_fusions is used up")
-                        candidate = Candidate(region, spent, None)
-                    else:
-                        fuel -= 1
-            candidates.append(candidate)
-        compiled = self._assemble(template, tuple(candidates), bucket)
+        candidates = self.decider.candidates(template.shape.graph, template.partition, tensors, values)
+        compiled = self._assemble(template, candidates, bucket)
         for candidate in candidates:
             self._trace("decision", candidate.decision)
             if candidate.kernel is not None:
                 self._trace("kernel", candidate.kernel.nest)
         template.by_bucket[bucket] = compiled
         return compiled
-
-    def _decide(
-        self,
-        region: Region,
-        kernel: Kernel | Decision,
-        tensors: Mapping[str, torch.Tensor] | None,
-        values: Mapping[str, int],
-    ) -> Candidate:
-        graph = region.subgraph
-        if isinstance(kernel, Decision):
-            before, after = bytes_moved(graph, values)
-            return Candidate(region, replace(kernel, bytes_before=before, bytes_after=after), None)
-        key = self.backends.decision_key(graph, kernel, _size_class(graph, values))
-        decision = self.backends.remembered(key)
-        if tensors is not None and (decision is None or (decision.fused and key not in self.backends.proved)):
-            start = time.perf_counter()
-            given = [symbols.evaluate(d, values) for d in given_dims(graph, kernel)]
-            needed = {s: values[s] for s in graph.symbols}
-            real = [tensors[i] for i in graph.inputs]
-            decision = self.heuristics.judge(graph, real, needed, kernel.launch, given, measured=decision)
-            self.backends.costs.profile_seconds += time.perf_counter() - start
-            self.backends.remember(key, decision)
-            self.backends.proved.add(key)
-        if decision is None:
-            decision = Decision(False, "unmeasured", "not measured yet")
-        return Candidate(region, decision, kernel if decision.fused else None)
 
     def _assemble(self, template: Template, candidates: tuple[Candidate, ...], bucket: Bucket) -> Compiled:
         chosen = [c for c in candidates if c.kernel is not None]
@@ -339,15 +300,3 @@ def structure_key(shape: Shape) -> str:
             repr(shape.tree),
         ]
     )
-
-
-def given_dims(graph: SubGraph, kernel: Kernel) -> tuple[Any, ...]:
-    """What a launcher takes after the inputs: the sizes behind the nest's given symbols."""
-    _, _, stands_for = canonicalize(graph)
-    return tuple(stands_for[name] for name in given_symbols(kernel.nest))
-
-
-def _size_class(graph: SubGraph, values: Mapping[str, int]) -> tuple[int, ...]:
-    """Powers of four of a region's size symbols, in canonical order."""
-    _, _, stands_for = canonicalize(graph)
-    return tuple((symbols.evaluate(dim, values).bit_length() - 2) // 2 for dim in stands_for.values())

@@ -43,8 +43,10 @@ class Facts:
         ]
         self.view = [no is None and is_view(n) for no, n in zip(self.boundary, graph.nodes, strict=True)]
         self.row_source: list[int | None] = []
+        self._indexed: list[bool] = []  # whether a node's values depend on nothing but indices and sizes
         for i in range(len(graph.nodes)):
             self.row_source.append(self._row_source(i))
+            self._indexed.append(self._is_indexed(i))
 
     def computes(self, i: int) -> bool:
         """Whether node `i` is a call a kernel can compute."""
@@ -65,8 +67,14 @@ class Facts:
         return self.computes(i) and self.kind(i) is Kind.REDUCTION
 
     def creates(self, i: int) -> bool:
-        """Whether node `i` computes its elements from their indices alone."""
-        return self.computes(i) and not self.refs[i]
+        """Whether node `i` computes its elements from their indices alone: a kernel reads no memory for it."""
+        return self._indexed[i] and not self.view[i]
+
+    def _is_indexed(self, i: int) -> bool:
+        if not (self.view[i] or self.repeatable(i)):
+            return False
+        makers = [self.dependence.producer.get(name) for name in self.refs[i]]
+        return all(maker is not None and maker < i and self._indexed[maker] for maker in makers)
 
     def repeatable(self, i: int) -> bool:
         """Whether several regions may compute node `i`, each for itself: element by element, and bound to no effect."""
@@ -116,13 +124,11 @@ class Facts:
 
     def broadcasts(self, i: int, by: int) -> bool:
         """Whether node `by` reads elements of what node `i` makes more than once each."""
-        if self.reduces(by):
-            return False
         if self.view[by] and len(self.made(by)) <= len(self.extents(self.refs[by][0])):
             return False
-        if not self.view[by] and self.kind(by) is not Kind.POINTWISE:
+        if not self.view[by] and self.kind(by) is Kind.ELEMENT:
             return False
-        wanted = len(self.made(by))
+        wanted = len(self.space(by))
         made = set(self.op(i).outputs)
         return any(len(self.extents(n)) < wanted for n in self.refs[by] if n in made)
 

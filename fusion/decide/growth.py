@@ -114,7 +114,7 @@ class Grower:
                 share(i)
                 continue
             no = self._decline(i, grown, further_outputs)
-            if (no or facts.creates(i)) and self._worth_sharing(i, grown):
+            if (no or facts.creates(i) or i in self.holders) and self._worth_sharing(i, grown):
                 share(i)
                 continue
             if no is not None:
