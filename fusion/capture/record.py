@@ -22,6 +22,7 @@ from fusion.patterns.graph import (
     TensorSpec,
     map_leaves,
 )
+from fusion.patterns.wellformed import check_recording
 from fusion.runtime.plan import Conditions
 
 from . import islands
@@ -214,6 +215,7 @@ def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Con
         opaque=tuple(recorder.opaque),
         objects=tuple(known for known, _ in recorder.held.values()),
     )
+    check_recording(recording.graph)
     recording.objects = {name: value for name, (_, value) in recorder.held.items()}
     recording.conditions = conditions
     recording.constants = dict(recorder.constants)

@@ -42,7 +42,15 @@ BUGS = {
 
 
 class Mismatch(Exception):
-    """Fused and eager differ, or the pass had to catch an error of its own."""
+    """Fused and eager differ, or the pass had to catch an error of its own.
+
+    Attributes:
+        kind: "values", "structure", "raised", or the code of a refusal; what stays the same while a program is shrunk.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        self.kind = kind
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +142,14 @@ class _Check:
             said = [*scope.refused.values(), *(k.refusal for k in scope.known), scope.statistics.last_failure]
             for refusal in said:
                 if refusal is not None and refusal.code in BUGS and not _is_known(refusal.sentence):
-                    raise Mismatch(f"verify={self.verify}: the pass refused: {refusal}")
+                    raise Mismatch(refusal.code, f"verify={self.verify}: the pass refused: {refusal}")
             for known in scope.known:
                 for compiled, _ in known.plans.values():
                     for candidate in compiled.candidates:
                         decision = candidate.decision
                         if decision.code in BUGS and not _is_known(decision.reason):
                             said = f"verify={self.verify}: a kernel was refused: {decision.code}: {decision.reason}"
-                            raise Mismatch(f"{said}\n{candidate.region.subgraph}")
+                            raise Mismatch(decision.code, f"{said}\n{candidate.region.subgraph}")
 
     # ---- one call
 
@@ -152,16 +160,15 @@ class _Check:
         wanted, raised = _attempt(self.eager, theirs)
         found, failed = _attempt(self.fused, mine)
         self.calls += 1
-        if type(raised) is not type(failed):
-            if raised is None or failed is None:
-                if self._unspecified(before, sizes, seed):
-                    return
-                raise Mismatch(f"{where}: eager raised {raised!r}, fused raised {failed!r}") from failed
+        if (raised is None) != (failed is None):
+            if self._unspecified(before, sizes, seed):
+                return
+            raise Mismatch("raised", f"{where}: eager raised {raised!r}, fused raised {failed!r}") from failed
         ours, yours = self._seen(self.fused, mine, found), self._seen(self.eager, theirs, wanted)
         differ = _differ(ours, yours)
         if differ and isinstance(differ, str):
             if not self._unspecified(before, sizes, seed):
-                raise Mismatch(f"{where}: {differ}")
+                raise Mismatch("structure", f"{where}: {differ}")
         elif differ and not self._within(before, sizes, seed, ours, yours, where):
             self.skipped += 1
         for a, b in zip(self.fused.buffers(), self.eager.buffers(), strict=True):
@@ -204,7 +211,7 @@ class _Check:
             if isinstance(eager, torch.Tensor) and not _equal(mine, eager):
                 bad = _too_far(mine, eager, others)
                 if bad:
-                    raise Mismatch(f"{where}, {path}: {bad}\nfused {mine}\neager {eager}")
+                    raise Mismatch("values", f"{where}, {path}: {bad}\nfused {mine}\neager {eager}")
         return True
 
 

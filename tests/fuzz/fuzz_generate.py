@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import fuzz_steps as steps
+import fuzz_templates as templates
 import torch
 from fuzz_numerics import Unspecified, Watch
 from fuzz_program import Group, Program, Sizes, Step, Tensor, laid_out
@@ -42,10 +43,22 @@ def _kinds() -> list[tuple[int, Draw]]:
     pointwise, reduces = steps.rows(Kind.POINTWISE), steps.rows(Kind.REDUCTION)
     others = steps.rows(*(k for k in computing if k not in (Kind.POINTWISE, Kind.REDUCTION)))
     return [
-        (18, steps.arithmetic), (12, steps.row(pointwise)), (8, steps.activation), (12, steps.view), (4, steps.parts),
-        (9, steps.join), (5, steps.create), (6, steps.convert), (10, steps.reduction), (4, steps.row(reduces)),
-        (3, steps.row(others)), (4, steps.sized), (6, steps.write), (3, steps.library), (1, steps.island),
-    ]  # fmt: skip
+        (18, steps.template(templates.ARITHMETIC)),
+        (12, steps.row(pointwise)),
+        (8, steps.template(templates.ACTIVATION, steps.floating)),
+        (12, steps.template(templates.VIEW, steps.dimensioned)),
+        (4, steps.template(templates.PARTS, steps.dimensioned, results=2)),
+        (9, steps.template(templates.JOIN, steps.dimensioned)),
+        (5, steps.template(templates.CREATE, steps.dimensioned)),
+        (6, steps.template(templates.CONVERT)),
+        (10, steps.template(templates.REDUCTION, steps.dimensioned)),
+        (4, steps.row(reduces)),
+        (3, steps.row(others)),
+        (4, steps.template(templates.SIZED, steps.dimensioned)),
+        (6, steps.template(templates.WRITE, results=0)),
+        (3, steps.template(templates.LIBRARY, steps.dimensioned)),
+        (1, steps.template(templates.ISLAND)),
+    ]
 
 
 class Builder:

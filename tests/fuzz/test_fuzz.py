@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from fuzz_check import Mismatch, check, quick
+from fuzz_check import Mismatch, Outcome, check, quick
 from fuzz_failure import script
 from fuzz_numerics import Unspecified, Watch
 from fuzz_program import Group, Program, Step, Tensor
@@ -57,7 +57,7 @@ def test_a_seed_draws_the_same_programs_every_time() -> None:
 
         def note(program: Program, digests: list[str] = digests) -> Any:
             digests.append(program.digest)
-            return type("Outcome", (), {"planned": 0, "kernels": 0, "calls": 0, "skipped": 0, "refusal": ""})()
+            return Outcome()
 
         run(7, 20, checked=note)
     assert drawn[0] == drawn[1] and len(set(drawn[0])) > 10
@@ -109,16 +109,16 @@ def test_a_wrong_kernel_is_seen(program: Program, before: str, after: str, monke
 def test_a_failure_is_shrunk_and_written_as_a_script(tmp_path: Path) -> None:
     def fails_on_cat(program: Program) -> Any:
         if any("torch.cat" in step.text for step in program.steps):
-            raise Mismatch("a cat")
-        return type("Outcome", (), {"planned": 0, "kernels": 0, "calls": 0, "skipped": 0, "refusal": ""})()
+            raise Mismatch("values", "a cat")
+        return Outcome()
 
-    tally = run(3, 300, folder=tmp_path, checked=fails_on_cat)
-    (path,) = tally.failures
+    tally = run(3, 40, folder=tmp_path, checked=fails_on_cat)
+    path = tally.failures[0]
     assert path.name.startswith("fuzz-failure-")
     text = path.read_text()
     forward = next(n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.name == "forward")
     assert "torch.cat" in ast.unparse(forward)
-    assert len(forward.body) <= 4, ast.unparse(forward)  # shrunk: little but the cat is left
+    assert len(forward.body) <= 3, ast.unparse(forward)  # the cat, at most a step that it needs, and the return
 
 
 @needs_compiler
