@@ -9,7 +9,8 @@ import sys
 import torch
 from fuzz_run import Tally, run
 
-BATCH = 100  # programs under one seed; the next batch goes on after a failure
+BATCH = 100  # programs under one seed
+MOST_FAILURES = 3  # in a batch, which then goes no further
 
 
 def main() -> int:
@@ -26,7 +27,13 @@ def main() -> int:
     tally = Tally()
     for k, first in enumerate(range(0, given.count, BATCH)):
         known = len(tally.failures)
-        run(given.seed * 1000 + k, min(BATCH, given.count - first), most_steps=given.steps, tally=tally)
+        run(
+            given.seed * 1000 + k,
+            min(BATCH, given.count - first),
+            most_steps=given.steps,
+            tally=tally,
+            most_failures=MOST_FAILURES,
+        )
         for path in tally.failures[known:]:
             print(f"failure: {path}", flush=True)
         if k % 10 == 9:
