@@ -85,9 +85,11 @@ def _slice(node: OpNode, text: Text, result: TensorSpec | None) -> str | None:
 
 
 def _square(node: OpNode, text: Text, result: TensorSpec | None) -> str | None:
-    """torch computes `pow(x, 2)` as `x * x`, which is 0.4 us cheaper to ask for."""
+    """torch computes `pow(x, 2)` as `x * x`, which is 0.4 us cheaper to ask for; of a bool it makes an integer."""
+    if node.args[1:] != (2,) or type(node.args[1]) is not int or result is None or not result.dtype.is_floating_point:
+        return None
     operand = text(node.args[0])
-    return f"{operand} * {operand}" if node.args[1:] == (2,) and type(node.args[1]) is int else None
+    return f"{operand} * {operand}"
 
 
 def _convert(node: OpNode, text: Text, result: TensorSpec | None) -> str | None:

@@ -491,7 +491,7 @@ class Writer:
         from fusion.patterns.ops import resolve
 
         returns = resolve(node.op)._schema.returns
-        return len(returns) == 1 and "[]" in str(returns[0].type)
+        return len(returns) == 1 and isinstance(returns[0].type, torch.ListType)
 
     def result(self) -> str:
         """Source of what the plan returns."""
