@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 LAYOUT := build/layout
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: $(READY)
 	$(BIN)/fusion demo $(ARGS)
@@ -25,6 +25,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench $(ARGS)
+
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz $(if $(SEED),--seed $(SEED)) $(if $(N),--count $(N))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -230,6 +230,11 @@ def verify(nest: LoopNest) -> None:
                 case _:
                     pass
 
+    for tensor in (*nest.inputs, *nest.outputs):
+        for d in (*tensor.shape, *tensor.strides):
+            dim(d, f"the structure of {tensor.name}")
+    for axis in nest.rows + ((nest.column,) if nest.column else ()):
+        dim(axis.extent, f"the extent of {axis.name}")
     for reduction in nest.reductions:
         _check_reduction(nest.name, reduction, done)
         dim(reduction.extent, f"reduction {reduction.name}")

@@ -186,6 +186,7 @@ def _sizes(body: Body, inputs: Sequence[Argument], outputs: Sequence[Output]) ->
     dims += [body.column.extent] if body.column else []
     dims += [r.extent for r in body.reductions] + [s.offset for s in body.stores]
     dims += [size for output in outputs for size in output.shape]
+    dims += [dim for a in inputs for dim in (*a.shape, *a.strides)]  # a call's tensors are checked against these
     for node in scalar.walk(*body.roots):
         match node:
             case Load(offset=dim) | Size(dim=dim):

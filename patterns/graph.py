@@ -234,13 +234,16 @@ def check(graph: SubGraph) -> None:
     """Rejects a malformed SubGraph.
 
     Raises:
-        GraphError: a value is read before it is made, made twice, has no spec, or an output is not made.
+        GraphError: a value is read before it is made, made twice, has no spec or one of unequal rank, or an output is
+            not made; a call writes to memory.
     """
     known = set(graph.inputs)
     if len(known) != len(graph.inputs):
         raise GraphError(f"A SubGraph's input names must differ; got {graph.inputs}.")
     specs = dict(graph.specs)
     for node in graph.nodes:
+        if writes(node.op):
+            raise GraphError(f"{node.op} writes to memory; a SubGraph has no in-place calls.")
         for name in node.refs:
             if name not in known:
                 raise GraphError(f"{node.op} reads {name!r}, which no input or earlier call makes.")
@@ -253,6 +256,18 @@ def check(graph: SubGraph) -> None:
             raise GraphError(f"The output {name!r} is made by no call.")
         if name not in specs:
             raise GraphError(f"The value {name!r} has no TensorSpec.")
+        if len(specs[name].shape) != len(specs[name].strides):
+            raise GraphError(f"The value {name!r} has another number of sizes than of strides.")
+
+
+@functools.cache
+def writes(op: str) -> bool:
+    """Whether an operator, by its full name, writes to a tensor it is given; False for one this torch does not have."""
+    target: Any = torch.ops
+    for part in op.split("."):
+        target = getattr(target, part, None)
+    schema = getattr(target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def canonicalize(graph: SubGraph) -> tuple[SubGraph, dict[str, str], dict[str, Dim]]:

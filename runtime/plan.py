@@ -7,6 +7,7 @@ after an island has changed something, and any error, goes to `on_failure` with 
 
 from __future__ import annotations
 
+import ast
 import functools
 import math
 import re
@@ -20,6 +21,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion.patterns import symbols
+from fusion.patterns.errors import GraphError
 from fusion.patterns.graph import (
     Argument,
     Expect,
@@ -37,6 +39,7 @@ from fusion.patterns.symbols import Dim
 from .calls import call
 from .native import make_guard
 from .undo import Undo, separate, storages
+from .wellformed import check_steps, check_text
 
 _MOST_KEPT = 1 << 16  # bytes that a plan copies before it writes to them, in case it fails later
 
@@ -151,13 +154,15 @@ class Source:
             values: objects for the names that differ between scopes of one shape.
         """
         namespace = {**self.names, **values}
-        exec(_compiled(self.text), namespace)
+        exec(_compiled(self.text, frozenset(namespace)), namespace)
         return Plan(namespace["plan"], self.text)
 
 
 @functools.lru_cache(maxsize=4096)
-def _compiled(text: str) -> CodeType:
-    return compile(text, "<fusion plan>", "exec")
+def _compiled(text: str, bound: frozenset[str]) -> CodeType:
+    tree = ast.parse(text)
+    check_text(tree, bound)
+    return compile(tree, "<fusion plan>", "exec")
 
 
 def island_constants(graph: RecordedGraph) -> dict[str, Any]:
@@ -199,6 +204,9 @@ class Writer:
         self.free: list[str] = []
         self.effects = False
         self.paths = {i.name: i.path for i in self.graph.inputs}
+        self.given = frozenset(
+            [name for name, _ in self.graph.parameters] + [*self.graph.constants] + [o.name for o in self.graph.objects]
+        )
         numbers = {s.value for s in self.graph.symbols if s.kind == "result"}
         made = (o for n in self.graph.nodes if isinstance(n, IslandNode) for o in n.outputs if isinstance(o, str))
         self.made_objects = frozenset(o for o in made if o not in self.graph.spec and o not in numbers)
@@ -227,7 +235,9 @@ class Writer:
             return self.register[name]
         if name in self.paths:
             return self.path(self.paths[name])
-        return name  # a parameter p0.. or constant c0.., bound by name
+        if name not in self.given:
+            raise GraphError(f"The plan reads {name!r}, which was let go of or never made.", remedy="Report this.")
+        return name  # a parameter p0.., constant c0.. or object, bound by name
 
     def text(self, leaf: Any) -> str:
         """Source of a leaf or nested tuple of leaves."""
@@ -526,7 +536,7 @@ class Writer:
     @staticmethod
     def _returns_list(node: OpNode) -> bool:
         returns = resolve(node.op)._schema.returns
-        return len(returns) == 1 and "[]" in str(returns[0].type)
+        return len(returns) == 1 and isinstance(returns[0].type, torch.ListType)
 
     def result(self) -> str:
         """Source of what the plan returns."""
@@ -582,6 +592,7 @@ def write_plan(
     undo)`, what `standing` gives, and `PROVED`, `TAP`, `SEEN`, `LOGGED` where asked for. `undo` is None, or takes back
     what the plan has written and drawn so far.
     """
+    check_steps(shape.graph, steps, kernels)
     writer = Writer(shape)
     writer.lines.append(_head(shape, "plan"))
     writer.checks()

@@ -22,6 +22,7 @@ from fusion.patterns.graph import (
     TensorSpec,
     map_leaves,
 )
+from fusion.patterns.wellformed import check_recording
 from fusion.runtime.plan import Conditions
 from fusion.runtime.undo import Undo
 
@@ -225,6 +226,7 @@ def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Con
         outer_writes=settled.outer_writes,
         draws=settled.draws,
     )
+    check_recording(recording.graph)
     recording.objects = {name: value for name, (_, value) in recorder.held.items()}
     recording.met = tuple(_translated(node, translation) for node in recorder.nodes)
     recording.renamed = settled.renamed

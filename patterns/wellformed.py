@@ -1,0 +1,136 @@
+"""The verifier of recordings: it rejects a graph that no plan could be written from.
+
+(`graph.check` is the same for SubGraphs, and runs whenever one is made.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+import sympy
+
+from .errors import GraphError
+from .graph import IslandNode, OpNode, RecordedGraph, Ref, TensorSpec, leaves
+from .symbols import Dim
+
+_REMEDY = "This is a fault of the recorder: run with enable_fusion=False and report it."
+_SYMBOL = re.compile(r"\bs\d+\b")
+_WORD = re.compile(r"\b[A-Za-z_]\w*\b")
+_GUARD_WORDS = {"and", "or", "not", "True", "False", "max", "min", "Max", "Min", "math", "floor", "ceil", "abs"}
+
+
+def check_recording(graph: RecordedGraph) -> None:
+    """Rejects a malformed recording.
+
+    Raises:
+        GraphError: a name is given twice; a value is read before it is made, or made again by a call that was not
+            given it; a tensor has no spec, or one of unequal rank; a size symbol has no source, two, one of no tensor's
+            dimension, or is used before its source is made; a guard names something else than size symbols; an output,
+            or a value listed as written to, is made nowhere.
+    """
+    _Check(graph).run()
+
+
+class _Check:
+    def __init__(self, graph: RecordedGraph) -> None:
+        self.graph = graph
+        self.known: set[str] = set()
+        self.sourced: dict[str, str] = {}  # size symbol -> the value it is read off
+        self.needs: dict[Dim, frozenset[str]] = {}  # symbols of a size, remembered: the same few sizes come again
+
+    def run(self) -> None:
+        """All checks, in the order of execution."""
+        graph = self.graph
+        self._sources()
+        given = [i.name for i in graph.inputs] + [n for n, _ in graph.parameters] + list(graph.constants)
+        for name in given:
+            self._new(name, "is given")
+        for held in graph.objects:
+            self._new(held.name, "is held")
+        for name in given:
+            self._spec(name)
+        for node in graph.nodes:
+            self._node(node)
+        self._guards()
+        for leaf in leaves(graph.outputs):
+            if isinstance(leaf, Ref) and leaf.name not in self.known:
+                raise GraphError(f"The output {leaf.name!r} is made by no call.", remedy=_REMEDY)
+            self._sized(leaf, "an output")
+        for what, names in (("written to", graph.mutated), ("of unknown shape", graph.opaque)):
+            for name in names:
+                if name not in self.known:
+                    raise GraphError(f"{name!r} is listed as {what}, but made by no call.", remedy=_REMEDY)
+
+    def _sources(self) -> None:
+        numbers = {o for n in self.graph.nodes if isinstance(n, IslandNode) for o in n.outputs if isinstance(o, str)}
+        for source in self.graph.symbols:
+            if source.symbol in self.sourced:
+                raise GraphError(f"The size symbol {source.symbol} has two sources.", remedy=_REMEDY)
+            self.sourced[source.symbol] = source.value
+            where = f"The size symbol {source.symbol} is read off {source.kind} {source.dim} of {source.value!r}"
+            if source.kind == "result":
+                if source.value not in numbers:
+                    raise GraphError(f"{where}, which no island returns.", remedy=_REMEDY)
+            elif source.kind not in ("shape", "stride"):
+                raise GraphError(f"{where}: a source is a shape, a stride or a result.", remedy=_REMEDY)
+            elif source.value not in self.graph.spec:
+                raise GraphError(f"{where}, which is no tensor.", remedy=_REMEDY)
+            elif not 0 <= source.dim < len(self.graph.spec[source.value].shape):
+                raise GraphError(f"{where}, which has no such dimension.", remedy=_REMEDY)
+
+    def _new(self, name: str, how: str) -> None:
+        if name in self.known:
+            raise GraphError(f"{name!r} {how} and exists already.", remedy=_REMEDY)
+        self.known.add(name)
+
+    def _node(self, node: OpNode | IslandNode) -> None:
+        what = node.op if isinstance(node, OpNode) else f"island {node.method or 'call'}"
+        for name in node.refs:
+            if name not in self.known:
+                raise GraphError(f"{what} reads {name!r}, which no input or earlier call makes.", remedy=_REMEDY)
+        for leaf in leaves((node.args, node.kwargs)):
+            self._sized(leaf, what)
+        made = [o for o in node.outputs if isinstance(o, str)]
+        if isinstance(node, OpNode):
+            again = self.known.intersection(made).difference(node.refs)
+            if again:
+                raise GraphError(f"{what} makes {sorted(again)}, which exists and was not given to it.", remedy=_REMEDY)
+        fresh = [name for name in made if name not in self.known]
+        self.known.update(fresh)
+        for name in fresh:
+            if isinstance(node, OpNode) or name in self.graph.spec:
+                self._spec(name)
+
+    def _spec(self, name: str) -> None:
+        spec: TensorSpec | None = self.graph.spec.get(name)
+        if spec is None:
+            raise GraphError(f"The value {name!r} has no TensorSpec.", remedy=_REMEDY)
+        if len(spec.shape) != len(spec.strides):
+            raise GraphError(f"{name!r} has {len(spec.shape)} sizes and {len(spec.strides)} strides.", remedy=_REMEDY)
+        for dim in (*spec.shape, *spec.strides):
+            self._sized(dim, f"the spec of {name!r}")
+
+    def _sized(self, leaf: object, where: str) -> None:
+        if isinstance(leaf, sympy.Expr):
+            if leaf not in self.needs:
+                self.needs[leaf] = frozenset(s.name for s in leaf.free_symbols)
+            for symbol in self.needs[leaf]:
+                if symbol not in self.sourced:
+                    raise GraphError(f"{where} uses the size symbol {symbol}, which has no source.", remedy=_REMEDY)
+                if self.sourced[symbol] not in self.known:
+                    source = self.sourced[symbol]
+                    raise GraphError(f"{where} uses {symbol} before its source {source!r} is made.", remedy=_REMEDY)
+
+    def _guards(self) -> None:
+        for guard in self.graph.guards:
+            unknown = set(_SYMBOL.findall(guard)) - set(self.sourced)
+            strange = set(_words(guard)) - _GUARD_WORDS
+            if unknown or strange:
+                names = sorted(unknown | strange)
+                raise GraphError(f"The guard {guard!r} names {names}, no size symbols of it.", remedy=_REMEDY)
+
+
+def _words(guard: str) -> Iterator[str]:
+    words: Iterable[str] = _WORD.findall(guard)
+    return (w for w in words if not _SYMBOL.fullmatch(w))

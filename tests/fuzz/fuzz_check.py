@@ -1,0 +1,296 @@
+"""One program, fused against eager: results, arguments, state, memory, and what the pass says of itself."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from fuzz_failure import calls
+from fuzz_numerics import MOST_ULPS, Unspecified, Watch
+from fuzz_program import Program, load
+from torch.utils import _pytree as pytree
+
+import fusion
+from fusion import api
+from fusion.decide import backend
+from fusion.kernels.compiler import compile_cpp
+from fusion.kernels.store import Store
+from fusion.kernels.toolchain.cpp import find_toolchain
+
+TRIALS = 3
+SLACK = 6.0  # TRIALS random moves see a part of how far results can move; a normal deviation's 6 sigma
+# torch's shadow tensors cannot be padded by some symbolic sizes, nor doubles checked to more places than they have.
+KNOWN = ("Cannot call storage_offset()", "one ulp of float64")
+BUGS = {
+    "inaccurate",
+    "plan_mismatch",
+    "plan_error",
+    "launch_error",
+    "compile_error",
+    "recorder_error",
+    "shape_mismatch",
+}
+
+
+class Mismatch(Exception):
+    """Fused and eager differ, or the pass had to catch an error of its own.
+
+    Attributes:
+        kind: "values", "structure", "raised", or the code of a refusal; what stays the same while a program is shrunk.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        self.kind = kind
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What checking a program exercised.
+
+    Attributes:
+        calls: calls compared.
+        planned: of these, those that a plan answered.
+        kernels: kernels in use at the end.
+        skipped: calls whose result torch does not specify.
+        refusal: the reason code of a program that stayed eager, or "".
+    """
+
+    calls: int = 0
+    planned: int = 0
+    kernels: int = 0
+    skipped: int = 0
+    refusal: str = ""
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="fusion-fuzz-")
+
+
+@contextmanager
+def quick(optimise: str = "-O1") -> Iterator[None]:
+    """Kernels are compiled at another level and kept for this process, and torch's logs are off: they take most time."""
+    found = find_toolchain()
+    logging.disable(logging.CRITICAL)
+    if found is None:
+        yield
+        return
+    toolchain = replace(found, flags=(*(f for f in found.flags if f != "-O3"), optimise))
+    store = Store(Path(_folder().name))
+    before = backend.compile_cpp
+    backend.compile_cpp = lambda nests, _: compile_cpp(nests, store, toolchain)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        backend.compile_cpp = before
+        logging.disable(logging.NOTSET)
+
+
+def check(program: Program) -> Outcome:
+    """Calls a program at each of its sizes, fused and eager.
+
+    Raises:
+        Mismatch: they differ.
+    """
+    for verify in (False, True):
+        outcome = _Check(program, verify).run()
+    return outcome
+
+
+class _Check:
+    def __init__(self, program: Program, verify: bool) -> None:
+        self.program = program
+        self.verify = verify
+        made, self.arguments = load(program, {"fusion": fusion})
+        self.eager = made().eval()
+        self.fused = copy.deepcopy(self.eager)
+        config = {"profile": False, "verify": verify, "min_nodes": program.min_nodes, "enable_cache": False}
+        fusion.enable(self.fused, config)
+        self.skipped = 0
+        self.calls = 0
+
+    def run(self) -> Outcome:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for sizes, seed in calls(self.program):
+                self._call(sizes, seed)
+        scopes = [s for _, s in api._enabled(self.fused).scopes]
+        outcome = Outcome(
+            self.calls,
+            sum(s.statistics.planned[0] for s in scopes),
+            len(fusion.kernels_in_use(self.fused)),
+            self.skipped,
+        )
+        refused = [r for s in scopes for r in s.refused.values()]
+        self._complain(scopes)
+        fusion.disable(self.fused)
+        return replace(outcome, refusal=f"{refused[0].code}: {refused[0].sentence.splitlines()[0]}" if refused else "")
+
+    def _complain(self, scopes: list[Any]) -> None:
+        """Errors that the pass caught by itself are its own."""
+        for scope in scopes:
+            said = [*scope.refused.values(), *(k.refusal for k in scope.known), scope.statistics.last_failure]
+            for refusal in said:
+                if refusal is not None and refusal.code in BUGS and not _is_known(refusal.sentence):
+                    raise Mismatch(refusal.code, f"verify={self.verify}: the pass refused: {refusal}")
+            for known in scope.known:
+                for compiled, _ in known.plans.values():
+                    for candidate in compiled.candidates:
+                        decision = candidate.decision
+                        if decision.code in BUGS and not _is_known(decision.reason):
+                            said = f"verify={self.verify}: a kernel was refused: {decision.code}: {decision.reason}"
+                            raise Mismatch(decision.code, f"{said}\n{candidate.region.subgraph}")
+
+    # ---- one call
+
+    def _call(self, sizes: dict[str, int], seed: int) -> None:
+        mine, theirs = self.arguments(**sizes, seed=seed), self.arguments(**sizes, seed=seed)
+        before = copy.deepcopy(self.eager)
+        where = f"verify={self.verify}, sizes {sizes}, seed {seed}"
+        wanted, raised = _attempt(self.eager, theirs)
+        found, failed = _attempt(self.fused, mine)
+        self.calls += 1
+        if (raised is None) != (failed is None):
+            if self._unspecified(before, sizes, seed):
+                return
+            raise Mismatch("raised", f"{where}: eager raised {raised!r}, fused raised {failed!r}") from failed
+        ours, yours = self._seen(self.fused, mine, found), self._seen(self.eager, theirs, wanted)
+        differ = _differ(ours, yours)
+        if differ and isinstance(differ, str):
+            if not self._unspecified(before, sizes, seed):
+                raise Mismatch("structure", f"{where}: {differ}")
+        elif differ and not self._within(before, sizes, seed, ours, yours, where):
+            self.skipped += 1
+        for a, b in zip(self.fused.buffers(), self.eager.buffers(), strict=True):
+            if not _equal(a, b):
+                a.copy_(b)  # a difference that is allowed is not to grow from call to call
+
+    @staticmethod
+    def _seen(module: torch.nn.Module, arguments: Any, result: Any) -> Any:
+        """All that a caller can see after a call."""
+        kept = [a.kept for a in arguments if hasattr(a, "kept")]
+        plain = tuple(a for a in arguments if not hasattr(a, "kept"))
+        state = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+        return {"result": result, "arguments": plain, "state": state, "kept": kept}
+
+    def _trial(self, before: torch.nn.Module, sizes: dict[str, int], seed: int, watch: Watch) -> Any:
+        module, arguments = copy.deepcopy(before), self.arguments(**sizes, seed=seed)
+        with watch:
+            result = module(*arguments)
+        return self._seen(module, arguments, result)
+
+    def _unspecified(self, before: torch.nn.Module, sizes: dict[str, int], seed: int) -> bool:
+        try:
+            self._trial(before, sizes, seed, Watch())
+        except Unspecified:
+            return True
+        except Exception:
+            return False
+        return False
+
+    def _within(self, before: Any, sizes: dict[str, int], seed: int, ours: Any, yours: Any, where: str) -> bool:
+        """Whether what differs is as small as it may be. False where the result is not specified."""
+        try:
+            trials = [self._trial(before, sizes, seed, Watch(MOST_ULPS, k)) for k in range(TRIALS)]
+        except Unspecified:
+            return False
+        moved = [pytree.tree_leaves(t) for t in trials]
+        pairs = zip(pytree.tree_leaves(ours), pytree.tree_leaves(yours), *moved, strict=True)
+        paths = [pytree.keystr(p) for p, _ in pytree.tree_leaves_with_path(ours)]
+        for path, (mine, eager, *others) in zip(paths, pairs, strict=True):
+            if isinstance(eager, torch.Tensor) and not _equal(mine, eager):
+                bad = _too_far(mine, eager, others)
+                if bad:
+                    raise Mismatch("values", f"{where}, {path}: {bad}\nfused {mine}\neager {eager}")
+        return True
+
+
+def _is_known(sentence: str) -> bool:
+    return any(text in sentence for text in KNOWN)
+
+
+def _attempt(call: Any, arguments: Any) -> tuple[Any, Exception | None]:
+    try:
+        return call(*arguments), None
+    except Exception as error:
+        return None, error
+
+
+def _differ(ours: Any, yours: Any) -> str | bool:
+    """What no rounding explains, in words; else whether values differ."""
+    (left, tree), (right, wanted) = pytree.tree_flatten(ours), pytree.tree_flatten(yours)
+    if tree != wanted:
+        return f"the structure is {tree}, eager's is {wanted}"
+    paths = [pytree.keystr(p) for p, _ in pytree.tree_leaves_with_path(ours)]
+    values = False
+    for path, a, b in zip(paths, left, right, strict=True):
+        if type(a) is not type(b):
+            return f"{path} is a {type(a).__name__}, eager's is a {type(b).__name__}"
+        if not isinstance(b, torch.Tensor):
+            if a != b:
+                return f"{path} is {a!r}, eager's is {b!r}"
+            continue
+        if (a.dtype, a.shape) != (b.dtype, b.shape) or _layout(a) != _layout(b):
+            looks = [f"{t.dtype}{list(t.shape)} strides {t.stride()}" for t in (a, b)]
+            return f"{path} is {looks[0]}, eager's is {looks[1]}"
+        if not _equal(a, b):
+            values = True
+            if not b.is_floating_point():
+                return f"{path} differs:\nfused {a}\neager {b}"
+    if _sharing(left) != _sharing(right):
+        return f"results share memory as {_sharing(left)}, eager's as {_sharing(right)}; of {paths}"
+    return values
+
+
+def _layout(t: torch.Tensor) -> Any:
+    return tuple(s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1) if t.numel() else ()
+
+
+def _sharing(leaves: list[Any]) -> list[Any]:
+    """For each tensor, the first that shares its memory, and where in it this one begins."""
+    first: dict[int, int] = {}
+    found = []
+    for k, leaf in enumerate(leaves):
+        if isinstance(leaf, torch.Tensor) and leaf.numel():
+            owner = first.setdefault(leaf.untyped_storage()._cdata, k)
+            found.append((owner, leaf.storage_offset() - leaves[owner].storage_offset()))
+    return found
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """To the bit but for the bits of a NaN; 0.0 and -0.0 differ."""
+    if torch.equal(a, b) and not b.is_floating_point():
+        return True
+    if not b.is_floating_point():
+        return False
+    same = ((a == b) & (a.signbit() == b.signbit())) | (a.isnan() & b.isnan())
+    return bool(same.all())
+
+
+def _too_far(mine: torch.Tensor, eager: torch.Tensor, trials: list[torch.Tensor]) -> str:
+    """Why `mine` cannot be eager's result with other last places; "" where it can."""
+    a, b = mine.double(), eager.double()
+    others = [t.double() for t in trials]
+    steady = torch.ones_like(b, dtype=torch.bool)
+    for t in others:
+        steady &= (t.isfinite() == b.isfinite()) & (t.isnan() == b.isnan())
+    special = steady & ~b.isfinite()
+    wrong = special & ~((a == b) | (a.isnan() & b.isnan()))
+    if bool(wrong.any()):
+        return f"{int(wrong.sum())} values that are not finite differ"
+    finite = steady & b.isfinite()
+    if not bool(finite.any()):
+        return ""
+    most = max(float((t - b)[finite].abs().max()) for t in others)
+    off = float((a - b)[finite].abs().nan_to_num(float("inf")).max())
+    return f"off by {off:.3g}, where rounding explains {SLACK * most:.3g}" if off > SLACK * most else ""

@@ -1,0 +1,189 @@
+"""The verifier of recordings: a good one passes, and each check has a graph that trips it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fusion.capture.record import record
+from fusion.patterns import symbols
+from fusion.patterns.errors import GraphError
+from fusion.patterns.graph import (
+    GraphInput,
+    HeldObject,
+    IslandNode,
+    OpNode,
+    RecordedGraph,
+    Ref,
+    SubGraph,
+    SymbolSource,
+    TensorSpec,
+    writes,
+)
+from fusion.patterns.wellformed import check_recording
+
+ROW = TensorSpec.contiguous(torch.float32, (symbols.symbol("s0"),))
+SHAPED = SymbolSource("s0", "x0", "shape", 0)
+
+
+def exp(source: str = "x0", made: str = "v1") -> OpNode:
+    return OpNode("aten.exp.default", (Ref(source),), (), (made,))
+
+
+GOOD = RecordedGraph(
+    inputs=(GraphInput("x0", ("x",)),),
+    parameters=(("p0", "weight"),),
+    constants=("c0",),
+    mutated=("v1",),
+    nodes=(
+        exp(),
+        OpNode("aten.add_.Tensor", (Ref("v1"), Ref("p0")), (), ("v1",)),
+        IslandNode(("cache",), "length", (), (), ("n2",), False, "leaf"),
+        OpNode("aten.expand.default", (Ref("c0"), (symbols.symbol("s1"),)), (), ("v3",)),
+    ),
+    outputs=(Ref("v1"), Ref("v3"), symbols.symbol("s0")),
+    structure="",
+    specs=(
+        ("x0", ROW),
+        ("p0", ROW),
+        ("c0", TensorSpec(torch.float32, (1,), (1,))),
+        ("v1", ROW),
+        ("v3", TensorSpec(torch.float32, (symbols.symbol("s1"),), (0,))),
+    ),
+    symbols=(SHAPED, SymbolSource("s1", "n2", "result")),
+    guards=("s0 <= 3*s1", "not (max(s0, s1) == 7)"),
+    objects=(HeldObject("o0", "class", "cache.Cache"),),
+)
+
+
+def test_a_good_recording_passes() -> None:
+    check_recording(GOOD)
+
+
+def with_node(k: int, node: Any) -> RecordedGraph:
+    return replace(GOOD, nodes=(*GOOD.nodes[:k], node, *GOOD.nodes[k + 1 :]))
+
+
+def with_spec(name: str, spec: TensorSpec | None) -> RecordedGraph:
+    kept = [(n, s) for n, s in GOOD.specs if n != name]
+    return replace(GOOD, specs=(*kept, *([(name, spec)] if spec else [])))
+
+
+BAD: dict[str, tuple[RecordedGraph, str]] = {
+    "a name given twice": (replace(GOOD, constants=("x0",)), "'x0' is given and exists already"),
+    "an object of a tensor's name": (
+        replace(GOOD, objects=(HeldObject("p0", "class", "C"),)),
+        "'p0' is held and exists already",
+    ),
+    "a read of nothing": (with_node(0, exp("y")), "aten.exp.default reads 'y', which no input or earlier call makes"),
+    "a read before the value is made": (
+        with_node(0, exp("v3")),
+        "aten.exp.default reads 'v3', which no input or earlier call makes",
+    ),
+    "an island's read of nothing": (
+        with_node(2, IslandNode(("cache",), "update", (Ref("y"),), (), ("n2",), True, "leaf")),
+        "island update reads 'y'",
+    ),
+    "a value made again": (with_node(3, exp("x0", "v1")), "makes ['v1'], which exists and was not given to it"),
+    "an input without a spec": (with_spec("x0", None), "is no tensor"),
+    "a parameter without a spec": (with_spec("p0", None), "The value 'p0' has no TensorSpec"),
+    "a result without a spec": (with_spec("v3", None), "The value 'v3' has no TensorSpec"),
+    "a spec of unequal rank": (
+        with_spec("v3", TensorSpec(torch.float32, (2, 3), (1,))),
+        "'v3' has 2 sizes and 1 strides",
+    ),
+    "a symbol with two sources": (replace(GOOD, symbols=(*GOOD.symbols, SHAPED)), "s0 has two sources"),
+    "a symbol without a source": (replace(GOOD, symbols=(SHAPED,)), "uses the size symbol s1, which has no source"),
+    "a source that no island returns": (
+        replace(GOOD, symbols=(SHAPED, SymbolSource("s1", "n7", "result"))),
+        "which no island returns",
+    ),
+    "a source of no kind": (
+        replace(GOOD, symbols=(SymbolSource("s0", "x0", "offset"), GOOD.symbols[1])),
+        "a source is a shape, a stride or a result",
+    ),
+    "a source that is no tensor": (
+        replace(GOOD, symbols=(SymbolSource("s0", "n2", "shape"), GOOD.symbols[1])),
+        "which is no tensor",
+    ),
+    "a source of no dimension": (
+        replace(GOOD, symbols=(SymbolSource("s0", "x0", "shape", 1), GOOD.symbols[1])),
+        "which has no such dimension",
+    ),
+    "a symbol used before its source": (
+        replace(GOOD, nodes=(GOOD.nodes[0], GOOD.nodes[1], GOOD.nodes[3], GOOD.nodes[2])),
+        "uses s1 before its source 'n2' is made",
+    ),
+    "a guard over an unknown symbol": (replace(GOOD, guards=("s0 == s9",)), "names ['s9']"),
+    "a guard over something else": (replace(GOOD, guards=("s0 == open",)), "names ['open']"),
+    "an output of nothing": (replace(GOOD, outputs=(Ref("v9"),)), "The output 'v9' is made by no call"),
+    "an output of an unknown size": (
+        replace(GOOD, outputs=(symbols.symbol("s9"),)),
+        "an output uses the size symbol s9",
+    ),
+    "a write to nothing": (replace(GOOD, mutated=("v9",)), "'v9' is listed as written to"),
+    "an unknown shape of nothing": (replace(GOOD, opaque=("v9",)), "'v9' is listed as of unknown shape"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_malformed_recording_is_rejected(name: str) -> None:
+    graph, message = BAD[name]
+    with pytest.raises(GraphError) as raised:
+        check_recording(graph)
+    assert message in str(raised.value)
+
+
+def test_a_subgraph_writes_to_nothing_and_its_specs_have_strides() -> None:
+    node = OpNode("aten.add_.Tensor", (Ref("a"), Ref("b")), (), ("c",))
+    with pytest.raises(GraphError, match=r"aten\.add_\.Tensor writes to memory"):
+        SubGraph(("a", "b"), (node,), ("c",), (("a", ROW), ("b", ROW), ("c", ROW)))
+    with pytest.raises(GraphError, match="'v1' has another number of sizes than of strides"):
+        SubGraph(("x0",), (exp(),), ("v1",), (("x0", ROW), ("v1", TensorSpec(torch.float32, (2,), ()))))
+
+
+@pytest.mark.parametrize("op", ["aten.add_.Tensor", "aten.add.out", "aten.__iand__.Tensor", "aten.sort.values"])
+def test_operators_that_write_are_known_by_their_schema(op: str) -> None:
+    assert writes(op)
+
+
+@pytest.mark.parametrize("op", ["aten.add.Tensor", "aten.__and__.Tensor", "mine.no_such_op.default", "aten"])
+def test_operators_that_do_not(op: str) -> None:
+    assert not writes(op)
+
+
+def forward(x: torch.Tensor) -> torch.Tensor:
+    """A hundred operators, of the kinds a model's layer has."""
+    for _ in range(10):
+        y = x.float()
+        x = (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+        left, right = x.chunk(2, -1)
+        x = torch.cat((-right, left), -1) * torch.sigmoid(x)
+    return x
+
+
+def test_checking_costs_little_of_what_recording_does() -> None:
+    x = torch.rand(4, 16)
+    shares = []
+    for _ in range(3):
+        recording = record(forward, {"x": x}, lambda: forward(x), {})
+        assert recording.refusal is None and recording.graph is not None
+        began = time.perf_counter()
+        check_recording(recording.graph)
+        shares.append((time.perf_counter() - began) / recording.seconds)
+    assert min(shares) < 0.05, shares  # a share of the same run's time, and the least of three: noise only adds to it
+
+
+def test_a_fault_of_the_recorder_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusion.capture import record as recording
+
+    def broken(**fields: Any) -> RecordedGraph:
+        return RecordedGraph(**{**fields, "specs": ()})
+
+    monkeypatch.setattr(recording, "RecordedGraph", broken)
+    made = record(torch.exp, {"x": torch.rand(3)}, lambda: torch.exp(torch.ones(3)), {})
+    assert made.refusal is not None and made.refusal.code in ("recorder_error", "unknown_tensor")
