@@ -235,7 +235,7 @@ class Writer:
             return self.register[name]
         if name in self.paths:
             return self.path(self.paths[name])
-        if name not in self.given:
+        if name not in self.given and name not in self.made_objects:
             raise GraphError(f"The plan reads {name!r}, which was let go of or never made.", remedy="Report this.")
         return name  # a parameter p0.., constant c0.. or object, bound by name
 
