@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from fusion.capture import islands
 from fusion.capture.follow import Likeness, follow, likeness, twins
@@ -229,7 +230,7 @@ class Scope:
         recording.undo.rewind()
         with self._replay(recording.log, arguments):
             plain = self._eager(arguments)  # the recorded run saw symbols; this one is what the caller gets
-        if not (same_results(plain, recording.result) and recording.undo.agrees(left)):
+        if not (same_results(plain, recording.result, exact=False) and recording.undo.agrees(left)):
             self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
             return recording.result if self.steps else plain  # only the recorded run ran the steps
         self._guarded(key, lambda: self.adopt(recording, arguments))
@@ -307,7 +308,9 @@ class Scope:
         try:
             with self._replay(recording.log, arguments), torch.no_grad(), recording.undo.rewound() as left:
                 result, _, _, _ = known.checked_run(arguments, frozenset())
-                agrees = result is not MISS and same_results(result, recording.result) and recording.undo.agrees(left)
+                exact = result is not MISS and same_results(result, recording.result)
+                agrees = exact or (result is not MISS and same_results(result, recording.result, exact=False))
+                agrees = agrees and recording.undo.agrees(left)
         except PlanStopped as stopped:
             known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
             return
@@ -318,8 +321,8 @@ class Scope:
         known.release(recording)
         known.proved.add(known.key(values))
         late = [s for s in known.graph.symbols if s.symbol not in known.symbols]
-        if late:
-            known.proved.clear()  # a size that only an island tells: the next call is checked
+        if late or not exact:
+            known.proved.clear()  # a size that only an island tells, or another rounding: the next call is checked
         known.plan(compiled, *self._failed(known))
         self._publish()
 
@@ -397,7 +400,10 @@ class Scope:
                 raise error
             with self._lock:
                 self._count_failure(known, error)
-            return self._replayed(arguments, log)
+            result = self._replayed(arguments, log)
+            if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in pytree.tree_leaves(result)):
+                raise error  # the forward looked at what the plan's steps had handed on
+            return result
 
         return fail, note
 

@@ -362,6 +362,9 @@ class Expect:
 
     value: Any
 
+    def __hash__(self) -> int:
+        return hash(repr(self.value))  # which may be a list
+
 
 @dataclass(frozen=True, slots=True)
 class GraphInput:

@@ -37,6 +37,7 @@ from fusion.patterns.ops import resolve
 from fusion.patterns.symbols import Dim
 
 from .calls import call
+from .handed_on import HandedOn, restored
 from .native import make_guard
 from .undo import Undo, separate, storages
 from .wellformed import check_steps, check_text
@@ -203,6 +204,12 @@ class Writer:
         self.register: dict[str, str] = {}
         self.free: list[str] = []
         self.effects = False
+        self.logged = 0  # entries of the log so far
+        self.logged_at: dict[str, int] = {}  # results of steps that only other steps read: their place in the log
+        self.lets_go = False
+        by_operators = {r for n in self.graph.nodes if isinstance(n, OpNode) for r in n.refs}
+        by_islands = {r for n in self.graph.nodes if isinstance(n, IslandNode) for r in n.refs}
+        self.passed_on = by_islands - by_operators
         self.paths = {i.name: i.path for i in self.graph.inputs}
         self.given = frozenset(
             [name for name, _ in self.graph.parameters] + [*self.graph.constants] + [o.name for o in self.graph.objects]
@@ -388,7 +395,7 @@ class Writer:
         """An island call, its log entry, and the checks on what it returned."""
         receiver = self.text(node.receiver) if isinstance(node.receiver, Ref) else self.path(node.receiver)
         pad = "        "
-        if isinstance(node.receiver, Ref) and node.receiver.name in self.graph.spec:
+        if self._reads_data(node):
             self.lines.append(f"{pad}r = {receiver}.{node.method}()")
         elif node.args is None:
             self.lines.append(f"{pad}r = {receiver}.{node.method}")
@@ -469,6 +476,8 @@ class Writer:
         last: dict[str, int] = {}
         for position, names in enumerate(reads):
             last.update(dict.fromkeys(names, position))
+        nodes = [self.graph.nodes[index] if kind == "node" else None for kind, index in steps]
+        self.last_read = max((p for p, n in enumerate(nodes) if n is not None and self._reads_data(n)), default=-1)
         returned = {leaf.name for leaf in self.graph.outputs if isinstance(leaf, Ref)}
         sources = {s.value for s in self.graph.symbols}
         self.kept = frozenset(returned | sources)
@@ -483,6 +492,8 @@ class Writer:
                 node = self.graph.nodes[index]
                 assert isinstance(node, IslandNode)
                 self.island(index, node, log)
+                if not log:
+                    self._let_go(node, position, last)
                 self.release(reads[position], position, last)
                 made = [o for o in node.outputs if isinstance(o, str) and o in self.graph.spec]
             else:
@@ -491,6 +502,26 @@ class Writer:
                 if name in taps:
                     self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
             self.release(made, position, last)
+
+    def _let_go(self, node: IslandNode, position: int, last: Mapping[str, int]) -> None:
+        """Takes out of the log what a step handed to this one, if nothing else will read it.
+
+        Not before the last condition on data: where that fails, the forward goes another way.
+        """
+        for name in dict.fromkeys(node.refs):
+            done = last[name] == position and position > self.last_read
+            if name in self.logged_at and done and name not in self.kept:
+                gone = self.name("gone", HandedOn(self.spec(name)))
+                self.lines.append(f"        log[{self.logged_at.pop(name)}] = {gone}")
+                self.lets_go = True
+        self.logged += not self._reads_data(node)
+        passed_on = node.structure == "leaf" and node.outputs[0] in self.passed_on
+        if node.effect and isinstance(node.receiver, Ref) and passed_on:
+            self.logged_at[node.outputs[0]] = self.logged - 1
+
+    def _reads_data(self, node: OpNode | IslandNode) -> bool:
+        receiver = node.receiver if isinstance(node, IslandNode) else None
+        return isinstance(receiver, Ref) and receiver.name in self.graph.spec
 
     def _reads(self, step: Step, kernels: Sequence[KernelCall]) -> tuple[str, ...]:
         kind, index = step
@@ -610,7 +641,8 @@ def write_plan(
     writer.body(steps, kernels, taps, log)
     writer.lines.append(f"        return {writer.result()}")
     writer.lines.append("    except Exception as error:")
-    writer.lines.append(f"        return FAIL(error, log, ({arguments}{',' if arguments else ''}), undo)")
+    logged = f"{writer.name('restored', restored)}(log, locals())" if writer.lets_go else "log"
+    writer.lines.append(f"        return FAIL(error, {logged}, ({arguments}{',' if arguments else ''}), undo)")
     return Source("\n".join(writer.lines), writer.names)
 
 

@@ -256,6 +256,45 @@ def test_a_forward_that_makes_an_object(quick: fusion.FusionConfig) -> None:
     assert planned(fused)["Makes"] > 6
 
 
+class Widens(Counted):
+    """Returns another dtype for large values, after its effect."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y.double() if y.max().tolist() > 60 else y
+
+
+class Chain(torch.nn.Module):
+    """Steps in a row, then perhaps a condition on data."""
+
+    def __init__(self, look: bool = False) -> None:
+        super().__init__()
+        self.steps = torch.nn.ModuleList([Counted(), Counted(), Widens()])
+        self.look = look
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.steps[0](torch.exp(x) + 1)
+        y = self.steps[2](self.steps[1](first))
+        if self.look and y.sum() > 1500:
+            return y * 2 + first
+        return y + 3
+
+
+@pytest.mark.parametrize("look", [False, True])
+def test_what_steps_hand_on_is_not_kept(look: bool, quick: fusion.FusionConfig) -> None:
+    fused, eager = fusion.enable(Chain(look).eval(), quick), Chain(look).eval()
+    for value in (1.0, 1.0, 1.0, 1.0, 1.0):
+        agree(fused, eager, torch.full((2, 16), value))
+    (known,) = scopes(fused)["Chain"].known
+    ((_, plan),) = known.plans.values()
+    kept = "a condition that fails later may lead to where it is read"
+    assert plan.source.count("] = gone") == (0 if look else 2), kept
+    for k, value in enumerate((3.0, 1.0, 1.0, 3.0, 1.0, 1.0, 1.0), start=6):
+        agree(fused, eager, torch.full((2, 16), value))
+        assert [step.calls for step in fused.steps] == [k] * 3
+    assert scopes(fused)["Chain"].statistics.fallbacks > 0
+
+
 def test_generate_gives_eagers_tokens(quick: fusion.FusionConfig) -> None:
     eager, fused = transformer(), fusion.enable(transformer(), quick)
     for seed in range(3):
