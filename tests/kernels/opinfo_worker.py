@@ -1,0 +1,60 @@
+"""Runs a sample of every row of the table under Triton's interpreter and prints what came out, as one JSON object.
+
+A process of its own with TRITON_INTERPRET=1, as `triton_worker`. By name of the case: the operators it tests, why it is
+wrong ("" where it is right), and which primitive Triton has no form of, if that is why it did not run.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+
+import opinfo_cases
+import torch
+
+from fusion.kernels.toolchain import triton as toolchain
+from fusion.patterns.errors import LoweringError
+from fusion.runtime.cuda_launch import make_cuda_launcher
+
+DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+
+
+def main() -> None:
+    """Runs the cases and prints their results."""
+    if not toolchain.interpreted():
+        raise SystemExit("Set TRITON_INTERPRET=1.")
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    cases = opinfo_cases.collect(DTYPES, 1, varied=False).cases
+    print(json.dumps({case.name: outcome(case) for case in cases}, indent=1))
+
+
+def outcome(case: opinfo_cases.Case) -> dict[str, object]:
+    """What came of one case."""
+    found: dict[str, object] = {"operators": sorted(case.operators), "wrong": "", "refused": ""}
+    # Conversions of numbers an integer cannot hold are NumPy's here, and the hardware's on a GPU.
+    case = replace(case, inputs=case.inputs[:1]) if _makes_integers(case) else case
+    try:
+        launch = make_cuda_launcher(case.nest)
+
+        def run(inputs: opinfo_cases.Tensors) -> opinfo_cases.Tensors:
+            made = launch(*inputs)
+            return made if isinstance(made, tuple) else (made,)
+
+        found["wrong"] = opinfo_cases.verdict(case, run)
+    except LoweringError as error:
+        found["refused"] = f"{error.code}: {error.message}"
+    except Exception as error:
+        found["wrong"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def _makes_integers(case: opinfo_cases.Case) -> bool:
+    takes_floats = any(a.dtype.is_floating_point for a in case.nest.inputs)
+    made = {o.dtype for o in case.nest.outputs}
+    return takes_floats and any(not t.is_floating_point and t is not torch.bool for t in made)
+
+
+if __name__ == "__main__":
+    main()
