@@ -157,7 +157,7 @@ POINTWISE: dict[str, list[Sample]] = {
     "bitwise_not.default": [sample(FIRST), sample(YES)],
     "logical_not.default": [*unary(), sample(FIRST), sample(YES)],
     "to.dtype": [sample(X, torch.float32), sample(X * 3, torch.int64), sample(FIRST, torch.bool)],
-    "to.dtype_layout": [sample(X, dtype=torch.float32)],
+    "to.dtype_layout": [sample(X, dtype=torch.float32), sample(X, dtype=torch.float16)],
     "to.device": [sample(X, torch.device("cpu"), torch.bfloat16)],
     "_to_copy.default": [sample(X, dtype=torch.float16)],
     "type_as.default": [sample(X, FIRST), sample(X, Y.float())],
