@@ -127,6 +127,7 @@ def _judged(cases: Sequence[Case]) -> list[str]:
 # Primitives that Triton kernels do not hold, so that the operator is refused there, with the reason.
 _NOT_IN_TRITON = ("atan2", "log1p has no Triton form in torch.float64", "expm1 has no Triton form in torch.float64")
 _WHOLE_POWERS = ("pow has no Triton form in torch.int64", "pow has no Triton form in torch.int32")
+# The interpreter's, of comparisons of a single number; a GPU has no such limit.
 _NUMBERS = "interpreter: TypeError(\"ufunc 'bitwise_or'"
 
 
@@ -150,9 +151,8 @@ def test_triton_kernels_are_right(interpreted: dict[str, dict[str, Any]]) -> Non
 
 def test_triton_refuses_only_what_it_lacks(interpreted: dict[str, dict[str, Any]]) -> None:
     reasons = {found["refused"] for found in interpreted.values() if found["refused"]}
-    assert all(any(known in reason for known in (*_NOT_IN_TRITON, *_WHOLE_POWERS, _NUMBERS)) for reason in reasons), (
-        reasons
-    )
+    known = (*_NOT_IN_TRITON, *_WHOLE_POWERS, _NUMBERS)
+    assert not {reason for reason in reasons if not any(part in reason for part in known)}
 
 
 @pytest.mark.parametrize("op", TABLE)

@@ -125,6 +125,7 @@ POINTWISE: dict[str, list[Sample]] = {
     "remainder.Scalar_Tensor": [sample(7.5, X), sample(-2.0, SPECIAL)],
     "fmod.Scalar": [*with_number(0.7), sample(FIRST, -4)],
     "fmod.Tensor": [*binary(), sample(FIRST, SECOND)],
+    "round.decimals": [sample(X, decimals=d) for d in (0, 2, -1)],
     "heaviside.default": [sample(SPECIAL, OTHER)],
     "atan2.default": binary(),
     "hypot.default": binary(),
