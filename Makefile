@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 LAYOUT := build/layout
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo test lint bench fuzz clean
+.PHONY: docs demo test lint bench fuzz clean
 
 demo: $(READY)
 	$(BIN)/fusion demo $(ARGS)
@@ -28,6 +28,9 @@ bench: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz $(if $(SEED),--seed $(SEED)) $(if $(N),--count $(N))
+
+docs: $(READY)
+	$(BIN)/python -m fusion.patterns.ops patterns/OPERATORS.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -75,7 +75,7 @@ class _Launcher:
         count = len(self.nest.inputs)
         tensors, given = arguments[:count], arguments[count:]
         launch = self._launch(tensors, given)
-        device = tensors[0].device if tensors else torch.device("cuda", torch.cuda.current_device())
+        device = tensors[0].device if tensors else _current_device()
         outputs = tuple(
             torch.empty_strided(shape, strides, dtype=dtype, device=device) for shape, strides, dtype in launch.outputs
         )
@@ -154,6 +154,11 @@ def prepare(nest: LoopNest, schedule: Schedule, tensors: tuple[torch.Tensor, ...
     sizes = tuple(values[s.symbol] for s in nest.sizes)
     divisible = tuple((n == 1, n % 16 == 0, n >= 2**31) for n in sizes)
     return _Launch(sizes, tuple(outputs), schedule.programs(rows, columns), needs_int64(nest, values), divisible)
+
+
+def _current_device() -> torch.device:
+    """Where a kernel without inputs writes what it makes."""
+    return torch.device("cpu") if toolchain.interpreted() else torch.device("cuda", torch.cuda.current_device())
 
 
 def _check_kind(nest: LoopNest, argument: Argument, tensor: torch.Tensor, device: torch.device) -> None:

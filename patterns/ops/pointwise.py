@@ -231,6 +231,18 @@ def _heaviside(x: Scalar, at_zero: Scalar) -> Scalar:
     return apply("where", apply("eq", x, 0), at_zero, step)
 
 
+def _round_decimals(x: Scalar, decimals: int = 0) -> Scalar:
+    power = 10.0 ** abs(decimals)
+    scaled = apply("round", x * power if decimals >= 0 else x / power)
+    return scaled / power if decimals >= 0 else scaled * power
+
+
+def _single_or_double(call: Call) -> str | None:
+    """torch rounds after every step of half precision here."""
+    made = call.outputs[0].dtype
+    return None if made in (torch.float32, torch.float64) else f"rounding of {made} to decimals"
+
+
 # Activations
 
 
@@ -455,6 +467,7 @@ for _name in ("neg", "abs", "sqrt", "rsqrt", "floor", "ceil", "trunc", "round"):
     pointwise(f"{_name}.default", lambda x, _fn=_name: apply(_fn, x), note=_EXACT)
 for _name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf"):
     pointwise(f"{_name}.default", lambda x, _fn=_name: apply(_fn, x), note=_VECTOR)
+pointwise("round.decimals", _round_decimals, covers=_single_or_double, note=_EXACT)
 pointwise("frac.default", lambda x: x - apply("trunc", x), note=_EXACT)
 pointwise(("sign.default", "sgn.default"), _sign, note=_EXACT)
 pointwise("heaviside.default", _heaviside, note=_EXACT)

@@ -61,6 +61,11 @@ class Call:
         return sum(isinstance(x, Ref) for x in leaves(before)) if isinstance(given, Ref) else None
 
 
+def covered(call: Call) -> str | None:
+    """The `covers` of a row that covers every use."""
+    return None
+
+
 # An operand's element, in the compute dtype of the result: (which of the call's inputs, index) -> element. It is taken
 # only where the Selects around it choose it, so the index may lie outside the operand elsewhere.
 Read = Callable[[int, Index], Scalar]
@@ -111,7 +116,7 @@ class Operator:
     keeps: bool = False
     index: Callable[[Call, Index, Extents, int], Index] | None = None
     element: Callable[[Call, Index, Extents, Read], Scalar] | None = None
-    covers: Callable[[Call], str | None] = lambda call: None
+    covers: Callable[[Call], str | None] = covered
     note: str = ""
 
 
@@ -128,11 +133,6 @@ def register(row: Operator) -> Operator:
         raise ValueError(f"{row.op} has a row in the operator table already.")
     TABLE[row.op] = row
     return row
-
-
-def covered(call: Call) -> str | None:
-    """The `covers` of a row that covers every use."""
-    return None
 
 
 def pointwise(

@@ -7,7 +7,7 @@ from typing import Any
 from .. import symbols
 from ..indexing import Extents, Index, broadcast_index, divide, reshape_index
 from ..symbols import Dim
-from .table import Call, Kind, Operator, register
+from .table import Call, Kind, Operator, covered, register
 
 
 def _same(call: Call, index: Index, extents: Extents, number: int) -> Index:
@@ -195,7 +195,7 @@ PERMUTATIONS = (_transpose, _matrix_transpose, _permute, _reverse, _move)
 REARRANGEMENTS = (*_FLIPS, _repeat, _repeat_interleave, _diagonal, _unfold)
 
 
-def _view(ops: tuple[str, ...], index: Any, covers: Any = lambda call: None) -> None:
+def _view(ops: tuple[str, ...], index: Any, covers: Any = covered) -> None:
     for op in ops:
         register(Operator(f"aten.{op}", Kind.VIEW, index=index, covers=covers))
 

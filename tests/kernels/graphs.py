@@ -213,6 +213,41 @@ def row_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x.sum(-1), x.amax(-1, keepdim=True)
 
 
+def causal_bias(scores: torch.Tensor) -> torch.Tensor:
+    """A mask that no one stores, added to scores [b, h, s, s]."""
+    length = scores.shape[-1]
+    return scores + torch.full((length, length), float("-inf")).triu(1).to(scores.dtype)
+
+
+def rotary_tables(x: torch.Tensor, frequencies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of every position of x [b, s, d] times each frequency, twice side by side."""
+    angle = torch.arange(x.shape[1])[:, None].float() * frequencies
+    both = torch.cat((angle, angle), dim=-1)
+    return both.cos().to(x.dtype), both.sin().to(x.dtype)
+
+
+def pad_cat(x: torch.Tensor) -> torch.Tensor:
+    """A tensor padded in two dimensions, beside twice itself: Selects in Selects."""
+    padded = F.pad(x, (1, 2, 1, 3), value=0.5)
+    return torch.cat((padded, padded * 2.0), dim=-1)
+
+
+def shifts(x: torch.Tensor) -> torch.Tensor:
+    """Neighbours: the row before, the row from the other end, the difference to the row before."""
+    start = x.new_zeros((x.shape[0], 1, x.shape[2]))
+    return torch.roll(x, 1, 1) * torch.flip(x, (1,)) - torch.diff(x, dim=1, prepend=start)
+
+
+def stack_repeat(x: torch.Tensor) -> torch.Tensor:
+    """Two tensors interleaved by row, times the rows twice over."""
+    return torch.stack((x, -x), dim=2).flatten(1, 2) * x.repeat(1, 2, 1)
+
+
+def expert_weights(x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Weights [s, experts] of the chosen experts [s] only, none above the diagonal."""
+    return (F.one_hot(chosen, x.shape[-1]) * x).tril(1)
+
+
 def _tokens(dtype: torch.dtype, length: int, count: int, width: int = HIDDEN) -> tuple[torch.Tensor, ...]:
     return tuple(normal(2, length, width, dtype=dtype, seed=i) for i in range(count))
 
@@ -276,4 +311,18 @@ EXAMPLES: dict[str, Example] = {
         lambda dtype=torch.float32, length=LENGTH: (*_norm_inputs(dtype, length), normal(HIDDEN, dtype=dtype, seed=3)),
     ),
     "row_statistics": Example(row_statistics, lambda dtype=torch.float32, length=LENGTH: _tokens(dtype, length, 1)),
+    "causal_bias": Example(causal_bias, lambda dtype=torch.float32, length=LENGTH: _softmax_inputs(dtype, length)[:1]),
+    "rotary_tables": Example(
+        rotary_tables,
+        lambda dtype=torch.float32, length=LENGTH: (*_tokens(dtype, length, 1), normal(HEAD // 2).exp()),
+    ),
+    "pad_cat": Example(pad_cat, lambda dtype=torch.float32, length=LENGTH: _strided_inputs(dtype, length)[:1]),
+    "shifts": Example(shifts, lambda dtype=torch.float32, length=LENGTH: _strided_inputs(dtype, length)[:1]),
+    "stack_repeat": Example(
+        stack_repeat, lambda dtype=torch.float32, length=LENGTH: _strided_inputs(dtype, length)[:1]
+    ),
+    "expert_weights": Example(
+        expert_weights,
+        lambda dtype=torch.float32, length=LENGTH: (normal(length, 5, dtype=dtype), torch.arange(length) % 5),
+    ),
 }

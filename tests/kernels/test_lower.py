@@ -79,7 +79,7 @@ def test_fp32_numerics_round_only_what_is_stored() -> None:
         lower(example("swiglu"), numerics="fp16")
 
 
-@pytest.mark.parametrize("name", [n for n in EXAMPLES if n != "cat_sizes"])
+@pytest.mark.parametrize("name", [n for n in EXAMPLES if n not in ("cat_sizes", "pad_cat")])  # longer than their input
 def test_zero_size(name: str) -> None:
     nest = lower(example(name))
     inputs = EXAMPLES[name].inputs(torch.float32, 0)
