@@ -46,5 +46,7 @@ def test_both_results_of_a_maximum_are_used(quick: fusion.FusionConfig) -> None:
     with torch.no_grad(), fusion.record(x, config=quick) as recording:
         fn(x)
     assert [s.ops for s in recording.subgraphs] == [("mul", "max", "sub", "exp")]
-    for made, eager in zip(recording.compile()(x).values(), fn(x), strict=True):
-        torch.testing.assert_close(made, eager)
+    made = {t.dtype: t for t in recording.compile()(x).values()}
+    for eager in fn(x):
+        torch.testing.assert_close(made[eager.dtype], eager)
+    assert len(recording.kernels) == 1, "the fused path ran"
