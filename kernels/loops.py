@@ -230,7 +230,8 @@ def verify(nest: LoopNest) -> None:
                 case _:
                     pass
 
-    for tensor in (*nest.inputs, *nest.outputs):
+    tensors: tuple[Argument | Output, ...] = (*nest.inputs, *nest.outputs)
+    for tensor in tensors:
         for d in (*tensor.shape, *tensor.strides):
             dim(d, f"the structure of {tensor.name}")
     for axis in nest.rows + ((nest.column,) if nest.column else ()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ import sympy
 from fusion.patterns import indexing, scalar, symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import TensorSpec
-from fusion.patterns.indexing import Index
+from fusion.patterns.indexing import Extents, Index
 from fusion.patterns.scalar import COLUMN, Load, Scalar, Select, Size
 from fusion.patterns.symbols import Dim
 
@@ -67,7 +68,8 @@ def memory_order(name: str, spec: TensorSpec) -> tuple[int, ...]:
 
 
 ReducedSizes = tuple[tuple[Dim, ...], tuple[int, ...]]  # the shape a reduction reads, the dimensions it runs over
-Columns = tuple[int, ...]  # dimensions of the widest output that are the column, as one; () for none
+# Dimensions of the widest output that are the column, as one, each with how many of its elements; () for none.
+Columns = tuple[tuple[int, Dim], ...]
 
 
 def column_space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]]) -> Space:
@@ -80,7 +82,8 @@ def column_space(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]])
     free = _free(spec)
     if not free:
         return Space((), Axis(COLUMN, 1), tuple(((0,) * len(s.shape), False) for s in specs))
-    return space_of(specs, orders, ([d for d in order if d in free][-1],))
+    innermost = [d for d in order if d in free][-1]
+    return space_of(specs, orders, ((innermost, spec.shape[innermost]),))
 
 
 def column_candidates(
@@ -89,18 +92,21 @@ def column_candidates(
     """Dimensions of the widest output that may be the column of a kernel with reductions, the likeliest first.
 
     First what a reduction runs over where its operand has the output's shape there, then the last dimension and the
-    innermost one, runs of dimensions with as many elements as a reduction has, and at last no column.
+    innermost one, runs of dimensions with as many elements as a reduction has, parts of a dimension that have (heads
+    that were flattened), and at last no column.
     """
     spec, order = _widest(specs, orders)
     free = _free(spec)
     tried: set[Columns] = set()
-    for column in (*_in_place(spec, over), *_ends(order, free), *_runs(spec, free, over), ()):
+    whole = itertools.chain(_in_place(spec, over), _ends(order, free), _runs(spec, free, over))
+    parts = itertools.chain(_parts(spec, free, over), ((),))
+    for column in itertools.chain((tuple((d, spec.shape[d]) for d in dims) for dims in whole), parts):
         if column not in tried:
             tried.add(column)
             yield column
 
 
-def _in_place(spec: TensorSpec, over: Sequence[ReducedSizes]) -> Iterator[Columns]:
+def _in_place(spec: TensorSpec, over: Sequence[ReducedSizes]) -> Iterator[tuple[int, ...]]:
     for shape, dims in over:
         if len(shape) == len(spec.shape) and all(symbols.same(shape[d], spec.shape[d]) for d in dims):
             column = tuple(d for d in dims if not _is_one(spec.shape[d]))
@@ -108,13 +114,13 @@ def _in_place(spec: TensorSpec, over: Sequence[ReducedSizes]) -> Iterator[Column
                 yield column
 
 
-def _ends(order: Sequence[int], free: Sequence[int]) -> Iterator[Columns]:
+def _ends(order: Sequence[int], free: Sequence[int]) -> Iterator[tuple[int, ...]]:
     if free:
         yield (free[-1],)
         yield ([d for d in order if d in free][-1],)
 
 
-def _runs(spec: TensorSpec, free: Sequence[int], over: Sequence[ReducedSizes]) -> Iterator[Columns]:
+def _runs(spec: TensorSpec, free: Sequence[int], over: Sequence[ReducedSizes]) -> Iterator[tuple[int, ...]]:
     for shape, dims in over:
         wanted = symbols.product(shape[d] for d in dims)
         for first in range(len(free)):
@@ -125,39 +131,75 @@ def _runs(spec: TensorSpec, free: Sequence[int], over: Sequence[ReducedSizes]) -
                     yield tuple(free[first : last + 1])
 
 
+def _parts(spec: TensorSpec, free: Sequence[int], over: Sequence[ReducedSizes]) -> Iterator[Columns]:
+    """The innermost part of a dimension, alone or with all dimensions after it."""
+    for shape, dims in over:
+        wanted = symbols.product(shape[d] for d in dims)
+        for k, d in reversed(list(enumerate(free))):
+            for rest in (free[k + 1 :], free[:0]):
+                part = _quotient(wanted, symbols.product(spec.shape[r] for r in rest))
+                if part is not None and not _is_one(part) and _quotient(spec.shape[d], part) not in (None, 1):
+                    yield ((d, part), *((r, spec.shape[r]) for r in rest))
+
+
+def _quotient(value: Dim, by: Dim) -> Dim | None:
+    """`value / by` where that is provably whole."""
+    if isinstance(value, int) and isinstance(by, int):
+        return value // by if by and value % by == 0 else None
+    ratio = sympy.cancel(sympy.sympify(value) / by)
+    return symbols.as_dim(ratio) if sympy.denom(ratio) == 1 else None
+
+
 def space_of(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], column: Columns) -> Space:
-    """The space whose column is `column`, dimensions of the widest output; every other dimension is a row axis.
+    """The space with the column `column`; every other dimension of the widest output is a row axis.
 
     Raises:
         LoweringError: "domain": an output has neither the widest output's elements nor one element per row.
     """
     spec, order = _widest(specs, orders)
+    taken = dict(column)
     axes: dict[int, Axis] = {}
     for d in order:
-        if d not in column and not _is_one(spec.shape[d]):
-            axes[d] = Axis(f"i{len(axes)}", spec.shape[d])
+        size = _quotient(spec.shape[d], taken[d]) if d in taken else spec.shape[d]
+        assert size is not None, "a column takes whole parts"
+        if not _is_one(size):
+            axes[d] = Axis(f"i{len(axes)}", size)
     rows = tuple(axes.values())
-    places = {d: Place(a.extent, symbols.index_symbol(a.name)) for d, a in axes.items()}
-    last: Axis | None = None
+    per_row = {d: Place(a.extent, symbols.index_symbol(a.name)) for d, a in axes.items()}
+    full, last = dict(per_row), None
     if column:
-        sizes = tuple(spec.shape[d] for d in column)
+        sizes = tuple(size for _, size in column)
         last = Axis(COLUMN, symbols.product(sizes))
-        parts = indexing.delinearize(symbols.index_symbol(COLUMN), sizes, {COLUMN: last.extent})
-        places |= {d: Place(size, at) for d, size, at in zip(column, sizes, parts, strict=True)}
+        steps = indexing.delinearize(symbols.index_symbol(COLUMN), sizes, {COLUMN: last.extent})
+        for (d, size), step in zip(column, steps, strict=True):
+            before = per_row[d].at * size if d in per_row else 0
+            full[d] = Place(spec.shape[d], symbols.as_dim(before + step))
+    extents = {axis.name: axis.extent for axis in rows} | ({COLUMN: last.extent} if last else {})
     at: list[tuple[Index, bool]] = []
     for own, own_order in zip(specs, orders, strict=True):
-        index = _index(own, own_order, places, order)
-        per_row = index is None or not column
-        if index is None and column:
-            index = _index(own, own_order, {d: p for d, p in places.items() if d not in column}, order)
+        index = _index(own, own_order, full, order)
+        index = _reshaped(own, spec, full, extents) if index is None else index
+        once = index is None or last is None
+        index = _index(own, own_order, per_row, order) if index is None and last else index
         if index is None:
             raise LoweringError(
                 "domain",
                 f"The outputs {spec.text()} and {own.text()} have no common iteration space.",
                 remedy="Compute them in two kernels.",
             )
-        at.append((index, per_row))
+        at.append((index, once))
     return Space(rows, last, tuple(at))
+
+
+def _reshaped(own: TensorSpec, spec: TensorSpec, places: Mapping[int, Place], extents: Extents) -> Index | None:
+    """The element of an output that has the widest one's elements in another shape."""
+    if not symbols.same(symbols.product(own.shape), symbols.product(spec.shape)):
+        return None
+    index = tuple(places[d].at if d in places else 0 for d in range(len(spec.shape)))
+    try:
+        return indexing.reshape_index(index, spec.shape, own.shape, extents)
+    except LoweringError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

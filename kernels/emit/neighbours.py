@@ -11,6 +11,8 @@ from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import COLUMN, Load
 from fusion.patterns.symbols import Dim
 
+_FEW = 8  # neighbours that are not worth taking together: half a vector of floats
+
 
 @functools.lru_cache(maxsize=512)
 def row_neighbours(nest: LoopNest) -> Axis | None:
@@ -20,8 +22,9 @@ def row_neighbours(nest: LoopNest) -> Axis | None:
     loads = {n for root in nest.roots for n in scalar.walk(root) if isinstance(n, Load)}
     if any(_steps_by_one(load.offset, COLUMN) for load in loads):
         return None
-    along = {axis: sum(_steps_by_one(load.offset, axis.name) for load in loads) for axis in nest.rows}
-    best = max(nest.rows, key=lambda axis: along[axis], default=None)
+    rows = [axis for axis in nest.rows if not (isinstance(axis.extent, int) and axis.extent < _FEW)]
+    along = {axis: sum(_steps_by_one(load.offset, axis.name) for load in loads) for axis in rows}
+    best = max(rows, key=lambda axis: along[axis], default=None)
     return best if best is not None and along[best] else None
 
 

@@ -107,6 +107,13 @@ OVER_ALL: dict[str, Function] = {
 WEIGHT = normal(4, 5)
 
 
+def _grouped(x: torch.Tensor) -> torch.Tensor:
+    """Four groups of two channels, each normalised over its channels and places."""
+    groups = x.view(2, 4, -1)
+    centred = groups - groups.mean(-1, keepdim=True)
+    return (centred * torch.rsqrt(groups.var(-1, keepdim=True, correction=0) + 1e-5)).view(x.shape) * 2.0
+
+
 def regions() -> dict[str, tuple[Function, tuple[torch.Tensor, ...]]]:
     """Groups of operators around reductions that real models have: a function and its inputs, by name."""
     x, y = normal(2, 6, 4, 5), normal(2, 6, 4, 5, seed=1)
@@ -137,14 +144,24 @@ def regions() -> dict[str, tuple[Function, tuple[torch.Tensor, ...]]]:
     }
 
 
+def flattened() -> dict[str, tuple[Function, tuple[torch.Tensor, ...]]]:
+    """Regions whose result has another shape than what they reduce."""
+    x, y, last = normal(2, 6, 4, 5), normal(2, 6, 4, 5, seed=1), normal(5, seed=2)
+    return {
+        "flattened heads": (lambda x, y, w: F.rms_norm(x + y, (5,), w, 1e-6).flatten(2) * 2.0, (x, y, last)),
+        "groups of channels": (_grouped, (normal(2, 8, 3, 5),)),
+        "a mean beside flattened rows": (lambda x: ((x - x.mean(-1, keepdim=True)).flatten(2) * 2.0, x.mean(-1)), (x,)),
+    }
+
+
 def layouts(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """One shape in every layout an operand may come in."""
-    x = values((3, 4, 5), dtype)
+    x = values((9, 4, 11), dtype)
     return {
         "contiguous": x,
-        "transposed": values((5, 4, 3), dtype).transpose(0, 2),
-        "expanded": values((3, 1, 5), dtype).expand(3, 4, 5),
-        "sliced": values((6, 4, 9), dtype)[1::2, :, 2:7],
+        "transposed": values((11, 4, 9), dtype).transpose(0, 2),
+        "expanded": values((9, 1, 11), dtype).expand(9, 4, 11),
+        "sliced": values((18, 4, 15), dtype)[1::2, :, 2:13],
     }
 
 
@@ -216,7 +233,7 @@ def cases() -> Iterator[tuple[str, list[Case]]]:
             )
     for name, every in OVER_ALL.items():
         yield f"{name} of all", [(every, (x,)) for x in layouts(torch.float32).values()]
-    for name, region in regions().items():
+    for name, region in (regions() | flattened()).items():
         yield name, [region]
 
 

@@ -110,7 +110,7 @@ def test_threads_share_few_long_rows(three_threads: None) -> None:
 
 @needs_compiler
 def test_rows_that_are_neighbours_in_memory_are_taken_together() -> None:
-    x = normal(5, 6)
+    x = normal(5, 16)
     across = cpp.code(lower(trace(lambda x: x.softmax(0), x)))
     along = cpp.code(lower(trace(lambda x: x.softmax(1), x)))
     assert "for (int64_t step = 0; step < 5; ++step)" in across and "int64_t step" not in along

@@ -131,3 +131,23 @@ def test_broadcast_index_is_torchs_expand(shape: list[int], data: st.DataObject)
     offset = indexing.offset(indexing.broadcast_index(index, shape, operand), tensor.stride())
     for point in itertools.product(*map(range, shape)):
         assert value(offset, **{f"k{d}": p for d, p in enumerate(point)}) == int(expanded[point])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.lists(st.integers(0, 60), min_size=4, max_size=4))
+def test_the_offset_of_a_position_is_the_same_put_together_or_not(shape: list[int], strides: list[int]) -> None:
+    j, count = symbols.index_symbol("j"), math.prod(shape)
+    index = indexing.delinearize(j, shape, {"j": count})
+    joined = indexing.offset(index, strides[: len(shape)])
+    for at, where in enumerate(itertools.product(*map(range, shape))):
+        expected = sum(i * s for i, s in zip(where, strides, strict=False))
+        assert symbols.evaluate(joined, {"j": at}) == expected
+
+
+def test_neighbouring_dimensions_of_a_dense_tensor_are_one() -> None:
+    j, s0 = symbols.index_symbol("j"), symbols.symbol("s0")
+    index = indexing.delinearize(j, (3, s0, 4), {"j": 12 * s0})
+    assert indexing.offset(index, (4 * s0, 4, 1)) == j
+    assert indexing.offset(index, (8 * s0, 8, 2)) == 2 * j
+    assert indexing.offset(index, (5 * s0, 4, 1)) != j
+    assert indexing.joined(7) == 7
