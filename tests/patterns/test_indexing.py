@@ -10,6 +10,7 @@ import sympy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._sympy.functions import Max
 
 from fusion.patterns import indexing, symbols
 from fusion.patterns.errors import LoweringError
@@ -131,3 +132,11 @@ def test_broadcast_index_is_torchs_expand(shape: list[int], data: st.DataObject)
     offset = indexing.offset(indexing.broadcast_index(index, shape, operand), tensor.stride())
     for point in itertools.product(*map(range, shape)):
         assert value(offset, **{f"k{d}": p for d, p in enumerate(point)}) == int(expanded[point])
+
+
+def test_a_stride_counts_an_empty_dimension_as_one_only_where_there_is_one() -> None:
+    size = symbols.symbol("s0") - 4
+    assert symbols.nonempty(Max(1, size) * 3) == size * 3
+    assert symbols.nonempty(size) == size
+    assert symbols.nonempty(7) == 7
+    assert symbols.nonempty(Max(size, symbols.symbol("s1"))) == Max(size, symbols.symbol("s1"))
