@@ -49,14 +49,15 @@ def memory_order(name: str, spec: TensorSpec) -> tuple[int, ...]:
         return tuple(left)
     order: list[int] = []
     running: Dim = 1
+    strides = tuple(map(symbols.nonempty, spec.strides))
     while left:
-        fitting = [d for d in left if symbols.same(spec.strides[d], running)]
+        fitting = [d for d in left if symbols.same(strides[d], running)]
         fitting = fitting or [d for d in left if _is_one(spec.shape[d])]
         if not fitting:
-            strides = ", ".join(symbols.render(s) for s in spec.strides)
+            text = ", ".join(symbols.render(s) for s in spec.strides)
             raise LoweringError(
                 "output_layout",
-                f"The output {name} is {spec.text()} with strides [{strides}], which is dense in no order.",
+                f"The output {name} is {spec.text()} with strides [{text}], which is dense in no order.",
                 remedy="Make it the input of a copy, or leave the view outside the region.",
             )
         # A dimension of size 1 leaves the running stride as it is, so it has to go first.

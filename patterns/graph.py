@@ -98,7 +98,7 @@ class OpNode:
     @property
     def refs(self) -> tuple[str, ...]:
         """Names of the values it reads, in order, with repeats."""
-        return tuple(leaf.name for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Ref))
+        return _names(self.args, self.kwargs)
 
     @property
     def digest(self) -> str:
@@ -518,6 +518,19 @@ def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
         "effect": node.effect,
         "structure": node.structure,
     }
+
+
+def _names(*trees: Leaf) -> tuple[str, ...]:
+    """The names of the `Ref`s among the leaves of nested tuples, left to right; a loop, being asked for so often."""
+    found: list[str] = []
+    waiting = list(reversed(trees))
+    while waiting:
+        leaf = waiting.pop()
+        if isinstance(leaf, Ref):
+            found.append(leaf.name)
+        elif isinstance(leaf, tuple):
+            waiting += leaf[::-1]
+    return tuple(found)
 
 
 def leaves(tree: Leaf) -> Iterator[Leaf]:

@@ -82,6 +82,14 @@ def same(left: Dim, right: Dim) -> bool:
     return bool(sympy.expand(left - right) == 0)
 
 
+def nonempty(stride: Dim) -> Dim:
+    """A stride as it is where no size is 0: torch counts a size of 0 as 1 in strides, and writes Max(1, size)."""
+    if isinstance(stride, int):
+        return stride
+    counted = [m for m in stride.atoms(Max) if len(m.args) == 2 and sympy.Integer(1) in m.args]
+    return as_dim(stride.xreplace({m: m.args[m.args[0] == 1] for m in counted}))
+
+
 def free_symbols(dims: Iterable[Dim]) -> tuple[sympy.Symbol, ...]:
     """Every symbol that occurs in `dims`, sorted by name."""
     found: set[sympy.Symbol] = set()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from fusion.kernels.elements import DTYPES
+from fusion.kernels.space import memory_order
 from fusion.patterns import ops, symbols
+from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, Ref, TensorSpec, island_text, leaves
 from fusion.patterns.ops import Kind
 from fusion.patterns.symbols import Dim
@@ -37,6 +39,7 @@ class Facts:
         self.returned = frozenset(leaf.name for leaf in leaves(graph.outputs) if isinstance(leaf, Ref))
         self._texts: dict[Dim, str] = {}
         self._extents: dict[str, Extents] = {}
+        self._layouts: dict[TensorSpec, tuple[Extents, Extents] | None] = {}
         written = self.dependence.written
         self.boundary = [
             _boundary(node, refs, graph.spec, written) for node, refs in zip(graph.nodes, self.refs, strict=True)
@@ -91,8 +94,27 @@ class Facts:
         known = self._extents.get(name)
         if known is None:
             shape = self.graph.spec[name].shape
-            known = self._extents[name] = tuple(sorted(text for text in map(self._text, shape) if text != "1"))
+            known = self._extents[name] = tuple(sorted(_other_than_one(tuple(map(self._text, shape)))))
         return known
+
+    def together(self, first: str, second: str) -> bool:
+        """Whether two values of one iteration space can be stored by one kernel: index by index, or in memory order."""
+        one, other = self.layout(first), self.layout(second)
+        return one is not None and other is not None and (one[0] == other[0] or one[1] == other[1])
+
+    def layout(self, name: str) -> tuple[Extents, Extents] | None:
+        """The sizes of a value other than 1 by dimension and in memory order; None where a kernel cannot store it."""
+        spec = self.graph.spec[name]
+        if spec not in self._layouts:
+            texts = [self._text(size) for size in spec.shape]
+            try:
+                order = memory_order(name, spec)
+            except LoweringError:
+                self._layouts[spec] = None
+            else:
+                logical, by_memory = (tuple(texts[d] for d in dims) for dims in (range(len(texts)), order))
+                self._layouts[spec] = _other_than_one(logical), _other_than_one(by_memory)
+        return self._layouts[spec]
 
     def _text(self, size: Dim) -> str:
         if size not in self._texts:
@@ -131,6 +153,10 @@ class Facts:
         wanted = len(self.space(by))
         made = set(self.op(i).outputs)
         return any(len(self.extents(n)) < wanted for n in self.refs[by] if n in made)
+
+
+def _other_than_one(texts: Extents) -> Extents:
+    return tuple(text for text in texts if text != "1")
 
 
 def _inverse(after: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:

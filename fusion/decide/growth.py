@@ -27,6 +27,7 @@ class Growth:
         returned: shared nodes that the recording hands back, as they are or through other shared nodes.
         operators: how many of its nodes compute.
         operations: simple operations per element.
+        lead: an output over the whole space, which the other such outputs have to be stored beside.
     """
 
     space: Extents
@@ -40,6 +41,7 @@ class Growth:
     returned: set[int] = field(default_factory=set)
     operators: int = 0
     operations: int = 0
+    lead: str | None = None
 
 
 class Grower:
@@ -81,6 +83,8 @@ class Grower:
         facts = self.facts
         spec = facts.graph.spec[facts.op(last).outputs[0]]
         grown = Growth(facts.space(last), spec.device, self._elements(last))
+        if facts.made(last) == grown.space:
+            grown.lead = facts.op(last).outputs[0]
         queue: list[int] = []
         queued: set[int] = set()
 
@@ -121,7 +125,9 @@ class Grower:
                 self.declined.setdefault(i, no)
                 continue
             if facts.reduces(i) and len(facts.space(i)) > len(grown.space):
-                grown.space, grown.elements = facts.space(i), self._elements(i)
+                grown.space, grown.elements, grown.lead = facts.space(i), self._elements(i), None
+            if facts.made(i) == grown.space and grown.lead is None and self._is_stored(i, grown):
+                grown.lead = facts.op(i).outputs[0]
             take(i)
         return grown
 
@@ -158,13 +164,31 @@ class Grower:
         per_row = self._is_per_row(i, grown)
         if i in grown.repeated and not per_row and not self._cheap_to_repeat(i, grown):
             return "broadcast_recompute", f"the result of {op} would be computed again for all it is broadcast to"
-        if not (readers or self._is_returned(i, grown)):
+        if not self._is_stored(i, grown):
             return None
         if not further_outputs:
             return "different_domain", f"the result of {op} is read outside too; the kernel cannot hand it back"
-        if facts.made(i) != grown.space and not per_row:
-            return "different_domain", f"the result of {op} is read outside too, and runs over other indices"
+        return self._unstorable(i, grown, per_row)
+
+    def _unstorable(self, i: int, grown: Growth, per_row: bool) -> No | None:
+        """Why the region cannot store what call `i` makes beside its other outputs; None where it can."""
+        facts = self.facts
+        op, name = facts.op(i).op, facts.op(i).outputs[0]
+        if facts.layout(name) is None:
+            return "output_layout", f"the result of {op} is read outside too, and is dense in no order"
+        if facts.made(i) != grown.space:
+            no = "different_domain", f"the result of {op} is read outside too, and runs over other indices"
+            return None if per_row else no
+        if grown.lead is not None and not facts.together(grown.lead, name):
+            return (
+                "different_domain",
+                f"the result of {op} is read outside too, and has its dimensions in another order",
+            )
         return None
+
+    def _is_stored(self, i: int, grown: Growth) -> bool:
+        """Whether the region has to store what node `i` makes."""
+        return bool(self._readers_outside(i, grown)) or self._is_returned(i, grown)
 
     def _is_returned(self, i: int, grown: Growth) -> bool:
         """Whether the recording hands back what node `i` makes, as it is or through shared nodes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from . import cost
@@ -53,7 +53,7 @@ def merge(
     groups: list[_Group] = []
     for region, space in sorted(regions, key=lambda pair: pair[0].nodes[-1]):
         alike = open_groups.setdefault((facts.graph.spec[region.outputs[0]].device, space), [])
-        joined = merging.join(region, alike[-1 : -_WINDOW - 1 : -1])
+        joined = merging.join(region, space, alike[-1 : -_WINDOW - 1 : -1])
         if joined is None:
             joined = merging.alone(region)
             groups.append(joined)
@@ -81,6 +81,21 @@ def _kernels(
     return _kernels(facts, members[:half], copies, legal) + _kernels(facts, members[half:], copies, legal)
 
 
+def spread(reach: list[int], together: Iterable[int], bits: int, reached: int) -> None:
+    """Makes what reaches one of some nodes that run together reach all that they reach.
+
+    Args:
+        reach: for each node, a bit set of the nodes that depend on it; changed.
+        together: the nodes.
+        bits: the same as a bit set.
+        reached: what they reach together.
+    """
+    for i in [i for i, later in enumerate(reach) if later & bits]:
+        reach[i] |= reached
+    for i in together:
+        reach[i] |= reached
+
+
 class _Merging:
     """Which regions reach which, as they are joined."""
 
@@ -99,12 +114,12 @@ class _Merging:
         needs = {p for i in region.nodes for p in self.facts.before[i]} - set(region.nodes)
         return _Group([region], set(region.nodes), _bits(region.owned), _bits(needs))
 
-    def join(self, region: Region, groups: Sequence[_Group]) -> _Group | None:
+    def join(self, region: Region, space: Extents, groups: Sequence[_Group]) -> _Group | None:
         """The group that `region` was added to: one it shares values with before others; None where none will do."""
         mine = self.alone(region)
         related = [g for g in groups if g.owned & mine.needs or g.needs & mine.needs]
         for group in (*related, *(g for g in groups if g not in related)):
-            if not self._fits(group, region):
+            if not self._fits(group, region, space):
                 continue
             if self._may_follow(group, mine):
                 self._add(group, mine, [*group.members, region])
@@ -114,12 +129,15 @@ class _Merging:
                 return group
         return None
 
-    def _fits(self, group: _Group, region: Region) -> bool:
+    def _fits(self, group: _Group, region: Region, space: Extents) -> bool:
         computing = sum(not self.facts.view[i] for i in group.nodes.union(region.nodes))
         if computing > cost.MOST_OPERATORS:
             return False
         values = {name for r in (*group.members, region) for name in (*r.inputs, *r.outputs)}
-        return len(values) <= cost.MOST_VALUES
+        if len(values) > cost.MOST_VALUES:
+            return False
+        whole = [o for r in (*group.members, region) for o in r.outputs if self.facts.extents(o) == space]
+        return all(self.facts.together(whole[0], name) for name in whole[1:])
 
     def _may_follow(self, first: _Group, second: _Group) -> bool:
         """Whether nothing outside that `second` depends on depends on `first`, nor `first` on `second`."""
@@ -139,9 +157,7 @@ class _Merging:
         first, second = self._reached(group), self._reached(other)
         if (first ^ second) & ~owned:  # what reached one of them reaches now what the other reaches
             reached = first | second
-            for i in range(len(self.reach)):
-                if self.reach[i] & owned or owned >> i & 1:
-                    self.reach[i] |= reached
+            spread(self.reach, _ones(owned), owned, reached)
         group.members = members
         group.nodes |= other.nodes
         group.owned = owned

@@ -21,7 +21,7 @@ from .check import verify
 from .dependence import Dependence, schedule
 from .facts import Extents, Facts, No
 from .growth import Grower, Growth
-from .merge import merge
+from .merge import merge, spread
 from .refusal import CODES, Refusal
 from .regions import Partition, Region, make_region, stored
 
@@ -233,9 +233,7 @@ class _Search:
             reached |= self.reach[i]
         if not reached & ~mask & ~self.reach[owned[-1]]:
             return
-        for i in range(len(self.reach)):
-            if self.reach[i] & mask or mask >> i & 1:
-                self.reach[i] |= reached
+        spread(self.reach, owned, mask, reached)
 
 
 def _reach(facts: Dependence) -> list[int]:

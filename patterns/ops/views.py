@@ -58,13 +58,26 @@ def _from_end(position: Dim, size: Dim) -> Dim:
     return symbols.as_dim(size + position) if isinstance(position, int) and position < 0 else position
 
 
+_NO_END = 2**63 - 1  # what torch writes for the end of a slice that has none
+
+
+def _is_tail(call: Call) -> bool:
+    """Whether a slice is the last elements along its dimension, wherever it is said to start."""
+    end = call.argument(3, "end", None)
+    return call.argument(4, "step", 1) == 1 and (end is None or (isinstance(end, int) and end >= _NO_END))
+
+
 def _slice(call: Call, index: Index, extents: Extents, number: int) -> Index:
     dim = call.argument(1, "dim", 0) % len(index)
+    if _is_tail(call):  # so that a start that is negative or past the end needs no thought
+        return _shifted(index, dim, symbols.as_dim(call.inputs[0].shape[dim] - call.outputs[0].shape[dim]))
     start = call.argument(2, "start", None)
     return _shifted(index, dim, _from_end(start or 0, call.inputs[0].shape[dim]), call.argument(4, "step", 1))
 
 
 def _slice_covers(call: Call) -> str | None:
+    if _is_tail(call):
+        return None
     start = call.argument(2, "start", None) or 0
     dim = call.argument(1, "dim", 0)
     size = call.inputs[0].shape[dim]

@@ -134,3 +134,37 @@ def chain(length: int, op: str = "aten.relu.default") -> RecordedGraph:
     nodes = tuple(OpNode(op, (Ref(value[i]),), (), (value[i + 1],)) for i in range(length))
     specs = tuple((name, spec) for name in value)
     return RecordedGraph((), (("v0", "x"),), (), (), nodes, (Ref(value[-1]),), "*", specs, (), ())
+
+
+class GraphBuilder:
+    """A recording without a run: calls are added one by one, their shapes given; views get their strides from torch."""
+
+    def __init__(self) -> None:
+        self.nodes: list[OpNode] = []
+        self.specs: dict[str, TensorSpec] = {}
+
+    def given(self, shape: tuple[Any, ...]) -> Ref:
+        """A parameter."""
+        return self._value("p", TensorSpec.contiguous(torch.float32, shape))
+
+    def call(self, op: str, shape: tuple[Any, ...], *args: Any) -> Ref:
+        """The result of an operator, named without "aten."."""
+        spec = TensorSpec.contiguous(torch.float32, shape)
+        if op in ("transpose.int", "slice.Tensor"):
+            strides = list(self.specs[args[0].name].strides)
+            if op == "transpose.int":
+                strides[args[1]], strides[args[2]] = strides[args[2]], strides[args[1]]
+            spec = TensorSpec(torch.float32, shape, tuple(strides))
+        made = self._value("v", spec)
+        self.nodes.append(OpNode(f"aten.{op}", args, (), (made.name,)))
+        return made
+
+    def graph(self, *outputs: Ref) -> RecordedGraph:
+        """What was built."""
+        given = tuple((name, name) for name in self.specs if name.startswith("p"))
+        return RecordedGraph((), given, (), (), tuple(self.nodes), outputs, "*", tuple(self.specs.items()), (), ())
+
+    def _value(self, prefix: str, spec: TensorSpec) -> Ref:
+        name = f"{prefix}{len(self.specs)}"
+        self.specs[name] = spec
+        return Ref(name)

@@ -104,3 +104,28 @@ def test_an_unknown_size_counts_as_some_hundreds() -> None:
     sizes = cost.Sizes({"s0": 3})
     assert sizes.size(symbols.symbol("s0") * 2) == 6
     assert 64 <= sizes.size(symbols.symbol("s9")) <= 1024
+
+
+def test_masks_are_computed_from_indices_wherever_they_are_read() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        position = torch.arange(x.shape[0])
+        mask = torch.where(position[None, :] <= position[:, None], 0.0, float("-inf"))
+        weights = torch.softmax(torch.nn.functional.linear(x, x) + mask, -1)
+        mixed = torch.nn.functional.linear(weights, x.t())
+        return torch.softmax(torch.nn.functional.linear(mixed, mixed) + mask, -1)
+
+    graph, parts = divided(fn, tensor(ROWS, WIDTH))
+    assert names(graph, parts) == ["arange le where add softmax"] * 2
+    assert all(len(r.inputs) == len(r.outputs) == 1 for r in parts.regions), "no mask is stored or read"
+    assert {graph.nodes[k].op for kind, k in parts.order if kind == "node"} == {"aten.linear.default", "aten.t.default"}
+
+
+def test_a_mask_that_a_library_call_reads_is_one_kernel() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        position = torch.arange(x.shape[0])
+        mask = position[None, :] <= position[:, None]
+        return torch.nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], attn_mask=mask[None])
+
+    graph, parts = divided(fn, tensor(ROWS, WIDTH))
+    assert names(graph, parts) == ["arange le"]
+    assert not parts.regions[0].inputs

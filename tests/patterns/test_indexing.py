@@ -10,6 +10,7 @@ import sympy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._sympy.functions import Max
 
 from fusion.patterns import indexing, symbols
 from fusion.patterns.errors import LoweringError
@@ -151,3 +152,11 @@ def test_neighbouring_dimensions_of_a_dense_tensor_are_one() -> None:
     assert indexing.offset(index, (8 * s0, 8, 2)) == 2 * j
     assert indexing.offset(index, (5 * s0, 4, 1)) != j
     assert indexing.joined(7) == 7
+
+
+def test_a_stride_counts_an_empty_dimension_as_one_only_where_there_is_one() -> None:
+    size = symbols.symbol("s0") - 4
+    assert symbols.nonempty(Max(1, size) * 3) == size * 3
+    assert symbols.nonempty(size) == size
+    assert symbols.nonempty(7) == 7
+    assert symbols.nonempty(Max(size, symbols.symbol("s1"))) == Max(size, symbols.symbol("s1"))

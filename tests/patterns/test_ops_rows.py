@@ -651,6 +651,17 @@ def test_element_rows(row: Operator) -> None:
         torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
 
 
+def test_the_last_elements_are_a_slice_wherever_it_starts() -> None:
+    row, size, start = TABLE["aten.slice.Tensor"], symbols.symbol("s0"), symbols.symbol("s1")
+    at = (symbols.index_symbol("i"),)
+    for begin, length in ((start, size - start), (-start, start), (-1, 1), (None, size)):
+        shapes = TensorSpec.contiguous(torch.float32, (size,)), TensorSpec.contiguous(torch.float32, (length,))
+        call = Call((Ref("x"), 0, begin, 2**63 - 1), {}, shapes[:1], shapes[1:])
+        assert row.covers(call) is None
+        assert row.index is not None
+        assert row.index(call, at, {}, 0) == (at[0] + size - length,)
+
+
 @pytest.mark.parametrize("start", [7, -7])
 def test_a_slice_that_starts_outside_is_not_covered(start: int) -> None:
     spec = TensorSpec.contiguous(torch.float32, (4,))

@@ -1,0 +1,142 @@
+"""Large and random graphs: sound, near-linear, and equal in every process."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from partitions import (
+    GraphBuilder,
+    chain,
+    check_complete,
+)
+
+from fusion.decide.check import verify
+from fusion.decide.dependence import schedule
+from fusion.decide.partition import partition
+from fusion.kernels.lower import lower
+from fusion.patterns import symbols
+from fusion.patterns.graph import RecordedGraph, SubGraph
+
+# ---- large
+
+
+def layered(calls: int) -> RecordedGraph:
+    """Pre-norm layers with two residuals each: a norm, a product, a gate, a product."""
+    build = GraphBuilder()
+    batch, length = symbols.symbol("s0"), symbols.symbol("s1")
+    whole, row = (batch, length, 64), (batch, length, 1)
+    x, weight, scale = build.given(whole), build.given((64, 64)), build.given((64,))
+    while len(build.nodes) < calls:
+        square = build.call("mul.Tensor", whole, x, x)
+        mean = build.call("mean.dim", row, square, (-1,), True)
+        root = build.call("rsqrt.default", row, build.call("add.Tensor", row, mean, 1e-6))
+        normed = build.call("mul.Tensor", whole, build.call("mul.Tensor", whole, x, root), scale)
+        x = build.call("add.Tensor", whole, x, build.call("linear.default", whole, normed, weight))
+        gate = build.call("silu.default", whole, build.call("linear.default", whole, x, weight))
+        product = build.call("mul.Tensor", whole, gate, build.call("linear.default", whole, x, weight))
+        x = build.call("add.Tensor", whole, x, build.call("linear.default", whole, product, weight))
+    return build.graph(x)
+
+
+def wide(calls: int) -> RecordedGraph:
+    """Many short chains side by side."""
+    build = GraphBuilder()
+    shape = (symbols.symbol("s0"), 64)
+    x = build.given(shape)
+    chains = (build.call("relu.default", shape, build.call("mul.Tensor", shape, x, k)) for k in range(calls // 2))
+    return build.graph(*chains)
+
+
+def tangled(calls: int, seed: int, back: int = 12) -> RecordedGraph:
+    """Random calls that read recent values: sums, functions, rows, softmax, transposes, slices and library calls."""
+    draw, build = random.Random(seed), GraphBuilder()
+    batch, length = symbols.symbol("s0"), symbols.symbol("s1")
+    spaces = {"whole": (batch, length, 64), "turned": (batch, 64, length), "half": (batch, length, 32), "row": (64,)}
+    values = [(build.given(shape), space) for space, shape in spaces.items()]
+    for _ in range(calls):
+        recent = values[-back:]
+        (x, space), chance = draw.choice(recent), draw.random()
+        shape = spaces[space]
+        alike = [v for v, s in recent if s == space or (s == "row" and space == "whole")]
+        if chance < 0.1 and space == "whole":
+            made = build.call("linear.default", shape, x, x), space
+        elif chance < 0.2 and space == "whole":
+            mean = build.call("mean.dim", (batch, length, 1), x, (-1,), True)
+            made = build.call("mul.Tensor", shape, x, mean), space
+        elif chance < 0.3 and space in ("whole", "turned"):
+            other = "turned" if space == "whole" else "whole"
+            made = build.call("transpose.int", spaces[other], x, 1, 2), other
+        elif chance < 0.35 and space == "whole":
+            made = build.call("slice.Tensor", spaces["half"], x, 2, 0, 32), "half"
+        elif chance < 0.4 and space == "half":
+            made = build.call("cat.default", spaces["whole"], (x, x), -1), "whole"
+        elif chance < 0.45 and space == "whole":
+            made = build.call("softmax.int", shape, x, -1), space
+        elif chance < 0.7:
+            made = build.call(draw.choice(("relu.default", "exp.default")), shape, x), space
+        else:
+            made = build.call(draw.choice(("add.Tensor", "mul.Tensor")), shape, x, draw.choice(alike)), space
+        values.append(made)
+    return build.graph(*(value for value, _ in values[-3:]))
+
+
+LARGE: dict[str, Callable[[], RecordedGraph]] = {
+    "chain": lambda: chain(3000),
+    "wide": lambda: wide(3000),
+    "layered": lambda: layered(3000),
+    "random": lambda: tangled(3000, seed=0),
+}
+
+
+@pytest.mark.timeout(60)  # near-linear is a second; quadratic lowering takes minutes
+@pytest.mark.parametrize("kind", LARGE)
+def test_three_thousand_calls_with_the_real_judge(kind: str) -> None:
+    graph = LARGE[kind]()
+    lowered = 0
+
+    def judge(region: SubGraph) -> Any:
+        nonlocal lowered
+        lowered += len(region.nodes)
+        return lower(region)
+
+    parts = partition(graph, values={"s0": 2, "s1": 9}, judge=judge)
+    check_complete(graph, parts)
+    assert lowered <= 2 * len(graph.nodes), "each call is lowered about once on its way into a kernel"
+    assert len(parts.regions) < len(graph.nodes) / 4
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_recordings_have_sound_partitions(seed: int) -> None:
+    calls = random.Random(seed).choice((8, 20, 60))
+    graph = tangled(calls, seed, back=random.Random(seed).choice((3, 8, 40)))
+    parts = partition(graph, values={"s0": 2, "s1": random.Random(seed).choice((1, 2000))})
+    verify(parts, graph)  # as partition does already: a copy that no shortcut of its own can hide
+    for most in range(len(parts.regions)):
+        schedule(graph, parts.regions[:most])
+
+
+def test_the_same_in_every_process() -> None:
+    text = """
+import sys
+sys.path[:0] = [{folder!r}]
+from test_partition_large import tangled
+from fusion.decide.partition import partition
+parts = partition(tangled(150, seed=3), values={{"s0": 2, "s1": 9}})
+print([(r.nodes, r.shared, r.outputs, r.parts, r.subgraph.digest) for r in parts.regions], parts.order, parts.refusals)
+"""
+    script = text.format(folder=str(Path(__file__).parent))
+    printed = set()
+    for seed in ("1", "4711"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True, timeout=120
+        )
+        printed.add(done.stdout)
+    assert len(printed) == 1
