@@ -225,11 +225,10 @@ class Scope:
             if not self.divide(self, recording.refusal, recording.culprit):
                 self.refused[key] = recording.refusal
             return recording.result
-        left = recording.undo.now()
         recording.undo.rewind()
         with self._replay(recording.log, arguments):
             plain = self._eager(arguments)  # the recorded run saw symbols; this one is what the caller gets
-        if not (same_results(plain, recording.result) and recording.undo.agrees(left)):
+        if not (same_results(plain, recording.result) and recording.undo.agrees(recording.left)):
             self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
             return recording.result if self.steps else plain  # only the recorded run ran the steps
         self._guarded(key, lambda: self.adopt(recording, arguments))
@@ -305,9 +304,10 @@ class Scope:
         self.known.append(known)
         values = dict(recording.values)
         try:
-            with self._replay(recording.log, arguments), torch.no_grad(), recording.undo.rewound() as left:
+            with self._replay(recording.log, arguments), torch.no_grad(), recording.undo.rewound():
                 result, _, _, _ = known.checked_run(arguments, frozenset())
-                agrees = result is not MISS and same_results(result, recording.result) and recording.undo.agrees(left)
+                same = result is not MISS and same_results(result, recording.result)
+                agrees = same and recording.undo.agrees(recording.left)
         except PlanStopped as stopped:
             known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
             return

@@ -28,6 +28,7 @@ from fusion.patterns import symbols
 from fusion.patterns.graph import Expect, IslandNode, OpNode, RecordedGraph, Ref, leaves, map_leaves
 from fusion.patterns.ops import resolve
 from fusion.patterns.ops.effects import has_effect
+from fusion.runtime.nesting import flatten as flatten_result
 
 from .effects import Effects, storage_key, tensors_written, view_in_place
 from .islands import Island
@@ -334,7 +335,7 @@ class Follower(TorchDispatchMode):
         for guard in self.graph.guards:
             if not eval(guard, {"__builtins__": {}, "max": max, "min": min}, dict(self.values)):
                 raise Diverged(f"the guard {guard} does not hold")
-        flat, tree = pytree.tree_flatten(result)
+        flat, tree = flatten_result(result)
         if str(tree) != self.graph.structure:
             raise Diverged("a result of another structure")
         for leaf, recorded in zip(flat, self.graph.outputs, strict=True):
@@ -419,6 +420,7 @@ def follow(
         log=follower.log,
         met=tuple(follower.nodes),
         undo=follower.effects.undo,
+        left=follower.effects.undo.now(),
         seconds=time.perf_counter() - start,
     )
     return result, recording, ""

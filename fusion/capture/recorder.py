@@ -62,6 +62,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.aliased_inputs: list[tuple[Path, Path]] = []
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
+        self.containers: dict[int, Path] = {}  # of the arguments, by id
         self.opaque: list[str] = []  # results whose shape is known only once they are there
         self.effects = Effects(generators)
         self._generators = {g._cdata: g for g in generators}

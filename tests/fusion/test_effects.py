@@ -203,7 +203,7 @@ def test_writes_that_others_see_stay_in_order(function: Any, quick: fusion.Fusio
 def test_a_handed_out_constant_is_a_new_one_each_time(quick: fusion.FusionConfig) -> None:
     model = fusion.enable(Stateful(handed_out_constant).eval(), quick)
     for seed, rows in enumerate(ROWS):
-        y, scale = no_grad(model, rand(rows, seed))
+        _, scale = no_grad(model, rand(rows, seed))
         same(scale, torch.arange(1.0, 9.0))
         scale.zero_()
     assert planned(model) == {"Stateful": len(ROWS) - 2}
