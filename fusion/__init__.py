@@ -11,6 +11,7 @@ from fusion.api import (
     Recording,
     disable,
     enable,
+    fuse,
     kernels_in_use,
     record,
     register_island,
@@ -47,6 +48,6 @@ __all__ = [
     "BackendUnavailable", "CompileError", "ConfigError", "Decision", "FusionConfig", "FusionError",
     "FusionHeuristics", "FusionReport", "FusionScheduler", "GraphError", "OpNode", "RecordedGraph", "Recording",
     "RecordingError", "StructureMismatch", "SubGraph", "UnsupportedOperator", "create_add_rms_norm_pattern",
-    "create_swiglu_pattern", "disable", "enable", "kernels_in_use", "record", "register_island", "register_made",
-    "report", "start_recording", "stop_recording",
+    "create_swiglu_pattern", "disable", "enable", "fuse", "kernels_in_use", "record", "register_island",
+    "register_made", "report", "start_recording", "stop_recording",
 ]  # fmt: skip

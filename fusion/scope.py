@@ -58,6 +58,7 @@ class Scope:
         steps: modules inside that are called natively, by path: scopes of their own, or parts that run eagerly.
         divide: told of a recording's refusal and of the module in which it arose; True when it took the scope, or its
             steps, apart, so that a later call may be recorded.
+        surroundings: gives the modules, and further snapshot entries, where they are found rather than given.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Scope:
         records: bool = True,
         steps: Mapping[str, torch.nn.Module] | None = None,
         divide: Callable[[Scope, Refusal, torch.nn.Module | None], bool] = lambda *_: False,
+        surroundings: Callable[[], tuple[dict[str, torch.nn.Module], list[tuple[Any, ...]]]] | None = None,
     ) -> None:
         self.name = name
         self.call = call
@@ -81,6 +83,7 @@ class Scope:
         self.records = records
         self.steps = dict(steps or {})
         self.divide = divide
+        self.surroundings = surroundings
         self._waits = bool(self.steps)  # steps record themselves in the first call
         self.statistics = Statistics()
         self.known: list[Known] = []
@@ -103,7 +106,7 @@ class Scope:
     def refresh(self) -> None:
         """Takes the modules as they are now as what plans are valid for."""
         try:
-            self.watching = watched(self.modules, self.watch, self.steps.values())
+            self.watching = self._watched()
             self.blocked = None
         except Refused as refused:
             self.watching, self.blocked = [], refused.refusal
@@ -111,6 +114,13 @@ class Scope:
         self.entry.__globals__["_f_unchanged"] = _unwatched
         only = list(self.modules) == [""] and not self.steps
         self.likeness = likeness(self.modules[""]) if only else None
+
+    def _watched(self) -> list[tuple[Any, ...]]:
+        """Snapshot entries for everything the callable depends on beside its arguments."""
+        entries: list[tuple[Any, ...]] = []
+        if self.surroundings is not None:
+            self.modules, entries = self.surroundings()
+        return entries + watched(self.modules, self.watch, self.steps.values())
 
     def _publish(self) -> None:
         """Makes the plans of all usable recordings the ones that `entry` tries; newest first."""
@@ -185,7 +195,7 @@ class Scope:
         if self.snapshot is not None:
             return self.snapshot()
         try:
-            return unchanged(self.watching, watched(self.modules, self.watch, self.steps.values()))
+            return unchanged(self.watching, self._watched())
         except Refused:
             return self.blocked is not None
 
