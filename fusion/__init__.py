@@ -16,6 +16,7 @@ from fusion.api import (
     record,
     register_island,
     register_made,
+    register_op,
     report,
     start_recording,
     stop_recording,
@@ -49,5 +50,5 @@ __all__ = [
     "FusionHeuristics", "FusionReport", "FusionScheduler", "GraphError", "OpNode", "RecordedGraph", "Recording",
     "RecordingError", "StructureMismatch", "SubGraph", "UnsupportedOperator", "create_add_rms_norm_pattern",
     "create_swiglu_pattern", "disable", "enable", "fuse", "kernels_in_use", "record", "register_island",
-    "register_made", "report", "start_recording", "stop_recording",
+    "register_made", "register_op", "report", "start_recording", "stop_recording",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fusion.capture import islands
+from fusion.capture import islands, meanings
 from fusion.decide.backend import Kernel
 from fusion.functions import FusedFunction
 from fusion.patterns.errors import FusionError
@@ -18,6 +18,7 @@ from fusion.session import Session, kernels_of
 
 register_island = islands.register_island
 register_made = islands.register_made
+register_op = meanings.register_op
 
 # Weak on both sides: a session lives in its model, in the entries that stand for the modules' forwards.
 _SESSIONS: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
@@ -125,5 +126,5 @@ def _enabled(model: torch.nn.Module) -> Session:
 
 __all__ = [
     "Recording", "disable", "enable", "fuse", "kernels_in_use", "record", "register_island", "register_made",
-    "report", "start_recording", "stop_recording",
+    "register_op", "report", "start_recording", "stop_recording",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -149,7 +150,7 @@ def surroundings(
 
 def _names(code: types.CodeType) -> Iterator[str]:
     """Global names that code, and the functions defined inside it, may read."""
-    yield from code.co_names
+    yield from dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)

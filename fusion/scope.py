@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from fusion.capture import islands
 from fusion.capture.follow import Likeness, follow, likeness, twins
+from fusion.capture.meanings import by_meaning
 from fusion.capture.provenance import flatten
 from fusion.capture.record import Recording, arguments_changed, changed, plain_state, python_state, record
 from fusion.capture.state import problems, unchanged, watched
@@ -378,10 +379,12 @@ class Scope:
         with self._replay(log, arguments):
             return self._eager(arguments)
 
-    def _replay(self, log: list[Any], arguments: Sequence[Any]) -> AbstractContextManager[islands.Replay]:
-        """A session in which islands and steps answer from `log`."""
+    @contextmanager
+    def _replay(self, log: list[Any], arguments: Sequence[Any]) -> Iterator[islands.Replay]:
+        """A session in which islands and steps answer from `log`, and operators are what they were recorded as."""
         named = dict(zip(self.signature.names, arguments, strict=True))
-        return islands.replay(log, named, self.steps.values())
+        with islands.replay(log, named, self.steps.values()) as replay, by_meaning():
+            yield replay
 
     def _failed(self, known: Known) -> tuple[Callable[..., Any], Callable[[Exception], None]]:
         """What a plan does when it fails, and when a kernel of it does that eager operators then stand in for."""

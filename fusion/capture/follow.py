@@ -31,7 +31,7 @@ from fusion.patterns.ops.effects import has_effect
 from fusion.runtime.nesting import flatten as flatten_result
 
 from .effects import Effects, storage_key, tensors_written, view_in_place
-from .islands import Island
+from .islands import Island, NativeFunction
 from .provenance import tensors_of
 from .reads import DATA_READS, LAYOUT_READS, NUMPY
 from .record import Recording, below_autograd
@@ -307,6 +307,11 @@ class Follower(TorchDispatchMode):
             if type(value) is not int or value < 2:
                 raise Diverged("an island returned a size of 0 or 1")
             self.values[symbol] = value
+
+    def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
+        """Recordings with registered functions are not followed."""
+        self.diverged = self.diverged or f"{registered.function.__name__} is called"
+        return registered.function(*args, **kwargs)
 
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
         """An attribute read on an argument object is compared with the recording's."""
