@@ -1,41 +1,27 @@
-"""The public functions: enable, disable, report, record."""
+"""The public functions: enable, disable, fuse, report, record."""
 
 from __future__ import annotations
 
-import time
 import weakref
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from fusion.capture import islands
-from fusion.capture.reads import SizeReads
-from fusion.capture.record import Recording as Recorded
-from fusion.capture.record import below_autograd, finish
-from fusion.capture.recorder import Recorder
-from fusion.config import FusionConfig
+from fusion.capture import islands, meanings
 from fusion.decide.backend import Kernel
-from fusion.patterns.errors import FusionError, RecordingError, StructureMismatch
-from fusion.patterns.graph import RecordedGraph, SubGraph
-from fusion.patterns.ops import Kind, kind_of
-from fusion.patterns.ops.pointwise import CONVERSIONS
-from fusion.patterns.reference import bind_symbols
+from fusion.functions import FusedFunction
+from fusion.patterns.errors import FusionError
+from fusion.recording import Config, Recording, record, start_recording, stop_recording
 from fusion.reporting.model import FusionReport
-from fusion.runtime.measure import eager_function
-from fusion.runtime.plan import MISS, Conditions, Shape, standing, write_plan
 from fusion.scheduler import FusionScheduler
-from fusion.scope import Scope
-from fusion.session import Session, kernels_of, report_of
+from fusion.session import Session, kernels_of
 
 register_island = islands.register_island
 register_made = islands.register_made
+register_op = meanings.register_op
 
 # Weak on both sides: a session lives in its model, in the entries that stand for the modules' forwards.
 _SESSIONS: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
-_ACTIVE: list[Recording] = []
-
-Config = FusionConfig | Mapping[str, Any] | str | None
 
 
 def enable(model: torch.nn.Module, config: Config = None) -> torch.nn.Module:
@@ -59,7 +45,7 @@ def enable(model: torch.nn.Module, config: Config = None) -> torch.nn.Module:
     if not isinstance(model, torch.nn.Module):
         raise FusionError(
             f"enable() takes a torch.nn.Module, not a {type(model).__name__}.",
-            remedy="Record a function with fusion.record().",
+            remedy="For a function there is fusion.fuse(function).",
         )
     scheduler = FusionScheduler(config)  # type: ignore[arg-type]
     disable(model)
@@ -76,21 +62,53 @@ def disable(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def report(model: torch.nn.Module) -> FusionReport:
+def fuse(function: Any = None, config: Config = None) -> Any:
+    """A function under fusion: its first calls are recorded, later ones run proved and measured plans.
+
+        @fusion.fuse
+        def gated(x, weight):
+            return torch.nn.functional.silu(x) * weight
+
+    Arguments and results may nest tuples, lists, mappings, NamedTuples and dataclasses. What the function finds in
+    its closure and among its module's global names - tensors, modules, numbers - is watched: it is recorded anew when
+    one of them is bound to something else. In-place writes and random draws happen as they would without fusion.
+
+    Args:
+        function: any function of tensors; a torch module is enabled in place, as `enable` does. Left out, the result
+            is a decorator.
+        config: as for `enable`.
+
+    Returns:
+        a `FusedFunction`, called like the function; for a module the module.
+
+    Raises:
+        ConfigError, BackendUnavailable: as `enable`.
+        FusionError: `function` cannot be called, or its signature cannot be read.
+    """
+    if function is None:
+        return lambda wrapped: fuse(wrapped, config)
+    if isinstance(function, torch.nn.Module):
+        return enable(function, config)
+    return FusedFunction(function, config)
+
+
+def report(model: torch.nn.Module | FusedFunction) -> FusionReport:
     """What was fused in a model, what was not, and why; `print` it or take its `to_json()`.
 
     Raises:
         FusionError: the model is not enabled.
     """
-    return _enabled(model).report()
+    return model.report() if isinstance(model, FusedFunction) else _enabled(model).report()
 
 
-def kernels_in_use(model: torch.nn.Module) -> tuple[Kernel, ...]:
+def kernels_in_use(model: torch.nn.Module | FusedFunction) -> tuple[Kernel, ...]:
     """The kernels a model's plans use now. Each prints as its LoopNest; `.sources()` has its C++ and Triton text.
 
     Raises:
         FusionError: the model is not enabled.
     """
+    if isinstance(model, FusedFunction):
+        return kernels_of([model.scope])
     return kernels_of([scope for _, scope in _enabled(model).scopes])
 
 
@@ -106,297 +124,7 @@ def _enabled(model: torch.nn.Module) -> Session:
     return session
 
 
-class Recording:
-    """What a `with fusion.record(...)` block ran; also a callable graph once the block is over.
-
-    Attributes:
-        graph: the RecordedGraph.
-        subgraphs: the regions found in it, named by their pattern where one matches.
-    """
-
-    def __init__(self, inputs: Mapping[str, torch.Tensor], config: Config) -> None:
-        self.scheduler = FusionScheduler(config)  # type: ignore[arg-type]
-        for name, value in inputs.items():
-            if not isinstance(value, torch.Tensor):
-                raise RecordingError(
-                    f"record() takes tensors as inputs; {name!r} is a {type(value).__name__}.",
-                    remedy="Close over other values instead.",
-                )
-        self._inputs = dict(inputs)
-        self._marked: dict[str, torch.Tensor] = {}
-        self._recorder: Recorder | None = None
-        self._recorded: Recorded | None = None
-        self._context: Any = None
-        self._names: tuple[str, ...] = ()
-        self._function: Callable[..., Any] | None = None
-
-    # ---- recording
-
-    def __enter__(self) -> Recording:
-        if _ACTIVE:
-            raise RecordingError("A recording is active already.", remedy="Stop it before starting another.")
-        if self._recorder is not None:
-            raise RecordingError("This recording is over.", remedy="Start a new one with fusion.record().")
-        self._start = time.perf_counter()
-        named = [(f"x{i}", (name,), value) for i, (name, value) in enumerate(self._inputs.items())]
-        self._recorder = Recorder(named, {}, {}, adopt_inputs=not named, max_ops=self.scheduler.config.max_graph_size)
-        self._context = below_autograd(self._recorder, (), SizeReads(self._recorder))
-        self._context.__enter__()
-        _ACTIVE.append(self)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        _ACTIVE.remove(self)
-        self._context.__exit__(*error)
-        if error[0] is None:
-            self._finish()
-
-    def output(self, **named: torch.Tensor) -> None:
-        """Names results of the block. Without any, the results are the values that nothing in the block read."""
-        self._marked.update(named)
-
-    def _finish(self) -> None:
-        recorder = self._recorder
-        assert recorder is not None
-        if not self._marked:
-            read = {name for node in recorder.nodes for name in node.refs}
-            made = [o for node in recorder.nodes for o in node.outputs if isinstance(o, str) and o not in read]
-            found = [recorder.real[name] for name in dict.fromkeys(made) if name in recorder.real]
-            made = ["output"] if len(found) == 1 else [f"output{i}" for i in range(len(found))]
-            self._marked = dict(zip(made, found, strict=True))
-        names = tuple(str(i.path[0]) for i in recorder.inputs)
-        result = self._marked["output"] if list(self._marked) == ["output"] else dict(self._marked)
-        self._recorded = finish(recorder, result, Conditions((), (), (), ()), self._start)
-        self._names = names
-        if self._recorded.refusal is None and not self._marked:
-            raise RecordingError("The block ran no torch operator.", remedy="Put the computation inside the block.")
-
-    def _done(self) -> Recorded:
-        if self._recorded is None:
-            raise RecordingError("The recording is not over yet.", remedy="Leave the with block first.")
-        if self._recorded.refusal is not None:
-            raise RecordingError(f"The block cannot be replayed: {self._recorded.refusal}")
-        return self._recorded
-
-    # ---- afterwards
-
-    @property
-    def graph(self) -> RecordedGraph:
-        """The recorded graph.
-
-        Raises:
-            RecordingError: the block is not over, or could not be recorded; the message says why.
-        """
-        graph = self._done().graph
-        assert graph is not None
-        return graph
-
-    @property
-    def subgraphs(self) -> tuple[SubGraph, ...]:
-        """The regions that could be one kernel each."""
-        recorded = self._done()
-        return tuple(r.subgraph for r in self.scheduler.template(recorded, self._names).partition.regions)
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the inputs, in the order `compile()`'s callable takes them."""
-        self._done()
-        return self._names
-
-    def compile(self) -> Callable[..., Any]:
-        """A callable for new inputs of the recorded structure, by position or name.
-
-        It returns the one result, or a dict of them by name. Sizes may differ from the recorded ones wherever the
-        recording did not depend on them; sizes 0 and 1 are fixed.
-
-        Raises (when called):
-            StructureMismatch: the inputs differ in structure; record again.
-        """
-        if self._function is None:
-            self._function = self._compile()
-        return self._function
-
-    def run(self, *args: torch.Tensor, **named: torch.Tensor) -> Any:
-        """Calls `compile()`'s callable."""
-        return self.compile()(*args, **named)
-
-    def report(self) -> FusionReport:
-        """What was fused and why, once `compile()` was called."""
-        self.compile()
-        return report_of([self._scope], self.scheduler)
-
-    @property
-    def kernels(self) -> tuple[Kernel, ...]:
-        """The kernels `compile()`'s callable uses."""
-        self.compile()
-        return kernels_of([self._scope])
-
-    def _compile(self) -> Callable[..., Any]:
-        recorded = self._done()
-        assert recorded.graph is not None and recorded.conditions is not None
-        devices = tuple(recorded.devices.values())
-        shape = Shape(recorded.graph, recorded.conditions, self._names, devices, recorded.tree)
-        steps = tuple(("node", i) for i in range(len(recorded.graph.nodes)))
-        held = standing(recorded.conditions, recorded.parameters)
-        bound = {**recorded.parameters, **recorded.constants, **held, "FAIL": _raise}
-        unfused = write_plan(shape, steps).bind(bound).run
-
-        def eager(*tensors: Any) -> Any:
-            result = unfused(*tensors)
-            if result is MISS:
-                specs = [shape.graph.spec[i.name].text() for i in shape.graph.inputs]
-                wanted = ", ".join(f"{n}: {text}" for n, text in zip(self._names, specs, strict=True))
-                raise StructureMismatch(
-                    f"The inputs do not have the recorded structure: got {_described(self._names, tensors)}; "
-                    f"recorded was {wanted}.",
-                    remedy="Record again with inputs like these.",
-                )
-            return result
-
-        self._scope = Scope("recording", _named(self._names, eager), self.scheduler, records=False)
-        self._scope.adopt(recorded)
-        entry = self._scope.entry
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():
-                return entry(*args, **kwargs)
-            with torch.no_grad():
-                return entry(*args, **kwargs)
-
-        return call
-
-
-def _raise(error: BaseException, log: Any, arguments: Any, undo: Any) -> Any:
-    raise error
-
-
-def _described(names: tuple[str, ...], tensors: tuple[Any, ...]) -> str:
-    def one(value: Any) -> str:
-        if not isinstance(value, torch.Tensor):
-            return type(value).__name__
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)} strides {list(value.stride())}"
-
-    return ", ".join(f"{n}: {one(v)}" for n, v in zip(names, tensors, strict=False))
-
-
-def _named(names: tuple[str, ...], function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with parameters called `names`."""
-    for name in names:
-        if not name.isidentifier():
-            raise RecordingError(f"{name!r} is no name for an input.", remedy="Use identifiers.")
-    namespace: dict[str, Any] = {"_f_function": function}
-    exec(f"def recorded({', '.join(names)}): return _f_function({', '.join(names)})", namespace)
-    made: Callable[..., Any] = namespace["recorded"]
-    return made
-
-
-def record(*inputs: torch.Tensor, config: Config = None, **named: torch.Tensor) -> Recording:
-    """Records the torch operators of a `with` block.
-
-        with fusion.record(gate=g, up=u) as recording:
-            y = torch.nn.functional.silu(g) * u
-        swiglu = recording.compile()
-        swiglu(g2, u2)
-
-    Args:
-        inputs, named: the tensors that will differ between calls. Without any, every tensor the block did not make is
-            an input, in the order of first use.
-        config: as for `enable`.
-
-    Raises:
-        RecordingError: a recording is active already.
-    """
-    return Recording({**{f"arg{i}": t for i, t in enumerate(inputs)}, **named}, config)
-
-
-def start_recording(*inputs: torch.Tensor, config: Config = None, **named: torch.Tensor) -> Recording:
-    """`record` for code that cannot use a `with` block; `stop_recording` ends it.
-
-    Raises:
-        RecordingError: a recording is active already.
-    """
-    return record(*inputs, config=config, **named).__enter__()
-
-
-def stop_recording(**outputs: torch.Tensor) -> Recording:
-    """Ends the recording that `start_recording` began.
-
-    Args:
-        outputs: results by name; without any, the values that nothing in the recording read.
-
-    Returns:
-        the recording: `.graph`, `.subgraphs`, `.compile()`, `.run(...)`.
-
-    Raises:
-        RecordingError: none is active.
-    """
-    if not _ACTIVE:
-        raise RecordingError("No recording is active.", remedy="Call fusion.start_recording() first.")
-    recording = _ACTIVE[-1]
-    recording.output(**outputs)
-    recording.__exit__(None, None, None)
-    return recording
-
-
-def dispatcher_for(graph: Any, scheduler: FusionScheduler) -> Callable[[dict[str, torch.Tensor]], dict[str, Any]]:
-    """What `FusionScheduler.dispatch` runs for a graph: a function from inputs by name to outputs by name.
-
-    Raises:
-        FusionError: `graph` is neither a SubGraph nor a Recording.
-    """
-    if isinstance(graph, Recording):
-        function = graph.compile()
-
-        def run(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-            _check_names(graph.input_names, inputs)
-            result = function(**inputs)
-            return result if isinstance(result, dict) else {"output": result}
-
-        return run
-    if not isinstance(graph, SubGraph):
-        raise FusionError(
-            f"dispatch() takes a SubGraph or a Recording, not a {type(graph).__name__}.",
-            remedy="Make one with create_swiglu_pattern() or fusion.record().",
-        )
-    return _subgraph_dispatcher(graph, scheduler)
-
-
-def _subgraph_dispatcher(graph: SubGraph, scheduler: FusionScheduler) -> Callable[..., dict[str, Any]]:
-    eager = eager_function(graph)
-    polymorphic = not graph.symbols or all(
-        kind_of(n.op) in (Kind.POINTWISE, Kind.REDUCTION) and n.op not in CONVERSIONS for n in graph.nodes
-    )
-
-    def call(*tensors: torch.Tensor) -> Any:
-        named = dict(zip(graph.inputs, tensors, strict=True))
-        try:
-            values = bind_symbols(graph, named)
-        except StructureMismatch:
-            if not polymorphic:
-                raise
-            values = dict.fromkeys(graph.symbols, 0)  # no operator of the graph takes a size
-        return eager(*tensors, *(values[s] for s in graph.symbols))
-
-    scope = Scope(graph.pattern or "+".join(graph.ops), _named(graph.inputs, call), scheduler)
-
-    def run(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-        _check_names(graph.inputs, inputs)
-        with torch.no_grad():
-            result = scope.entry(*(inputs[name] for name in graph.inputs))
-        return dict(zip(graph.outputs, result if len(graph.outputs) > 1 else (result,), strict=True))
-
-    run.scope = scope  # type: ignore[attr-defined]
-    return run
-
-
-def _check_names(expected: tuple[str, ...], given: Mapping[str, Any]) -> None:
-    if set(expected) != set(given):
-        raise StructureMismatch(
-            f"The graph's inputs are {list(expected)}; given were {list(given)}.", remedy="Pass exactly these names."
-        )
-
-
 __all__ = [
-    "Recording", "disable", "dispatcher_for", "enable", "kernels_in_use", "record", "register_island",
-    "register_made", "report", "start_recording", "stop_recording",
+    "Recording", "disable", "enable", "fuse", "kernels_in_use", "record", "register_island", "register_made",
+    "register_op", "report", "start_recording", "stop_recording",
 ]  # fmt: skip

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from fusion.capture.record import Recording
 from fusion.decide.backend import Kernel
@@ -15,6 +14,7 @@ from fusion.decide.refusal import Refusal
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.reference import bind_symbols
 from fusion.runtime.measure import eager_function
+from fusion.runtime.nesting import flatten
 from fusion.runtime.plan import Plan, input_symbols, island_constants, standing
 from fusion.runtime.undo import Undo
 from fusion.scheduler import Compiled, FusionScheduler, Template, given_dims
@@ -58,7 +58,8 @@ class Known:
 
     def release(self, recording: Recording) -> None:
         """Lets go of the recorded run's tensors; its structure stays for twins to follow."""
-        self.recording = replace(recording, result=None, real={}, log=[], parameters={}, constants={})
+        bare = replace(recording, result=None, real={}, log=[], parameters={}, constants={})
+        self.recording = replace(bare, undo=Undo(), left=((), ()))
 
     def plan(self, compiled: Compiled, fail: Callable[..., Any], note: Callable[[Exception], None]) -> None:
         """Makes the plan of a bucket, pinned to what was proved until the recording is trusted.
@@ -142,8 +143,8 @@ def same_results(left: Any, right: Any, *, exact: bool = True) -> bool:
         exact: False lets floating values differ as rounding does: torch takes another matrix product for the same
             operands when it is called under a mode, as recorded runs are.
     """
-    left_leaves, left_tree = pytree.tree_flatten(left)
-    right_leaves, right_tree = pytree.tree_flatten(right)
+    left_leaves, left_tree = flatten(left)
+    right_leaves, right_tree = flatten(right)
     if left_tree != right_tree:
         return False
     return all(_same_leaf(a, b, exact) for a, b in zip(left_leaves, right_leaves, strict=True))

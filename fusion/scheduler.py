@@ -244,7 +244,7 @@ class FusionScheduler:
         Raises:
             StructureMismatch: the inputs do not fit the graph.
         """
-        from fusion.api import dispatcher_for
+        from fusion.dispatch import dispatcher_for
 
         key = graph if isinstance(graph, SubGraph) else id(graph)
         known = self._dispatchers.get(key)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fusion.capture import islands
 from fusion.capture.follow import Likeness, follow, likeness, twins
+from fusion.capture.meanings import by_meaning
 from fusion.capture.provenance import flatten
 from fusion.capture.record import Recording, arguments_changed, changed, plain_state, python_state, record
 from fusion.capture.state import problems, unchanged, watched
@@ -59,6 +60,7 @@ class Scope:
         steps: modules inside that are called natively, by path: scopes of their own, or parts that run eagerly.
         divide: told of a recording's refusal and of the module in which it arose; True when it took the scope, or its
             steps, apart, so that a later call may be recorded.
+        surroundings: gives the modules, and further snapshot entries, where they are found rather than given.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Scope:
         records: bool = True,
         steps: Mapping[str, torch.nn.Module] | None = None,
         divide: Callable[[Scope, Refusal, torch.nn.Module | None], bool] = lambda *_: False,
+        surroundings: Callable[[], tuple[dict[str, torch.nn.Module], list[tuple[Any, ...]]]] | None = None,
     ) -> None:
         self.name = name
         self.call = call
@@ -82,6 +85,7 @@ class Scope:
         self.records = records
         self.steps = dict(steps or {})
         self.divide = divide
+        self.surroundings = surroundings
         self._waits = bool(self.steps)  # steps record themselves in the first call
         self.statistics = Statistics()
         self.known: list[Known] = []
@@ -104,7 +108,7 @@ class Scope:
     def refresh(self) -> None:
         """Takes the modules as they are now as what plans are valid for."""
         try:
-            self.watching = watched(self.modules, self.watch, self.steps.values())
+            self.watching = self._watched()
             self.blocked = None
         except Refused as refused:
             self.watching, self.blocked = [], refused.refusal
@@ -112,6 +116,13 @@ class Scope:
         self.entry.__globals__["_f_unchanged"] = _unwatched
         only = list(self.modules) == [""] and not self.steps
         self.likeness = likeness(self.modules[""]) if only else None
+
+    def _watched(self) -> list[tuple[Any, ...]]:
+        """Snapshot entries for everything the callable depends on beside its arguments."""
+        entries: list[tuple[Any, ...]] = []
+        if self.surroundings is not None:
+            self.modules, entries = self.surroundings()
+        return entries + watched(self.modules, self.watch, self.steps.values())
 
     def _publish(self) -> None:
         """Makes the plans of all usable recordings the ones that `entry` tries; newest first."""
@@ -186,7 +197,7 @@ class Scope:
         if self.snapshot is not None:
             return self.snapshot()
         try:
-            return unchanged(self.watching, watched(self.modules, self.watch, self.steps.values()))
+            return unchanged(self.watching, self._watched())
         except Refused:
             return self.blocked is not None
 
@@ -226,11 +237,11 @@ class Scope:
             if not self.divide(self, recording.refusal, recording.culprit):
                 self.refused[key] = recording.refusal
             return recording.result
-        left = recording.undo.now()
         recording.undo.rewind()
         with self._replay(recording.log, arguments):
             plain = self._eager(arguments)  # the recorded run saw symbols; this one is what the caller gets
-        if not (same_results(plain, recording.result, exact=False) and recording.undo.agrees(left)):
+        alike = same_results(plain, recording.result, exact=False)
+        if not (alike and recording.undo.agrees(recording.left)):
             self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
             return recording.result if self.steps else plain  # only the recorded run ran the steps
         self._guarded(key, lambda: self.adopt(recording, arguments))
@@ -306,11 +317,11 @@ class Scope:
         self.known.append(known)
         values = dict(recording.values)
         try:
-            with self._replay(recording.log, arguments), torch.no_grad(), recording.undo.rewound() as left:
+            with self._replay(recording.log, arguments), torch.no_grad(), recording.undo.rewound():
                 result, _, _, _ = known.checked_run(arguments, frozenset())
                 exact = result is not MISS and same_results(result, recording.result)
                 agrees = exact or (result is not MISS and same_results(result, recording.result, exact=False))
-                agrees = agrees and recording.undo.agrees(left)
+                agrees = agrees and recording.undo.agrees(recording.left)
         except PlanStopped as stopped:
             known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
             return
@@ -371,10 +382,12 @@ class Scope:
         with self._replay(log, arguments):
             return self._eager(arguments)
 
-    def _replay(self, log: list[Any], arguments: Sequence[Any]) -> AbstractContextManager[islands.Replay]:
-        """A session in which islands and steps answer from `log`."""
+    @contextmanager
+    def _replay(self, log: list[Any], arguments: Sequence[Any]) -> Iterator[islands.Replay]:
+        """A session in which islands and steps answer from `log`, and operators are what they were recorded as."""
         named = dict(zip(self.signature.names, arguments, strict=True))
-        return islands.replay(log, named, self.steps.values())
+        with islands.replay(log, named, self.steps.values()) as replay, by_meaning():
+            yield replay
 
     def _failed(self, known: Known) -> tuple[Callable[..., Any], Callable[[Exception], None]]:
         """What a plan does when it fails, and when a kernel of it does that eager operators then stand in for."""

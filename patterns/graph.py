@@ -20,8 +20,17 @@ from . import symbols
 from .errors import GraphError
 from .symbols import Dim
 
-Path = tuple[str | int, ...]  # a parameter of the scope, then indices and keys into it
+Path = tuple[str | int, ...]  # a parameter of the scope, then indices, keys and `Attribute`s into it
 Leaf = Any  # a Ref, Dim, float, bool, None, str, torch.dtype, torch.device, torch.layout or torch.memory_format
+
+
+class Attribute(str):
+    """A step of a path that is an attribute's name rather than a key."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f".{self}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -551,7 +560,7 @@ def map_leaves(function: Callable[[Leaf], Leaf], tree: Leaf) -> Any:
 
 def path_text(path: Path) -> str:
     """A path for people: `position_embeddings[0]`."""
-    return str(path[0]) + "".join(f"[{key!r}]" for key in path[1:])
+    return str(path[0]) + "".join(repr(key) if isinstance(key, Attribute) else f"[{key!r}]" for key in path[1:])
 
 
 def island_text(node: IslandNode) -> str:

@@ -63,7 +63,7 @@ def call(node: OpNode, text: Text, name: Name, result: TensorSpec | None = None,
             return source
     if node.op in _METHODS and not node.kwargs and len(node.args) <= _MOST_ARGUMENTS.get(node.op, len(node.args)):
         method = node.op.split(".")[1]
-        rest = node.args[1] if method in _SPREAD else node.args[1:]
+        rest = node.args[1] or ((),) if method in _SPREAD else node.args[1:]
         return f"{text(node.args[0])}.{method}({', '.join(map(text, rest))})"
     function = _FUNCTIONS.get(node.op)
     arguments = [*map(text, node.args), *(f"{k}={text(v)}" for k, v in node.kwargs)]

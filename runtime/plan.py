@@ -24,6 +24,7 @@ from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
 from fusion.patterns.graph import (
     Argument,
+    Attribute,
     Expect,
     IslandNode,
     OpNode,
@@ -91,7 +92,7 @@ class Conditions:
     """What must hold of a call's arguments beside tensors; as `capture.record.Conditions`, in plain values.
 
     Attributes:
-        containers: (path, type, number of items or keys).
+        containers: (path, type, number of items or keys, or None where the type tells all).
         atoms: (path, value), compared by type and value.
         kinds: (path, exact type).
         aliases: pairs of paths that hold one tensor.
@@ -233,7 +234,10 @@ class Writer:
         """Source of an argument path."""
         text = f"a{self.shape.parameters.index(str(path[0]))}"
         for key in path[1:]:
-            text += f"[{key}]" if isinstance(key, int) else f"[{self.name('key', key)}]"
+            if isinstance(key, Attribute):
+                text += f".{key}"
+            else:
+                text += f"[{key}]" if isinstance(key, int) else f"[{self.name('key', key)}]"
         return text
 
     def value(self, name: str) -> str:
@@ -277,12 +281,15 @@ class Writer:
             if kind is dict and not keys and len(path) == 1:
                 self.miss(f"{at} or type({at}) is not dict")
                 continue
-            size = f"tuple({at}) != {self.name('keys', keys)}" if kind is dict else f"len({at}) != {keys}"
-            self.miss(f"type({at}) is not {kind.__name__} or {size}")
+            known = kind.__name__ if kind in (dict, list, tuple) else self.name("type", kind)
+            size = f"len({at}) != {keys}" if isinstance(keys, int) else f"tuple({at}) != {self.name('keys', keys)}"
+            self.miss(f"type({at}) is not {known}" + (f" or {size}" if keys is not None else ""))
         for path, value in conditions.atoms:
             at = self.path(path)
             if value is None or isinstance(value, (bool, torch.dtype)):
                 self.miss(f"{at} is not {self.text(value)}")
+            elif value != value:  # NaN, of which no two are equal
+                self.miss(f"type({at}) is not {self.name('type', type(value))} or {at} == {at}")
             elif type(value) is float and value == 0.0:  # 0.0 == -0.0, but they are two scales
                 sign = math.copysign(1.0, value)
                 self.miss(

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fusion.patterns.ops.effects import draws, written
 
-State = tuple[list[Tensor], list[Tensor]]  # contents of the places, states of the generators
+State = tuple[Sequence[Tensor], Sequence[Tensor]]  # contents of the places, states of the generators
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +121,12 @@ class Undo:
         )
 
     @contextlib.contextmanager
-    def rewound(self) -> Iterator[State]:
-        """Inside the block the run is taken back, for it to be made again; after it, everything is as before.
-
-        Yields what the run left, for `agrees`.
-        """
+    def rewound(self) -> Iterator[None]:
+        """Inside the block the run is taken back, for it to be made again; after it, everything is as before."""
         now = self.now()
         self.rewind()
         try:
-            yield now
+            yield
         finally:
             self.put(now)
 

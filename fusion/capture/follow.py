@@ -28,9 +28,10 @@ from fusion.patterns import symbols
 from fusion.patterns.graph import Expect, IslandNode, OpNode, RecordedGraph, Ref, leaves, map_leaves
 from fusion.patterns.ops import resolve
 from fusion.patterns.ops.effects import has_effect
+from fusion.runtime.nesting import flatten as flatten_result
 
 from .effects import Effects, storage_key, tensors_written, view_in_place
-from .islands import Island
+from .islands import Island, NativeFunction
 from .provenance import tensors_of
 from .reads import DATA_READS, LAYOUT_READS, NUMPY
 from .record import Recording, below_autograd
@@ -307,6 +308,11 @@ class Follower(TorchDispatchMode):
                 raise Diverged("an island returned a size of 0 or 1")
             self.values[symbol] = value
 
+    def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
+        """Recordings with registered functions are not followed."""
+        self.diverged = self.diverged or f"{registered.function.__name__} is called"
+        return registered.function(*args, **kwargs)
+
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
         """An attribute read on an argument object is compared with the recording's."""
         if self.following and id(receiver) in self.objects:
@@ -334,7 +340,7 @@ class Follower(TorchDispatchMode):
         for guard in self.graph.guards:
             if not eval(guard, {"__builtins__": {}, "max": max, "min": min}, dict(self.values)):
                 raise Diverged(f"the guard {guard} does not hold")
-        flat, tree = pytree.tree_flatten(result)
+        flat, tree = flatten_result(result)
         if str(tree) != self.graph.structure:
             raise Diverged("a result of another structure")
         for leaf, recorded in zip(flat, self.graph.outputs, strict=True):
@@ -419,6 +425,7 @@ def follow(
         log=follower.log,
         met=tuple(follower.nodes),
         undo=follower.effects.undo,
+        left=follower.effects.undo.now(),
         seconds=time.perf_counter() - start,
     )
     return result, recording, ""

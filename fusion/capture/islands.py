@@ -8,6 +8,8 @@ or re-run, methods are replaced by wrappers that ask the thread's active session
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,7 +39,24 @@ class Island:
     grows: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class NativeFunction:
+    """A registered Python function.
+
+    Attributes:
+        function: the function.
+        meaning: what is recorded in its place; None for one that is called as it is.
+        effect, grows: as for an `Island`.
+    """
+
+    function: Callable[..., Any]
+    meaning: Any
+    effect: bool
+    grows: tuple[int, ...] = ()
+
+
 _REGISTRY: dict[tuple[type, str], Island] = {}
+_FUNCTIONS: dict[int, NativeFunction] = {}
 _SESSION = threading.local()
 _LOCK = threading.RLock()
 
@@ -74,6 +93,11 @@ def register_made(owner: type) -> None:
     register_island(owner, "__init__")
 
 
+def register_function(registered: NativeFunction) -> None:
+    """Puts a function in the place of its earlier registration, if any."""
+    _FUNCTIONS[id(registered.function)] = registered
+
+
 def island_of(kind: type, name: str) -> Island | None:
     """The island that `name` on an instance of `kind` is, or None."""
     for base in kind.__mro__:
@@ -105,6 +129,9 @@ class Session(Protocol):
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """Answers the call of a module inside the scope."""
 
+    def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
+        """Answers the call of a registered function."""
+
 
 @contextlib.contextmanager
 def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[torch.nn.Module] = ()) -> Iterator[None]:
@@ -120,13 +147,18 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
         previous = getattr(_SESSION, "handler", None)
         _SESSION.handler = handler
 
-        def put(owner: type, name: str, wrapper: Any) -> None:
+        def put(owner: Any, name: str, wrapper: Any) -> None:
             saved.append((owner, name, vars(owner).get(name)))
             setattr(owner, name, wrapper)
 
         try:
             for island in _REGISTRY.values():
                 put(island.owner, island.method, _wrapped(island, vars(island.owner)[island.method]))
+            for registered in _FUNCTIONS.values():
+                name, wrapper = registered.function.__name__, _function_call(registered)
+                for module in list(sys.modules.values()):
+                    if getattr(module, "__dict__", {}).get(name) is registered.function:
+                        put(module, name, wrapper)
             for kind in kinds:
                 put(kind, "__getattribute__", _spy(kind.__getattribute__))
             for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
@@ -147,6 +179,17 @@ def _wrapped(island: Island, original: Callable[..., Any]) -> Callable[..., Any]
         if handler is None:
             return original(self, *args, **kwargs)
         return handler.on_island(island, original, self, args, kwargs)
+
+    return call
+
+
+def _function_call(registered: NativeFunction) -> Callable[..., Any]:
+    @functools.wraps(registered.function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        handler = getattr(_SESSION, "handler", None)
+        if handler is None:
+            return registered.function(*args, **kwargs)
+        return handler.on_function(registered, args, kwargs)
 
     return call
 
@@ -225,6 +268,16 @@ class Replay:
         self._objects[id(receiver)] = receiver
         receiver.__dict__ = answer.__dict__  # the object the plan made, under the identity the re-run gave it
         return None
+
+    def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
+        """The logged answer for a function that is called natively; another is what it means."""
+        if self.depth:
+            return registered.function(*args, **kwargs)
+        if registered.meaning is not None:
+            return registered.meaning.decomposition(*args, **kwargs)
+        if not self._answers:
+            return self._natively(lambda: registered.function(*args, **kwargs))
+        return self._answer((args, [kwargs[name] for name in sorted(kwargs)]))
 
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """The logged answer for a step; other modules are run."""

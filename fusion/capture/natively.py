@@ -13,7 +13,7 @@ from fusion.patterns.graph import Argument, Expect, HeldObject, IslandNode, OpNo
 from fusion.runtime.plan import Raised, as_it_is
 
 from .effects import Effects
-from .islands import Island
+from .islands import Island, NativeFunction
 from .provenance import user_line
 from .shadow import Shadow, hint, is_symbolic
 
@@ -134,6 +134,22 @@ class NativeCalls:
         self._made.append(value)
         self.objects[id(value)] = Ref(name)
         return name
+
+    def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
+        """A registered function: recorded as what it means, or called natively."""
+        function, meaning = registered.function, registered.meaning
+        if not self.recording:
+            return function(*args, **kwargs)
+        if meaning is not None:
+            real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
+            problem = self._quiet(lambda: meaning.problem(real_args, real_kwargs))
+            if problem is not None:
+                self.refuse("inaccurate", problem)
+                return function(*real_args, **real_kwargs)
+            return meaning.decomposition(*args, **kwargs)
+        held = self._hold("function", f"{function.__module__}.{function.__qualname__}", function)
+        call = lambda a, k: function(*a, **k)  # noqa: E731
+        return self._native(held, "", call, args, kwargs, registered.effect, registered.grows)
 
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """A step is called natively; other modules are looked into."""

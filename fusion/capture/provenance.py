@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 
-from fusion.patterns.graph import Path
+from fusion.patterns.graph import Attribute, Path
+from fusion.runtime.nesting import fields_of
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ROOT = os.path.dirname(_PACKAGE)
@@ -51,29 +53,69 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A tuple, list or dict met on the way to the leaves; a plan checks that it still has this shape."""
+    """A container met on the way to the leaves; a plan checks that it still has this shape.
+
+    Attributes:
+        path: where it is.
+        kind: its exact type.
+        keys: of a mapping its keys, of a sequence its length, None for a dataclass.
+        value: the container.
+    """
 
     path: Path
     kind: type
-    keys: tuple[Any, ...] | int
+    keys: tuple[Any, ...] | int | None
+    value: Any
+
+
+def _parts(value: Any) -> tuple[tuple[Any, ...] | int | None, list[tuple[tuple[Any, ...], Any]]] | None:
+    """A container's keys, and its items with the steps of a path that lead to them; None for any other object."""
+    from .islands import has_islands  # which looks for arguments here
+
+    kind = type(value)
+    if has_islands(kind):
+        return None
+    if kind in (tuple, list) or (isinstance(value, tuple) and _is_record(kind)):
+        return len(value), [((i,), item) for i, item in enumerate(value)]
+    if isinstance(value, collections.UserDict):
+        if set(vars(value)) != {"data"} or not _has_plain_keys(value.data):
+            return None
+        return tuple(value), [((Attribute("data"), key), item) for key, item in value.data.items()]
+    fields = fields_of(value)
+    if fields is not None and not isinstance(value, torch.nn.Module):
+        return None, [((Attribute(name),), item) for name, item in fields.items()]
+    if isinstance(value, dict) and _has_plain_keys(value):
+        mirrored = getattr(value, "__dict__", {})  # transformers' ModelOutput shows its items as attributes too
+        if all(key in value and value[key] is held for key, held in mirrored.items() if held is not None):
+            return tuple(value), [((key,), item) for key, item in value.items()]
+    return None
+
+
+def _is_record(kind: type) -> bool:
+    """Whether a tuple's subclass is a NamedTuple, one of torch's results with named fields, or a size."""
+    return kind is torch.Size or hasattr(kind, "_fields") or hasattr(kind, "n_sequence_fields")
+
+
+def _has_plain_keys(mapping: Mapping[Any, Any]) -> bool:
+    return all(type(key) in (str, int) for key in mapping)
 
 
 def flatten(arguments: Mapping[str, Any]) -> tuple[list[Leaf], list[Container]]:
     """The leaves of a call's arguments by parameter name, and the containers around them."""
     leaves: list[Leaf] = []
     containers: list[Container] = []
+    around: list[int] = []  # containers that the one being visited is in: one that holds itself is a leaf inside
 
     def visit(path: Path, value: Any) -> None:
-        if type(value) in (tuple, list):
-            containers.append(Container(path, type(value), len(value)))
-            for i, item in enumerate(value):
-                visit((*path, i), item)
-        elif type(value) is dict and all(isinstance(k, (str, int)) for k in value):
-            containers.append(Container(path, dict, tuple(value)))
-            for key, item in value.items():
-                visit((*path, key), item)
-        else:
+        parts = None if isinstance(value, torch.Tensor) or id(value) in around else _parts(value)
+        if parts is None:
             leaves.append(Leaf(path, value))
+            return
+        containers.append(Container(path, type(value), parts[0], value))
+        around.append(id(value))
+        for steps, item in parts[1]:
+            visit((*path, *steps), item)
+        around.pop()
 
     for name, value in arguments.items():
         visit((name,), value)

@@ -23,8 +23,9 @@ from fusion.patterns.graph import (
     map_leaves,
 )
 from fusion.patterns.wellformed import check_recording
+from fusion.runtime.nesting import flatten as flatten_result
 from fusion.runtime.plan import Conditions
-from fusion.runtime.undo import Undo
+from fusion.runtime.undo import State, Undo
 
 from . import islands
 from .functional import Node, Settlement
@@ -54,6 +55,7 @@ class Recording:
         met: the calls as the run made them, before in-place ones were settled.
         renamed: constants that each run starts from a copy of: the copy's name.
         undo: takes back what the run did to memory and generators that outlive it.
+        left: what the run left there.
         seconds: how long recording took.
         culprit: the module inside the scope in whose forward the refusal arose; None for the scope's own.
     """
@@ -72,6 +74,7 @@ class Recording:
     met: tuple[Node, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
     undo: Undo = field(default_factory=Undo)
+    left: State = ((), ())
     seconds: float = 0.0
     objects: dict[str, Any] = field(default_factory=dict)
     culprit: torch.nn.Module | None = None
@@ -136,6 +139,7 @@ def record(
         generators=generators,
         max_ops=max_ops,
     )
+    recorder.containers = {id(c.value): c.path for c in containers}
     if opaque:
         kind = type(opaque[0].value).__name__
         recorder.refuse(
@@ -186,8 +190,10 @@ def call_line(call: Callable[..., Any]) -> str:
 
 def finish(recorder: Recorder, result: Any, conditions: Conditions, start: float) -> Recording:
     """Turns what a recorder met into a Recording."""
-    plain = pytree.tree_map(hint, result)
+    leaves, tree = flatten_result(result)
+    plain = pytree.tree_unflatten(map(hint, leaves), tree) if any(map(is_symbolic, leaves)) else result
     recording = Recording(plain, recorder.refusal, culprit=recorder.module, undo=recorder.effects.undo)
+    recording.left = recording.undo.now()
     if recorder.refusal is None:
         try:
             _fill(recording, recorder, result, conditions)
@@ -205,7 +211,7 @@ def finish(recorder: Recorder, result: Any, conditions: Conditions, start: float
 
 def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Conditions) -> None:
     recorder.effects.check_generators()
-    leaves, tree = pytree.tree_flatten(result)
+    leaves, tree = flatten_result(result, recorder.containers)
     returned = [recorder.name_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     settled = Settlement(recorder, [name for name in returned if name is not None])
     translation = recorder.shadow.finish()
@@ -274,6 +280,8 @@ def _output(leaf: Any, recorder: Recorder, settled: Settlement, translation: Tra
     known = recorder.objects.get(id(leaf))
     if known is not None:
         return known if isinstance(known, Ref) else Argument(known)
+    if id(leaf) in recorder.containers:
+        return Argument(recorder.containers[id(leaf)])
     raise Refused("opaque_output", f"the result holds a {type(leaf).__name__}")
 
 

@@ -7,14 +7,16 @@ the rest of the run pass by untouched: the caller always gets the eager result.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,6 +26,7 @@ from fusion.patterns.ops import Kind, kind_of
 from fusion.patterns.ops.effects import draws
 
 from .effects import Effects, has_memory, storage_key, tensors_written, view_in_place
+from .meanings import meaning_of
 from .natively import NativeCalls
 from .provenance import Atom, user_line
 from .shadow import Shadow, has_unknown_size, hint, quiet_log
@@ -62,6 +65,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.aliased_inputs: list[tuple[Path, Path]] = []
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
+        self.containers: dict[int, Path] = {}  # of the arguments, by id
         self.opaque: list[str] = []  # results whose shape is known only once they are there
         self.effects = Effects(generators)
         self._generators = {g._cdata: g for g in generators}
@@ -151,6 +155,13 @@ class Recorder(NativeCalls, TorchDispatchMode):
             return func(*real_args, **real_kwargs)  # detach_ ends torch.tensor() and changes no data
         if self.recording and func is torch.ops.aten.lift_fresh.default:
             return self._lift(func, args)
+        meaning = meaning_of(func)
+        if meaning is not None and self.recording:
+            problem = self._quiet(lambda: meaning.problem(real_args, real_kwargs))
+            if problem is None:
+                with self._again():
+                    return meaning.decomposition(*args, **kwargs)
+            self.refuse("inaccurate", problem)
         self.effects.before(func, real_args, real_kwargs)
         if self.recording and func._schema.is_mutable:
             self._keep_contents(func, args, kwargs)
@@ -167,6 +178,15 @@ class Recorder(NativeCalls, TorchDispatchMode):
         except Exception as error:
             self.refuse("recorder_error", f"{func} could not be recorded: {type(error).__name__}: {error}")
         return result
+
+    @contextlib.contextmanager
+    def _again(self) -> Iterator[None]:
+        """What a decomposition calls is recorded like the rest: torch leaves the modes while they handle a call."""
+        from .reads import SizeReads
+
+        reading = any(isinstance(mode, SizeReads) for mode in _get_current_function_mode_stack())
+        with contextlib.nullcontext() if reading else SizeReads(self), self:
+            yield
 
     def _lift(self, func: Any, args: Any) -> torch.Tensor:
         """A tensor made from Python data: a constant of the recording."""
@@ -191,7 +211,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         if view is not None and not all(map(self.effects.made_here, tensors_written(func, args, kwargs))):
             raise Refused("outer_write", f"{func} changes the shape of a tensor it was given", user_line())
         before = {n: self._quiet(self.fakes[n].detach) for n in targets.values()} if view is not None else {}
-        fakes = self._shadows(func, args, kwargs, len(results))
+        fakes = self._shadows(func, args, kwargs, len(results))[: len(results)]
         self.fakes.update(before)
         if view is None:
             self.effects.writes += [(len(self.nodes), self.effects.memory[name]) for name in targets.values()]

@@ -120,6 +120,8 @@ def held_state(
         seen.add(id(value))
         if depth > _DEEPEST or len(found) > _MOST_STATE:
             raise Refused("python_state", "the modules hold more Python state than can be watched")
+        if isinstance(inner, dict) and None in inner:
+            raise Refused("python_state", "a dict among the modules' attributes has the key None")
         items = inner.items() if isinstance(inner, dict) else enumerate(() if isinstance(inner, set) else inner)
         if not isinstance(inner, tuple):
             switched = inner is not value and SWITCH in inner
