@@ -79,7 +79,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 @contextmanager
 def quick(optimise: str = "-O1") -> Iterator[None]:
-    """Kernels are compiled at another level and kept for this process, and torch's logs are off: they take most time."""
+    """Compiles at another level, keeps kernels for this process, silences torch's logs: what most time goes into."""
     found = find_toolchain()
     logging.disable(logging.CRITICAL)
     if found is None:

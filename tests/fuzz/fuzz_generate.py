@@ -1,4 +1,4 @@
-"""Drawing programs: a step is drawn, tried on tensors of every size the program is for, and kept where torch takes it."""
+"""Drawing programs: a step is drawn, tried on tensors of every size of the program, and kept where torch takes it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _SIZES: tuple[tuple[Sizes, ...], ...] = (
     ((("B", 2), ("N", 33)), (("B", 2), ("N", 17)), (("B", 4), ("N", 40))),
 )
 _SHAPES: tuple[tuple[int | str, ...], ...] = (
-    ("B", "N", 8), ("B", "N", 8), ("N", 8), ("B", "N"), (8,), ("B", 1, "N", "N"), ("B", 2, "N", 4), (1, "N", 8), ("N",), (),
-    ("B", "N", 2, 4), (1,), ("N", 1), ("B", 8, "N"), (4, 8), ("B", "N", 0),
+    ("B", "N", 8), ("B", "N", 8), ("N", 8), ("B", "N"), (8,), ("B", 1, "N", "N"), ("B", 2, "N", 4), (1, "N", 8), ("N",),
+    (), ("B", "N", 2, 4), (1,), ("N", 1), ("B", 8, "N"), (4, 8), ("B", "N", 0),
 )  # fmt: skip
 _LAYOUTS = ("dense", "dense", "dense", "transposed", "stepped", "offset", "expanded")
 
