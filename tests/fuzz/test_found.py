@@ -26,7 +26,7 @@ FLOAT, HALF, BOOL, WHOLE = torch.float32, torch.bfloat16, torch.bool, torch.int6
 
 FOUND = {
     "a slice that starts behind the end": program(
-        {"x0": (("N", 1), FLOAT)}, "v0 = x0[..., 3:5]", "v1 = torch.cat((v0, v0), -1) * 2"
+        {"x0": (("N", 1), FLOAT)}, "v0 = x0[..., 3:5]", "v1 = torch.cat((v0, x0), -1) * 2"
     ),
     "a kernel's input that only lends its dtype": program(
         {"x0": (("B", 8, "N"), torch.float64), "x1": (("B", 8, "N"), WHOLE)},
@@ -41,9 +41,16 @@ FOUND = {
     "a tensor without dimensions beside one in half precision": program(
         {"x0": (("N", 8), HALF), "x1": ((), FLOAT)}, "v0 = x1 - x0", "v1 = v0.double()"
     ),
-    "a softmax over one element": program(
-        {"x0": ((8,), FLOAT)}, "v0 = x0.chunk(8, 0)[2]", "v1 = torch.softmax(v0, 0)"
+    "a sum over an empty dimension and another": program(
+        {"x0": (("B", "N", 0), HALF)}, "v0 = torch.threshold(x0, 3, -1.5)", "v1 = v0.sum((-3, -1)) * 2"
     ),
+    "numbers beside half precision": program(
+        {"x0": (("N", 8), HALF)}, "v0 = x0 + 1.2345678", "v1 = (v0 - 0.3) * 1.2345678", "v2 = v1 ** 3"
+    ),
+    "a quotient in half precision that is cut off": program(
+        {"x0": (("N", 8), HALF), "x1": ((), FLOAT)}, "v0 = torch.div(x1, x0, rounding_mode='trunc')", "v1 = v0 * 2"
+    ),
+    "a softmax over one element": program({"x0": ((8,), FLOAT)}, "v0 = x0.chunk(8, 0)[2]", "v1 = torch.softmax(v0, 0)"),
 }
 
 
