@@ -45,7 +45,7 @@ class Mismatch(Exception):
     """Fused and eager differ, or the pass had to catch an error of its own.
 
     Attributes:
-        kind: "values", "structure", "raised", or the code of a refusal; what stays the same while a program is shrunk.
+        kind: "values", "structure", "raised", "random", or the code of a refusal; what stays the same while a program is shrunk.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -159,8 +159,13 @@ class _Check:
         mine, theirs = self.arguments(**sizes, seed=seed), self.arguments(**sizes, seed=seed)
         before = copy.deepcopy(self.eager)
         where = f"verify={self.verify}, sizes {sizes}, seed {seed}"
+        torch.manual_seed(seed)
         wanted, raised = _attempt(self.eager, theirs)
+        drawn = torch.get_rng_state()
+        torch.manual_seed(seed)
         found, failed = _attempt(self.fused, mine)
+        if raised is None and not torch.equal(drawn, torch.get_rng_state()):
+            raise Mismatch("random", f"{where}: the generator is in another state than after eager's call")
         self.calls += 1
         self.raised = self.raised or raised is not None
         if (raised is None) != (failed is None):
@@ -188,6 +193,7 @@ class _Check:
 
     def _trial(self, before: torch.nn.Module, sizes: dict[str, int], seed: int, watch: Watch) -> Any:
         module, arguments = copy.deepcopy(before), self.arguments(**sizes, seed=seed)
+        torch.manual_seed(seed)
         with watch:
             result = module(*arguments)
         return self._seen(module, arguments, result)

@@ -57,6 +57,8 @@ def _kinds() -> list[tuple[int, Draw]]:
         (4, steps.template(templates.SIZED, steps.dimensioned)),
         (6, steps.template(templates.WRITE, results=0)),
         (3, steps.template(templates.LIBRARY, steps.dimensioned)),
+        (1, steps.template(templates.DATA, steps.dimensioned)),
+        (1, steps.template(templates.RANDOM, steps.dimensioned)),
         (1, steps.template(templates.ISLAND)),
     ]
 

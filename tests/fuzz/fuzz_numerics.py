@@ -86,7 +86,7 @@ class Watch(TorchDispatchMode):
             args, kwargs = pytree.tree_map(self._moved, (args, kwargs))
         result = func(*args, **kwargs)
         made = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
-        if soft and (base in JUMPS or any(not t.is_floating_point() for t in made)):
+        if soft and (base in JUMPS or not made or any(not t.is_floating_point() for t in made)):
             raise Unspecified(f"{func} of an inexact value")
         narrowed = soft and any(t.dtype.itemsize < max(g.dtype.itemsize for g in given) for t in made)
         for t in made:
