@@ -183,12 +183,15 @@ class Builder:
         """Runs a step at every size; False where torch or `Watch` refuses it, or where its results grow too large."""
         for values, watch in zip(self.values, self.watches, strict=True):
             scope = {"torch": torch, "F": torch.nn.functional, "cache": _Store, **values}
+            shapes = {name: t.shape for name, t in values.items()}
             try:
                 with torch.no_grad(), warnings.catch_warnings(), watch:
                     warnings.simplefilter("ignore")
                     exec(step.text, scope)
             except (Exception, Unspecified):
                 return False
+            if any(values[name].shape != shape for name, shape in shapes.items()):
+                return False  # an `out` that was resized, which torch means to forbid
             for name in step.makes:
                 t = scope[name]
                 if not _usable(t):
