@@ -148,21 +148,28 @@ class Elements:
         positional, named = _schema(node.op)
         compared = _promoted(node, row, self.graph.spec, positional) if result.dtype is torch.bool else None
 
-        def operand(leaf: Any, numeric: bool, unpromoted: bool) -> Any:
+        dtype = compared or result.dtype
+        on_cpu = self.eager and result.device == "cpu"
+        narrowed = compared is not None or (row.narrows and on_cpu)
+
+        def operand(leaf: Any, numeric: bool, position: int = -1) -> Any:
             if isinstance(leaf, Ref):
-                return self._operand(leaf.name, result, None if unpromoted else compared or result.dtype, index, column)
-            return self._number(leaf, compared or result.dtype, compared is not None) if numeric else leaf
+                wanted = None if position in row.unpromoted else dtype
+                wide = on_cpu and compared is None and position == row.wide and not self.graph.spec[leaf.name].shape
+                return self._operand(leaf.name, result, wanted, index, column, wide=wide)
+            return self._number(leaf, dtype, narrowed) if numeric else leaf
 
         assert row.expression is not None
-        args = [operand(a, n, k in row.unpromoted) for k, (a, n) in enumerate(zip(node.args, positional, strict=False))]
-        kwargs = {k: operand(v, named[k], False) for k, v in node.kwargs}
+        args = [operand(a, n, k) for k, (a, n) in enumerate(zip(node.args, positional, strict=False))]
+        kwargs = {k: operand(v, named[k]) for k, v in node.kwargs}
         return row.expression(*args, **kwargs, **({"result": result.dtype} if row.typed else {}))
 
     def _operand(
-        self, name: str, result: TensorSpec, dtype: torch.dtype | None, index: Index, column: Dim
+        self, name: str, result: TensorSpec, dtype: torch.dtype | None, index: Index, column: Dim, *, wide: bool
     ) -> Scalar | None:
         """An operand's element in the dtype the operator computes in, or in its own where `dtype` is None.
 
+        torch converts operands to the result's dtype before it computes, but for a 0-d one that is taken `wide`.
         None for an operand that does not broadcast to the result: one of which only the dtype is read.
         """
         spec = self.graph.spec[name]
@@ -171,16 +178,14 @@ class Elements:
         x = self.at(name, indexing.broadcast_index(index, result.shape, spec.shape), column)
         if dtype is None:
             return x
-        # torch converts operands before it computes, but hands a 0-d tensor to arithmetic unrounded.
-        if spec.shape or result.dtype is torch.bool:
-            x = self.rounded(x, dtype) if dtype != spec.dtype else x
+        if dtype != spec.dtype and not wide:
+            x = self.rounded(x, dtype)
         return scalar.cast(x, scalar.compute_type(dtype))
 
-    def _number(self, leaf: Any, dtype: torch.dtype, comparing: bool) -> Any:
+    def _number(self, leaf: Any, dtype: torch.dtype, narrowed: bool) -> Any:
         compute = scalar.compute_type(dtype)
         if isinstance(leaf, (bool, int, float)):
-            # Arithmetic takes the number in float32; a comparison rounds it to the tensor's dtype first.
-            value = torch.tensor(leaf, dtype=dtype).item() if comparing and dtype in HALF_TYPES else leaf
+            value = torch.tensor(leaf, dtype=dtype).item() if narrowed and dtype in HALF_TYPES else leaf
             return scalar.constant(value, compute)
         return Size(compute, leaf) if isinstance(leaf, sympy.Expr) else leaf
 

@@ -24,7 +24,7 @@ def divide(value: Dim, by: Dim, extents: Extents) -> tuple[Dim, Dim]:
     Raises:
         LoweringError: "index": part of `value` may be negative by an amount that is not a number.
     """
-    if symbols.same(by, 1):
+    if by == 0 or symbols.same(by, 1):  # an empty dimension has no element that an index could be of
         return value, 0
     quotient: Dim = 0
     rest: Dim = 0

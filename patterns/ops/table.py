@@ -99,6 +99,9 @@ class Operator:
             element (a Scalar in the compute dtype). REDUCTION: (call, `Run`, number of the result) -> its element.
         unpromoted: POINTWISE: positions of tensor operands that keep their own dtype (masks).
         typed: POINTWISE: whether the expression takes the result's dtype, as its keyword `result`.
+        narrows: POINTWISE: whether eager on CPUs rounds a number to the result's half precision before it computes.
+        wide: POINTWISE: the position of the operand that eager on CPUs takes as it is where it is a 0-d tensor of a
+            wider dtype than the result; it rounds those at other positions first.
         dims: REDUCTION: (call) -> the dimensions of the first operand that it runs over, ascending.
         keeps: REDUCTION: whether the first result has an element for each of the operand's, as a softmax has.
         index: VIEW: (call, index of the result, loop extents, number of the result) -> index of the operand.
@@ -112,6 +115,8 @@ class Operator:
     expression: Callable[..., Scalar] | None = None
     unpromoted: tuple[int, ...] = ()
     typed: bool = False
+    narrows: bool = False
+    wide: int | None = None
     dims: Callable[[Call], tuple[int, ...]] | None = None
     keeps: bool = False
     index: Callable[[Call, Index, Extents, int], Index] | None = None
@@ -141,6 +146,8 @@ def pointwise(
     *,
     unpromoted: tuple[int, ...] = (),
     typed: bool = False,
+    narrows: bool = False,
+    wide: int | None = None,
     covers: Callable[[Call], str | None] = covered,
     note: str = "",
 ) -> None:
@@ -148,7 +155,15 @@ def pointwise(
     for op in (ops,) if isinstance(ops, str) else ops:
         register(
             Operator(
-                f"aten.{op}", Kind.POINTWISE, expression, unpromoted=unpromoted, typed=typed, covers=covers, note=note
+                f"aten.{op}",
+                Kind.POINTWISE,
+                expression,
+                unpromoted=unpromoted,
+                typed=typed,
+                narrows=narrows,
+                wide=wide,
+                covers=covers,
+                note=note,
             )
         )
 

@@ -12,7 +12,7 @@ SEEDS = range(0, 10_000, 100)
 
 
 def calls(program: Program) -> list[tuple[dict[str, int], int]]:
-    """The sizes and the seed of every call: recorded, answered by its plan, then at other sizes, then the first again."""
+    """The sizes and seed of every call: recorded, answered by its plan, then at other sizes, then the first again."""
     first, second, third = map(dict, program.sizes)
     return list(zip((first, first, second, second, third, third, first), SEEDS, strict=False))
 
@@ -59,7 +59,7 @@ def attempt(module, given):
         result = module(*given)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    return {"result": result, "arguments": given, "state": {**dict(module.named_buffers()), **dict(module.named_parameters())}}
+    return {"result": result, "arguments": given, "state": module.state_dict(keep_vars=True)}
 
 
 def same(a, b):

@@ -1,4 +1,4 @@
-"""Drawing programs: a step is drawn, tried on tensors of every size the program is for, and kept where torch takes it."""
+"""Drawing programs: a step is drawn, tried on tensors of every size of the program, and kept where torch takes it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _SIZES: tuple[tuple[Sizes, ...], ...] = (
     ((("B", 2), ("N", 33)), (("B", 2), ("N", 17)), (("B", 4), ("N", 40))),
 )
 _SHAPES: tuple[tuple[int | str, ...], ...] = (
-    ("B", "N", 8), ("B", "N", 8), ("N", 8), ("B", "N"), (8,), ("B", 1, "N", "N"), ("B", 2, "N", 4), (1, "N", 8), ("N",), (),
-    ("B", "N", 2, 4), (1,), ("N", 1), ("B", 8, "N"), (4, 8), ("B", "N", 0),
+    ("B", "N", 8), ("B", "N", 8), ("N", 8), ("B", "N"), (8,), ("B", 1, "N", "N"), ("B", 2, "N", 4), (1, "N", 8), ("N",),
+    (), ("B", "N", 2, 4), (1,), ("N", 1), ("B", 8, "N"), (4, 8), ("B", "N", 0),
 )  # fmt: skip
 _LAYOUTS = ("dense", "dense", "dense", "transposed", "stepped", "offset", "expanded")
 
@@ -57,6 +57,8 @@ def _kinds() -> list[tuple[int, Draw]]:
         (4, steps.template(templates.SIZED, steps.dimensioned)),
         (6, steps.template(templates.WRITE, results=0)),
         (3, steps.template(templates.LIBRARY, steps.dimensioned)),
+        (1, steps.template(templates.DATA, steps.dimensioned)),
+        (1, steps.template(templates.RANDOM, steps.dimensioned)),
         (1, steps.template(templates.ISLAND)),
     ]
 
@@ -181,12 +183,15 @@ class Builder:
         """Runs a step at every size; False where torch or `Watch` refuses it, or where its results grow too large."""
         for values, watch in zip(self.values, self.watches, strict=True):
             scope = {"torch": torch, "F": torch.nn.functional, "cache": _Store, **values}
+            shapes = {name: t.shape for name, t in values.items()}
             try:
                 with torch.no_grad(), warnings.catch_warnings(), watch:
                     warnings.simplefilter("ignore")
                     exec(step.text, scope)
             except (Exception, Unspecified):
                 return False
+            if any(values[name].shape != shape for name, shape in shapes.items()):
+                return False  # an `out` that was resized, which torch means to forbid
             for name in step.makes:
                 t = scope[name]
                 if not _usable(t):

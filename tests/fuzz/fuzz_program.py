@@ -1,7 +1,7 @@
-"""Random programs as immutable values: what a program is, the Python text it stands for, and the tensors it is called on.
+"""Random programs as immutable values: what one is, the Python text it stands for, and what it is called on.
 
-A program is a list of steps over named values: inputs x0.., state of the module b0.. and p0.., results v0... Its text is
-a module's source, so that what is tested, what is printed and what a failure's script holds are one and the same.
+A program is a list of steps over named values: inputs x0.., state of the module b0.. and p0.., results v0... Its text
+is a module's source, so that what is tested, what is printed and what a failure's script holds are one and the same.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def template(block: str, wanted: Wanted = anything, *, results: int = 1) -> Call
         x = pool.value(wanted)
         if x is None:
             return None
-        if results == 0 and not pool.maybe(15):  # a write, most often to what the program made itself
+        if results == 0 and not pool.maybe(30):  # a write, most often to what the program made itself
             x = pool.temporary()
         if x is None:
             return None

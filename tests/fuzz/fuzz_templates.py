@@ -265,6 +265,22 @@ torch.where({x} > 0)[0]
 {x}[{x} > 0]
 """
 
+DATA = """
+{x} * float(({y} > 0).sum())
+{x} + 1 if bool(({y} > 0).any()) else {x} * 2
+{x}[..., : int(({y} > 0).sum()) % 3]
+{x} + {y}.max().item()
+{x} - len({y}.nonzero())
+"""
+
+RANDOM = """
+torch.rand_like({x})
+{x} + torch.randn({x}.shape[{d}], 1)
+F.dropout({x}, 0.5, training=True)
+torch.bernoulli({x}.abs().clamp(0, 1))
+{x} * torch.randint(0, 5, {x}.shape)
+"""
+
 ISLAND = """
 cache.update({x}, {k})
 """

@@ -1,0 +1,61 @@
+"""Programs that the fuzzer found to go wrong, as small as they were made; each must agree with eager now."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fuzz_check import check, quick
+from fuzz_program import Group, Program, Step, Tensor
+
+from fusion.kernels.toolchain.cpp import find_toolchain
+
+pytestmark = pytest.mark.skipif(find_toolchain() is None, reason="needs a C++ compiler")
+
+SIZES = tuple((("B", b), ("N", n)) for b, n in ((2, 5), (3, 7), (2, 12)))
+
+
+def program(inputs: dict[str, tuple[tuple[int | str, ...], torch.dtype]], *texts: str, **state: Tensor) -> Program:
+    """A program that runs `texts` on `inputs` and returns what the last one makes."""
+    steps = tuple(Step(text, ()) for text in texts)
+    given = tuple(Tensor(name, shape, dtype) for name, (shape, dtype) in inputs.items())
+    groups = tuple(Group(name, "plain", (name,)) for name in inputs)
+    return Program(given, tuple(state.values()), groups, steps, texts[-1].split(" = ")[0], SIZES)
+
+
+FLOAT, HALF, BOOL, WHOLE = torch.float32, torch.bfloat16, torch.bool, torch.int64
+
+FOUND = {
+    "a slice that starts behind the end": program(
+        {"x0": (("N", 1), FLOAT)}, "v0 = x0[..., 3:5]", "v1 = torch.cat((v0, x0), -1) * 2"
+    ),
+    "a kernel's input that only lends its dtype": program(
+        {"x0": (("B", 8, "N"), torch.float64), "x1": (("B", 8, "N"), WHOLE)},
+        "v0 = F.relu(x0).flatten().float()",
+        "v1 = v0.type_as(x1)",
+    ),
+    "the double reference of a bool": program({"x0": ((1,), BOOL)}, "v0 = -1.5 / x0"),
+    "a bool squared": program({"x0": (("B", "N"), FLOAT)}, "v0 = x0 > x0.mean()", "v1 = v0.flip(0)", "v2 = v1**2"),
+    "a list of one result": program(
+        {"x0": ((1,), FLOAT)}, "v0 = torch.where(x0 * 2 > 0)[0]", "v1 = torch.sub(x0, x0, alpha=0.5)"
+    ),
+    "a tensor without dimensions beside one in half precision": program(
+        {"x0": (("N", 8), HALF), "x1": ((), FLOAT)}, "v0 = x1 - x0", "v1 = v0.double()"
+    ),
+    "a sum over an empty dimension and another": program(
+        {"x0": (("B", "N", 0), HALF)}, "v0 = torch.threshold(x0, 3, -1.5)", "v1 = v0.sum((-3, -1)) * 2"
+    ),
+    "numbers beside half precision": program(
+        {"x0": (("N", 8), HALF)}, "v0 = x0 + 1.2345678", "v1 = (v0 - 0.3) * 1.2345678", "v2 = v1 ** 3"
+    ),
+    "a quotient in half precision that is cut off": program(
+        {"x0": (("N", 8), HALF), "x1": ((), FLOAT)}, "v0 = torch.div(x1, x0, rounding_mode='trunc')", "v1 = v0 * 2"
+    ),
+    "a softmax over one element": program({"x0": ((8,), FLOAT)}, "v0 = x0.chunk(8, 0)[2]", "v1 = torch.softmax(v0, 0)"),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_agrees_now(name: str) -> None:
+    with quick():
+        outcome = check(FOUND[name])
+    assert outcome.planned > 0 and outcome.kernels > 0, outcome
