@@ -63,13 +63,6 @@ _EXACT = ("head_dim", "encoder_layers", "decoder_layers", *_TOKENS)  # set even 
 _WHERE_NONE = (
     "head_dim", "num_key_value_heads", "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "pad_token_id",
 )  # fmt: skip
-    "head_dim",
-    "num_key_value_heads",
-    "n_routed_experts",
-    "n_shared_experts",
-    "num_experts_per_tok",
-    "pad_token_id",
-)  # set where the default leaves them out
 
 
 def names() -> list[str]:
