@@ -114,7 +114,7 @@ def rows_of(results: Results, parts: Iterable[str], options: Options) -> list[Ro
             100 * sum(equal.values()) / max(1, len(equal)), "%", Target("at least", 100),
             unequal={n: _why_unequal(measured[n]) for n, same in equal.items() if not same},
             unplanned=[n for n, r in measured.items() if not r.get("equality", {}).get("planned")],
-            without_decode={n: d for n, r in measured.items() if (d := _of(r, "equality", "decoded")) not in (True, None)},
+            without_decode={n: d for n, r in measured.items() if isinstance(d := _of(r, "equality", "decoded"), str)},
             skipped={n: r["skipped"] for n, r in results.items() if "skipped" in r},
         )  # fmt: skip
     if "fusion" in parts:
