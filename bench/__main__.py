@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.console import Console
 from .options import Options
 from .rows import RESULTS, Row, show, write
 
-NAMES = ("guards", "kernels", "decode", "prefill", "accuracy", "cold")  # without names: these, in this order
+NAMES = ("guards", "kernels", "decode", "prefill", "accuracy", "cold", "sweep")  # without names: these, in this order
 ALL = (*NAMES, "gpu")
 _FILE_WIDTH = 170  # columns of the table where there is no terminal
 
@@ -28,13 +28,20 @@ def main(
         bool, typer.Option("--compile", help="Add torch.compile to decode, prefill and kernels.")
     ] = False,
     skip_compile: Annotated[bool, typer.Option("--skip-compile", help="Leave torch.compile out of cold.")] = False,
+    only: Annotated[
+        Literal["equality", "fusion", "time"] | None, typer.Option("--only", help="Sweep: measure this alone.")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option("--models", help="Sweep: a regular expression for model types' whole names.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", help="Sweep: so many at a time; more than 1 spoils times.")] = 1,
 ) -> None:
     """Measures every number the project claims, side by side with eager. Exits with 1 if a row is invalid."""
     unknown = [name for name in names or () if name not in ALL]
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(ALL)}.")
     os.environ["HF_HUB_OFFLINE"] = "1"
-    options = Options(quick, compiled, skip_compile)
+    options = Options(quick, compiled, skip_compile, only=only, models=models, jobs=jobs)
     console = Console()
     if not console.is_terminal:
         console = Console(width=_FILE_WIDTH)
@@ -43,7 +50,7 @@ def main(
         console.print(f"{name} ...", style="dim")
         made: list[Row] = importlib.import_module(f"bench.{name}").run(options)
         rows += made
-        if made and json_path is None and not quick:
+        if made and json_path is None and not (quick or only or models):
             write(made, RESULTS / f"{name}.json")
     if rows:
         show(rows, console)

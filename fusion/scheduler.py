@@ -21,9 +21,9 @@ from fusion.decide.dependence import schedule
 from fusion.decide.partition import partition
 from fusion.decide.refusal import CODES, Refusal
 from fusion.decide.regions import Partition
-from fusion.patterns.graph import IslandNode, SubGraph
+from fusion.patterns.graph import IslandNode, OpNode, SubGraph
 from fusion.patterns.match import match
-from fusion.patterns.ops import Kind, kind_of
+from fusion.patterns.ops import FUSABLE, Kind, kind_of
 from fusion.runtime.plan import (
     KernelCall,
     Shape,
@@ -87,6 +87,14 @@ class Compiled:
         before = sum(counts(i) for _, i in self.unfused)
         after = sum(kind == "region" or counts(i) for kind, i in self.steps)
         return before, after
+
+    @property
+    def coverage(self) -> tuple[int, int]:
+        """Operator calls of a kind that kernels can hold in one run, and how many of them run inside kernels."""
+        nodes = self.shape.graph.nodes
+        fusable = {i for i, n in enumerate(nodes) if isinstance(n, OpNode) and kind_of(n.op) in FUSABLE}
+        inside = {i for c in self.candidates if c.kernel is not None for i in c.region.nodes}
+        return len(fusable), len(fusable & inside)
 
 
 @dataclass

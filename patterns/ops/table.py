@@ -29,6 +29,9 @@ class Kind(enum.Enum):
     EFFECT = "effect"  # writes to an existing tensor, or draws random numbers; kept in order
 
 
+FUSABLE = (Kind.POINTWISE, Kind.REDUCTION, Kind.ELEMENT)  # what kernels hold; views come along
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One use of an operator, as a row's functions see it.

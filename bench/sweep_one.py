@@ -1,0 +1,327 @@
+"""One architecture of the sweep, measured in its own process: equality, what fused, recompilations, and time."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fusion.kernels.emit import cpp
+from fusion.patterns.graph import OpNode
+from fusion.patterns.ops import FUSABLE, kind_of
+from fusion.runtime.plan import MISS
+from fusion.scheduler import Compiled, FusionScheduler
+from fusion.session import Session, kernels_of
+
+from .architectures import build
+from .equality import difference
+from .measure import calls, interleave
+from .op_counts import count, launches
+
+PARTS = ("equality", "fusion", "time")
+_TURNS = 4  # calls at one shape: recorded, checked beside eager at another shape, planned
+_SHAPES = ((2, 7), (3, 11), (2, 19))
+_PROMPT = (2, 5)
+_STEPS = 8
+_PAIRS = 50  # (batch, length) pairs whose recompilations are counted
+_TIMED = (2, 8)  # so few tokens that a call's time is what its operators cost to launch
+
+
+def measure(model_type: str, parts: tuple[str, ...], cache: str, quick: bool = False) -> dict[str, Any]:
+    """What is found about one architecture, as JSON values.
+
+    Args:
+        model_type: one of `architectures.names()`.
+        parts: which of `PARTS`.
+        cache: the folder of compiled kernels that the sweep's processes share.
+        quick: fewer pairs and rounds.
+
+    Returns:
+        "skipped" with a reason where no tiny model of it runs; else what each part found, or its "error".
+    """
+    try:
+        model = build(model_type)
+    except RuntimeError as error:
+        return {"skipped": str(error)}
+    found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    with torch.inference_mode():
+        if "equality" in parts or "fusion" in parts:
+            found |= _fused(model, parts, cache, quick)
+        if "time" in parts:
+            found["time"] = _timed(model, cache, quick)
+    return found
+
+
+# ---- every legal kernel in use: equality, and what fused
+
+
+def _fused(model: Any, parts: tuple[str, ...], cache: str, quick: bool) -> dict[str, Any]:
+    """Equality with eager and what fused, with every kernel that is legal and accurate, fast or not."""
+    watch = Watch(copy.deepcopy(model), {"profile": False, "cache_dir": cache})
+    found: dict[str, Any] = {}
+    try:
+        if "equality" in parts:
+            found["equality"] = _equality(model, watch)
+        else:
+            for ids in _forwards():
+                _forward(watch.model, ids)
+        if "fusion" in parts:
+            found["fusion"] = _coverage(model, watch)
+            found["recompiled"] = _recompiled(watch, 6 if quick else _PAIRS)
+        found["report"] = watch.report()
+    finally:
+        watch.session.remove()
+    return found
+
+
+def _equality(model: Any, watch: Watch) -> dict[str, Any]:
+    """Forwards at several shapes and greedy decodes with the default cache, against eager and float64."""
+    try:
+        exact = copy.deepcopy(model).double()
+    except Exception:
+        exact = None
+    unequal: list[str] = []
+    planned: dict[str, int] = {}
+    for ids in _forwards():
+        name = f"forward{list(ids.shape)}"
+        outputs = [_attempt(one, lambda m, ids=ids: _forward(m, ids)) for one in (model, exact)]
+        with watch.observed() as ran:
+            mine = _forward(watch.model, ids)
+        planned[name] = len(ran)
+        unequal += [f"{name}: {why}" for why in difference(mine, *outputs)]
+    prompt = _ids(*_PROMPT, seed=99)
+    outputs = [_attempt(one, lambda m: _decode(m, prompt)) for one in (model, exact)]
+    decoded = not isinstance(outputs[0], Exception)
+    for _ in range(_TURNS if decoded else 0):
+        with watch.observed() as ran:
+            mine = _decode(watch.model, prompt)
+        planned["decode"] = len(ran)
+        unequal += [f"decode: {why}" for why in difference(mine, *outputs)]
+    return {
+        "equal": not unequal,
+        "differences": list(dict.fromkeys(unequal)),
+        "plans_run": planned,  # by the last call of each kind
+        "planned": all(planned.values()),
+        "decoded": decoded or str(outputs[0])[:200],
+        "float64": not isinstance(outputs[1], Exception) and exact is not None,
+    }
+
+
+def _coverage(model: Any, watch: Watch) -> dict[str, Any]:
+    """How much of one whole forward runs inside kernels, and what does not."""
+    ids = _ids(*_SHAPES[0], seed=7)
+    eager = count(lambda: _forward(model, ids))
+    with watch.observed() as ran:
+        left = count(lambda: _forward(watch.model, ids))
+    fused = sum(compiled.coverage[1] for compiled in ran)
+    kernels = sum(kind == "region" for compiled in ran for kind, _ in compiled.steps)
+    remaining = left["fusable"].total()
+    return {
+        "eager_fusable": eager["fusable"].total(),
+        "fused": fused,
+        "unfused": remaining,
+        "share": fused / max(1, fused + remaining),
+        "launches_eager": launches(eager),
+        "launches_fused": kernels + launches(left),
+        "kernels": kernels,
+        "unfused_operators": dict(left["fusable"].most_common(12)),
+        "effects": dict(left["effect"].most_common(12)),
+        "library": dict(left["library"].most_common(20)),
+        "refused": dict(_refused(ran).most_common(20)),
+        "partition_and_emit_seconds": watch.partition_seconds + _emit_seconds(watch),
+    }
+
+
+def _refused(ran: list[Compiled]) -> Counter[str]:
+    """Why operators of the plans that ran are in no kernel: "operator: code", by calls."""
+    found: Counter[str] = Counter()
+    for compiled in ran:
+        nodes = compiled.shape.graph.nodes
+        for index, refusal in compiled.partition.refusals:
+            node = nodes[index]
+            if isinstance(node, OpNode) and kind_of(node.op) in FUSABLE:
+                found[f"{node.op}: {refusal.code}"] += 1
+        for candidate in compiled.candidates:
+            if candidate.kernel is None:
+                for op in candidate.region.subgraph.ops:
+                    found[f"{op}: {candidate.decision.code}"] += 1
+    return found
+
+
+def _emit_seconds(watch: Watch) -> float:
+    """Writing the C++ of every kernel in use."""
+    nests = [kernel.nest for kernel in kernels_of([scope for _, scope in watch.session.scopes])]
+    start = time.perf_counter()
+    if nests:
+        cpp.translation_unit(nests)
+    return time.perf_counter() - start
+
+
+def _recompiled(watch: Watch, pairs: int) -> dict[str, int]:
+    """Kernels compiled and forwards recorded over many (batch, length) pairs, after the shapes met so far."""
+    costs = watch.session.scheduler.backends.costs
+    sizes = list(itertools.product(range(2, 7), range(3, 43)))
+    chosen = [sizes[i] for i in torch.randperm(len(sizes), generator=torch.Generator().manual_seed(3))[:pairs]]
+
+    def counts() -> tuple[int, int, int]:
+        totals = watch.session.report()
+        return costs.cache_hits + costs.cache_misses, sum(s.recordings for s in totals.scopes), totals.totals.fallbacks
+
+    before = counts()
+    runs = 0
+    for number, (batch, length) in enumerate(chosen):
+        ids = _ids(batch, length, seed=number)
+        for _ in range(2):  # checked beside eager where that is due, then planned
+            with watch.observed() as ran:
+                _forward(watch.model, ids)
+        runs += bool(ran)
+    kernels, recordings, fallbacks = (after - b for after, b in zip(counts(), before, strict=True))
+    return {
+        "pairs": pairs, "planned": runs, "kernels": kernels, "recordings": recordings, "fallbacks": fallbacks,
+    }  # fmt: skip
+
+
+# ---- as configured by default: time
+
+
+def _timed(model: Any, cache: str, quick: bool) -> dict[str, Any]:
+    """A forward of few tokens, eager and fused in turns."""
+    watch = Watch(copy.deepcopy(model), {"cache_dir": cache})
+    try:
+        ids = _ids(*_TIMED, seed=5)
+        for shape in (*[_TIMED] * 3, *[(3, 12)] * 3, *[_TIMED] * 2):
+            _forward(watch.model, _ids(*shape, seed=6))
+        with watch.observed() as ran:
+            _forward(watch.model, ids)
+        planned = len(ran)
+        sides = {"eager": calls(lambda: _forward(model, ids), samples=3)}
+        sides["fused"] = calls(lambda: _forward(watch.model, ids), samples=3)
+        rounds = interleave(sides, 4 if quick else 20)
+    finally:
+        watch.session.remove()
+    spreads = rounds.spreads()
+    ratio = rounds.speedup("eager", "fused")
+    return {
+        "speedup": ratio.p50, "p20": ratio.p20, "p80": ratio.p80, "plans_run": planned,
+        "eager_us": spreads["eager"].p50, "fused_us": spreads["fused"].p50,
+    }  # fmt: skip
+
+
+# ---- calls
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a greedy decode gave: a tensor of logits per step, the tokens, and the cache after it."""
+
+    logits: tuple[torch.Tensor, ...]
+    tokens: torch.Tensor
+    cache: Any
+
+
+def _ids(batch: int, length: int, seed: int) -> torch.Tensor:
+    return torch.randint(3, 100, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def _forwards() -> Iterator[torch.Tensor]:
+    """Token ids of the forwards: every shape several times, with other tokens each time."""
+    for number, shape in enumerate(_SHAPES):
+        for turn in range(_TURNS):
+            yield _ids(*shape, seed=10 * number + turn)
+
+
+def _forward(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a forward without a cache, where the model has one to leave out."""
+    known = inspect.signature(type(model).forward).parameters
+    without = {"use_cache": False} if "use_cache" in known else {}
+    logits: torch.Tensor = model(input_ids=ids, **without).logits
+    return logits
+
+
+def _decode(model: Any, prompt: torch.Tensor) -> Decoded:
+    """A prefill and greedy steps with the model's default cache."""
+    made = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=_STEPS + 1, do_sample=False, eos_token_id=None,
+        pad_token_id=0, output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    cache = next((made[k] for k in ("past_key_values", "cache_params", "state", "mems") if made.get(k) is not None), ())
+    return Decoded(tuple(made.logits), made.sequences, cache)
+
+
+def _attempt(model: Any, call: Callable[[Any], Any]) -> Any:
+    """What a call gives, or the error it raises; an error stands for a model that is not there."""
+    if model is None:
+        return RuntimeError("no such model")
+    try:
+        return call(model)
+    except Exception as error:
+        return error
+
+
+class Watch:
+    """A model under fusion whose plans can be seen to run.
+
+    Attributes:
+        model: the model.
+        session: its fusion.
+        partition_seconds: spent partitioning what was recorded so far, lowering included.
+    """
+
+    def __init__(self, model: Any, config: Mapping[str, Any]) -> None:
+        self.model = model
+        self.session = Session(model, FusionScheduler(config))
+        self.partition_seconds = 0.0
+        scheduler, template = self.session.scheduler, self.session.scheduler.template
+
+        def timed(*args: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return template(*args)
+            finally:
+                self.partition_seconds += time.perf_counter() - start
+
+        scheduler.template = timed  # type: ignore[method-assign]
+
+    @contextmanager
+    def observed(self) -> Iterator[list[Compiled]]:
+        """Collects what each plan that answers a call was made from, in order."""
+        ran: list[Compiled] = []
+        kept = []
+        for _, scope in self.session.scopes:
+            compiled = {plan.run: held for known in scope.known for held, plan in known.plans.values()}
+            kept.append((scope._plans, list(scope._plans)))
+            scope._plans[:] = [_observing(run, compiled[run], ran) for run in scope._plans]
+        try:
+            yield ran
+        finally:
+            for plans, before in kept:
+                if any(hasattr(run, "observed") for run in plans):  # else the scope published others meanwhile
+                    plans[:] = before
+
+    def report(self) -> dict[str, Any]:
+        """What the report says of scopes that are not planned, and the counters."""
+        report = self.session.report()
+        told = [(s.name, s.state, s.reason[:300]) for s in report.scopes if s.reason or s.state != "fused"]
+        return {
+            "scopes": len(report.scopes), "not_fused": told[:12], "fallbacks": report.totals.fallbacks,
+            "recordings": sum(s.recordings for s in report.scopes),
+        }  # fmt: skip
+
+
+def _observing(run: Callable[..., Any], compiled: Compiled, ran: list[Compiled]) -> Callable[..., Any]:
+    def observed(*arguments: Any) -> Any:
+        result = run(*arguments)
+        if result is not MISS:
+            ran.append(compiled)
+        return result
+
+    observed.observed = True  # type: ignore[attr-defined]
+    return observed
