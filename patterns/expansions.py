@@ -9,9 +9,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-
 from .ops import Call
+from .ops.reductions import rms_epsilon
 from .symbols import Dim
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def _rms_norm(of: _Normaliser, call: Call, operands: tuple[Use | None, ...]) -> 
     x, weight = operand_at(operands, 0), operand_at(operands, 2)
     assert x is not None
     eps = call.argument(3, "eps", None)
-    eps = torch.finfo(call.inputs[0].dtype).eps if eps is None else eps
+    eps = rms_epsilon(call.inputs[0].dtype) if eps is None else eps
     mean = of.reduced("mean", of.make("square", (x,)), _trailing(call))
     scale = of.make("rsqrt", (of.make("add", (mean, of.constant(eps))),))
     made = of.make("mul", (x, scale))

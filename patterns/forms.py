@@ -152,7 +152,7 @@ class _Normaliser:
     def computed(self, row: Operator | None, node: OpNode) -> tuple[Use, ...]:
         """The results of a call that is no view."""
         fn, values = _short(node.op), self.result.values
-        if row is not None and row.kind is Kind.ELEMENT and not node.refs or fn in _FILLED:
+        if fn in _FILLED or (row is not None and row.kind is Kind.ELEMENT and not node.refs):
             return (self.created(fn, node),)
         if row is not None and row.kind is Kind.REDUCTION:
             call = call_of(node, self.spec)
@@ -190,8 +190,8 @@ class _Normaliser:
 
     def is_population(self, call: Call) -> bool:
         """Whether a variance divides by the number of elements."""
-        given = call.kwargs.get("correction", call.kwargs.get("unbiased", None))
-        return given is not None and float(given) == 0.0 or (len(call.args) > 2 and call.args[2] is False)
+        given = call.kwargs.get("correction", call.argument(2, "unbiased", None))
+        return given is not None and float(given) == 0.0
 
     def moments(self, row: Operator, source: Use, call: Call) -> tuple[Use, Use]:
         return expansions.moments(self, source, self.dims(row, call))
@@ -349,13 +349,13 @@ class _Normaliser:
                     return inverse if self.number(a) == 1 else self.make("mul", (a, inverse))
                 is_number = isinstance(divisor, (int, float)) and divisor != 0
                 return self.make("mul", (a, self.constant(1.0 / divisor))) if is_number else None
-            case ("gt" | "ge"), (a, b):
+            case (("gt" | "ge"), (a, b)):
                 return self.make(_MIRRORED[fn], (b, a))
-            case ("bitwise_not" | "logical_not"), (x,):
+            case (("bitwise_not" | "logical_not"), (x,)):
                 inside = self.form(x)
                 if inside.fn in _NEGATED and not x.layout:
                     return self.make(_NEGATED[inside.fn], inside.operands[::-1])
-                return self.intern(Form("not", operands)) if fn != "not" else None
+                return self.intern(Form("not", operands))
             case "masked_fill", (x, mask, value):
                 return self.make("where", (mask, value, x))
             case "where", (mask, a, b) if self.form(mask).fn == "not" and not mask.layout:

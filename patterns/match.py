@@ -98,9 +98,7 @@ def _is_given(form: NormalForm, number: int) -> bool:
     return form.is_leaf(number) or form.forms[number].fn == "const"
 
 
-def _find(
-    pattern: Pattern, form: NormalForm, root: int, others: Iterable[int], *, leaves_only: bool
-) -> Found | None:
+def _find(pattern: Pattern, form: NormalForm, root: int, others: Iterable[int], *, leaves_only: bool) -> Found | None:
     """The pattern with its first output at `root`, and its further ones, where they are there, among `others`."""
     shape = _form_of(pattern)
     goal = shape.outputs[0]

@@ -1,4 +1,4 @@
-"""Add+LayerNorm: a residual addition and the normalisation of its sum; both handed on, or (post-norm) only the latter."""
+"""Add+LayerNorm: a residual addition and the normalisation of its sum; both handed on, or only the norm."""
 
 from __future__ import annotations
 

@@ -52,12 +52,12 @@ def create_causal_softmax_pattern(
 
 
 def _by_position(b: GraphBuilder, x: Ref, mask: str, queries: Dim, keys: Dim, dtype: torch.dtype) -> Ref:
-    place = {"dtype": torch.int64}
-    query = b.call("arange.default", queries, shape=(queries,), **place)
+    query = b.call("arange.default", queries, shape=(queries,), dtype=torch.int64)
     if queries is not keys:
         query = b.call("add.Tensor", query, as_dim(keys - queries))
     query = b.call("unsqueeze.default", query, 1, shape=(queries, 1))
-    key = b.call("unsqueeze.default", b.call("arange.default", keys, shape=(keys,), **place), 0, shape=(1, keys))
+    key = b.call("arange.default", keys, shape=(keys,), dtype=torch.int64)
+    key = b.call("unsqueeze.default", key, 0, shape=(1, keys))
     if mask == "fill":
         return b.call("masked_fill.Scalar", x, b.compare("gt.Tensor", key, query), _HIDDEN, dtype=dtype)
     seen = b.compare("le.Tensor", key, query)

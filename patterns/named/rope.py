@@ -52,9 +52,7 @@ def rotate_halves(b: GraphBuilder, x: Ref, cos: Ref, sin: Ref, shape: Sequence[D
     """Writes the rotation of `x` of `shape` [b, h, s, d] half by half, by `cos` and `sin` [b, s, d/2]."""
     half = (*shape[:-1], shape[-1] // 2)
     strides = b.specs[x.name].strides
-    cos, sin = (
-        b.call("unsqueeze.default", angle, 1, shape=(shape[0], 1, shape[2], half[-1])) for angle in (cos, sin)
-    )
+    cos, sin = (b.call("unsqueeze.default", angle, 1, shape=(shape[0], 1, shape[2], half[-1])) for angle in (cos, sin))
     lower, upper = (
         b.call("slice.Tensor", x, 3, start, end, shape=half, strides=strides)
         for start, end in ((0, half[-1]), (half[-1], FULL))

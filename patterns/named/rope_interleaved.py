@@ -37,9 +37,7 @@ def create_interleaved_rope_pattern(
         wide = (batch, 1, length, head_dim)
         cos, sin = (b.call("repeat_interleave.self_int", a, 2, 3, shape=wide) for a in (cos, sin))
     part, (*outer, _) = (*shape[:-1], pairs), b.specs[x.name].strides
-    even, odd = (
-        b.call("slice.Tensor", x, 3, start, FULL, 2, shape=part, strides=(*outer, 2)) for start in (0, 1)
-    )
+    even, odd = (b.call("slice.Tensor", x, 3, start, FULL, 2, shape=part, strides=(*outer, 2)) for start in (0, 1))
     turned = b.call("stack.default", (b.call("neg.default", odd), even), -1, shape=(*part, 2))
     turned = b.call("flatten.using_ints", turned, -2, shape=shape)
     straight = b.call("mul.Tensor", x, cos)

@@ -11,9 +11,7 @@ from ..symbols import symbol
 from .pattern import GraphBuilder, Pattern
 
 
-def create_soft_capping_pattern(
-    cap: float = 30.0, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> SubGraph:
+def create_soft_capping_pattern(cap: float = 30.0, dtype: torch.dtype = torch.float32, device: str = "cpu") -> SubGraph:
     """tanh(x / cap) * cap.
 
     Args:

@@ -305,11 +305,17 @@ WRITTEN: dict[str, Written] = {
     "LayerNorm, operator": Written(layer_norm, _AFFINE, ("LayerNorm",)),
     "LayerNorm, no bias": Written(cohere_norm, tokens(x=HIDDEN, Weight=HIDDEN), ("LayerNorm",)),
     "LayerNorm, var": Written(variance_norm, _AFFINE, ("LayerNorm",)),
-    "LayerNorm, nothing": Written(lambda x: F.layer_norm(x.float(), (HIDDEN,)).to(x.dtype), tokens(x=HIDDEN), ("LayerNorm",)),
+    "LayerNorm, nothing": Written(
+        lambda x: F.layer_norm(x.float(), (HIDDEN,)).to(x.dtype), tokens(x=HIDDEN),
+        ("LayerNorm",),
+    ),
     "Add+LayerNorm": Written(pre_norm, _ADDED, ("Add+LayerNorm",)),
     "Add+LayerNorm, post-norm": Written(post_norm, _ADDED, ("Add+LayerNorm",)),
     "RMSNorm, operator": Written(torch_rms_norm, tokens(x=HIDDEN, Weight=HIDDEN), ("RMSNorm",)),
-    "Add+RMSNorm, scaled": Written(granite_residual, tokens(x=HIDDEN, residual=HIDDEN, Weight=HIDDEN), ("Add+RMSNorm",)),
+    "Add+RMSNorm, scaled": Written(
+        granite_residual, tokens(x=HIDDEN, residual=HIDDEN, Weight=HIDDEN),
+        ("Add+RMSNorm",),
+    ),
     "gated RMSNorm, after": Written(norm_then_gate, tokens(x=HIDDEN, gate=HIDDEN, Weight=HIDDEN), ("gated RMSNorm",)),
     "gated RMSNorm, before": Written(gate_then_norm, tokens(x=HIDDEN, gate=HIDDEN, Weight=HIDDEN), ("gated RMSNorm",)),
     "ReGLU": Written(lambda gate, up: F.relu(gate) * up, _GATED, ("ReGLU",)),
@@ -321,12 +327,19 @@ WRITTEN: dict[str, Written] = {
     "bias+GELU, fast": Written(lambda x, bias: fast_gelu(x + bias), _BIASED, ("bias+GELU",)),
     "bias+SiLU": Written(lambda x, bias: F.silu(x + bias), _BIASED, ("bias+SiLU",)),
     "bias+ReLU": Written(lambda x, bias: torch.relu(bias + x), _BIASED, ("bias+ReLU",)),
-    "RoPE, interleaved": Written(cohere_rope, lambda d, n: _heads(d, n, "q", "k") | _angles(d, n, HEAD), ("interleaved RoPE",) * 2),
+    "RoPE, interleaved": Written(
+        cohere_rope, lambda d, n: _heads(d, n, "q", "k") | _angles(d, n, HEAD),
+        ("interleaved RoPE",),
+    ),
     "RoPE, interleaved, angles of pairs": Written(
-        gptj_rope, lambda d, n: {"x": normal(0, BATCH, n, HEADS, HEAD, dtype=d)} | _angles(d, n, HEAD // 2), ("interleaved RoPE",)
+        gptj_rope, lambda d, n: {"x": normal(0, BATCH, n, HEADS, HEAD, dtype=d)} | _angles(d, n, HEAD // 2),
+        ("interleaved RoPE",),
     ),
     "RoPE, partial": Written(partial_rope, lambda d, n: _heads(d, n, "q") | _angles(d, n, HEAD // 4), ("RoPE",)),
-    "RoPE, half by half": Written(half_by_half_rope, lambda d, n: _heads(d, n, "q") | _angles(d, n, HEAD // 2), ("RoPE",)),
+    "RoPE, half by half": Written(
+        half_by_half_rope, lambda d, n: _heads(d, n, "q") | _angles(d, n, HEAD // 2),
+        ("RoPE",),
+    ),
     "rotary tables, matrix product": Written(llama_tables, _positions, ("rotary tables",)),
     "rotary tables, product": Written(product_tables, _positions, ("rotary tables",)),
     "rotary tables, counted": Written(
@@ -334,7 +347,10 @@ WRITTEN: dict[str, Written] = {
     ),
     "soft-capping": Written(soft_capped, _logits, ("soft-capping",)),
     "masked softmax": Written(eager_attention, _masked, ("masked softmax",)),
-    "masked softmax, where": Written(gpt2_attention, lambda d, n: _scores(d, n) | {"keep": ~_later(n)}, ("masked softmax",)),
+    "masked softmax, where": Written(
+        gpt2_attention, lambda d, n: _scores(d, n) | {"keep": ~_later(n)},
+        ("masked softmax",),
+    ),
     "soft-capped softmax": Written(gemma_attention, _masked, ("soft-capped softmax",)),
     "causal softmax": Written(causal_attention, _scores, ("causal softmax",)),
     "causal softmax, triangle": Written(triangular_attention, _scores, ("causal softmax",)),
@@ -345,12 +361,16 @@ WRITTEN: dict[str, Written] = {
         lambda x, residual: torch.add(residual, x, alpha=0.22), tokens(x=HIDDEN, residual=HIDDEN), ("residual scaling",)
     ),
     "residual scaling, channels": Written(
-        lambda x, residual, scale: residual + x * scale, tokens(x=HIDDEN, residual=HIDDEN, Scale=HIDDEN), ("residual scaling",)
+        lambda x, residual, scale: residual + x * scale, tokens(x=HIDDEN, residual=HIDDEN, Scale=HIDDEN),
+        ("residual scaling",),
     ),
     "router weights": Written(mixtral_weights, _CHOSEN, ("router weights",)),
     "router weights, clamped": Written(ernie_weights, _CHOSEN, ("router weights",)),
     "router, softmax": Written(mixtral_router, tokens(logits=EXPERTS), ("router weights",)),
-    "router, sigmoid": Written(deepseek_router, tokens(logits=EXPERTS, Bias=EXPERTS), ("router scores", "router weights")),
+    "router, sigmoid": Written(
+        deepseek_router, tokens(logits=EXPERTS, Bias=EXPERTS),
+        ("router scores", "router weights"),
+    ),
     "state-space decay": Written(mamba2_decay, _STEP, ("state-space decay",)),
     "state-space decay, clamped": Written(clamped_decay, _STEP, ("state-space decay",)),
     "state-space update": Written(mamba_update, _update, ("state-space update",)),
