@@ -1,8 +1,9 @@
 """The normal form of a SubGraph: what it computes, without what does not matter to its name.
 
 Conversions, copies and broadcasts disappear. Views that reorder elements move from nodes to edges. Equal
-expressions become one, and the ways to write the same arithmetic (x*x, square, pow 2; sum/n, mean; 1/sqrt, rsqrt)
-become one way. Matching compares normal forms; nothing is compiled from them.
+expressions become one, and the ways to write the same arithmetic (x*x, square, pow 2; sum/n, mean; 1/sqrt, rsqrt;
+a norm as one operator; gelu written out; a > b, b < a) become one way. Tensors of one number are that number, and an
+arange is the index along a dimension. Matching compares normal forms; nothing is compiled from them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 import sympy
 from torch.utils._sympy.functions import FloorDiv
 
-from . import symbols
+from . import expansions, symbols
 from .graph import OpNode, Ref, SubGraph, leaves
 from .ops import Call, Kind, Operator, call_of, canonical, lookup
+from .ops.creation import progression
 from .ops.pointwise import CONVERSIONS
 from .ops.views import PERMUTATIONS, REARRANGEMENTS, SAME_ELEMENTS, SELECTIONS
 from .symbols import Dim
@@ -28,6 +30,14 @@ _LAST = ("last",)
 _BY_DIMENSION = (
     "sum", "mean", "amax", "amin", "prod", "any", "all", "logsumexp", "softmax", "log_softmax", "cumsum", "cumprod",
 )  # fmt: skip
+_MOMENTS = ("var", "var_mean")
+_MIRRORED = {"gt": "lt", "ge": "le"}  # a > b is b < a
+_NEGATED = {"lt": "le", "le": "lt"}  # not a < b is b <= a
+# Tensors of one number: where the number is among the arguments, or what it is.
+_FILLED: dict[str, tuple[int, str] | int] = {
+    "full": (1, "fill_value"), "full_like": (1, "fill_value"), "new_full": (2, "fill_value"), "scalar_tensor": (0, "s"),
+    "zeros": 0, "zeros_like": 0, "new_zeros": 0, "ones": 1, "ones_like": 1, "new_ones": 1,
+}  # fmt: skip
 _CONVERSIONS = frozenset(f"aten.{op}" for op in CONVERSIONS)
 
 
@@ -44,7 +54,8 @@ class Form:
     """One operation of a normal form.
 
     Attributes:
-        fn: "input", "const", "slice", or an operator's short name.
+        fn: "input", "const", "slice", "stride" (every n-th element), "index" (along a dimension), "interleave" (the
+            elements of the operands in turn), or an operator's short name.
         operands: what it reads.
         detail: what else tells it apart: an input's name, a constant's value, a slice's part.
     """
@@ -62,16 +73,28 @@ class NormalForm:
         forms: by number.
         values: for each value of the graph, what it is.
         outputs: the graph's outputs, in order.
+        vectors: the forms that are inputs of one dimension.
     """
 
     forms: list[Form] = field(default_factory=list)
     values: dict[str, Use] = field(default_factory=dict)
     outputs: tuple[Use, ...] = ()
+    vectors: set[int] = field(default_factory=set)
 
     def is_leaf(self, number: int) -> bool:
-        """Whether a form is an input, or a part of one."""
+        """Whether a form is an input, a part of one, or a position: an index, moved or scaled by numbers."""
         form = self.forms[number]
-        return form.fn == "input" or (form.fn == "slice" and self.is_leaf(form.operands[0].form))
+        return form.fn == "input" or (
+            self.is_leaf(form.operands[0].form) if form.fn in ("slice", "stride") else self.is_position(number)
+        )
+
+    def is_position(self, number: int) -> bool:
+        """Whether a form is made of the index along one dimension and of numbers."""
+        form = self.forms[number]
+        if form.fn == "index":
+            return True
+        inner = [use.form for use in form.operands if self.forms[use.form].fn != "const"]
+        return form.fn in ("add", "sub", "mul") and len(inner) == 1 and self.is_position(inner[0])
 
     def live(self) -> set[int]:
         """The forms the outputs depend on."""
@@ -97,7 +120,10 @@ class _Normaliser:
         self.numbers: dict[Form, int] = {}
         self.extents: dict[int, Dim] = {}  # of the forms that are sums over the last dimension
         for name in graph.inputs:
-            self.result.values[name] = self.intern(Form("input", (), (name,)))
+            made = self.intern(Form("input", (), (name,)))
+            self.result.values[name] = made
+            if len(self.spec[name].shape) == 1:
+                self.result.vectors.add(made.form)
         for node in graph.nodes:
             self.visit(node)
         self.result.outputs = tuple(self.result.values[name] for name in graph.outputs)
@@ -108,6 +134,9 @@ class _Normaliser:
             self.result.forms.append(form)
         return Use(number)
 
+    def form(self, use: Use) -> Form:
+        return self.result.forms[use.form]
+
     def visit(self, node: OpNode) -> None:
         row = lookup(node.op)
         values = self.result.values
@@ -117,12 +146,59 @@ class _Normaliser:
             call = call_of(node, self.spec)
             for number, name in enumerate(node.outputs):
                 values[name] = self.view(row, call, number, values[node.refs[0]])
-        elif row is not None and row.kind is Kind.REDUCTION and _short(node.op) in _BY_DIMENSION:
-            values[node.outputs[0]] = self.reduction(row, node, call_of(node, self.spec))
         else:
-            made = self.plain(node)
-            for number, name in enumerate(node.outputs):
-                values[name] = made if len(node.outputs) == 1 else self.intern(Form("result", (made,), (number,)))
+            values.update(zip(node.outputs, self.computed(row, node), strict=False))
+
+    def computed(self, row: Operator | None, node: OpNode) -> tuple[Use, ...]:
+        """The results of a call that is no view."""
+        fn, values = _short(node.op), self.result.values
+        if fn in _FILLED or (row is not None and row.kind is Kind.ELEMENT and not node.refs):
+            return (self.created(fn, node),)
+        if row is not None and row.kind is Kind.REDUCTION:
+            call = call_of(node, self.spec)
+            if fn in _BY_DIMENSION:
+                return (self.reduction(row, fn, values[node.refs[0]], call),)
+            if fn in ("max", "min") and row.dims is not None and len(node.refs) == 1:
+                best = self.reduction(row, f"a{fn}", values[node.refs[0]], call)
+                return best, self.plain(fn, node)
+            if fn in _MOMENTS and self.is_population(call):
+                mean, variance = (self.kept(row, u, call) for u in self.moments(row, values[node.refs[0]], call))
+                return (variance, mean)[: len(node.outputs)]
+        by_position = tuple(values[a.name] if isinstance(a, Ref) else None for a in node.args)
+        given = tuple(a for a in node.args if isinstance(a, Ref))
+        if len(given) == len(node.refs):
+            expanded = expansions.expand(self, fn, call_of(node, self.spec), by_position)
+            if expanded is not None:
+                return expanded
+        made = self.plain(fn, node)
+        if len(node.outputs) == 1:
+            return (made,)
+        return tuple(self.intern(Form("result", (made,), (k,))) for k in range(len(node.outputs)))
+
+    def created(self, fn: str, node: OpNode) -> Use:
+        """A tensor made of numbers: what it is filled with, or the index along its dimension."""
+        call = call_of(node, self.spec)
+        if fn in _FILLED:
+            filled = _FILLED[fn]
+            value = call.argument(*filled, 0) if isinstance(filled, tuple) else filled
+            return self.constant(value)
+        if fn != "arange":
+            return self.plain(fn, node)
+        start, step = progression(call)
+        place = self.scaled(self.intern(Form("index", (), (-1,))), step)
+        return place if start == 0 else self.make("add", (place, self.constant(start)))
+
+    def is_population(self, call: Call) -> bool:
+        """Whether a variance divides by the number of elements."""
+        given = call.kwargs.get("correction", call.argument(2, "unbiased", None))
+        return given is not None and float(given) == 0.0
+
+    def moments(self, row: Operator, source: Use, call: Call) -> tuple[Use, Use]:
+        return expansions.moments(self, source, self.dims(row, call))
+
+    def dims(self, row: Operator, call: Call) -> tuple[int, ...]:
+        assert row.dims is not None
+        return tuple(d - len(call.inputs[0].shape) for d in row.dims(call))
 
     def view(self, row: Operator, call: Call, number: int, source: Use) -> Use:
         before, after = call.inputs[0].shape, call.outputs[number].shape
@@ -135,12 +211,36 @@ class _Normaliser:
             return Use(source.form, (*source.layout, ("permute", row.index(call, probe, {}, number))))
         if row.index in REARRANGEMENTS:
             detail = (*call.args[1:], *call.kwargs.items())
+            if row.op == "aten.repeat_interleave.self_int" and isinstance(call.argument(2, "dim", None), int):
+                detail = (call.args[1], call.args[2] % len(before) - len(before))
             return self.intern(Form(_short(row.op), (source,), (number, *detail)))
+        if self.result.is_position(source.form) and not source.layout:
+            return self.placed(source, after)
+        if source.layout == () and self.form(source).fn == "stack" and len(after) == len(before) - 1:
+            joined = symbols.as_dim(before[-2] * before[-1])
+            if self.form(source).detail == (-1,) and symbols.same(after[-1], joined):
+                return self.interleaved(self.form(source).operands)
         if len(before) == len(after) and all(map(symbols.same, before, after)):
             return source
         if source.layout[-1:] == (DROPPED,) and len(after) == len(before) + 1 and after[-1] == 1:
             return Use(source.form, source.layout[:-1])  # the dimension a reduction dropped is back
         return Use(source.form, (*source.layout, ("reshape", tuple(map(symbols.render, after)))))
+
+    def placed(self, source: Use, after: tuple[Dim, ...]) -> Use:
+        """A position seen in another shape: the index along the one dimension that is longer than 1."""
+        along = [d - len(after) for d, size in enumerate(after) if size != 1]
+        form = self.form(source)
+        if form.fn == "const" or len(along) != 1:
+            return source if form.fn == "const" else Use(source.form, (("reshape", tuple(map(symbols.render, after))),))
+        if form.fn == "index":
+            return self.intern(Form("index", (), (along[0],)))
+        return self.make(form.fn, tuple(self.placed(use, after) for use in form.operands), form.detail)
+
+    def interleaved(self, operands: tuple[Use, ...]) -> Use:
+        """The elements of the operands in turn; of one operand twice, a repetition."""
+        if len(set(operands)) == 1:
+            return self.intern(Form("repeat_interleave", operands[:1], (0, len(operands), -1)))
+        return self.intern(Form("interleave", operands))
 
     def selection(self, row: Operator, call: Call, number: int, source: Use) -> Use:
         """A slice, as the part it takes of each dimension: (dimension from the end, from, to) in fractions."""
@@ -158,7 +258,8 @@ class _Normaliser:
                 index, length = next(kept)
                 start = symbols.as_dim(sympy.sympify(at) - index)
             if isinstance(start, sympy.Expr) and start.free_symbols & set(probe):
-                use = self.intern(Form("stride", (use,), (d - len(before), symbols.render(at))))
+                step = symbols.substitute(symbols.as_dim(at), {index: symbols.index_symbol("i")})
+                use = self.intern(Form("stride", (use,), (d - len(before), symbols.render(step))))
             elif not (start == 0 and symbols.same(length, size)):
                 part = (_fraction(start, size), _fraction(symbols.as_dim(start + length), size))
                 use = self.part(use, d - len(before), part)
@@ -166,27 +267,31 @@ class _Normaliser:
 
     def part(self, use: Use, dim: int, part: tuple[Any, Any]) -> Use:
         """A slice of a slice of the same dimension is one slice."""
-        form = self.result.forms[use.form]
-        if form.fn == "slice" and not use.layout and form.detail[0] == dim:
-            _, low, high = form.detail
-            if all(isinstance(x, Fraction) for x in (low, high, *part)):
-                part = (low + part[0] * (high - low), low + part[1] * (high - low))
-                use = form.operands[0]
-        return self.intern(Form("slice", (use,), (dim, *part)))
+        form = self.form(use)
+        detail: tuple[Any, ...] = (dim, *part)
+        if form.fn == "slice" and not use.layout and (joined := part_of_part(form.detail, detail)):
+            use, detail = form.operands[0], joined
+        return self.intern(Form("slice", (use,), detail))
 
-    def reduction(self, row: Operator, node: OpNode, call: Call) -> Use:
-        rank = len(call.inputs[0].shape)
-        assert row.dims is not None
-        dims = tuple(d - rank for d in row.dims(call))
-        detail = _LAST if dims == (-1,) else ("dims", *dims)
-        made = self.intern(Form(_short(node.op), (self.result.values[node.refs[0]],), detail))
-        if detail == _LAST and _short(node.op) == "sum":
+    def reduction(self, row: Operator, fn: str, source: Use, call: Call) -> Use:
+        dims = self.dims(row, call)
+        made = self.reduced(fn, source, dims)
+        if dims == (-1,) and fn == "sum":
             self.extents[made.form] = call.inputs[0].shape[-1]
-        if len(call.outputs[0].shape) == rank:
-            return made
-        return Use(made.form, (DROPPED,) if detail == _LAST else (("dropped", *dims),))
+        return self.kept(row, made, call)
 
-    def plain(self, node: OpNode) -> Use:
+    def reduced(self, fn: str, source: Use, dims: tuple[int, ...]) -> Use:
+        """A reduction over dimensions counted from the end."""
+        return self.intern(Form(fn, (source,), _LAST if dims == (-1,) else ("dims", *dims)))
+
+    def kept(self, row: Operator, made: Use, call: Call) -> Use:
+        """What was reduced, with the dimensions gone that the call did not keep."""
+        if len(call.outputs[0].shape) == len(call.inputs[0].shape):
+            return made
+        dims = self.dims(row, call)
+        return Use(made.form, (DROPPED,) if dims == (-1,) else (("dropped", *dims),))
+
+    def plain(self, fn: str, node: OpNode) -> Use:
         operands: list[Use] = []
         detail: list[Any] = []
         for leaf in leaves(node.args):
@@ -196,9 +301,11 @@ class _Normaliser:
                 operands.append(self.constant(leaf))
             else:
                 detail.append(leaf)
-        detail += [(name, value) for name, value in node.kwargs if (name, value) != ("alpha", 1)]
-        fn = _short(node.op)
-        if fn == "cat":
+        named = dict(node.kwargs)
+        if fn in ("add", "sub") and len(operands) == 2:
+            operands[1] = self.scaled(operands[1], named.pop("alpha", 1))
+        detail += named.items()
+        if fn in ("cat", "stack"):
             dim = call_of(node, self.spec).argument(1, "dim", 0)
             rank = len(self.spec[node.outputs[0]].shape)
             operands, detail = operands[: len(node.refs)], [dim % rank - rank]
@@ -210,6 +317,10 @@ class _Normaliser:
 
     def constant(self, value: Dim | float) -> Use:
         return self.intern(Form("const", (), (value,)))
+
+    def scaled(self, x: Use, factor: Dim | float) -> Use:
+        """`x` times a number; `x` itself for 1."""
+        return x if factor == 1 else self.make("mul", (x, self.constant(factor)))
 
     def make(self, fn: str, operands: tuple[Use, ...], detail: tuple[Any, ...] = ()) -> Use:
         """A form, after the arithmetic identities; a dropped dimension stays dropped through arithmetic on it."""
@@ -238,6 +349,17 @@ class _Normaliser:
                     return inverse if self.number(a) == 1 else self.make("mul", (a, inverse))
                 is_number = isinstance(divisor, (int, float)) and divisor != 0
                 return self.make("mul", (a, self.constant(1.0 / divisor))) if is_number else None
+            case (("gt" | "ge"), (a, b)):
+                return self.make(_MIRRORED[fn], (b, a))
+            case (("bitwise_not" | "logical_not"), (x,)):
+                inside = self.form(x)
+                if inside.fn in _NEGATED and not x.layout:
+                    return self.make(_NEGATED[inside.fn], inside.operands[::-1])
+                return self.intern(Form("not", operands))
+            case "masked_fill", (x, mask, value):
+                return self.make("where", (mask, value, x))
+            case "where", (mask, a, b) if self.form(mask).fn == "not" and not mask.layout:
+                return self.make("where", (self.form(mask).operands[0], b, a))
             case "reciprocal", (x,) if not x.layout and self.result.forms[x.form].fn == "sqrt":
                 return self.make("rsqrt", self.result.forms[x.form].operands)
             case _:
@@ -258,10 +380,10 @@ class _Normaliser:
                 return self.make("mean", self.result.forms[a.form].operands, _LAST)
         if self.result.forms[b.form] == Form("sigmoid", (a,)) and not b.layout:
             return self.make("silu", (a,))
-        return None
+        return expansions.gelu(self, a, b)
 
     def number(self, use: Use) -> Dim | float | None:
-        form = self.result.forms[use.form]
+        form = self.form(use)
         return form.detail[0] if form.fn == "const" else None
 
     def is_extent(self, value: Dim | float | None, form: int) -> bool:
@@ -271,16 +393,31 @@ class _Normaliser:
         return value is not None and symbols.same(value, extent)
 
 
+def part_of_part(outer: tuple[Any, ...], inner: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The slice (dimension, from, to) that slicing by `outer` and then by `inner` takes; None where none is known."""
+    fractions = (*outer[1:], *inner[1:])
+    if outer[0] != inner[0] or not all(isinstance(x, Fraction) for x in fractions):
+        return None
+    low, size = outer[1], outer[2] - outer[1]
+    return outer[0], low + inner[1] * size, low + inner[2] * size
+
+
 def _short(op: str) -> str:
     """`aten._softmax.default` and `aten.softmax.int` are both "softmax"; other namespaces keep their full names."""
     namespace, name, _ = canonical(op).split(".")
     return name.lstrip("_") if namespace == "aten" else op
 
 
+def _quotient(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
+    """a / b for a // b, and for its like that rounds up: (a + b - 1) // b."""
+    rest = a.as_coeff_Add()[0]
+    return (a - rest) / b if rest == b - 1 else a / b
+
+
 def _fraction(at: Dim, size: Dim) -> Any:
     """`at / size` as a Fraction; where that is no number, as text. Halves of a symbolic size count as exact."""
     if isinstance(at, int) and isinstance(size, int):
         return Fraction(at, size) if size else Fraction(0)
-    exact = sympy.sympify(at).replace(FloorDiv, lambda a, b: a / b)
+    exact = sympy.sympify(at).replace(FloorDiv, _quotient)
     ratio = sympy.cancel(exact / sympy.sympify(size))
     return Fraction(int(ratio.p), int(ratio.q)) if ratio.is_Rational else str(ratio)

@@ -8,15 +8,20 @@ without one fuses all the same.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .forms import Form, NormalForm, Use, normal_form
+from .forms import Form, NormalForm, Use, normal_form, part_of_part
 from .graph import SubGraph
 from .named import PATTERNS, Pattern
 
 _COMMUTATIVE = frozenset({"add", "mul"})
-_REORDERING_MATTERS = frozenset({"mean", "sum", "amax", "amin", "softmax", "log_softmax", "logsumexp", "slice", "cat"})
+_REORDERING_MATTERS = frozenset(
+    {
+        "mean", "sum", "amax", "amin", "softmax", "log_softmax", "logsumexp", "cumsum", "slice", "stride", "cat",
+        "interleave", "repeat_interleave", "index", "triu", "tril",
+    }
+)  # fmt: skip
 
 Binding = dict[int, Use]  # form of the pattern -> what it is in the graph
 
@@ -51,7 +56,7 @@ def contained(graph: SubGraph) -> tuple[str, ...]:
     """Names of the patterns that occur anywhere in `graph`, sorted; those that are part of a larger one left out."""
     form = normal_form(graph)
     live = sorted(form.live())
-    found = [f for p in PATTERNS for root in live if (f := _find(p, form, root, leaves_only=False))]
+    found = [f for p in PATTERNS for root in live if (f := _find(p, form, root, live, leaves_only=False))]
     return tuple(sorted({f.pattern.name for f in found if not any(f.covered < other.covered for other in found)}))
 
 
@@ -65,10 +70,9 @@ def constants(graph: SubGraph) -> tuple[float, ...]:
     form = normal_form(graph)
     for pattern in PATTERNS:
         if _explains(pattern, form):
-            found = _find(pattern, form, form.outputs[0].form, leaves_only=True)
-            bound = sorted(found.binding.items()) if found else []
-            free = [use for number, use in bound if _is_free_constant(_form_of(pattern).forms[number])]
-            return tuple(form.forms[use.form].detail[0] for use in free)
+            roots = [use.form for use in form.outputs]
+            places = (_find(pattern, form, root, roots, leaves_only=True) for root in roots)
+            return next((_numbers(pattern, form, found.binding) for found in places if found), ())
     return ()
 
 
@@ -80,32 +84,42 @@ def _form_of(pattern: Pattern) -> NormalForm:
 def _explains(pattern: Pattern, form: NormalForm) -> bool:
     covered: set[int] = set()
     handed_out: set[int] = set()
-    roots = {use.form for use in form.outputs}
+    roots = dict.fromkeys(use.form for use in form.outputs)
     for root in roots:
-        found = _find(pattern, form, root, leaves_only=True)
+        found = _find(pattern, form, root, roots, leaves_only=True)
         if found:
             covered |= found.covered
-            handed_out |= {found.binding[use.form].form for use in _form_of(pattern).outputs}
+            handed_out |= {found.binding[u.form].form for u in _form_of(pattern).outputs if u.form in found.binding}
     rest = form.live() - covered
-    return bool(covered) and roots <= handed_out and all(_is_given(form, number) for number in rest)
+    return bool(covered) and roots.keys() <= handed_out and all(_is_given(form, number) for number in rest)
 
 
 def _is_given(form: NormalForm, number: int) -> bool:
     return form.is_leaf(number) or form.forms[number].fn == "const"
 
 
-def _find(pattern: Pattern, form: NormalForm, root: int, *, leaves_only: bool) -> Found | None:
-    """The pattern with its first output at `root`."""
+def _find(pattern: Pattern, form: NormalForm, root: int, others: Iterable[int], *, leaves_only: bool) -> Found | None:
+    """The pattern with its first output at `root`, and its further ones, where they are there, among `others`."""
     shape = _form_of(pattern)
     goal = shape.outputs[0]
     if shape.forms[goal.form].fn != form.forms[root].fn:
         return None
-    for binding in _Unifier(pattern, form, leaves_only).unify(goal, Use(root, goal.layout), {}):
+    unifier = _Unifier(pattern, form, leaves_only)
+    for first in unifier.unify(goal, Use(root, goal.layout), {}):
+        binding = unifier.with_outputs(first, others)
         inside = {use.form for number, use in binding.items() if shape.forms[number].fn not in ("input", "const")}
         outside = {use.form for number, use in binding.items() if shape.forms[number].fn == "input"}
-        if not inside & outside:
+        complete = all(use.form in binding for use in shape.outputs) or not pattern.whole
+        holds = pattern.holds is None or pattern.holds(*_numbers(pattern, form, binding))
+        if complete and holds and not inside & outside:
             return Found(pattern, binding, frozenset(inside))
     return None
+
+
+def _numbers(pattern: Pattern, form: NormalForm, binding: Binding) -> tuple[float, ...]:
+    """What stands for the pattern's float constants, in the order of its calls."""
+    free = [use for number, use in sorted(binding.items()) if _is_free_constant(_form_of(pattern).forms[number])]
+    return tuple(form.forms[use.form].detail[0] for use in free)
 
 
 def _is_free_constant(form: Form) -> bool:
@@ -120,6 +134,14 @@ class _Unifier:
         self.form = form
         self.leaves_only = leaves_only
         self.strict = any(f.fn in _REORDERING_MATTERS for f in self.shape.forms)
+        self.vectors = pattern.vectors
+
+    def with_outputs(self, bound: Binding, candidates: Iterable[int]) -> Binding:
+        """`bound` with the pattern's further outputs, where they are among the candidates."""
+        for goal in self.shape.outputs[1:]:
+            ways = (w for c in candidates for w in self.unify(goal, Use(c, goal.layout), bound))
+            bound = bound if goal.form in bound else next(ways, bound)
+        return bound
 
     def unify(self, want: Use, have: Use, bound: Binding) -> Iterator[Binding]:
         """Every way to extend `bound` so that `want` of the pattern is `have` of the graph."""
@@ -135,6 +157,8 @@ class _Unifier:
         elif pattern.fn == "const":
             if target.fn == "const" and (_is_free_constant(pattern) or target.detail == pattern.detail):
                 yield extended
+        elif pattern.fn == "slice" and self.is_part(pattern, target, bound):
+            yield extended
         elif (
             pattern.fn == target.fn
             and pattern.detail == target.detail
@@ -158,5 +182,17 @@ class _Unifier:
     def may_be_input(self, want: Use, have: Use, bound: Binding) -> bool:
         if self.form.forms[have.form].fn == "const" or (self.leaves_only and not self.form.is_leaf(have.form)):
             return False
+        if self.shape.forms[want.form].detail[0] in self.vectors and have.form not in self.form.vectors:
+            return False
         others = {use.form for number, use in bound.items() if self.shape.forms[number].fn == "input"}
         return have.form not in others
+
+    def is_part(self, pattern: Form, target: Form, bound: Binding) -> bool:
+        """Whether `target` is the part of what the pattern slices, where that is itself a slice of something."""
+        whole = bound.get(pattern.operands[0].form)
+        if whole is None or whole.layout or target.fn != "slice":
+            return False
+        outer = self.form.forms[whole.form]
+        if outer.fn != "slice" or outer.operands != target.operands:
+            return False
+        return part_of_part(outer.detail, pattern.detail) == target.detail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import torch
 
@@ -13,15 +14,20 @@ from .rms_norm import normalise
 
 
 def create_add_rms_norm_pattern(
-    eps: float = 1e-6, dtype: torch.dtype = torch.float32, device: str = "cpu", scaling: str = "weight"
+    eps: float = 1e-6,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    scaling: str = "weight",
+    scale: float | None = None,
 ) -> SubGraph:
-    """sum = residual + x; output = RMSNorm(sum).
+    """sum = residual + x * scale; output = RMSNorm(sum).
 
     Args:
         eps: added to the mean square.
         dtype: of the inputs and outputs; the mean is taken in float32.
         device: device type of all values.
         scaling: "weight", or "offset" for (1 + weight), as in Gemma.
+        scale: factor of x, as in Granite, or None.
 
     Returns:
         a SubGraph with inputs "x" and "residual" [s0, s1] and "weight" [s1], and the outputs "output" (normalised)
@@ -31,11 +37,13 @@ def create_add_rms_norm_pattern(
     shape = (symbol("s0"), symbol("s1"))
     x, residual = b.input("x", dtype, shape), b.input("residual", dtype, shape)
     weight = b.input("weight", dtype, shape[-1:])
+    if scale is not None:
+        x = b.call("mul.Tensor", x, scale)
     total = b.call("add.Tensor", residual, x, name="sum")
     return b.graph(normalise(b, total, weight, shape, dtype, eps, scaling), total).with_pattern("Add+RMSNorm")
 
 
 PATTERNS = tuple(
-    Pattern("Add+RMSNorm", functools.partial(create_add_rms_norm_pattern, scaling=scaling))
-    for scaling in ("weight", "offset")
+    Pattern("Add+RMSNorm", functools.partial(create_add_rms_norm_pattern, scaling=scaling, scale=scale))
+    for scale, scaling in itertools.product((None, 0.22), ("weight", "offset"))
 )

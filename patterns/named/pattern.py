@@ -25,10 +25,16 @@ class Pattern:
     Attributes:
         name: what reports show. Several patterns may share one: variants of the same thing.
         create: makes the graph; called once, when the pattern is first used.
+        vectors: inputs that stand only for tensors of one dimension (a bias, a scale per channel).
+        holds: whether numbers may stand for the float constants, which it takes in the order of the pattern's calls.
+        whole: whether a region must have all outputs of the pattern, not only the first.
     """
 
     name: str
     create: Callable[[], SubGraph]
+    vectors: tuple[str, ...] = ()
+    holds: Callable[..., bool] | None = None
+    whole: bool = False
 
     @functools.cached_property
     def graph(self) -> SubGraph:
@@ -40,6 +46,12 @@ def dense_strides(shape: Sequence[Dim], order: Sequence[int]) -> tuple[Dim, ...]
     """Strides, in elements, of a tensor that is dense with its dimensions in `order`, outermost first."""
     packed = contiguous_strides(tuple(shape[d] for d in order))
     return tuple(packed[tuple(order).index(d)] for d in range(len(shape)))
+
+
+def _broadcast(shapes: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
+    rank = max((len(shape) for shape in shapes), default=0)
+    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))
 
 
 class GraphBuilder:
@@ -67,11 +79,12 @@ class GraphBuilder:
         dtype: torch.dtype | None = None,
         kwargs: tuple[tuple[str, Leaf], ...] = (),
     ) -> Ref:
-        """A call of `aten.OP`; what is not said of its result is as its first tensor operand, or row-major."""
+        """A call of `aten.OP`; what is not said of its result is as broadcasting its operands makes it, row-major."""
         node = OpNode(f"aten.{op}", args, kwargs, (name or f"t{len(self.nodes)}",))
-        like = self.specs[node.refs[0]]
-        sizes = like.shape if shape is None else tuple(shape)
-        spec = TensorSpec.contiguous(dtype or like.dtype, sizes, self.device)
+        operands = [self.specs[r] for r in node.refs]
+        sizes = _broadcast([o.shape for o in operands]) if shape is None else tuple(shape)
+        made = dtype or functools.reduce(torch.promote_types, [o.dtype for o in operands])
+        spec = TensorSpec.contiguous(made, sizes, self.device)
         if strides is not None:
             spec = TensorSpec(spec.dtype, sizes, tuple(strides), self.device)
         self.nodes.append(node)
@@ -81,6 +94,14 @@ class GraphBuilder:
     def convert(self, x: Ref, dtype: torch.dtype, name: str | None = None) -> Ref:
         """`x` in `dtype`; no call where it is already, as in a recording."""
         return x if self.specs[x.name].dtype == dtype else self.call("to.dtype", x, dtype, dtype=dtype, name=name)
+
+    def per_row(self, op: str, x: Ref, name: str | None = None) -> Ref:
+        """A reduction of the last dimension, which stays, with size 1."""
+        return self.call(op, x, (-1,), True, shape=(*self.specs[x.name].shape[:-1], 1), name=name)
+
+    def compare(self, op: str, left: Ref, right: Leaf, name: str | None = None) -> Ref:
+        """A comparison."""
+        return self.call(op, left, right, dtype=torch.bool, name=name)
 
     def graph(self, *outputs: Ref) -> SubGraph:
         """What was written down."""

@@ -23,14 +23,15 @@ def _full(position: int, name: str) -> Any:
 
 def _arange(call: Call, index: Index, extents: Extents, read: Read) -> Scalar:
     """start + step * i: in int64 where both are whole numbers, else in float64, as torch does on CPUs."""
-    start, step = _progression(call)
+    start, step = progression(call)
     dtype = torch.int64 if _whole(start, step) else torch.float64
     place = Size(dtype, index[0])
     scaled = place if step == 1 else place * number(step, dtype)
     return scaled if start == 0 else number(start, dtype) + scaled
 
 
-def _progression(call: Call) -> tuple[Any, Any]:
+def progression(call: Call) -> tuple[Any, Any]:
+    """The first number of an arange, and its step."""
     given = [a for a in call.args if isinstance(a, (int, float, sympy.Expr))]
     given += [call.kwargs[name] for name in ("start", "end", "step") if name in call.kwargs]
     return given[0] if len(given) > 1 else 0, given[2] if len(given) > 2 else 1
@@ -42,7 +43,7 @@ def _whole(*numbers: Any) -> bool:
 
 def _arange_covers(call: Call) -> str | None:
     made = call.outputs[0].dtype
-    return None if made.is_floating_point or _whole(*_progression(call)) else "integers from fractions"
+    return None if made.is_floating_point or _whole(*progression(call)) else "integers from fractions"
 
 
 def _eye(call: Call, index: Index, extents: Extents, read: Read) -> Scalar:

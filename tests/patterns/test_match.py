@@ -22,6 +22,8 @@ NAMES = {
     "rope": "RoPE",
     "qk_norm_rope": "QK-norm+RoPE",
     "masked_softmax": "masked softmax",
+    "gelu_bias": "bias+GELU",
+    "layer_norm": "LayerNorm",
 }
 
 X, Y = torch.randn(2, 6, 16), torch.randn(2, 6, 16)
@@ -118,7 +120,7 @@ OTHER: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "silu of a product": (lambda g, u: F.silu(g * u), (X, Y)),
     "silu plus": (lambda g, u: F.silu(g) + u, (X, Y)),
     "silu times a number": (lambda g: F.silu(g) * 2.0, (X,)),
-    "relu instead of silu": (lambda g, u: F.relu(g) * u, (X, Y)),
+    "mish instead of silu": (lambda g, u: F.mish(g) * u, (X, Y)),
     "sigmoid of another value": (lambda g, u, v: g * torch.sigmoid(v) * u, (X, Y, X + 1)),
     "swiglu and more": (lambda g, u: F.silu(g) * u + 1.0, (X, Y)),
     "swiglu that hands on its silu": (lambda g, u: (F.silu(g) * u, F.silu(g)), (X, Y)),
@@ -170,7 +172,8 @@ def test_gelu_is_not_swiglu_and_silu_is_not_geglu() -> None:
     ("fn", "inputs", "names"),
     [
         (lambda g, u: F.silu(g) * u + 1.0, (X, Y), ("SwiGLU",)),
-        (lambda g, u, w: rms_norm(F.silu(g) * u, w), (X, Y, W), ("RMSNorm", "SwiGLU")),
+        (lambda g, u, w: rms_norm(F.silu(g) * u, w), (X, Y, W), ("gated RMSNorm",)),
+        (lambda x, y, v, w: rms_norm(F.silu(x) * y + v, w), (X, Y, X + 1, W), ("Add+RMSNorm", "SwiGLU")),
         (lambda x, r, w: add_rms_norm(x, r, w)[0] * 2.0, (X, Y, W), ("Add+RMSNorm",)),
         (lambda x, y, w: (rms_norm(x, w), F.silu(x) * y), (X, Y, W), ("RMSNorm", "SwiGLU")),
         (lambda x: F.silu(x) * F.silu(x), (X,), ()),

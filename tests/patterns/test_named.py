@@ -14,16 +14,35 @@ from graphs import EXAMPLES, trace
 from fusion.patterns import PATTERNS, SubGraph, match, run, symbols
 from fusion.patterns.named import (
     Pattern,
+    create_add_layer_norm_pattern,
     create_add_rms_norm_pattern,
+    create_bias_activation_pattern,
+    create_causal_softmax_pattern,
+    create_gated_rms_norm_pattern,
     create_geglu_pattern,
+    create_interleaved_rope_pattern,
+    create_layer_norm_pattern,
+    create_min_p_pattern,
     create_qk_norm_rope_pattern,
+    create_reglu_pattern,
+    create_residual_scaling_pattern,
     create_rms_norm_pattern,
     create_rope_pattern,
+    create_rotary_tables_pattern,
+    create_router_scores_pattern,
+    create_router_weights_pattern,
+    create_soft_capping_pattern,
     create_softmax_pattern,
+    create_state_space_decay_pattern,
+    create_state_space_output_pattern,
+    create_state_space_update_pattern,
     create_swiglu_pattern,
+    create_top_k_pattern,
+    create_top_p_pattern,
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CAUSAL = ("select", "fill", "add", "tril", "triu", "triangle")
 CREATORS: tuple[Callable[..., SubGraph], ...] = (
     create_swiglu_pattern,
     create_geglu_pattern,
@@ -38,6 +57,41 @@ CREATORS: tuple[Callable[..., SubGraph], ...] = (
     create_softmax_pattern,
     functools.partial(create_softmax_pattern, None, "fill"),
     functools.partial(create_softmax_pattern, 0.5, "none"),
+    functools.partial(create_softmax_pattern, None, "keep"),
+    functools.partial(create_softmax_pattern, cap=50.0),
+    *(functools.partial(create_layer_norm_pattern, affine=a) for a in ("weight+bias", "weight", "none")),
+    *(functools.partial(create_layer_norm_pattern, affine=a, written=True) for a in ("weight+bias", "weight", "none")),
+    create_add_layer_norm_pattern,
+    functools.partial(create_add_layer_norm_pattern, written=True),
+    functools.partial(create_add_rms_norm_pattern, scale=0.5),
+    functools.partial(create_gated_rms_norm_pattern, "before"),
+    functools.partial(create_gated_rms_norm_pattern, "after"),
+    create_reglu_pattern,
+    *(functools.partial(create_bias_activation_pattern, a) for a in ("gelu", "gelu_tanh", "silu", "relu")),
+    functools.partial(create_rope_pattern, rest=32),
+    functools.partial(create_rope_pattern, by_halves=True),
+    create_interleaved_rope_pattern,
+    functools.partial(create_interleaved_rope_pattern, angles="pairs"),
+    create_rotary_tables_pattern,
+    functools.partial(create_rotary_tables_pattern, scaling=1.5, layout="pairs", product=False),
+    create_soft_capping_pattern,
+    create_residual_scaling_pattern,
+    functools.partial(create_residual_scaling_pattern, None),
+    *(functools.partial(create_causal_softmax_pattern, mask=m) for m in CAUSAL),
+    *(functools.partial(create_causal_softmax_pattern, mask=m, past=True) for m in CAUSAL[:3]),
+    functools.partial(create_router_weights_pattern, "add", 2.5, "sigmoid"),
+    functools.partial(create_router_weights_pattern, "clamp"),
+    create_router_scores_pattern,
+    functools.partial(create_state_space_decay_pattern, logarithm=True, clamp=True),
+    functools.partial(create_state_space_decay_pattern, "softplus"),
+    create_state_space_update_pattern,
+    create_state_space_output_pattern,
+    functools.partial(create_min_p_pattern, temperature=0.7),
+    create_top_k_pattern,
+)
+MASKS: tuple[Callable[..., SubGraph], ...] = (  # their outputs are bool
+    functools.partial(create_min_p_pattern, filters=False),
+    *(functools.partial(create_top_p_pattern, order=o) for o in ("ascending", "descending", "crossing")),
 )
 
 
@@ -59,11 +113,11 @@ def test_every_registered_pattern_matches_itself_and_is_the_first_to(pattern: Pa
     assert match(pattern.graph) == pattern.name == pattern.graph.pattern
 
 
-@pytest.mark.parametrize("create", CREATORS)
+@pytest.mark.parametrize("create", [*CREATORS, *MASKS])
 def test_the_specs_are_what_torch_makes(create: Callable[..., SubGraph]) -> None:
     """Every value's dtype, shape and strides, at sizes that tell the symbols apart."""
     graph = create(dtype=torch.bfloat16)
-    sizes = dict(zip(graph.symbols, (3, 5, 7, 11), strict=False))
+    sizes = dict(zip(graph.symbols, (3, 4, 6, 10), strict=False))
     everything = SubGraph(graph.inputs, graph.nodes, tuple(graph.producer), graph.specs)
     inputs = {}
     for name in graph.inputs:
