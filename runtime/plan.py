@@ -403,7 +403,8 @@ class Writer:
         receiver = self.text(node.receiver) if isinstance(node.receiver, Ref) else self.path(node.receiver)
         pad = "        "
         if self._reads_data(node):
-            self.lines.append(f"{pad}r = {receiver}.{node.method}()")
+            asked = ", ".join(map(self.text, node.args or ()))
+            self.lines.append(f"{pad}r = {receiver}.{node.method}({asked})")
         elif node.args is None:
             self.lines.append(f"{pad}r = {receiver}.{node.method}")
             self.lines.append(f"{pad}log.append(r)")

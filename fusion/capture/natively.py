@@ -267,12 +267,12 @@ class NativeCalls:
             self.refuse("opaque_argument", f"{kind}.{name} is read; register an island for it")
         return value
 
-    def on_data_read(self, tensor: torch.Tensor, method: str, value: Any) -> Any:
+    def on_data_read(self, tensor: torch.Tensor, method: str, args: tuple[Any, ...], value: Any) -> Any:
         """Python asked for a value of a tensor: a plan asks again, and goes on if the answer is the same."""
         if self.refusal is not None:
             return value
         leaf, seen = self._number(value) if method == "item" and type(value) is int else (Expect(value), value)
-        self.nodes.append(IslandNode(self._leaf(tensor), method, (), (), (leaf,), False, "leaf", user_line()))
+        self.nodes.append(IslandNode(self._leaf(tensor), method, args, (), (leaf,), False, "leaf", user_line()))
         return seen
 
 

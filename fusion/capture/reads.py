@@ -23,6 +23,7 @@ DATA_READS = {
 # Reads of one value: a condition of the plan.
 _VALUE_READS = {
     torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__index__, torch.Tensor.__float__,
+    torch.Tensor.__contains__,
 }  # fmt: skip
 NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__, torch.from_numpy, torch.Tensor.__dlpack__}
 _SIZE_READS = {
@@ -47,9 +48,9 @@ class SizeReads(TorchFunctionMode):
             return func(*args, **kwargs)
         if args and id(args[0]) in recorder._parameters and unsupported(args[0]) is None:
             self._fake(args[0])  # a plan guards what the forward asked about, such as the dtype, used or not
-        if func in _VALUE_READS and len(args) == 1:
+        if func in _VALUE_READS and not kwargs and all(isinstance(a, (bool, int, float)) for a in args[1:]):
             value = recorder._quiet(lambda: func(*args))
-            return recorder.on_data_read(args[0], func.__name__, value)
+            return recorder.on_data_read(args[0], func.__name__, args[1:], value)
         if func in _SIZE_READS:
             fake = self._fake(args[0])
             if fake is not None:

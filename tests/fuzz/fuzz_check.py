@@ -28,8 +28,8 @@ from fusion.kernels.toolchain.cpp import find_toolchain
 
 TRIALS = 3
 SLACK = 6.0  # TRIALS random moves see a part of how far results can move; a normal deviation's 6 sigma
-# torch's shadow tensors cannot be padded by some symbolic sizes, and refuse an empty norm that its kernels take; a double
-# cannot be checked to more places than it has.
+# torch's shadow tensors cannot be padded by some symbolic sizes, and refuse an empty norm that its kernels take; a
+# double cannot be checked to more places than it has.
 KNOWN = ("Cannot call storage_offset()", "linalg.vector_norm cannot compute", "one ulp of float64")
 BUGS = {
     "inaccurate",
@@ -46,7 +46,7 @@ class Mismatch(Exception):
     """Fused and eager differ, or the pass had to catch an error of its own.
 
     Attributes:
-        kind: "values", "structure", "raised", "random", or the code of a refusal; what stays the same while a program is shrunk.
+        kind: "values", "structure", "raised", "random", or the code of a refusal; shrinking a program keeps it.
     """
 
     def __init__(self, kind: str, message: str) -> None:
