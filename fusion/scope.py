@@ -152,6 +152,8 @@ class Scope:
     def _slow(self, *arguments: Any) -> Any:
         if not self.enabled():
             return self._eager(arguments, Refusal("disabled", "enable_fusion is False"))
+        if islands.in_session():
+            return self._eager(arguments, Refusal("active_mode", "a scope around this one is recorded or run again"))
         problem = problems(self.modules, self.steps.values())
         if problem is not None:
             return self._eager(arguments, problem)

@@ -58,6 +58,9 @@ class Settlement:
             name for name, key in self.memory.items() if any(k == key and i > self._made(name) for i, k in self.writes)
         }
         self.outer = {k for _, k in self.writes if k >= 0 and k not in recorder.effects.made}
+        islands = [n for n in self.nodes if isinstance(n, IslandNode)]
+        lent = {self.memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in self.memory}
+        self.outer -= lent & recorder.effects.native  # an island's own memory, which a step hands to it again
         if not self.outer.isdisjoint(recorder.effects.native):
             raise Refused("outer_write", "a step writes to a tensor that was there before the call")
         outer_writes = sorted({i for i, k in self.writes if k in self.outer})

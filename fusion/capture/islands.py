@@ -219,8 +219,9 @@ def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
     return read
 
 
-class IslandLogMismatch(Exception):
-    """A re-run met an island call that the log does not hold."""
+def in_session() -> bool:
+    """Whether this thread is recording a call, or running one again."""
+    return getattr(_SESSION, "handler", None) is not None
 
 
 class Replay:
