@@ -58,8 +58,7 @@ class Settlement:
             name for name, key in self.memory.items() if any(k == key and i > self._made(name) for i, k in self.writes)
         }
         self.outer = {k for _, k in self.writes if k >= 0 and k not in recorder.effects.made}
-        if not self.outer.isdisjoint(recorder.effects.native):
-            raise Refused("outer_write", "a step writes to a tensor that was there before the call")
+        self._check_native()
         outer_writes = sorted({i for i, k in self.writes if k in self.outer})
         drawing = [i for i, n in enumerate(self.nodes) if isinstance(n, OpNode) and _draws(n)]
         self._copy_constants()
@@ -75,6 +74,16 @@ class Settlement:
         for name in self.recorder.effects.elided:
             if self.memory[name] in written:
                 raise Refused("guard", "whether contiguous() copies decides what an in-place operator writes to")
+
+    def _check_native(self) -> None:
+        """A native call is not made again when the rest of a run is, so nobody may have read what it overwrites."""
+        native = set(self.recorder.effects.native)
+        for key in {key for _, key in native} & self.outer:
+            last = max(i for i, k in native if k == key)
+            users = {i for i, n in enumerate(self.nodes[:last]) if any(self.memory.get(r) == key for r in _read(n))}
+            users |= {i for i, k in self.writes if k == key}
+            if not users <= {i for i, k in native if k == key}:
+                raise Refused("outer_write", "a native call writes to a tensor of the caller's that is used before")
 
     # ---- one call
 
@@ -198,6 +207,12 @@ class Settlement:
             copies.append(node)
         self.nodes = copies
         return places
+
+
+def _read(node: Node) -> tuple[str, ...]:
+    """Names of the values a call reads, its receiver among them."""
+    receiver = getattr(node, "receiver", None)
+    return (*node.refs, receiver.name) if isinstance(receiver, Ref) else node.refs
 
 
 def _draws(node: OpNode) -> bool:
