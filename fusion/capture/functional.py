@@ -187,7 +187,7 @@ class Settlement:
         def moved(node: Node) -> Node:
             args = None if node.args is None else map_leaves(leaf, _tuples(node.args))
             outputs = tuple(self.renamed.get(o, o) if isinstance(o, str) else o for o in node.outputs)
-            return replace(node, args=args, kwargs=map_leaves(leaf, node.kwargs), outputs=outputs)  # type: ignore[type-var]
+            return replace(node, args=args, kwargs=map_leaves(leaf, node.kwargs), outputs=outputs)  # type: ignore[arg-type]
 
         self.nodes = [moved(n) for n in self.nodes]
         self.before = {i: n.renamed(lambda o: self.renamed.get(o, o)) for i, n in self.before.items()}
