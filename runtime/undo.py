@@ -67,7 +67,8 @@ class Undo:
         given = pytree.tree_leaves((args, kwargs))
         explicit = [g for g in given if isinstance(g, torch.Generator)]
         for generator in explicit or default_generators():
-            self._generators.setdefault(generator._cdata, (generator, generator.get_state()))
+            identity = generator._cdata  # type: ignore[attr-defined]  # torch hands generators on as other objects
+            self._generators.setdefault(identity, (generator, generator.get_state()))
 
     def writing(self, function: Any, tensor: Tensor, args: Sequence[Any]) -> None:
         """Keeps what the call is about to overwrite of `tensor`: the indexed part where the operator says which."""
@@ -134,7 +135,7 @@ class Undo:
 def default_generators() -> list[torch.Generator]:
     """The generators that operators draw from unless told otherwise, of the devices in use."""
     found = [torch.default_generator]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         found += list(torch.cuda.default_generators)
     return found
 

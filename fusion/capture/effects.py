@@ -68,7 +68,7 @@ class Effects:
         undo: takes back what the run did to memory and generators that it did not make itself.
         memory: the memory behind each value name.
         writes: (index of the node, memory it writes to), in order.
-        native: memory that native calls wrote to.
+        native: (index of the node, memory) for the writes among them that native calls make.
         elided: values that a `contiguous()` handed back as they were, at the sizes of this run.
     """
 
@@ -77,7 +77,7 @@ class Effects:
         self._watched = [*default_generators(), *generators]
         self.memory: dict[str, int] = {}
         self.writes: list[tuple[int, int]] = []
-        self.native: set[int] = set()
+        self.native: list[tuple[int, int]] = []
         self.elided: set[str] = set()
         self.made: set[int] = set()
         self._generators = self._states()
@@ -111,7 +111,7 @@ class Effects:
         key = storage_key(tensor)
         if key in self.memory.values():
             self.writes.append((node, key))
-            self.native.add(key)
+            self.native.append((node, key))
 
     def before_native(self) -> None:
         """To be called before a native call, which may draw from the generators as it likes."""

@@ -61,8 +61,7 @@ class Settlement:
         islands = [n for n in self.nodes if isinstance(n, IslandNode)]
         lent = {self.memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in self.memory}
         self.outer -= lent & recorder.effects.native  # an island's own memory, which a step hands to it again
-        if not self.outer.isdisjoint(recorder.effects.native):
-            raise Refused("outer_write", "a step writes to a tensor that was there before the call")
+        self._check_native()
         outer_writes = sorted({i for i, k in self.writes if k in self.outer})
         drawing = [i for i, n in enumerate(self.nodes) if isinstance(n, OpNode) and _draws(n)]
         self._copy_constants()
@@ -78,6 +77,16 @@ class Settlement:
         for name in self.recorder.effects.elided:
             if self.memory[name] in written:
                 raise Refused("guard", "whether contiguous() copies decides what an in-place operator writes to")
+
+    def _check_native(self) -> None:
+        """A native call is not made again when the rest of a run is, so nobody may have read what it overwrites."""
+        native = set(self.recorder.effects.native)
+        for key in {key for _, key in native} & self.outer:
+            last = max(i for i, k in native if k == key)
+            users = {i for i, n in enumerate(self.nodes[:last]) if any(self.memory.get(r) == key for r in _read(n))}
+            users |= {i for i, k in self.writes if k == key}
+            if not users <= {i for i, k in native if k == key}:
+                raise Refused("outer_write", "a native call writes to a tensor of the caller's that is used before")
 
     # ---- one call
 
@@ -181,7 +190,7 @@ class Settlement:
         def moved(node: Node) -> Node:
             args = None if node.args is None else map_leaves(leaf, _tuples(node.args))
             outputs = tuple(self.renamed.get(o, o) if isinstance(o, str) else o for o in node.outputs)
-            return replace(node, args=args, kwargs=map_leaves(leaf, node.kwargs), outputs=outputs)  # type: ignore[type-var]
+            return replace(node, args=args, kwargs=map_leaves(leaf, node.kwargs), outputs=outputs)  # type: ignore[arg-type]
 
         self.nodes = [moved(n) for n in self.nodes]
         self.before = {i: n.renamed(lambda o: self.renamed.get(o, o)) for i, n in self.before.items()}
@@ -201,6 +210,12 @@ class Settlement:
             copies.append(node)
         self.nodes = copies
         return places
+
+
+def _read(node: Node) -> tuple[str, ...]:
+    """Names of the values a call reads, its receiver among them."""
+    receiver = getattr(node, "receiver", None)
+    return (*node.refs, receiver.name) if isinstance(receiver, Ref) else node.refs
 
 
 def _draws(node: OpNode) -> bool:

@@ -155,7 +155,7 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
             for island in _REGISTRY.values():
                 put(island.owner, island.method, _wrapped(island, vars(island.owner)[island.method]))
             for registered in _FUNCTIONS.values():
-                name, wrapper = registered.function.__name__, _function_call(registered)
+                name, wrapper = registered.function.__name__, function_call(registered)
                 for module in list(sys.modules.values()):
                     if getattr(module, "__dict__", {}).get(name) is registered.function:
                         put(module, name, wrapper)
@@ -183,7 +183,10 @@ def _wrapped(island: Island, original: Callable[..., Any]) -> Callable[..., Any]
     return call
 
 
-def _function_call(registered: NativeFunction) -> Callable[..., Any]:
+@functools.cache
+def function_call(registered: NativeFunction) -> Callable[..., Any]:
+    """A function that asks the thread's session, and without one calls the registered function."""
+
     @functools.wraps(registered.function)
     def call(*args: Any, **kwargs: Any) -> Any:
         handler = getattr(_SESSION, "handler", None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._library.custom_ops import CustomOpDef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -129,7 +130,7 @@ def _operator(op: Any) -> Any:
     """An operator overload by name, or as given; None for anything else."""
     if isinstance(op, torch._ops.OpOverload):
         return op
-    if isinstance(op, torch.library.CustomOpDef):
+    if isinstance(op, CustomOpDef):
         return op._opoverload
     if isinstance(op, str):
         library, _, name = op.replace("::", ".", 1).partition(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from fusion.patterns.graph import Argument, Expect, HeldObject, IslandNode, OpNo
 from fusion.runtime.plan import Raised, as_it_is
 
 from .effects import Effects
-from .islands import Island, NativeFunction
+from .islands import Island, NativeFunction, function_call
 from .provenance import user_line
 from .shadow import Shadow, hint, is_symbolic
 
@@ -147,9 +148,15 @@ class NativeCalls:
                 self.refuse("inaccurate", problem)
                 return function(*real_args, **real_kwargs)
             return meaning.decomposition(*args, **kwargs)
-        held = self._hold("function", f"{function.__module__}.{function.__qualname__}", function)
-        call = lambda a, k: function(*a, **k)  # noqa: E731
-        return self._native(held, "", call, args, kwargs, registered.effect, registered.grows)
+        held = self._hold("function", f"{function.__module__}.{function.__qualname__}", function_call(registered))
+        place = len(self.nodes)
+        result = self._native(
+            held, "", lambda a, k: function(*a, **k), args, kwargs, registered.effect, registered.grows
+        )
+        for leaf in pytree.tree_leaves((args, kwargs)) if registered.effect else ():
+            if isinstance(leaf, torch.Tensor):  # what it writes to cannot be seen: it may be any of them
+                self._quiet(functools.partial(self.effects.native_write, place, leaf))
+        return result
 
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """A step is called natively; other modules are looked into."""

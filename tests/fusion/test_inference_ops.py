@@ -230,6 +230,41 @@ def test_functions_of_a_module(library: Any, quick: fusion.FusionConfig) -> None
     assert "aten.silu.default" in fused_ops(fused)
 
 
+def test_a_function_that_writes_to_a_cache(library: Any, quick: fusion.FusionConfig) -> None:
+    """It is called once a call, in its place, though what it writes to cannot be seen."""
+
+    def store_kv_cache(keys: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor) -> None:
+        library.calls += 1
+        cache.numpy()[slots.numpy()] += keys.numpy()
+
+    store_kv_cache.__module__ = library.__name__
+    library.store_kv_cache = store_kv_cache
+    fusion.register_op(store_kv_cache)
+
+    def call(x: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor) -> Any:
+        keys = torch.exp(x) * 2 + 1
+        library.store_kv_cache(keys, cache, slots)
+        return torch.sigmoid(cache.sum(0)) * keys + 1
+
+    def reads_first(x: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor) -> Any:
+        keys = torch.exp(x) * 2 + cache.sum(0)
+        library.store_kv_cache(keys, cache, slots)
+        return torch.sigmoid(cache.sum(0)) * keys + 1
+
+    for function, planned in ((call, len(ROWS) - 2), (reads_first, 0)):
+        fused = fusion.fuse(function, quick)
+        mine, theirs = torch.zeros(64, 8), torch.zeros(64, 8)
+        for step, rows in enumerate(ROWS):
+            slots, before = torch.arange(rows) + 7 * step, library.calls
+            found = fused(rand(rows, step), mine, slots)
+            assert library.calls == before + 1
+            torch.testing.assert_close(found, function(rand(rows, step), theirs, slots), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)  # exp, and sums of a few dozen rows
+        (row,) = fusion.report(fused).scopes
+        assert (row.fused_calls, row.fallbacks) == (planned, 0), row.reason
+        assert planned or "outer_write" in row.reason
+
+
 def test_what_is_no_operator() -> None:
     with pytest.raises(FusionError, match="no operator"):
         fusion.register_op("fusiontestlib::missing")
