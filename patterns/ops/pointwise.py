@@ -12,7 +12,7 @@ from typing import Any
 import sympy
 import torch
 
-from ..scalar import Apply, Constant, Scalar, apply, cast, constant
+from ..scalar import Apply, Constant, Scalar, apply, cast, constant, round_to
 from .table import Call, pointwise
 
 Number = float | int | bool
@@ -434,8 +434,10 @@ def _logit(x: Scalar, eps: float | None = None) -> Scalar:
     return apply("log", x / (1.0 - x))
 
 
-def _xlogy(x: Scalar, y: Scalar) -> Scalar:
-    product = apply("where", apply("eq", x, 0), constant(0, x.dtype), x * apply("log", y))
+def _xlogy(x: Scalar, y: Scalar, *, result: torch.dtype) -> Scalar:
+    """torch rounds the logarithm to half precision, too."""
+    log = cast(round_to(apply("log", y), result), x.dtype)
+    product = apply("where", apply("eq", x, 0), constant(0, x.dtype), x * log)
     return apply("where", apply("isnan", y), y, product)
 
 
@@ -504,7 +506,7 @@ for _op, _formula in {
     pointwise(f"{_op}.default", _wide(_formula), note=_WIDE)
 pointwise("exp2.default", _exp2, note=_WIDE)
 pointwise("logit.default", _logit, note=_VECTOR)
-pointwise(("xlogy.Tensor", "xlogy.Scalar_Other", "xlogy.Scalar_Self"), _xlogy, note=_VECTOR)
+pointwise(("xlogy.Tensor", "xlogy.Scalar_Other", "xlogy.Scalar_Self"), _xlogy, typed=True, narrows=True, note=_VECTOR)
 pointwise("logaddexp.default", _logaddexp, note=_VECTOR)
 
 pointwise("sigmoid.default", sigmoid, note=_VECTOR)

@@ -446,3 +446,16 @@ def test_values_on_two_devices() -> None:
     with pytest.raises(LoweringError) as caught:
         lower(SubGraph(("x", "y"), (node,), ("z",), tuple(zip("xyz", specs, strict=True))))
     assert caught.value.code == "device"
+
+
+@pytest.mark.parametrize("number", [3.3, 1001, torch.tensor(0.1234567), torch.tensor(3.3, dtype=torch.float64)])
+@pytest.mark.parametrize("fn", [torch.add, torch.sub, torch.mul, torch.div, torch.pow])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_are_rounded_to_half_precision_where_eager_rounds_them(
+    fn: Callable[..., torch.Tensor], dtype: torch.dtype, number: Any
+) -> None:
+    """Before a sum, not before a product: in half precision the results are the same bits."""
+    x = (normal(50).abs() + 0.1).to(dtype)
+    inputs = (x, number) if isinstance(number, torch.Tensor) else (x,)
+    (found,) = evaluate(nest_of(lambda x, y=number: fn(x, y), *inputs), *inputs)
+    assert torch.equal(found, fn(x, number))
