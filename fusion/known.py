@@ -10,6 +10,7 @@ import torch
 
 from fusion.capture.record import Recording
 from fusion.decide.backend import Kernel
+from fusion.decide.decider import given_dims
 from fusion.decide.refusal import Refusal
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.reference import bind_symbols
@@ -17,7 +18,7 @@ from fusion.runtime.measure import eager_function
 from fusion.runtime.nesting import flatten
 from fusion.runtime.plan import Plan, input_symbols, island_constants, standing
 from fusion.runtime.undo import Undo
-from fusion.scheduler import Compiled, FusionScheduler, Template, given_dims
+from fusion.scheduler import Compiled, FusionScheduler, Template
 
 
 class Known:

@@ -11,6 +11,7 @@ import torch
 
 from fusion.blocks import find_blocks, parts
 from fusion.decide.backend import Kernel
+from fusion.decide.decider import Candidate
 from fusion.decide.heuristics import Decision
 from fusion.decide.refusal import CODES, Refusal
 from fusion.integrations import transformers
@@ -18,7 +19,7 @@ from fusion.patterns.graph import IslandNode, OpNode, SubGraph, island_text
 from fusion.patterns.ops import Kind, kind_of
 from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
 from fusion.runtime.native import native_available
-from fusion.scheduler import Candidate, Compiled, FusionScheduler
+from fusion.scheduler import Compiled, FusionScheduler
 from fusion.scope import Scope
 from fusion.signature import ClassForward, Forward
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from partitions import ROWS, WIDTH, chain, divided, tensor
+from partitions import ROWS, WIDTH, chain, divided, recorded, tensor
 
 import fusion
 from fusion.decide import decider
@@ -17,6 +17,7 @@ from fusion.decide.refusal import CODES
 from fusion.decide.regions import make_region
 from fusion.decide.split import splits
 from fusion.kernels.toolchain import cpp
+from fusion.scheduler import FusionScheduler
 
 needs_compiler = pytest.mark.skipif(cpp.find_toolchain() is None, reason=cpp.why_missing() or "")
 
@@ -140,3 +141,31 @@ def test_one_operator_has_no_split() -> None:
     graph = chain(1)
     facts = Facts(graph)
     assert not list(splits(facts, make_region(facts, {0}, (), ()), (), {}))
+
+
+@needs_compiler
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("most", [None, 1])
+def test_every_call_is_fused_or_has_its_reason(
+    tmp_path: Path, request: pytest.FixtureRequest, slow: bool, most: int | None
+) -> None:
+    if slow:
+        request.getfixturevalue("slow_softmax")
+
+    def fn(x: torch.Tensor, w: torch.Tensor) -> Any:
+        y = torch.nn.functional.linear(torch.softmax(x * 2, -1), w)
+        return torch.softmax(y.transpose(0, 1) + 1, -1), torch.sort(y).values * 3, y.sin()
+
+    recording = recorded(fn, tensor(ROWS, WIDTH), tensor(WIDTH, WIDTH))
+    scheduler = FusionScheduler({"cache_dir": tmp_path, "profile": slow, "max_fusions": most})
+    compiled = scheduler.compile(scheduler.template(recording, ("x", "w")), recording.real, recording.values)
+    fused = [i for c in compiled.candidates if c.kernel is not None for i in c.region.nodes]
+    refused = [i for i, _ in compiled.refusals]
+    assert fused, "a kernel is used"
+    assert recording.graph is not None
+    assert sorted({*fused, *refused}) == list(range(len(recording.graph.nodes)))
+    assert not set(fused) & set(refused)
+    reasons = {refusal.code for _, refusal in compiled.refusals}
+    assert reasons <= set(CODES)
+    assert "not_fusable" in reasons
+    assert ("fuel" in reasons) == (most == 1)
