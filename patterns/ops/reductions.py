@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .. import symbols
 from ..graph import Ref
 from ..scalar import Reduce, Scalar, Scan, Size, apply, cast, compute_type, constant
 from ..symbols import Dim
@@ -290,7 +291,11 @@ def _vector_order(call: Call) -> str | None:
 
 
 def _trailing_fits(call: Call) -> str | None:
-    if any(len(spec.shape) != len(_trailing(call)) for spec in call.inputs[1:]):
+    dims = _trailing(call)
+    normalized = call.inputs[0].shape[len(call.inputs[0].shape) - len(dims) :]
+    for spec in call.inputs[1:]:
+        if len(spec.shape) == len(dims) and all(map(symbols.same, spec.shape, normalized)):
+            continue
         return "a weight of another shape than the normalised dimensions"
     wide = {compute_type(spec.dtype) for spec in call.outputs}
     return None if len(wide) == 1 and not wide & {torch.int64, torch.int32, torch.bool} else "results of several dtypes"

@@ -46,7 +46,8 @@ class Mismatch(Exception):
     """Fused and eager differ, or the pass had to catch an error of its own.
 
     Attributes:
-        kind: "values", "structure", "raised", "random", or the code of a refusal; shrinking a program keeps it.
+        kind: "values", "structure", "raised", "random", or the code of a refusal; it stays the same while a program is
+            shrunk.
     """
 
     def __init__(self, kind: str, message: str) -> None:

@@ -50,6 +50,12 @@ FOUND = {
     "a quotient in half precision that is cut off": program(
         {"x0": (("N", 8), HALF), "x1": ((), FLOAT)}, "v0 = torch.div(x1, x0, rounding_mode='trunc')", "v1 = v0 * 2"
     ),
+    "a norm's weight of another shape": program(
+        {"x0": (("B", 8, 1), HALF)},
+        "v0 = x0.amax((0, 1), True) + 1",
+        "v1, v2 = torch.ops.aten._fused_rms_norm.default(v0, v0.shape[-3:], x0, 0.0)",
+        "v3 = v1 * 2",
+    ),
     "a softmax over one element": program({"x0": ((8,), FLOAT)}, "v0 = x0.chunk(8, 0)[2]", "v1 = torch.softmax(v0, 0)"),
 }
 
