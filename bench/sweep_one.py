@@ -90,12 +90,14 @@ def _equality(model: Any, watch: Watch) -> dict[str, Any]:
         exact = None
     unequal: list[str] = []
     planned: dict[str, int] = {}
+    ideal: set[str] = set()
     for ids in _forwards():
         name = f"forward{list(ids.shape)}"
         outputs = [_attempt(one, lambda m, ids=ids: _forward(m, ids)) for one in (model, exact)]
         with watch.observed() as ran:
             mine = _forward(watch.model, ids)
         planned[name] = len(ran)
+        ideal |= set() if isinstance(outputs[1], Exception) else {"forward"}
         unequal += [f"{name}: {why}" for why in difference(mine, *outputs)]
     prompt = _ids(*_PROMPT, seed=99)
     outputs = [_attempt(one, lambda m: _decode(m, prompt)) for one in (model, exact)]
@@ -111,7 +113,7 @@ def _equality(model: Any, watch: Watch) -> dict[str, Any]:
         "plans_run": planned,  # by the last call of each kind
         "planned": all(planned.values()),
         "decoded": decoded or str(outputs[0])[:200],
-        "float64": not isinstance(outputs[1], Exception) and exact is not None,
+        "float64": sorted(ideal | (set() if isinstance(outputs[1], Exception) else {"decode"})),
     }
 
 
@@ -133,6 +135,7 @@ def _coverage(model: Any, watch: Watch) -> dict[str, Any]:
         "launches_fused": kernels + launches(left),
         "kernels": kernels,
         "unfused_operators": dict(left["fusable"].most_common(12)),
+        "copies": dict(left["copy"].most_common(12)),
         "effects": dict(left["effect"].most_common(12)),
         "library": dict(left["library"].most_common(20)),
         "refused": dict(_refused(ran).most_common(20)),
