@@ -29,7 +29,7 @@ def count(function: Callable[[], object]) -> Counts:
     """
     with torch.autograd.profiler.profile() as profile:
         function()
-    counts: Counts = {what: Counter() for what in ("fusable", "copy", "effect", "library")}
+    counts = _empty()
     _add((e for e in profile.function_events if e.cpu_parent is None), counts)
     return counts
 
@@ -48,12 +48,25 @@ def _add(events: Iterable[Any], counts: Counts) -> None:
         what = _what(name, getattr(event, "overload_name", "") or "")
         if what == "view":
             counts["copy"][name] += _copies(event)
-        elif _composite(name) and (
-            what is None or not event.cpu_children
-        ):  # none inside: it returned what it was given
-            _add(event.cpu_children, counts)
+        elif _composite(name) and (what is None or not event.cpu_children):
+            _add_composite(name, event.cpu_children, counts)
         else:
             counts[what or "library"][name] += 1
+
+
+def _add_composite(name: str, children: Iterable[Any], counts: Counts) -> None:
+    """An operator that only calls others counts as those; attention and others around a library call are one such."""
+    inside = _empty()
+    _add(children, inside)
+    if inside["library"]:
+        counts["library"][name] += 1
+        return
+    for what, called in inside.items():
+        counts[what].update(called)
+
+
+def _empty() -> Counts:
+    return {what: Counter() for what in ("fusable", "copy", "effect", "library")}
 
 
 def _copies(event: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers", reason="the sweep's models need transformers; pip install 'opfusion[hf]'")
 
 from bench.architectures import build, names
-from bench.equality import difference
+from bench.equality import difference, errors
 from bench.op_counts import count
 from bench.options import Options
 from bench.sweep import rows_of
@@ -77,21 +77,24 @@ def _builds(name: str) -> bool:
 
 def test_a_difference_is_found() -> None:
     exact = torch.linspace(-1, 1, 64, dtype=torch.float64)
-    eager = exact.float()
-    cache = {"layers": [eager.clone()]}
-    assert not list(difference((eager.clone(), cache), (eager, {"layers": [eager]}), (exact, {"layers": [exact]})))
+    eager, none = exact.float(), RuntimeError("no float64 model")
+    pair = ((eager, {"layers": [eager]}), (exact, {"layers": [exact]}))
+    worst = errors([pair])
+    assert worst.keys() == {"#", "#.layers.#"} and 0 < worst["#"] < 1e-7
+    assert not list(difference((eager.clone(), {"layers": [eager.clone()]}), *pair, worst))
     off = eager.clone()
-    off[7] += 1e-3
-    (said,) = difference((eager, {"layers": [off]}), (eager, {"layers": [eager]}), (exact, {"layers": [exact]}))
+    off[7] += 1e-6
+    (said,) = difference((eager, {"layers": [off]}), *pair, worst)
     assert said.startswith("1.layers.0: off by")
-    assert list(difference(off, eager, RuntimeError("no float64 model")))
-    assert not list(difference(eager * (1 + 1e-5), eager, RuntimeError("no float64 model")))
+    assert not list(difference(off, eager, none, {})), "one part in a million, and nothing tells eager's own error"
+    assert list(difference(eager + 1e-3, eager, none, {}))
     nan = eager.clone()
     nan[0] = torch.nan
-    assert list(difference(nan, eager, exact)) == [": NaN or inf in other places"]
+    assert list(difference(nan, eager, exact, {"": 1.0})) == [": NaN or inf in other places"]
+    assert not list(difference(nan.clone(), nan, none, {}))
     tokens = torch.arange(4)
-    assert list(difference((tokens + 1,), (tokens,), (tokens,))) == ["0: 4 of 4 elements differ"]
-    assert list(difference(eager, ValueError("no"), exact)) == ["eager raises ValueError and fused does not"]
+    assert list(difference((tokens + 1,), (tokens,), (tokens,), {})) == ["0: 4 of 4 elements differ"]
+    assert list(difference(eager, ValueError("no"), exact, {})) == ["eager: ValueError: no; fused: a result"]
 
 
 def test_operators_are_counted_by_what_can_become_of_them() -> None:
