@@ -17,25 +17,26 @@ from fusion.patterns.ops import FUSABLE, Kind, lookup
 _ALLOCATES = ("empty", "new_empty", "resize_", "set_")
 _TAGGED = tuple(getattr(torch.Tag, name) for name in ("pointwise", "reduction") if hasattr(torch.Tag, name))
 
-Counts = dict[str, Counter[str]]  # "fusable", "effect", "library" -> operator -> calls
+Counts = dict[str, Counter[str]]  # "fusable", "copy", "effect", "library" -> operator -> calls
 
 
 def count(function: Callable[[], object]) -> Counts:
-    """The operators that one call runs, by what can become of them; views and allocations are left out.
+    """The operators that one call runs, by what can become of them; allocations and views that move nothing are none.
 
     "fusable" are those of a kind that kernels can hold, by the operator table or, for an operator without a row, by
-    torch's own tags; "effect" are writes and random draws; the rest is "library".
+    torch's own tags; "copy" are views that moved data (`contiguous`); "effect" are writes and random draws; the rest
+    is "library".
     """
     with torch.autograd.profiler.profile() as profile:
         function()
-    counts: Counts = {"fusable": Counter(), "effect": Counter(), "library": Counter()}
+    counts = _empty()
     _add((e for e in profile.function_events if e.cpu_parent is None), counts)
     return counts
 
 
 def launches(counts: Counts) -> int:
     """Kernels launched outside libraries."""
-    return counts["fusable"].total() + counts["effect"].total()
+    return sum(counts[what].total() for what in ("fusable", "copy", "effect"))
 
 
 def _add(events: Iterable[Any], counts: Counts) -> None:
@@ -45,11 +46,31 @@ def _add(events: Iterable[Any], counts: Counts) -> None:
             continue
         name = event.name.removeprefix("aten::")
         what = _what(name, getattr(event, "overload_name", "") or "")
-        composite = what != "view" and _composite(name)
-        if composite and (what is None or not event.cpu_children):  # without any inside it returned what it was given
-            _add(event.cpu_children, counts)
-        elif what != "view":
+        if what == "view":
+            counts["copy"][name] += _copies(event)
+        elif _composite(name) and (what is None or not event.cpu_children):
+            _add_composite(name, event.cpu_children, counts)
+        else:
             counts[what or "library"][name] += 1
+
+
+def _add_composite(name: str, children: Iterable[Any], counts: Counts) -> None:
+    """An operator that only calls others counts as those; attention and others around a library call are one such."""
+    inside = _empty()
+    _add(children, inside)
+    if inside["library"]:
+        counts["library"][name] += 1
+        return
+    for what, called in inside.items():
+        counts[what].update(called)
+
+
+def _empty() -> Counts:
+    return {what: Counter() for what in ("fusable", "copy", "effect", "library")}
+
+
+def _copies(event: Any) -> bool:
+    return event.name == "aten::copy_" or any(map(_copies, event.cpu_children))
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from fusion.scheduler import Compiled, FusionScheduler
 from fusion.session import Session, kernels_of
 
 from .architectures import build
-from .equality import difference
+from .equality import difference, errors
 from .measure import calls, interleave
 from .op_counts import count, launches
 
@@ -84,34 +84,31 @@ def _fused(model: Any, parts: tuple[str, ...], cache: str, quick: bool) -> dict[
 
 def _equality(model: Any, watch: Watch) -> dict[str, Any]:
     """Forwards at several shapes and greedy decodes with the default cache, against eager and float64."""
-    try:
-        exact = copy.deepcopy(model).double()
-    except Exception:
-        exact = None
+    exact = _attempt(lambda m: copy.deepcopy(m).double(), model)
     unequal: list[str] = []
-    planned: dict[str, int] = {}
-    for ids in _forwards():
-        name = f"forward{list(ids.shape)}"
-        outputs = [_attempt(one, lambda m, ids=ids: _forward(m, ids)) for one in (model, exact)]
-        with watch.observed() as ran:
-            mine = _forward(watch.model, ids)
-        planned[name] = len(ran)
-        unequal += [f"{name}: {why}" for why in difference(mine, *outputs)]
-    prompt = _ids(*_PROMPT, seed=99)
-    outputs = [_attempt(one, lambda m: _decode(m, prompt)) for one in (model, exact)]
-    decoded = not isinstance(outputs[0], Exception)
-    for _ in range(_TURNS if decoded else 0):
-        with watch.observed() as ran:
-            mine = _decode(watch.model, prompt)
-        planned["decode"] = len(ran)
-        unequal += [f"decode: {why}" for why in difference(mine, *outputs)]
+    planned: dict[str, int] = {}  # by the last call of each kind
+    compared: set[str] = set()
+    decoded: bool | str = True  # or why eager itself has no decode
+    decodes = [_ids(*_PROMPT, seed=99 + turn) for turn in range(_TURNS)]
+    for name, call, inputs in (("forward", _forward, list(_forwards())), ("decode", _decode, decodes)):
+        pairs = [(_attempt(call, model, ids), _attempt(call, exact, ids)) for ids in inputs]
+        worst = errors(pairs)
+        compared |= {name} if worst else set()
+        if isinstance(pairs[0][0], Exception):
+            decoded = f"{type(pairs[0][0]).__name__}: {str(pairs[0][0])[:200]}"
+            continue
+        for ids, (theirs, ideal) in zip(inputs, pairs, strict=True):
+            with watch.observed() as ran:
+                mine = _attempt(call, watch.model, ids)
+            planned[f"{name}{list(ids.shape)}"] = len(ran)
+            unequal += [f"{name}{list(ids.shape)}: {why}" for why in difference(mine, theirs, ideal, worst)]
     return {
         "equal": not unequal,
         "differences": list(dict.fromkeys(unequal)),
-        "plans_run": planned,  # by the last call of each kind
+        "plans_run": planned,
         "planned": all(planned.values()),
-        "decoded": decoded or str(outputs[0])[:200],
-        "float64": not isinstance(outputs[1], Exception) and exact is not None,
+        "decoded": decoded,
+        "float64": sorted(compared),
     }
 
 
@@ -133,6 +130,7 @@ def _coverage(model: Any, watch: Watch) -> dict[str, Any]:
         "launches_fused": kernels + launches(left),
         "kernels": kernels,
         "unfused_operators": dict(left["fusable"].most_common(12)),
+        "copies": dict(left["copy"].most_common(12)),
         "effects": dict(left["effect"].most_common(12)),
         "library": dict(left["library"].most_common(20)),
         "refused": dict(_refused(ran).most_common(20)),
@@ -256,12 +254,12 @@ def _decode(model: Any, prompt: torch.Tensor) -> Decoded:
     return Decoded(tuple(made.logits), made.sequences, cache)
 
 
-def _attempt(model: Any, call: Callable[[Any], Any]) -> Any:
-    """What a call gives, or the error it raises; an error stands for a model that is not there."""
-    if model is None:
-        return RuntimeError("no such model")
+def _attempt(call: Callable[..., Any], model: Any, *arguments: Any) -> Any:
+    """What a call of a model gives, or the error it raises; of a model that is an error, that error."""
+    if isinstance(model, Exception):
+        return model
     try:
-        return call(model)
+        return call(model, *arguments)
     except Exception as error:
         return error
 

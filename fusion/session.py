@@ -204,6 +204,7 @@ def _scope_report(scope: Scope) -> ScopeReport:
     )
     planned = statistics.planned[0]
     latest = compiled[-1].launches if compiled else (0, 0)  # per call of the newest plan
+    fusable, fused = compiled[-1].coverage if compiled else (0, 0)
     state, reason = _state(scope, bool(compiled))
     return ScopeReport(
         name=scope.name,
@@ -219,6 +220,8 @@ def _scope_report(scope: Scope) -> ScopeReport:
         refusals=refusals,
         launches_before=latest[0],
         launches_after=latest[1],
+        fusable_ops=fusable,
+        fused_ops=fused,
     )
 
 

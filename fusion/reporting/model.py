@@ -68,6 +68,7 @@ class ScopeReport:
         regions: what its plans were made from.
         refusals: candidates that never became a region.
         launches_before, launches_after: operator and kernel calls per scope call, eager and planned.
+        fusable_ops, fused_ops: operator calls of a kind that kernels can hold per scope call, and those inside kernels.
         count: how many scopes this one stands for.
     """
 
@@ -84,6 +85,8 @@ class ScopeReport:
     refusals: tuple[RegionReport, ...] = ()
     launches_before: int = 0
     launches_after: int = 0
+    fusable_ops: int = 0
+    fused_ops: int = 0
     count: int = 1
 
 
