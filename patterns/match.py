@@ -11,9 +11,10 @@ import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .forms import Form, NormalForm, Use, normal_form, part_of_part
+from .forms import Form, NormalForm, Use, normal_form
 from .graph import SubGraph
 from .named import PATTERNS, Pattern
+from .parts import part_of_part
 
 _COMMUTATIVE = frozenset({"add", "mul"})
 _REORDERING_MATTERS = frozenset(
