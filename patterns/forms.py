@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import sympy
-from torch.utils._sympy.functions import FloorDiv
 
 from . import expansions, symbols
 from .graph import OpNode, Ref, SubGraph, leaves
@@ -22,6 +20,7 @@ from .ops import Call, Kind, Operator, call_of, canonical, lookup
 from .ops.creation import progression
 from .ops.pointwise import CONVERSIONS
 from .ops.views import PERMUTATIONS, REARRANGEMENTS, SAME_ELEMENTS, SELECTIONS
+from .parts import fraction, part_of_part
 from .symbols import Dim
 
 DROPPED = ("dropped",)  # the layout step of a reduction that did not keep its dimension
@@ -261,7 +260,7 @@ class _Normaliser:
                 step = symbols.substitute(symbols.as_dim(at), {index: symbols.index_symbol("i")})
                 use = self.intern(Form("stride", (use,), (d - len(before), symbols.render(step))))
             elif not (start == 0 and symbols.same(length, size)):
-                part = (_fraction(start, size), _fraction(symbols.as_dim(start + length), size))
+                part = (fraction(start, size), fraction(symbols.as_dim(start + length), size))
                 use = self.part(use, d - len(before), part)
         return Use(use.form, (*use.layout, *dropped))
 
@@ -393,31 +392,7 @@ class _Normaliser:
         return value is not None and symbols.same(value, extent)
 
 
-def part_of_part(outer: tuple[Any, ...], inner: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """The slice (dimension, from, to) that slicing by `outer` and then by `inner` takes; None where none is known."""
-    fractions = (*outer[1:], *inner[1:])
-    if outer[0] != inner[0] or not all(isinstance(x, Fraction) for x in fractions):
-        return None
-    low, size = outer[1], outer[2] - outer[1]
-    return outer[0], low + inner[1] * size, low + inner[2] * size
-
-
 def _short(op: str) -> str:
     """`aten._softmax.default` and `aten.softmax.int` are both "softmax"; other namespaces keep their full names."""
     namespace, name, _ = canonical(op).split(".")
     return name.lstrip("_") if namespace == "aten" else op
-
-
-def _quotient(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
-    """a / b for a // b, and for its like that rounds up: (a + b - 1) // b."""
-    rest = a.as_coeff_Add()[0]
-    return (a - rest) / b if rest == b - 1 else a / b
-
-
-def _fraction(at: Dim, size: Dim) -> Any:
-    """`at / size` as a Fraction; where that is no number, as text. Halves of a symbolic size count as exact."""
-    if isinstance(at, int) and isinstance(size, int):
-        return Fraction(at, size) if size else Fraction(0)
-    exact = sympy.sympify(at).replace(FloorDiv, _quotient)
-    ratio = sympy.cancel(exact / sympy.sympify(size))
-    return Fraction(int(ratio.p), int(ratio.q)) if ratio.is_Rational else str(ratio)

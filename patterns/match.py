@@ -11,9 +11,10 @@ import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .forms import Form, NormalForm, Use, normal_form, part_of_part
+from .forms import Form, NormalForm, Use, normal_form
 from .graph import SubGraph
 from .named import PATTERNS, Pattern
+from .parts import part_of_part
 
 _COMMUTATIVE = frozenset({"add", "mul"})
 _REORDERING_MATTERS = frozenset(
@@ -81,6 +82,11 @@ def _form_of(pattern: Pattern) -> NormalForm:
     return normal_form(pattern.graph)
 
 
+@functools.cache
+def _is_strict(pattern: Pattern) -> bool:
+    return any(form.fn in _REORDERING_MATTERS for form in _form_of(pattern).forms)
+
+
 def _explains(pattern: Pattern, form: NormalForm) -> bool:
     covered: set[int] = set()
     handed_out: set[int] = set()
@@ -90,8 +96,9 @@ def _explains(pattern: Pattern, form: NormalForm) -> bool:
         if found:
             covered |= found.covered
             handed_out |= {found.binding[u.form].form for u in _form_of(pattern).outputs if u.form in found.binding}
-    rest = form.live() - covered
-    return bool(covered) and roots.keys() <= handed_out and all(_is_given(form, number) for number in rest)
+    if not covered or not roots.keys() <= handed_out:
+        return False
+    return all(_is_given(form, number) for number in form.live() - covered)
 
 
 def _is_given(form: NormalForm, number: int) -> bool:
@@ -133,7 +140,7 @@ class _Unifier:
         self.shape = _form_of(pattern)
         self.form = form
         self.leaves_only = leaves_only
-        self.strict = any(f.fn in _REORDERING_MATTERS for f in self.shape.forms)
+        self.strict = _is_strict(pattern)
         self.vectors = pattern.vectors
 
     def with_outputs(self, bound: Binding, candidates: Iterable[int]) -> Binding:

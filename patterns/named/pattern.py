@@ -39,7 +39,8 @@ class Pattern:
     @functools.cached_property
     def graph(self) -> SubGraph:
         """The graph, bearing the pattern's name."""
-        return self.create().with_pattern(self.name)
+        made = self.create()
+        return made if made.pattern == self.name else made.with_pattern(self.name)
 
 
 def dense_strides(shape: Sequence[Dim], order: Sequence[int]) -> tuple[Dim, ...]:

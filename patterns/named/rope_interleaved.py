@@ -12,7 +12,11 @@ from .pattern import FULL, GraphBuilder, Pattern
 
 
 def create_interleaved_rope_pattern(
-    head_dim: int = 128, dtype: torch.dtype = torch.float32, device: str = "cpu", angles: str = "repeated"
+    head_dim: int = 128,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    angles: str = "repeated",
+    rest: int = 0,
 ) -> SubGraph:
     """x * cos + rotate(x) * sin, where rotate makes (-b, a) of each pair (a, b) of neighbours.
 
@@ -21,10 +25,11 @@ def create_interleaved_rope_pattern(
         dtype: of all values.
         device: device type of all values.
         angles: "repeated" for a cosine and a sine per element; "pairs" for one per pair, repeated here.
+        rest: elements of a head that are not rotated, and follow those that are (partial rotary embedding).
 
     Returns:
         a SubGraph with inputs "x" [s0, s1, s2, d] (batch, heads, positions), "cos" and "sin" [s0, s2, d] (d/2 for
-        pairs), and the output "output" [s0, s1, s2, d].
+        pairs) and, where `rest` is not 0, "rest" [s0, s1, s2, rest]; and the output "output" [s0, s1, s2, d + rest].
     """
     b = GraphBuilder(device)
     batch, heads, length = symbol("s0"), symbol("s1"), symbol("s2")
@@ -40,13 +45,16 @@ def create_interleaved_rope_pattern(
     even, odd = (b.call("slice.Tensor", x, 3, start, FULL, 2, shape=part, strides=(*outer, 2)) for start in (0, 1))
     turned = b.call("stack.default", (b.call("neg.default", odd), even), -1, shape=(*part, 2))
     turned = b.call("flatten.using_ints", turned, -2, shape=shape)
-    straight = b.call("mul.Tensor", x, cos)
-    return b.graph(b.call("add.Tensor", straight, b.call("mul.Tensor", turned, sin), name="output")).with_pattern(
-        "interleaved RoPE"
-    )
+    straight, turned = b.call("mul.Tensor", x, cos), b.call("mul.Tensor", turned, sin)
+    made = b.call("add.Tensor", straight, turned, name=None if rest else "output")
+    if rest:
+        kept = b.input("rest", dtype, (*shape[:-1], rest))
+        made = b.call("cat.default", (made, kept), -1, shape=(*shape[:-1], head_dim + rest), name="output")
+    return b.graph(made).with_pattern("interleaved RoPE")
 
 
 PATTERNS = tuple(
-    Pattern("interleaved RoPE", functools.partial(create_interleaved_rope_pattern, angles=angles))
+    Pattern("interleaved RoPE", functools.partial(create_interleaved_rope_pattern, angles=angles, rest=rest))
+    for rest in (0, 32)
     for angles in ("pairs", "repeated")
 )

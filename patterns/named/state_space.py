@@ -30,7 +30,7 @@ def create_state_space_decay_pattern(
         step: "bias" for softplus(dt + bias); "softplus" for softplus(dt), where the bias is added before; "given" for
             a step computed elsewhere.
         logarithm: whether the input "A" is the logarithm of -A.
-        clamp: whether the step is kept between two numbers, as in Mamba-2.
+        clamp: whether a step that is computed here is kept between two numbers, as in Mamba-2.
         dtype: of dt; all else is float32.
         device: device type of all values.
 
@@ -43,11 +43,29 @@ def create_state_space_decay_pattern(
     dt, a = b.input("dt", dtype, shape), b.input("A", torch.float32, shape[-1:])
     if step == "bias":
         dt = b.call("add.Tensor", dt, b.input("bias", dtype, shape[-1:]))
-    width = dt if step == "given" else b.call("softplus.default", dt, name=None if clamp else "step")
-    width = b.call("clamp.default", width, 0.001, 0.1, name="step") if clamp else width
+    width = dt if step == "given" else _step(b, dt, clamp)
     made = _decay(b, width, a, logarithm, "decay" if dtype is torch.float32 else None)
     outputs = (b.convert(made, dtype, name="decay"), *(() if width == dt else (width,)))
     return b.graph(*outputs).with_pattern("state-space decay")
+
+
+def create_state_space_step_pattern(
+    clamp: bool = False, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> SubGraph:
+    """step = softplus(dt + bias), where the decay is computed elsewhere.
+
+    Args:
+        clamp: whether the step is kept between two numbers, as in Mamba-2.
+        dtype: of all values.
+        device: device type of all values.
+
+    Returns:
+        a SubGraph with inputs "dt" [s0, s1] (tokens, channels) and "bias" [s1], and the output "step" [s0, s1].
+    """
+    b = GraphBuilder(device)
+    shape = (symbol("s0"), symbol("s1"))
+    dt = b.call("add.Tensor", b.input("dt", dtype, shape), b.input("bias", dtype, shape[-1:]))
+    return b.graph(_step(b, dt, clamp)).with_pattern("state-space step")
 
 
 def create_state_space_update_pattern(
@@ -95,6 +113,12 @@ def create_state_space_output_pattern(dtype: torch.dtype = torch.float32, device
     )
 
 
+def _step(b: GraphBuilder, dt: Ref, clamp: bool) -> Ref:
+    if not clamp:
+        return b.call("softplus.default", dt, name="step")
+    return b.call("clamp.default", b.call("softplus.default", dt), 0.001, 0.1, name="step")
+
+
 def _decay(b: GraphBuilder, step: Ref, a: Ref, logarithm: bool, name: str | None = None) -> Ref:
     rate = b.call("neg.default", b.call("exp.default", a)) if logarithm else a
     return b.call("exp.default", b.call("mul.Tensor", step, rate), name=name)
@@ -113,6 +137,10 @@ PATTERNS = (
             vectors=("bias",),
         )
         for step, logarithm, clamp in itertools.product(_STEPS, (False, True), (False, True))
-        if step != "given" or logarithm
+        if step != "given" or (logarithm and not clamp)
+    ),
+    *(
+        Pattern("state-space step", functools.partial(create_state_space_step_pattern, clamp), vectors=("bias",))
+        for clamp in (False, True)
     ),
 )

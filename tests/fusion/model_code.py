@@ -85,6 +85,17 @@ def granite_residual(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tenso
     return rms(residual, weight), residual
 
 
+def gemma_norms(x: Tensor, residual: Tensor, weight: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    residual = residual + gemma_norm(x, weight)
+    return gemma_norm(residual, after), residual
+
+
+def gemma_norm(x: Tensor, weight: Tensor) -> Tensor:
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return (wide * (1.0 + weight.float())).type_as(x)
+
+
 def norm_then_gate(x: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
     return (rms(x, weight) * F.silu(gate.to(torch.float32))).to(x.dtype)
 
@@ -122,6 +133,12 @@ def cohere_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor,
 def gptj_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     cos, sin = (torch.repeat_interleave(a[:, :, None, :], 2, 3) for a in (cos, sin))
     return x * cos + rotate_every_two(x) * sin
+
+
+def partial_gptj_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    x = x.view(*x.shape[:2], HEADS, HEAD)
+    turned, kept = x[:, :, :, : HEAD // 2], x[:, :, :, HEAD // 2 :]
+    return torch.cat((gptj_rope(turned, cos, sin), kept), dim=-1).permute(0, 2, 1, 3)
 
 
 def rotate_half(x: Tensor) -> Tensor:
@@ -316,12 +333,21 @@ WRITTEN: dict[str, Written] = {
         granite_residual, tokens(x=HIDDEN, residual=HIDDEN, Weight=HIDDEN),
         ("Add+RMSNorm",),
     ),
+    "RMSNorm+Add": Written(
+        lambda x, residual, weight: residual + gemma_norm(x, weight),
+        tokens(x=HIDDEN, residual=HIDDEN, Weight=HIDDEN),
+        ("RMSNorm+Add",),
+    ),
+    "RMSNorm+Add+RMSNorm": Written(
+        gemma_norms, tokens(x=HIDDEN, residual=HIDDEN, Weight=HIDDEN, After=HIDDEN), ("RMSNorm+Add+RMSNorm",)
+    ),
     "gated RMSNorm, after": Written(norm_then_gate, tokens(x=HIDDEN, gate=HIDDEN, Weight=HIDDEN), ("gated RMSNorm",)),
     "gated RMSNorm, before": Written(gate_then_norm, tokens(x=HIDDEN, gate=HIDDEN, Weight=HIDDEN), ("gated RMSNorm",)),
     "ReGLU": Written(lambda gate, up: F.relu(gate) * up, _GATED, ("ReGLU",)),
     "GEGLU, erf": Written(lambda gate, up: F.gelu(gate) * up, _GATED, ("GEGLU",)),
     "GEGLU, tanh": Written(lambda gate, up: F.gelu(gate, approximate="tanh") * up, _GATED, ("GEGLU",)),
     "GEGLU, written out": Written(lambda gate, up: written_gelu(gate) * up, _GATED, ("GEGLU",)),
+    "GELU, written out": Written(written_gelu, tokens(x=HIDDEN), ("GELU",)),
     "bias+GELU": Written(lambda x, bias: F.gelu(x + bias), _BIASED, ("bias+GELU",)),
     "bias+GELU, written out": Written(lambda x, bias: written_gelu(x + bias), _BIASED, ("bias+GELU",)),
     "bias+GELU, fast": Written(lambda x, bias: fast_gelu(x + bias), _BIASED, ("bias+GELU",)),
@@ -334,6 +360,9 @@ WRITTEN: dict[str, Written] = {
     "RoPE, interleaved, angles of pairs": Written(
         gptj_rope, lambda d, n: {"x": normal(0, BATCH, n, HEADS, HEAD, dtype=d)} | _angles(d, n, HEAD // 2),
         ("interleaved RoPE",),
+    ),
+    "RoPE, interleaved and partial": Written(
+        partial_gptj_rope, lambda d, n: _heads(d, n, "x") | _angles(d, n, HEAD // 4), ("interleaved RoPE",)
     ),
     "RoPE, partial": Written(partial_rope, lambda d, n: _heads(d, n, "q") | _angles(d, n, HEAD // 4), ("RoPE",)),
     "RoPE, half by half": Written(
@@ -370,6 +399,9 @@ WRITTEN: dict[str, Written] = {
     "router, sigmoid": Written(
         deepseek_router, tokens(logits=EXPERTS, Bias=EXPERTS),
         ("router scores", "router weights"),
+    ),
+    "state-space step": Written(
+        lambda dt, bias: F.softplus(dt + bias), tokens(dt=HEADS, Bias=HEADS), ("state-space step",)
     ),
     "state-space decay": Written(mamba2_decay, _STEP, ("state-space decay",)),
     "state-space decay, clamped": Written(clamped_decay, _STEP, ("state-space decay",)),

@@ -24,6 +24,7 @@ NAMES = {
     "masked_softmax": "masked softmax",
     "gelu_bias": "bias+GELU",
     "layer_norm": "LayerNorm",
+    "rotary_tables": "rotary tables",
 }
 
 X, Y = torch.randn(2, 6, 16), torch.randn(2, 6, 16)

@@ -93,6 +93,12 @@ NEAR_MISSES: dict[str, Case] = {
     "Add+LayerNorm that hands on its mean": (
         lambda x, r: (F.layer_norm(s := x + r, (16,)), s.mean(-1, keepdim=True)), (X, Y)
     ),
+    "RMSNorm+Add, norm of the sum too, weights shared out of place": (
+        lambda x, r, w: F.rms_norm(r + F.rms_norm(x, (16,), w), (16,), w),
+        (X, Y, W),
+    ),
+    "RMSNorm+Add, subtracted": (lambda x, r, w: r - F.rms_norm(x, (16,), w), (X, Y, W)),
+    "RMSNorm+Add of one value": (lambda x, w: x + F.rms_norm(x, (16,), w), (X, W)),
     "gated norm, gate not activated": (lambda x, z, w: F.rms_norm(x * z, (16,), w), (X, Y, W)),
     "gated norm, gate normed too": (lambda x, z, w: F.rms_norm(F.silu(z) * x, (16,), w) * F.silu(z), (X, Y, W)),
     "ReGLU of the product": (lambda g, u: F.relu(g * u), (X, Y)),
@@ -187,6 +193,8 @@ NEAR_MISSES: dict[str, Case] = {
     "router scores, bias first": (lambda x, b: torch.sigmoid(x + b), (X, B)),
     "router scores, bias of every token": (lambda x, b: torch.sigmoid(x) + b, (X, Y)),
     "router scores, softmax over the tokens": (lambda x, b: F.softmax(x, 1) + b, (X, B)),
+    "state-space step, bias of every element": (lambda d, b: F.softplus(d + b), (DT, DT + 1)),
+    "state-space step, exponential": (lambda d, b: torch.exp(d + b), (DT, HEADS)),
     "state-space decay, bias of every element": (lambda d, b, a: torch.exp(F.softplus(d + b) * a), (DT, DT + 1, A)),
     "state-space decay, no softplus": (lambda d, b, a: torch.exp((d + b) * a), (DT, HEADS, A)),
     "state-space decay, added": (lambda d, b, a: torch.exp(F.softplus(d + b) + a), (DT, HEADS, A)),
