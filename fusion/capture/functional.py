@@ -60,7 +60,8 @@ class Settlement:
         self.outer = {k for _, k in self.writes if k >= 0 and k not in recorder.effects.made}
         islands = [n for n in self.nodes if isinstance(n, IslandNode)]
         lent = {self.memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in self.memory}
-        self.outer -= lent & recorder.effects.native  # an island's own memory, which a step hands to it again
+        native = {key for _, key in recorder.effects.native}
+        self.outer -= lent & native  # an island's own memory, which a step hands to it again
         self._check_native()
         outer_writes = sorted({i for i, k in self.writes if k in self.outer})
         drawing = [i for i, n in enumerate(self.nodes) if isinstance(n, OpNode) and _draws(n)]
