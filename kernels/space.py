@@ -144,7 +144,9 @@ def _parts(spec: TensorSpec, free: Sequence[int], over: Sequence[ReducedSizes]) 
 
 
 def _quotient(value: Dim, by: Dim) -> Dim | None:
-    """`value / by` where that is provably whole."""
+    """`value / by` where that is provably whole; an empty dimension is one time itself."""
+    if symbols.same(value, by):
+        return 1
     if isinstance(value, int) and isinstance(by, int):
         return value // by if by and value % by == 0 else None
     ratio = sympy.cancel(sympy.sympify(value) / by)

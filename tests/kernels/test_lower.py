@@ -459,3 +459,10 @@ def test_numbers_are_rounded_to_half_precision_where_eager_rounds_them(
     inputs = (x, number) if isinstance(number, torch.Tensor) else (x,)
     (found,) = evaluate(nest_of(lambda x, y=number: fn(x, y), *inputs), *inputs)
     assert torch.equal(found, fn(x, number))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0)])
+def test_empty_dimensions_of_known_size(shape: tuple[int, ...]) -> None:
+    x = torch.empty(shape)
+    (found,) = evaluate(nest_of(lambda x: x * 2.0 + 1.0, x), x)
+    assert found.shape == shape
