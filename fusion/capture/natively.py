@@ -42,7 +42,9 @@ class NativeCalls:
         shadow: Shadow
         effects: Effects
         _names: dict[int, str]
-        recording: bool
+
+        @property
+        def recording(self) -> bool: ...
 
         def refuse(self, code: str, sentence: str, origin: str | None = None) -> None: ...
         def _quiet(self, build: Callable[[], Any]) -> Any: ...

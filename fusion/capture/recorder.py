@@ -68,7 +68,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.containers: dict[int, Path] = {}  # of the arguments, by id
         self.opaque: list[str] = []  # results whose shape is known only once they are there
         self.effects = Effects(generators)
-        self._generators = {g._cdata: g for g in generators}
+        self._generators = {_identity(g): g for g in generators}
         self.set_up_native_calls(objects, steps or {}, attributes or {})
         self._names: dict[int, str] = {}
         self._parameters = parameters
@@ -236,7 +236,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         if isinstance(leaf, (*Atom, torch.SymInt)):
             return leaf
         if isinstance(leaf, torch.Generator):  # torch hands it on as another object
-            leaf = self._generators.get(leaf._cdata, leaf)
+            leaf = self._generators.get(_identity(leaf), leaf)
         known = self.object_leaf(leaf)
         if known is not None:
             return known
@@ -262,16 +262,13 @@ class Recorder(NativeCalls, TorchDispatchMode):
 
         for attempt in (call, decomposed):
             try:
-                fake = self._quiet(attempt)
-                return [
-                    None if has_unknown_size(f) else f for f in (fake if isinstance(fake, (tuple, list)) else (fake,))
-                ]
+                return [None if has_unknown_size(f) else f for f in _results(self._quiet(attempt))]
             except (DynamicOutputShapeException, DataDependentOutputException):
                 break
             except Exception:
                 continue
         if kind_of(str(func)) is not Kind.LIBRARY:
-            return self._quiet(decomposed)  # which says what is wrong
+            return _results(self._quiet(decomposed))  # which says what is wrong
         return (None,) * count
 
     def _input_names(self, args: Any, kwargs: Any) -> set[str]:
@@ -321,6 +318,16 @@ class Recorder(NativeCalls, TorchDispatchMode):
                 self.constants[name] = self.real[name] = self._quiet(tensor.clone)
             elif name is not None and self.effects.made_here(tensor):
                 self.real[name] = self._quiet(tensor.clone)
+
+
+def _results(made: Any) -> Sequence[Any]:
+    """What an operator returned, as a sequence."""
+    return made if isinstance(made, (tuple, list)) else (made,)
+
+
+def _identity(generator: torch.Generator) -> int:
+    """Tells a generator, which torch hands on as other objects."""
+    return int(generator._cdata)  # type: ignore[attr-defined]
 
 
 def as_tuples(tree: Any) -> Any:
