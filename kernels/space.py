@@ -163,7 +163,9 @@ def space_of(specs: Sequence[TensorSpec], orders: Sequence[tuple[int, ...]], col
     taken = dict(column)
     axes: dict[int, Axis] = {}
     for d in order:
-        size = _quotient(spec.shape[d], taken[d]) if d in taken else spec.shape[d]
+        size: Dim | None = spec.shape[d]
+        if d in taken:  # an empty dimension, too, is once what the column takes of it
+            size = 1 if symbols.same(size, taken[d]) else _quotient(size, taken[d])
         assert size is not None, "a column takes whole parts"
         if not _is_one(size):
             axes[d] = Axis(f"i{len(axes)}", size)

@@ -56,6 +56,12 @@ FOUND = {
         "v1, v2 = torch.ops.aten._fused_rms_norm.default(v0, v0.shape[-3:], x0, 0.0)",
         "v3 = v1 * 2",
     ),
+    "a reduction of all of an empty tensor beside its elements": program(
+        {"x0": (("B", "N", 0), FLOAT), "x1": (("N", 1), FLOAT)},
+        "v0 = -x0.clamp(2)",
+        "v1 = torch.add(v0, x1, alpha=-1.5)",
+        "v2 = v0.all() | (x1 > 0)",
+    ),
     "a softmax over one element": program({"x0": ((8,), FLOAT)}, "v0 = x0.chunk(8, 0)[2]", "v1 = torch.softmax(v0, 0)"),
 }
 
