@@ -54,7 +54,7 @@ _SIZES: dict[str, int] = {
     "image_size": 32,
     "attn_layer_period": 2,
     "attn_layer_offset": 1,
-    **dict.fromkeys(("mamba_d_ssm", "attention_hidden_size"), 128),
+    "mamba_d_ssm": 128,
     "attention_head_dim": 32,
 }
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -193,6 +193,8 @@ def _consistent(default: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[s
     found: dict[str, Any] = {}
     if _equal(default, "num_key_value_heads", "num_attention_heads"):
         found["num_key_value_heads"] = fields["num_attention_heads"]
+    if isinstance(wide := default.get("attention_hidden_size"), int) and "hidden_size" in default:
+        found["attention_hidden_size"] = fields["hidden_size"] * wide // default["hidden_size"]
     if _equal(default, "head_dim", "qk_rope_head_dim"):
         found["head_dim"] = fields["qk_rope_head_dim"]
     if {"qk_rope_head_dim", "qk_nope_head_dim", "qk_head_dim"} <= set(fields):
