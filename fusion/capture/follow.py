@@ -301,6 +301,9 @@ class Follower(TorchDispatchMode):
             if type(value) is not type(output.value) or value != output.value:
                 raise Diverged("an island returned another value")
         elif isinstance(value, torch.Tensor):
+            if id(value) in self.names and output not in self.real:  # its argument, handed back
+                self._check(output, value)
+                self._bind(output, value)
             self._made(output, value)
         else:
             symbol = next(s.symbol for s in self.graph.symbols if s.value == output)
@@ -326,6 +329,11 @@ class Follower(TorchDispatchMode):
         if not isinstance(node, IslandNode) or node.args is not None or (node.method, node.outputs) != (name, expected):
             raise Diverged(f"attribute {name} where the recording differs")
         self.nodes.append(node)
+
+    def on_write(self, receiver: Any, name: str) -> None:
+        """A write to an object of the call's: the twin did none."""
+        if self.following and id(receiver) in self.objects:
+            self.diverged = f"sets {name}"
 
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """Modules are looked into: a scope with steps has no twins."""

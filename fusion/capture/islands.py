@@ -55,6 +55,8 @@ class NativeFunction:
     grows: tuple[int, ...] = ()
 
 
+MODULE_OWN = frozenset(vars(torch.nn.Module())) - {"training"}  # attributes by which modules work
+
 _REGISTRY: dict[tuple[type, str], Island] = {}
 _FUNCTIONS: dict[int, NativeFunction] = {}
 _SESSION = threading.local()
@@ -117,6 +119,16 @@ def island_kinds(arguments: Iterable[Any]) -> tuple[type, ...]:
     return tuple(given | {owner for owner, method in _REGISTRY if method == "__init__"})
 
 
+def _watched_write(original: Callable[..., None]) -> Callable[..., None]:
+    def write(self: Any, name: str, *value: Any) -> None:
+        handler = getattr(_SESSION, "handler", None)
+        if handler is not None:
+            handler.on_write(self, name)
+        original(self, name, *value)
+
+    return write
+
+
 class Session(Protocol):
     """What an active recording or re-run does with calls and reads that are not torch's."""
 
@@ -125,6 +137,9 @@ class Session(Protocol):
 
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
         """Told of an attribute read on an argument object that is no island."""
+
+    def on_write(self, receiver: Any, name: str) -> None:
+        """Told that an attribute of an object is set or deleted."""
 
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """Answers the call of a module inside the scope."""
@@ -161,6 +176,8 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
                         put(module, name, wrapper)
             for kind in kinds:
                 put(kind, "__getattribute__", _spy(kind.__getattribute__))
+                for name in ("__setattr__", "__delattr__"):
+                    put(kind, name, _watched_write(getattr(kind, name)))
             for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
                 put(owner, "__call__", _module_call(vars(owner)["__call__"]))
             yield
@@ -291,9 +308,14 @@ class Replay:
             return self._natively(lambda: original(module, *args, **kwargs))
         return self._answer((args, [kwargs[name] for name in sorted(kwargs)]))
 
+    def on_write(self, receiver: Any, name: str) -> None:
+        """Writes go through."""
+
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
         """The logged value of an attribute that the plan read."""
-        if id(receiver) not in self._objects or not self._answers or callable(value):
+        if isinstance(receiver, torch.nn.Module) and name in MODULE_OWN:
+            return value
+        if not (id(receiver) in self._objects or id(receiver) in self._steps) or not self._answers or callable(value):
             return value
         return self._answer(())
 
@@ -311,5 +333,6 @@ def replay(
     """
     given = [leaf.value for leaf in flatten(arguments or {})[0] if has_islands(type(leaf.value))]
     handler = Replay(log, given, steps)
-    with session(handler, island_kinds(given), steps):
+    steps = tuple(steps)
+    with session(handler, (*island_kinds(given), *{type(step) for step in steps}), steps):
         yield handler

@@ -14,8 +14,8 @@ from fusion.patterns.graph import Argument, Expect, HeldObject, IslandNode, OpNo
 from fusion.runtime.plan import Raised, as_it_is
 
 from .effects import Effects
-from .islands import Island, NativeFunction, function_call
-from .provenance import user_line
+from .islands import MODULE_OWN, Island, NativeFunction, function_call, has_islands
+from .provenance import Atom, user_line
 from .shadow import Shadow, hint, is_symbolic
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -189,12 +189,16 @@ class NativeCalls:
         effect: bool,
         grows: tuple[int, ...],
     ) -> Any:
+        if any(map(_may_change, (*args, *kwargs.values()))):
+            self.refuse("opaque_argument", f"{method or 'a step'} is given a list or dict, which it may change")
+            return call(args, kwargs)
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
         self._quiet(self.effects.before_native)
         try:
             result = self._quiet(lambda: call(real_args, real_kwargs))
         except Exception as error:
             self.log.append(Raised(error))
+            self.refuse("step_error", f"{method or 'a step'} raised {type(error).__name__}")
             raise
         self._quiet(self.effects.after_native)
         self.log.append(result if effect else self._quiet(lambda: as_it_is(result)))
@@ -234,20 +238,25 @@ class NativeCalls:
     ) -> tuple[Any, Any]:
         """What a result is called in the graph, and what the forward gets: a size becomes a symbol."""
         if isinstance(leaf, torch.Tensor):
-            if id(leaf) in self._names:
-                return self._names[id(leaf)], leaf
+            known = self._names.get(id(leaf))
             name = f"v{len(self.real)}"
+            if known is not None and any(self.fakes[known] is fake for fake in like):
+                return self._bind(name, leaf, self.fakes[known]), leaf  # its argument, this time: a result all the same
+            if known is not None:
+                return known, leaf
             fake = self._quiet(lambda: self.shadow.of_result(name, leaf, like, grows))
             return self._bind(name, leaf, fake), leaf
         if type(leaf) is int:
             return self._number(leaf)
         if isinstance(leaf, _PLAIN):
             return Expect(leaf), leaf
+        if isinstance(leaf, Atom):
+            return Expect(leaf), leaf
         known = self.object_leaf(leaf)
         if known is not None:
             return known, leaf
-        if method:
-            raise Refused("opaque_output", f"{method} returned a {type(leaf).__name__}", user_line())
+        if method or not has_islands(type(leaf)):
+            raise Refused("opaque_output", f"{method or 'a step'} returned a {type(leaf).__name__}", user_line())
         return self._new_object(leaf), leaf
 
     def _number(self, value: int) -> tuple[Any, Any]:
@@ -262,12 +271,14 @@ class NativeCalls:
 
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
         """An attribute read on an object: a plain value becomes a condition, anything else a refusal."""
-        known = self.objects.get(id(receiver))
+        known = self._receiver(receiver)
         if not self.recording or known is None:
             return value
         kind = type(receiver).__name__
         if callable(value):
             self.refuse("opaque_argument", f"{kind}.{name}() is not registered as an island")
+        elif isinstance(receiver, torch.nn.Module) and name in MODULE_OWN:
+            return value
         elif _is_plain(value):
             recorded = list(value) if isinstance(value, list) else value
             self.log.append(recorded)
@@ -276,6 +287,17 @@ class NativeCalls:
             self.refuse("opaque_argument", f"{kind}.{name} is read; register an island for it")
         return value
 
+    def on_write(self, receiver: Any, name: str) -> None:
+        """An attribute of an object is set: a plan would not do it again."""
+        if self.recording and self._receiver(receiver) is not None:
+            self.refuse("python_state", f"the forward sets {type(receiver).__name__}.{name}")
+
+    def _receiver(self, receiver: Any) -> Receiver | None:
+        """How a plan names an argument object, one that the scope made, or a step."""
+        if id(receiver) in self._steps and self.recording:
+            return self._hold("module", self._steps[id(receiver)], receiver)
+        return self.objects.get(id(receiver))
+
     def on_data_read(self, tensor: torch.Tensor, method: str, args: tuple[Any, ...], value: Any) -> Any:
         """Python asked for a value of a tensor: a plan asks again, and goes on if the answer is the same."""
         if self.refusal is not None:
@@ -283,6 +305,13 @@ class NativeCalls:
         leaf, seen = self._number(value) if method == "item" and type(value) is int else (Expect(value), value)
         self.nodes.append(IslandNode(self._leaf(tensor), method, args, (), (leaf,), False, "leaf", user_line()))
         return seen
+
+
+def _may_change(argument: Any) -> bool:
+    """Whether an argument holds a container that a call could put something into."""
+    if type(argument) is tuple:
+        return any(map(_may_change, argument))
+    return isinstance(argument, (list, dict, set))
 
 
 def _is_plain(value: Any) -> bool:

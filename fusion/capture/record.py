@@ -124,6 +124,7 @@ def record(
     opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not _can_be_given(leaf.value)]
     kinds = islands.island_kinds(leaf.value for leaf in leaves if id(leaf.value) in objects)
     steps = dict(steps or {})
+    kinds = (*kinds, *{type(step) for step in steps.values()} - set(kinds))
     parameters = {
         id(tensor): (f"{prefix}.{path}" if prefix else path, tensor)
         for prefix, module in modules.items()

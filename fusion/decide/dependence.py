@@ -111,6 +111,7 @@ def _handed_out_again(graph: RecordedGraph) -> frozenset[str]:
 
 def _effect_order(graph: RecordedGraph, written: frozenset[str]) -> Iterable[tuple[int, int]]:
     """Pairs of nodes that side effects keep in order."""
+    yield from _step_order(graph)
     lent: set[str] = set()  # results of islands and views of them: memory a later island may write to
     pinned: int | None = None
     readers: list[int] = []
@@ -126,6 +127,21 @@ def _effect_order(graph: RecordedGraph, written: frozenset[str]) -> Iterable[tup
         if i in graph.lasting or (isinstance(node, IslandNode) and node.effect):
             yield from ((r, i) for r in readers if r != i)
             readers = []
+
+
+def _step_order(graph: RecordedGraph) -> Iterable[tuple[int, int]]:
+    """A module that is called natively may write to what it is given, in some calls only."""
+    readers: dict[str, list[int]] = {}
+    passed: dict[str, int] = {}
+    for i, node in enumerate(graph.nodes):
+        is_step = isinstance(node, IslandNode) and node.effect and isinstance(node.receiver, Ref)
+        for name in dict.fromkeys(node.refs):
+            if name in passed:
+                yield passed[name], i
+            if is_step:
+                yield from ((r, i) for r in readers.get(name, ()))
+                passed[name] = i
+            readers.setdefault(name, []).append(i)
 
 
 def _aliases(node: OpNode, lent: set[str]) -> bool:

@@ -23,6 +23,7 @@ CODES: dict[str, str] = {
     "random": "the forward draws random numbers",
     "shape_mismatch": "the symbolic shapes disagree with the real ones",
     "guard": "a guard cannot be expressed",
+    "step_error": "a module that the forward calls raised an error",
     "too_large": "the recording has more ops than max_graph_size",
     "too_many_plans": "the scope needed more plans than max_plans",
     "recorder_error": "the recorder failed",
