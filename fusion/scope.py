@@ -240,7 +240,7 @@ class Scope:
                 self.refused[key] = recording.refusal
             return recording.result
         recording.undo.rewind()
-        with self._replay(recording.log, arguments):
+        with self._replay(recording.log, arguments, recording):
             plain = self._eager(arguments)  # the recorded run saw symbols; this one is what the caller gets
         alike = same_results(plain, recording.result, exact=False)
         if not (alike and recording.undo.agrees(recording.left)):
@@ -319,7 +319,7 @@ class Scope:
         self.known.append(known)
         values = dict(recording.values)
         try:
-            with self._replay(recording.log, arguments), torch.no_grad(), recording.undo.rewound():
+            with self._replay(recording.log, arguments, recording), torch.no_grad(), recording.undo.rewound():
                 result, _, _, _ = known.checked_run(arguments, frozenset())
                 exact = result is not MISS and same_results(result, recording.result)
                 agrees = exact or (result is not MISS and same_results(result, recording.result, exact=False))
@@ -349,14 +349,14 @@ class Scope:
         except PlanStopped as stopped:
             undo.rewind()
             if _island_raised(stopped.log):
-                return self._replayed(arguments, stopped.log)
+                return self._replayed(arguments, stopped.log, known)
             self._count_failure(known, stopped.error)
-            return self._replayed(arguments, stopped.log)
+            return self._replayed(arguments, stopped.log, known)
         if result is MISS:
             return MISS
         left = undo.now()
         undo.rewind()
-        with self._replay(log, arguments) as replay:
+        with self._replay(log, arguments, known) as replay:
             eager = self._eager(arguments)
         same = same_results(result, eager) and same_results(seen, replay.seen) and undo.agrees(left)
         if not same:
@@ -379,16 +379,20 @@ class Scope:
         known.plan(compiled, *self._failed(known))
         self._publish()
 
-    def _replayed(self, arguments: Sequence[Any], log: list[Any]) -> Any:
+    def _replayed(self, arguments: Sequence[Any], log: list[Any], known: Known) -> Any:
         """The original with the islands that already ran answering from the log."""
-        with self._replay(log, arguments):
+        with self._replay(log, arguments, known):
             return self._eager(arguments)
 
     @contextmanager
-    def _replay(self, log: list[Any], arguments: Sequence[Any]) -> Iterator[islands.Replay]:
-        """A session in which islands and steps answer from `log`, and operators are what they were recorded as."""
+    def _replay(self, log: list[Any], arguments: Sequence[Any], of: Recording | Known) -> Iterator[islands.Replay]:
+        """A session in which islands answer from `log`, and operators are what they were recorded as.
+
+        So do the modules that were steps when `of` was recorded: a step that came later is looked into.
+        """
         named = dict(zip(self.signature.names, arguments, strict=True))
-        with islands.replay(log, named, self.steps.values()) as replay, by_meaning():
+        steps = [held for held in of.objects.values() if isinstance(held, torch.nn.Module)]
+        with islands.replay(log, named, steps) as replay, by_meaning():
             yield replay
 
     def _failed(self, known: Known) -> tuple[Callable[..., Any], Callable[[Exception], None]]:
@@ -407,7 +411,7 @@ class Scope:
             if undo is not None:
                 undo.rewind()
             if _island_raised(log):
-                result = self._replayed(arguments, log)  # the user's own error, which the user's code may catch
+                result = self._replayed(arguments, log, known)  # the user's own error, which the user's code may catch
                 self.statistics.planned[0] -= 1
                 return result
             self.statistics.planned[0] -= 1
@@ -415,7 +419,7 @@ class Scope:
                 raise error
             with self._lock:
                 self._count_failure(known, error)
-            result = self._replayed(arguments, log)
+            result = self._replayed(arguments, log, known)
             if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in pytree.tree_leaves(result)):
                 raise error  # the forward looked at what the plan's steps had handed on
             return result

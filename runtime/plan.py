@@ -449,7 +449,9 @@ class Writer:
             elif output in self.made_objects:
                 self.lines.append(f"{pad}{output} = {target}")
             elif output in self.graph.spec:
-                if output not in self.register:
+                if output in self.register or output in self.paths or output in self.given:
+                    self.miss(f"{target} is not {self.value(output)}", pad)
+                else:
                     self.lines.append(f"{pad}{self.allocate(output)} = {target}")
                 tensors.append(output)
             else:

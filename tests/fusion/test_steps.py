@@ -204,17 +204,6 @@ def test_a_condition_that_fails_after_a_step_does_not_repeat_the_step(quick: fus
         assert fused.step.calls == k + 1
 
 
-@dataclasses.dataclass
-class Result:
-    """A result type of the user's own."""
-
-    value: torch.Tensor
-    memory: Any = None
-
-
-pytree.register_dataclass(Result)
-
-
 class Memory:
     """An object that a forward makes: keeps what it is given."""
 
@@ -229,6 +218,69 @@ class Memory:
 
 fusion.register_made(Memory)
 fusion.register_island(Memory, "add", grows=(0,))
+
+
+class Sometimes(torch.nn.Module):
+    """Reads data where it is told to."""
+
+    def forward(self, x: torch.Tensor, look: bool) -> torch.Tensor:
+        return x * (x[0].tolist()[0] if look else 2)
+
+
+class Around(torch.nn.Module):
+    """Calls a module that becomes a step only when it is called in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Sometimes()
+
+    def forward(self, x: torch.Tensor, memory: Memory, look: bool = False) -> torch.Tensor:
+        kept = memory.add(torch.exp(x))
+        return self.inner(kept.tanh() + 1, look) * 3
+
+
+def test_a_module_that_becomes_a_step_after_it_was_recorded_inside(quick: fusion.FusionConfig) -> None:
+    fused, eager = fusion.enable(Around().eval(), quick), Around().eval()
+    for rows, look in ((3, False), (3, True), (3, True), (5, False), (5, False), (4, True), (4, False), (6, False)):
+        torch.testing.assert_close(
+            no_grad(fused, rand(rows), Memory(), look), no_grad(eager, rand(rows), Memory(), look)
+        )
+    assert planned(fused)["Around"] >= 2 and "inner" in fusion.api._enabled(fused).eager
+
+
+class Pads(Memory):
+    """Hands back what it was given, or something longer where that is short: as caches of convolutions do."""
+
+    def add(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.shape[0] >= 4 else torch.cat([x, x.new_zeros(4 - x.shape[0], x.shape[1])])
+
+
+fusion.register_island(Pads, "add", grows=(0,))
+
+
+class Padded(torch.nn.Module):
+    """Uses what an island hands back."""
+
+    def forward(self, x: torch.Tensor, memory: Pads) -> torch.Tensor:
+        return (memory.add(torch.exp(x) + 1) * 2).cumsum(0).tanh()
+
+
+def test_an_island_that_hands_back_its_argument_now_and_then(quick: fusion.FusionConfig) -> None:
+    fused, eager = fusion.enable(Padded().eval(), quick), Padded().eval()
+    for rows in (5, 6, 5, 7, 3, 2, 6, 3):
+        agree(fused, eager, rand(rows), Pads())
+    assert planned(fused)["Padded"] >= 2
+
+
+@dataclasses.dataclass
+class Result:
+    """A result type of the user's own."""
+
+    value: torch.Tensor
+    memory: Any = None
+
+
+pytree.register_dataclass(Result)
 
 
 class Makes(torch.nn.Module):
