@@ -62,6 +62,9 @@ FOUND = {
         "v1 = torch.add(v0, x1, alpha=-1.5)",
         "v2 = v0.all() | (x1 > 0)",
     ),
+    "a negative fraction that became an integer": program(
+        {"x0": (("N", 8), HALF)}, "v0 = (0 - x0).to(torch.int64)", "v1 = 7 / v0.to(torch.bfloat16).float()"
+    ),
     "a softmax over one element": program({"x0": ((8,), FLOAT)}, "v0 = x0.chunk(8, 0)[2]", "v1 = torch.softmax(v0, 0)"),
 }
 
