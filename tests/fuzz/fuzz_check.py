@@ -80,8 +80,11 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """Keeps kernels for this process and silences torch's logs. The compiler's flags are those of every other use: at -O1
-    and -O2, g++ 12 vectorises some loops that run backwards wrong, which would be no finding."""
+    """Keeps kernels for this process and silences torch's logs.
+
+    The compiler's flags are those of every other use: at -O1 and -O2 g++ 12 vectorises some loops that run backwards
+    wrong, which would be no finding.
+    """
     logging.disable(logging.CRITICAL)
     before = backend.compile_cpp
     store = Store(Path(_folder().name))
