@@ -268,6 +268,15 @@ class Writer:
 
     # ---- checks
 
+    def differs(self, text: str, value: Any) -> str:
+        """The condition under which what `text` stands for, of the type of `value`, is another value."""
+        if value != value:  # NaN, of which no two are equal
+            return f"{text} == {text}"
+        if type(value) is float and value == 0.0:  # 0.0 == -0.0, but they are two scales
+            sign = math.copysign(1.0, value)
+            return f"{text} != 0.0 or {self.name('sign', math.copysign)}(1.0, {text}) != {sign}"
+        return f"{text} != {self.text(value)}"
+
     def miss(self, condition: str, indent: str = "    ") -> None:
         """`if condition:` the plan is not for this call."""
         action = "raise Deoptimized" if self.effects else "return MISS"
@@ -288,15 +297,8 @@ class Writer:
             at = self.path(path)
             if value is None or isinstance(value, (bool, torch.dtype)):
                 self.miss(f"{at} is not {self.text(value)}")
-            elif value != value:  # NaN, of which no two are equal
-                self.miss(f"type({at}) is not {self.name('type', type(value))} or {at} == {at}")
-            elif type(value) is float and value == 0.0:  # 0.0 == -0.0, but they are two scales
-                sign = math.copysign(1.0, value)
-                self.miss(
-                    f"type({at}) is not float or {at} != 0.0 or {self.name('sign', math.copysign)}(1.0, {at}) != {sign}"
-                )
             else:
-                self.miss(f"type({at}) is not {self.name('type', type(value))} or {at} != {self.text(value)}")
+                self.miss(f"type({at}) is not {self.name('type', type(value))} or {self.differs(at, value)}")
         for path, kind in conditions.kinds:
             self.miss(f"type({self.path(path)}) is not {self.name('type', kind)}")
         for left, right in conditions.aliases:
@@ -443,13 +445,15 @@ class Writer:
         for target, output in zip(targets, node.outputs, strict=True):
             if isinstance(output, Expect):
                 self.miss(f"type({target}) is not {self.name('type', type(output.value))}", pad)
-                self.miss(f"{target} != {self.text(output.value)}", pad)
+                self.miss(self.differs(target, output.value), pad)
             elif isinstance(output, (Argument, Ref)):
                 self.miss(f"{target} is not {self.text(output)}", pad)
             elif output in self.made_objects:
                 self.lines.append(f"{pad}{output} = {target}")
             elif output in self.graph.spec:
-                if output not in self.register:
+                if output in self.register or output in self.paths or output in self.given:
+                    self.miss(f"{target} is not {self.value(output)}", pad)
+                else:
                     self.lines.append(f"{pad}{self.allocate(output)} = {target}")
                 tensors.append(output)
             else:

@@ -25,6 +25,8 @@ COMPUTE = {
     torch.bool: "bool",
 }  # fmt: skip
 
+FLOATING = (torch.float32, torch.float64)
+
 # Primitive -> its C++ expression over floating-point operands, and over integers and bools where that differs.
 EXPRESSIONS: dict[str, tuple[str, ...]] = {
     "neg": ("(-{0})", "neg_of({0})"),
@@ -89,7 +91,18 @@ def apply_text(node: Apply, operands: Sequence[str]) -> str:
     template = templates[0] if node.args[-1].dtype.is_floating_point else templates[-1]
     if node.fn == "cast" and node.dtype is torch.bool:
         template = "({0} != 0)"
+    if node.fn == "cast" and node.dtype.is_floating_point and _was_floating(node.args[0]):
+        template = "(({type})unseen({0}))"
     return template.format(*operands, type=COMPUTE[node.dtype])
+
+
+def _was_floating(node: Scalar) -> bool:
+    """Whether an integer is a converted float."""
+    while isinstance(node, Apply) and node.fn == "cast" and node.dtype not in (torch.bool, *FLOATING):
+        node = node.args[0]
+        if node.dtype in FLOATING:
+            return True
+    return False
 
 
 def literal(value: float | int | bool, dtype: torch.dtype) -> str:

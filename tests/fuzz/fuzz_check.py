@@ -24,13 +24,18 @@ from fusion import api
 from fusion.decide import backend
 from fusion.kernels.compiler import compile_cpp
 from fusion.kernels.store import Store
-from fusion.kernels.toolchain.cpp import find_toolchain
 
 TRIALS = 3
 SLACK = 6.0  # TRIALS random moves see a part of how far results can move; a normal deviation's 6 sigma
 # torch's shadow tensors cannot be padded by some symbolic sizes, and refuse an empty norm that its kernels take; a
-# double cannot be checked to more places than it has.
-KNOWN = ("Cannot call storage_offset()", "linalg.vector_norm cannot compute", "one ulp of float64")
+# double cannot be checked to more places than it has. A condition that fails after an effect is no fault of a plan's.
+KNOWN = (
+    "Repeats cannot be negative",
+    "Deoptimized",
+    "Cannot call storage_offset()",
+    "linalg.vector_norm cannot compute",
+    "one ulp of float64",
+)
 BUGS = {
     "inaccurate",
     "plan_mismatch",
@@ -80,17 +85,16 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @contextmanager
-def quick(optimise: str = "-O1") -> Iterator[None]:
-    """Compiles at another level, keeps kernels for this process, silences torch's logs: what most time goes into."""
-    found = find_toolchain()
+def quick() -> Iterator[None]:
+    """Keeps kernels for this process and silences torch's logs.
+
+    The compiler's flags are those of every other use: at -O1 and -O2 g++ 12 vectorises some loops that run backwards
+    wrong, which would be no finding.
+    """
     logging.disable(logging.CRITICAL)
-    if found is None:
-        yield
-        return
-    toolchain = replace(found, flags=(*(f for f in found.flags if f != "-O3"), optimise))
-    store = Store(Path(_folder().name))
     before = backend.compile_cpp
-    backend.compile_cpp = lambda nests, _: compile_cpp(nests, store, toolchain)  # type: ignore[assignment]
+    store = Store(Path(_folder().name))
+    backend.compile_cpp = lambda nests, _: compile_cpp(nests, store)  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from fuzz_check import check, quick
 from fuzz_program import Group, Program, Step, Tensor
 
+import fusion
+from fusion import api
 from fusion.kernels.toolchain.cpp import find_toolchain
 
 pytestmark = pytest.mark.skipif(find_toolchain() is None, reason="needs a C++ compiler")
@@ -62,6 +66,9 @@ FOUND = {
         "v1 = torch.add(v0, x1, alpha=-1.5)",
         "v2 = v0.all() | (x1 > 0)",
     ),
+    "a negative fraction that became an integer": program(
+        {"x0": (("N", 8), HALF)}, "v0 = (0 - x0).to(torch.int64)", "v1 = 7 / v0.to(torch.bfloat16).float()"
+    ),
     "a softmax over one element": program({"x0": ((8,), FLOAT)}, "v0 = x0.chunk(8, 0)[2]", "v1 = torch.softmax(v0, 0)"),
 }
 
@@ -71,3 +78,21 @@ def test_what_was_found_agrees_now(name: str) -> None:
     with quick():
         outcome = check(FOUND[name])
     assert outcome.planned > 0 and outcome.kernels > 0, outcome
+
+
+@pytest.mark.parametrize("fill", [float("nan"), 0.0])
+def test_a_value_that_equals_itself_not_or_another_one_is_a_condition(fill: float) -> None:
+    """NaN is no other NaN's equal, and 0.0 is that of -0.0: neither may decide alone whether a plan is for a call."""
+
+    class Forward(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x * 2 + math.copysign(1.0, y.max().item())
+
+    module = fusion.enable(Forward().eval(), {"profile": False, "min_nodes": 1, "enable_cache": False})
+    y = torch.full((4,), fill)
+    with torch.no_grad():
+        for other in (y, y, -y, -y, y):
+            x = torch.rand(3, 5)
+            assert torch.equal(module(x, other), Forward()(x, other))
+    (scope,) = (scope for _, scope in api._enabled(module).scopes)
+    assert scope.statistics.planned[0] > 0 and all(known.refusal is None for known in scope.known)
