@@ -47,7 +47,8 @@ def _add(events: Iterable[Any], counts: Counts) -> None:
         name = event.name.removeprefix("aten::")
         what = _what(name, getattr(event, "overload_name", "") or "")
         if what == "view":
-            counts["copy"][name] += _copies(event)
+            if _copies(event):
+                counts["copy"][name] += 1
         elif _composite(name) and (what is None or not event.cpu_children):
             _add_composite(name, event.cpu_children, counts)
         else:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -369,3 +370,43 @@ def test_hidden_states_asked_for_now_and_then(quick: fusion.FusionConfig) -> Non
         assert (mine.hidden_states is None) == (theirs.hidden_states is None)
         for a, b in zip(mine.hidden_states or (), theirs.hidden_states or (), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+class Reader(torch.nn.Module):
+    """Reads data in Python when it is told to: then its scope cannot be recorded with it inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, through_numpy: bool = False) -> torch.Tensor:
+        y = torch.tanh(self.linear(x)) * 2
+        return torch.from_numpy(np.sort(y.numpy())) if through_numpy else y
+
+
+class ReadsFirst(torch.nn.Module):
+    """A module that becomes a step late, before blocks that were steps from the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.reader = Reader()
+        inner = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.SiLU()) for _ in range(2)]
+        self.blocks = torch.nn.ModuleList(inner)
+
+    def forward(self, x: torch.Tensor, through_numpy: bool = False) -> torch.Tensor:
+        y = self.reader(x, through_numpy) + x
+        for block in self.blocks:
+            y = block(y) * 0.5 + y
+        return y
+
+
+def test_a_module_that_becomes_a_step_later_does_not_answer_in_older_logs(quick: fusion.FusionConfig) -> None:
+    eager, model = ReadsFirst().eval(), fusion.enable(ReadsFirst().eval(), quick)
+    calls = [(4, False)] * 3 + [(4, True)] * 3 + [(6, False)] * 2 + [(7, False)]
+    for number, (rows, through_numpy) in enumerate(calls):
+        x = torch.randn(2, rows, 8, generator=torch.Generator().manual_seed(number))
+        with torch.no_grad():
+            torch.testing.assert_close(model(x, through_numpy), eager(x, through_numpy))
+    root = next(scope for scope in fusion.report(model).scopes if scope.name == "ReadsFirst")
+    assert root.fused_calls >= 3 and root.fallbacks == 0, root
