@@ -142,6 +142,10 @@ def default_generators() -> list[torch.Generator]:
 
 def _whole(tensor: Tensor) -> tuple[Callable[[], Tensor], Callable[[Tensor], object]]:
     place = tensor.detach()  # another tensor over the same memory: the user may change the shape of theirs
+    if tensor.numel() and torch._debug_has_internal_overlap(tensor) != 0:
+        # torch lets some operators write to an expanded tensor, but not `copy_`: all memory between its ends is kept.
+        reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        place = place.as_strided((reach,), (1,))
     return place.clone, place.copy_
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,10 @@ FOUND = {
     ),
     "a negative fraction that became an integer": program(
         {"x0": (("N", 8), HALF)}, "v0 = (0 - x0).to(torch.int64)", "v1 = 7 / v0.to(torch.bfloat16).float()"
+    ),
+    "a write to an expanded argument": replace(
+        program({"x0": (("N", 8), FLOAT), "x1": ((8,), FLOAT)}, "x0.masked_fill_(x1 > 0, 0)", "v0 = F.silu(x0) * x1"),
+        inputs=(Tensor("x0", ("N", 8), FLOAT, "expanded"), Tensor("x1", (8,), FLOAT)),
     ),
     "a softmax over one element": program({"x0": ((8,), FLOAT)}, "v0 = x0.chunk(8, 0)[2]", "v1 = torch.softmax(v0, 0)"),
 }
