@@ -238,12 +238,12 @@ class NativeCalls:
     ) -> tuple[Any, Any]:
         """What a result is called in the graph, and what the forward gets: a size becomes a symbol."""
         if isinstance(leaf, torch.Tensor):
-            known = self._names.get(id(leaf))
+            before = self._names.get(id(leaf))
             name = f"v{len(self.real)}"
-            if known is not None and any(self.fakes[known] is fake for fake in like):
-                return self._bind(name, leaf, self.fakes[known]), leaf  # its argument, this time: a result all the same
-            if known is not None:
-                return known, leaf
+            if before is not None and any(self.fakes[before] is fake for fake in like):
+                return self._bind(name, leaf, self.fakes[before]), leaf  # its argument: a result all the same
+            if before is not None:
+                return before, leaf
             fake = self._quiet(lambda: self.shadow.of_result(name, leaf, like, grows))
             return self._bind(name, leaf, fake), leaf
         if type(leaf) is int:
