@@ -119,9 +119,11 @@ def test_chunks_and_decode_write_the_cache_once(kind: str, cache: str, quick: fu
             close(mine, theirs, true, STEPS)
         assert caches[0].get_seq_length() == caches[1].get_seq_length() == sum(sizes)
     counts = {n: planned(model)[n] - before[n] for n in before}
+    if cache == "static":  # its layers write to a length that the forward around them has read: that one stays eager
+        assert counts.pop(type(model).__name__) == 0
     assert all(c >= len(sizes) - 4 for c in counts.values()), counts  # a new batch may be checked in two buckets
     assert all(s.statistics.fallbacks == 0 for s in scopes(model).values())
-    states = {s.name: (s.state, s.reason) for s in fusion.report(model).scopes}
+    states = {s.name: (s.state, s.reason) for s in fusion.report(model).scopes if s.name in counts}
     assert all(state == "fused" for state, _ in states.values()), states
 
 
