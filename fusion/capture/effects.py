@@ -6,7 +6,7 @@ on. Whoever reads `v1` reads what was written, so only names older than a write 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -106,10 +106,16 @@ class Effects:
     def _states(self) -> list[torch.Tensor]:
         return [g.get_state() for g in self._watched]
 
-    def native_write(self, node: int, tensor: torch.Tensor) -> None:
-        """A native call, which will be node number `node`, writes to a tensor."""
+    def native_write(self, node: int, tensor: torch.Tensor, outer: Collection[int] = ()) -> None:
+        """A native call, which will be node number `node`, writes to a tensor.
+
+        Args:
+            node: its number.
+            tensor: what it writes to.
+            outer: memory that the run has not met yet, but may.
+        """
         key = storage_key(tensor)
-        if key in self.memory.values():
+        if key in self.memory.values() or key in outer:
             self.writes.append((node, key))
             self.native.append((node, key))
 

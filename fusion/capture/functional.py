@@ -44,6 +44,9 @@ class Settlement:
         self.recorder = recorder
         self.nodes: list[Node] = list(recorder.nodes)
         self.memory: dict[str, int] = dict(recorder.effects.memory)
+        met = set(self.memory.values())
+        recorder.effects.writes = [(i, key) for i, key in recorder.effects.writes if key in met]
+        recorder.effects.native = [(i, key) for i, key in recorder.effects.native if key in met]
         self.writes: list[tuple[int, int]] = list(recorder.effects.writes)
         self.returned = set(returned)
         self.renamed: dict[str, str] = {}

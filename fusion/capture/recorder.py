@@ -71,6 +71,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self._generators = {_identity(g): g for g in generators}
         self.set_up_native_calls(objects, steps or {}, attributes or {})
         self._names: dict[int, str] = {}
+        self._outer: frozenset[int] | None = None  # memory of the parameters, once a step writes
         self._parameters = parameters
         self._adopt_inputs = adopt_inputs
         self._max_ops = max_ops
@@ -300,7 +301,9 @@ class Recorder(NativeCalls, TorchDispatchMode):
         """A step, or another native call, writes to memory that the recording knows."""
         for tensor in tensors_written(func, args, kwargs):
             if type(tensor) in _TENSOR_TYPES:
-                self.effects.native_write(len(self.nodes), tensor)
+                if self._outer is None:
+                    self._outer = frozenset(storage_key(t) for _, t in self._parameters.values() if has_memory(t))
+                self.effects.native_write(len(self.nodes), tensor, self._outer)
 
     def _written(self, real: torch.Tensor, fake: torch.Tensor) -> str:
         """A new name for a tensor that an operator wrote to and handed back."""

@@ -410,3 +410,31 @@ def test_a_module_that_becomes_a_step_later_does_not_answer_in_older_logs(quick:
             torch.testing.assert_close(model(x, through_numpy), eager(x, through_numpy))
     root = next(scope for scope in fusion.report(model).scopes if scope.name == "ReadsFirst")
     assert root.fused_calls >= 3 and root.fallbacks == 0, root
+
+
+class Fills(Counted):
+    """Writes to a buffer of another module's."""
+
+    def forward(self, x: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+        buffer.copy_(x.sum(0))
+        return super().forward(x)
+
+
+class Filled(torch.nn.Module):
+    """Reads its buffer only after a step has written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = Fills()
+        self.register_buffer("total", torch.zeros(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.step(torch.exp(x) + 1, self.total)
+        return (self.total * 2).tanh() + y
+
+
+def test_a_buffer_that_a_step_writes_to_is_read_afterwards(quick: fusion.FusionConfig) -> None:
+    fused, eager = fusion.enable(Filled().eval(), quick), Filled().eval()
+    for seed, rows in enumerate((3, 3, 4, 4, 5, 5, 3, 4)):
+        agree(fused, eager, rand(rows, seed))
+        torch.testing.assert_close(fused.total, eager.total)
