@@ -286,7 +286,7 @@ class Watch:
             self.partition_seconds.setdefault(id(made.partition), time.perf_counter() - start)
             return made
 
-        scheduler.template = timed  # type: ignore[method-assign]
+        scheduler.template = timed  # type: ignore[method-assign]  # observed from outside
 
     @contextmanager
     def observed(self) -> Iterator[list[Compiled]]:
@@ -321,5 +321,5 @@ def _observing(run: Callable[..., Any], compiled: Compiled, ran: list[Compiled])
             ran.append(compiled)
         return result
 
-    observed.observed = True  # type: ignore[attr-defined]
+    observed.observed = True  # type: ignore[attr-defined]  # a mark, against observing twice
     return observed

@@ -47,7 +47,7 @@ def enable(model: torch.nn.Module, config: Config = None) -> torch.nn.Module:
             f"enable() takes a torch.nn.Module, not a {type(model).__name__}.",
             remedy="For a function there is fusion.fuse(function).",
         )
-    scheduler = FusionScheduler(config)  # type: ignore[arg-type]
+    scheduler = FusionScheduler(config)
     disable(model)
     _SESSIONS[model] = weakref.ref(Session(model, scheduler))
     return model

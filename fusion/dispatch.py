@@ -65,7 +65,7 @@ def _subgraph_dispatcher(graph: SubGraph, scheduler: FusionScheduler) -> Callabl
             result = scope.entry(*(inputs[name] for name in graph.inputs))
         return dict(zip(graph.outputs, result if len(graph.outputs) > 1 else (result,), strict=True))
 
-    run.scope = scope  # type: ignore[attr-defined]
+    run.scope = scope  # type: ignore[attr-defined]  # for whoever asks what ran
     return run
 
 

@@ -39,7 +39,7 @@ class FusedFunction:
             raise FusionError(f"fuse() takes a function, not a {type(function).__name__}.", remedy="Pass a callable.")
         functools.update_wrapper(self, function)
         self.function = function
-        self.scheduler = FusionScheduler(config)  # type: ignore[arg-type]
+        self.scheduler = FusionScheduler(config)
         outside = _Outside()
         name = getattr(function, "__qualname__", type(function).__name__)
         try:

@@ -35,7 +35,7 @@ class Recording:
     """
 
     def __init__(self, inputs: Mapping[str, torch.Tensor], config: Config) -> None:
-        self.scheduler = FusionScheduler(config)  # type: ignore[arg-type]
+        self.scheduler = FusionScheduler(config)
         for name, value in inputs.items():
             if not isinstance(value, torch.Tensor):
                 raise RecordingError(

@@ -119,7 +119,7 @@ class FusionScheduler:
         BackendUnavailable: the config names a backend that this machine cannot provide.
     """
 
-    def __init__(self, config: FusionConfig | Mapping[str, Any] | None = None) -> None:
+    def __init__(self, config: FusionConfig | Mapping[str, Any] | str | None = None) -> None:
         self.config = FusionConfig.resolve(config)
         self.backends = Backends(self.config)
         self.decider = Decider(self.config, self.backends)

@@ -321,9 +321,9 @@ class Scope:
         try:
             with self._replay(recording.log, arguments, recording), torch.no_grad(), recording.undo.rewound():
                 result, _, _, _ = known.checked_run(arguments, frozenset())
-                exact = result is not MISS and same_results(result, recording.result)
-                agrees = exact or (result is not MISS and same_results(result, recording.result, exact=False))
-                agrees = agrees and recording.undo.agrees(recording.left)
+                exact = same_results(result, recording.result)  # never so for MISS, which no forward returns
+                alike = exact or same_results(result, recording.result, exact=False)
+                agrees = alike and recording.undo.agrees(recording.left)
         except PlanStopped as stopped:
             known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
             return

@@ -29,6 +29,11 @@ class _Place:
     before: Tensor
 
 
+def identity(generator: torch.Generator) -> int:
+    """Tells a generator, which torch hands on as other objects."""
+    return int(generator._cdata)  # type: ignore[attr-defined]  # torch's stubs leave it out
+
+
 class Undo:
     """What memory and generators held before a run changed them.
 
@@ -67,8 +72,7 @@ class Undo:
         given = pytree.tree_leaves((args, kwargs))
         explicit = [g for g in given if isinstance(g, torch.Generator)]
         for generator in explicit or default_generators():
-            identity = generator._cdata  # type: ignore[attr-defined]  # torch hands generators on as other objects
-            self._generators.setdefault(identity, (generator, generator.get_state()))
+            self._generators.setdefault(identity(generator), (generator, generator.get_state()))
 
     def writing(self, function: Any, tensor: Tensor, args: Sequence[Any]) -> None:
         """Keeps what the call is about to overwrite of `tensor`: the indexed part where the operator says which."""

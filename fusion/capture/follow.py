@@ -32,10 +32,10 @@ from fusion.runtime.nesting import flatten as flatten_result
 
 from .effects import Effects, storage_key, tensors_written, view_in_place
 from .islands import Island, NativeFunction
+from .natively import as_tuples
 from .provenance import tensors_of
 from .reads import DATA_READS, LAYOUT_READS, NUMPY
 from .record import Recording, below_autograd
-from .recorder import as_tuples
 
 _MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
 

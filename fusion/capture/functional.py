@@ -45,9 +45,8 @@ class Settlement:
         self.nodes: list[Node] = list(recorder.nodes)
         self.memory: dict[str, int] = dict(recorder.effects.memory)
         met = set(self.memory.values())
-        recorder.effects.writes = [(i, key) for i, key in recorder.effects.writes if key in met]
-        recorder.effects.native = [(i, key) for i, key in recorder.effects.native if key in met]
-        self.writes: list[tuple[int, int]] = list(recorder.effects.writes)
+        self.writes: list[tuple[int, int]] = [(i, key) for i, key in recorder.effects.writes if key in met]
+        self.native = {(i, key) for i, key in recorder.effects.native if key in met}
         self.returned = set(returned)
         self.renamed: dict[str, str] = {}
         self.before: dict[int, OpNode] = {}  # calls to put in front of a node
@@ -55,7 +54,7 @@ class Settlement:
         self.last: dict[str, int] = {name: i for i, n in enumerate(self.nodes) for name in n.refs}
         self.last.update(dict.fromkeys(self.returned, len(self.nodes)))
         self._check_elided()
-        for i in [i for i, _ in recorder.effects.writes]:
+        for i in [i for i, _ in self.writes]:
             self._functionalize(i)
         self.mutated = {
             name for name, key in self.memory.items() if any(k == key and i > self._made(name) for i, k in self.writes)
@@ -63,8 +62,7 @@ class Settlement:
         self.outer = {k for _, k in self.writes if k >= 0 and k not in recorder.effects.made}
         islands = [n for n in self.nodes if isinstance(n, IslandNode)]
         lent = {self.memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in self.memory}
-        native = {key for _, key in recorder.effects.native}
-        self.outer -= lent & native  # an island's own memory, which a step hands to it again
+        self.outer -= lent & {key for _, key in self.native}  # an island's own memory, which a step hands to it again
         self._check_native()
         outer_writes = sorted({i for i, k in self.writes if k in self.outer})
         drawing = [i for i, n in enumerate(self.nodes) if isinstance(n, OpNode) and _draws(n)]
@@ -84,12 +82,11 @@ class Settlement:
 
     def _check_native(self) -> None:
         """A native call is not made again when the rest of a run is, so nobody may have read what it overwrites."""
-        native = set(self.recorder.effects.native)
-        for key in {key for _, key in native} & self.outer:
-            last = max(i for i, k in native if k == key)
+        for key in {key for _, key in self.native} & self.outer:
+            last = max(i for i, k in self.native if k == key)
             users = {i for i, n in enumerate(self.nodes[:last]) if any(self.memory.get(r) == key for r in _read(n))}
             users |= {i for i, k in self.writes if k == key}
-            if not users <= {i for i, k in native if k == key}:
+            if not users <= {i for i, k in self.native if k == key}:
                 raise Refused("outer_write", "a native call writes to a tensor of the caller's that is used before")
 
     # ---- one call
@@ -194,7 +191,7 @@ class Settlement:
         def moved(node: Node) -> Node:
             args = None if node.args is None else map_leaves(leaf, _tuples(node.args))
             outputs = tuple(self.renamed.get(o, o) if isinstance(o, str) else o for o in node.outputs)
-            return replace(node, args=args, kwargs=map_leaves(leaf, node.kwargs), outputs=outputs)  # type: ignore[arg-type]
+            return replace(node, args=args, kwargs=map_leaves(leaf, node.kwargs), outputs=outputs)  # type: ignore[arg-type]  # an island's may be None
 
         self.nodes = [moved(n) for n in self.nodes]
         self.before = {i: n.renamed(lambda o: self.renamed.get(o, o)) for i, n in self.before.items()}

@@ -55,8 +55,7 @@ class NativeFunction:
     grows: tuple[int, ...] = ()
 
 
-MODULE_OWN = frozenset(vars(torch.nn.Module())) - {"training"}  # attributes by which modules work
-
+_MODULE_INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _REGISTRY: dict[tuple[type, str], Island] = {}
 _FUNCTIONS: dict[int, NativeFunction] = {}
 _SESSION = threading.local()
@@ -119,16 +118,6 @@ def island_kinds(arguments: Iterable[Any]) -> tuple[type, ...]:
     return tuple(given | {owner for owner, method in _REGISTRY if method == "__init__"})
 
 
-def _watched_write(original: Callable[..., None]) -> Callable[..., None]:
-    def write(self: Any, name: str, *value: Any) -> None:
-        handler = getattr(_SESSION, "handler", None)
-        if handler is not None:
-            handler.on_write(self, name)
-        original(self, name, *value)
-
-    return write
-
-
 class Session(Protocol):
     """What an active recording or re-run does with calls and reads that are not torch's."""
 
@@ -154,7 +143,7 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
 
     Args:
         handler: answers.
-        kinds: classes whose instances' attribute reads it is told of.
+        kinds: classes whose instances' attributes it is told the reads and writes of.
         modules: modules, calls of which (and of others of their classes) it answers.
     """
     with _LOCK:
@@ -227,7 +216,7 @@ def _module_call(original: Callable[..., Any]) -> Callable[..., Any]:
 def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
     def read(self: Any, name: str) -> Any:
         handler = getattr(_SESSION, "handler", None)
-        if handler is None or _SESSION.__dict__.get("reading") or (name.startswith("__") and name.endswith("__")):
+        if handler is None or _SESSION.__dict__.get("reading") or _is_internal(self, name):
             return original(self, name)
         _SESSION.reading = True  # what a property reads in turn is part of it
         try:
@@ -237,6 +226,22 @@ def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
         return value if island_of(type(self), name) is not None else handler.on_attribute(self, name, value)
 
     return read
+
+
+def _is_internal(receiver: Any, name: str) -> bool:
+    """Whether an attribute is how an object works rather than what it holds."""
+    dunder = name.startswith("__") and name.endswith("__")
+    return dunder or (name in _MODULE_INTERNAL and isinstance(receiver, torch.nn.Module))
+
+
+def _watched_write(original: Callable[..., None]) -> Callable[..., None]:
+    def write(self: Any, name: str, *value: Any) -> None:
+        handler = getattr(_SESSION, "handler", None)
+        if handler is not None:
+            handler.on_write(self, name)
+        original(self, name, *value)
+
+    return write
 
 
 def in_session() -> bool:
@@ -260,9 +265,10 @@ class Replay:
         self._objects = {id(o): o for o in objects}  # held, so that their ids stay theirs
         self._steps = {id(m) for m in steps}
 
-    def _answer(self, given: Any) -> Any:
+    def _answer(self, args: Any = (), kwargs: Any = None) -> Any:
         answer = self.log[self.position]
         self.position += 1
+        given = (args, [value for _, value in sorted((kwargs or {}).items())])
         self.seen.append([a for a in pytree.tree_leaves(given) if isinstance(a, torch.Tensor)])
         if isinstance(answer, Raised):
             raise answer.error
@@ -283,7 +289,7 @@ class Replay:
         """The logged answer; nested calls, and calls past the log, run natively."""
         if not self._answers:
             return self._natively(lambda: original(receiver, *args, **kwargs))
-        answer = self._answer((args, [kwargs[name] for name in sorted(kwargs)]))
+        answer = self._answer(args, kwargs)
         if island.method != "__init__":
             return answer
         self._objects[id(receiver)] = receiver
@@ -298,7 +304,7 @@ class Replay:
             return registered.meaning.decomposition(*args, **kwargs)
         if not self._answers:
             return self._natively(lambda: registered.function(*args, **kwargs))
-        return self._answer((args, [kwargs[name] for name in sorted(kwargs)]))
+        return self._answer(args, kwargs)
 
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """The logged answer for a step; other modules are run."""
@@ -306,18 +312,15 @@ class Replay:
             return original(module, *args, **kwargs)
         if not self._answers:
             return self._natively(lambda: original(module, *args, **kwargs))
-        return self._answer((args, [kwargs[name] for name in sorted(kwargs)]))
+        return self._answer(args, kwargs)
 
     def on_write(self, receiver: Any, name: str) -> None:
         """Writes go through."""
 
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
         """The logged value of an attribute that the plan read."""
-        if isinstance(receiver, torch.nn.Module) and name in MODULE_OWN:
-            return value
-        if not (id(receiver) in self._objects or id(receiver) in self._steps) or not self._answers or callable(value):
-            return value
-        return self._answer(())
+        recorded = id(receiver) in self._objects or id(receiver) in self._steps
+        return self._answer() if recorded and self._answers and not callable(value) else value
 
 
 @contextlib.contextmanager
@@ -332,7 +335,7 @@ def replay(
         steps: modules that are islands of the scope.
     """
     given = [leaf.value for leaf in flatten(arguments or {})[0] if has_islands(type(leaf.value))]
-    handler = Replay(log, given, steps)
     steps = tuple(steps)
+    handler = Replay(log, given, steps)
     with session(handler, (*island_kinds(given), *{type(step) for step in steps}), steps):
         yield handler

@@ -14,7 +14,7 @@ from fusion.patterns.graph import Argument, Expect, HeldObject, IslandNode, OpNo
 from fusion.runtime.plan import Raised, as_it_is
 
 from .effects import Effects
-from .islands import MODULE_OWN, Island, NativeFunction, function_call, has_islands
+from .islands import Island, NativeFunction, function_call, has_islands
 from .provenance import Atom, user_line
 from .shadow import Shadow, hint, is_symbolic
 
@@ -227,8 +227,6 @@ class NativeCalls:
     def _node(
         self, receiver: Receiver, method: str, arguments: Any, outputs: tuple[Any, ...], effect: bool, structure: str
     ) -> None:
-        from .recorder import as_tuples
-
         args, kwargs = arguments
         named = tuple(sorted((k, as_tuples(v)) for k, v in kwargs.items()))
         self.nodes.append(IslandNode(receiver, method, as_tuples(args), named, outputs, effect, structure, user_line()))
@@ -277,8 +275,6 @@ class NativeCalls:
         kind = type(receiver).__name__
         if callable(value):
             self.refuse("opaque_argument", f"{kind}.{name}() is not registered as an island")
-        elif isinstance(receiver, torch.nn.Module) and name in MODULE_OWN:
-            return value
         elif _is_plain(value):
             recorded = list(value) if isinstance(value, list) else value
             self.log.append(recorded)
@@ -305,6 +301,15 @@ class NativeCalls:
         leaf, seen = self._number(value) if method == "item" and type(value) is int else (Expect(value), value)
         self.nodes.append(IslandNode(self._leaf(tensor), method, args, (), (leaf,), False, "leaf", user_line()))
         return seen
+
+
+def as_tuples(tree: Any) -> Any:
+    """Lists in an argument tree as tuples."""
+    if isinstance(tree, (list, tuple)):
+        return tuple(as_tuples(t) for t in tree)
+    if isinstance(tree, slice):
+        raise Refused("opaque_argument", "a slice object as an operator argument")
+    return tree
 
 
 def _may_change(argument: Any) -> bool:

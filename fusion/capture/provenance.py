@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -34,12 +35,12 @@ Atom = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.de
 
 def user_line() -> str:
     """ "file:line" of the innermost frame that is neither torch's nor ours; the file's last two path parts."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(_OURS) and not name.startswith("<") and "contextlib" not in name:
             return f"{os.sep.join(name.split(os.sep)[-2:])}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 

@@ -13,6 +13,7 @@ from fusion.patterns.graph import OpNode, Ref
 from .provenance import user_line
 from .recorder import Recorder, unsupported
 
+# A getter's `__get__` is what torch hands to a function mode; type checkers see the attribute's type instead.
 DATA_READS = {
     torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__index__, torch.Tensor.__float__,
     torch.Tensor.tolist, torch.Tensor.__contains__, torch.Tensor.__format__, torch.Tensor.__repr__,

@@ -29,9 +29,10 @@ from fusion.runtime.undo import State, Undo
 
 from . import islands
 from .functional import Node, Settlement
+from .natively import as_tuples
 from .provenance import Atom, Leaf, flatten, modules_of, tensors_of
 from .reads import SizeReads
-from .recorder import Recorder, as_tuples
+from .recorder import Recorder
 from .shadow import GuardError, Translation, hint, is_symbolic
 from .state import held_state, is_plain
 

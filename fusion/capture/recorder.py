@@ -24,10 +24,11 @@ from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import GraphInput, IslandNode, Leaf, OpNode, Path, Ref
 from fusion.patterns.ops import Kind, kind_of
 from fusion.patterns.ops.effects import draws
+from fusion.runtime.undo import identity
 
 from .effects import Effects, has_memory, storage_key, tensors_written, view_in_place
 from .meanings import meaning_of
-from .natively import NativeCalls
+from .natively import NativeCalls, as_tuples
 from .provenance import Atom, user_line
 from .shadow import Shadow, has_unknown_size, hint, quiet_log
 
@@ -68,7 +69,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.containers: dict[int, Path] = {}  # of the arguments, by id
         self.opaque: list[str] = []  # results whose shape is known only once they are there
         self.effects = Effects(generators)
-        self._generators = {_identity(g): g for g in generators}
+        self._generators = {identity(g): g for g in generators}
         self.set_up_native_calls(objects, steps or {}, attributes or {})
         self._names: dict[int, str] = {}
         self._outer: frozenset[int] | None = None  # memory of the parameters, once a step writes
@@ -237,7 +238,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         if isinstance(leaf, (*Atom, torch.SymInt)):
             return leaf
         if isinstance(leaf, torch.Generator):  # torch hands it on as another object
-            leaf = self._generators.get(_identity(leaf), leaf)
+            leaf = self._generators.get(identity(leaf), leaf)
         known = self.object_leaf(leaf)
         if known is not None:
             return known
@@ -326,20 +327,6 @@ class Recorder(NativeCalls, TorchDispatchMode):
 def _results(made: Any) -> Sequence[Any]:
     """What an operator returned, as a sequence."""
     return made if isinstance(made, (tuple, list)) else (made,)
-
-
-def _identity(generator: torch.Generator) -> int:
-    """Tells a generator, which torch hands on as other objects."""
-    return int(generator._cdata)  # type: ignore[attr-defined]
-
-
-def as_tuples(tree: Any) -> Any:
-    """Lists in an argument tree as tuples."""
-    if isinstance(tree, (list, tuple)):
-        return tuple(as_tuples(t) for t in tree)
-    if isinstance(tree, slice):
-        raise Refused("opaque_argument", "a slice object as an operator argument")
-    return tree
 
 
 def unsupported(tensor: torch.Tensor) -> str | None:
