@@ -27,12 +27,16 @@ class Known:
     Attributes:
         proved: values of the input symbols that a plan was checked at.
         trusted: whether it was checked at a shape other than the recorded one.
+        reader: path of the module whose forward went by numbers that tensors held, or None.
     """
 
-    def __init__(self, recording: Recording, template: Template, scheduler: FusionScheduler) -> None:
+    def __init__(
+        self, recording: Recording, template: Template, scheduler: FusionScheduler, reader: str | None = None
+    ) -> None:
         assert recording.graph is not None
         self.graph = recording.graph
         self.template = template
+        self.reader = reader
         self.scheduler = scheduler
         self.tensors = {**recording.parameters, **recording.constants}
         self.objects = recording.objects

@@ -29,6 +29,7 @@ from fusion.signature import Signature
 _MOST_FAILURES = 3  # a plan that failed this often is dropped
 _FORGIVEN_AFTER = 1000  # planned calls of the scope after which a failure no longer counts
 _MOST_OUTGROWN = 4  # recordings that may make room for others before a scope's failing plans are refused instead
+_MOST_ROUTES = 1  # recordings that data led elsewhere before the module that reads it becomes an eager step
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 
 
@@ -117,6 +118,12 @@ class Scope:
         only = list(self.modules) == [""] and not self.steps
         self.likeness = likeness(self.modules[""]) if only else None
 
+    def forget(self) -> None:
+        """Every recording is void."""
+        self.known.clear()
+        self.refused.clear()
+        self._publish()
+
     def _watched(self) -> list[tuple[Any, ...]]:
         """Snapshot entries for everything the callable depends on beside its arguments."""
         entries: list[tuple[Any, ...]] = []
@@ -174,6 +181,7 @@ class Scope:
         key = self.signature.structure(arguments)
         if key in self.refused:
             return self._eager(arguments, self.refused[key])
+        routed = 0
         for known in self.known:
             values = known.match(*arguments)
             if values is MISS:
@@ -183,6 +191,9 @@ class Scope:
             result = self._check(known, arguments, values)
             if result is not MISS:  # else a read of an argument answered otherwise; nothing has happened yet
                 return result
+            routed += known.reader is not None
+            if routed >= _MOST_ROUTES and self._route(known):
+                return self._eager(arguments)
         if self.known:
             self.statistics.guard_misses += 1
         if not self.records:
@@ -212,9 +223,7 @@ class Scope:
             return True
         self.resets += 1
         self.stranger = False
-        self.known.clear()
-        self.refused.clear()
-        self._publish()
+        self.forget()
         return self.resets <= _MOST_RESETS
 
     def _record(self, arguments: Sequence[Any], key: Any) -> Any:
@@ -248,6 +257,17 @@ class Scope:
             return recording.result if self.steps else plain  # only the recorded run ran the steps
         self._guarded(key, lambda: self.adopt(recording, arguments))
         return plain
+
+    def _route(self, known: Known) -> bool:
+        """Data leads calls other ways than were recorded, again and again: who reads it becomes an eager step.
+
+        Returns:
+            whether it did; what was recorded is void then.
+        """
+        reader = None if known.reader is None else self.modules[""].get_submodule(known.reader)
+        if reader is None or any(part is step for part in reader.modules() for step in self.steps.values()):
+            return False
+        return self.divide(self, Refusal("data_read", "values of tensors decide, call by call, what it does"), reader)
 
     def _guarded(self, key: Any, step: Callable[[], None]) -> None:
         """Compiles after a call whose result is known already: what goes wrong is noted, the result stands."""
@@ -293,7 +313,7 @@ class Scope:
             return result
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
-        known = Known(recording, twin.template, self.scheduler)
+        known = Known(recording, twin.template, self.scheduler, twin.reader)
         self._guarded(self.signature.structure(arguments), lambda: self._prove(known, recording, arguments))
         return result
 
@@ -308,7 +328,8 @@ class Scope:
         if arguments is None:
             arguments = [recording.real[i.name] for i in recording.graph.inputs]
         template = self.scheduler.template(recording, self.signature.names)
-        known = Known(recording, template, self.scheduler)
+        paths = {id(m): path for path, m in self.modules[""].named_modules()} if recording.reader is not None else {}
+        known = Known(recording, template, self.scheduler, paths.get(id(recording.reader)))
         self._prove(known, recording, arguments)
         if self.likeness is not None and known.refusal is None:
             known.likeness = self.likeness
@@ -438,6 +459,8 @@ class Scope:
         known.failures = 1 if done - known.failed_at > _FORGIVEN_AFTER else known.failures + 1
         known.failed_at = done
         outgrown = isinstance(error, (Deoptimized, StructureMismatch))
+        if outgrown and self.outgrown >= _MOST_ROUTES and self._route(known):
+            return
         if outgrown and known in self.known and self.outgrown < _MOST_OUTGROWN:
             self.outgrown += 1
             self.known.remove(known)

@@ -99,6 +99,7 @@ class Session:
             self._add_parts(culprit, name)
             scope.steps[at] = culprit
             scope.refresh()
+            scope.forget()  # what looked into it watched it: from now on nobody does
             return True
         if not scope.known and not scope.divided and not scope.statistics.planned[0]:
             scope.divided = True

@@ -69,6 +69,7 @@ class NativeCalls:
         self.numbers: dict[str, int] = {}
         self.log: list[Any] = []
         self.module: torch.nn.Module | None = None
+        self.reader: torch.nn.Module | None = None  # in whose forward data decided, first, what Python did next
         self.in_step = False
         self._steps = {id(module): path for path, module in steps.items()}
         self._attributes = attributes
@@ -298,6 +299,8 @@ class NativeCalls:
         """Python asked for a value of a tensor: a plan asks again, and goes on if the answer is the same."""
         if self.refusal is not None:
             return value
+        if not isinstance(value, bool):
+            self.reader = self.reader or self.module
         leaf, seen = self._number(value) if method == "item" and type(value) is int else (Expect(value), value)
         self.nodes.append(IslandNode(self._leaf(tensor), method, args, (), (leaf,), False, "leaf", user_line()))
         return seen

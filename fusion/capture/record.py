@@ -59,6 +59,7 @@ class Recording:
         left: what the run left there.
         seconds: how long recording took.
         culprit: the module inside the scope in whose forward the refusal arose; None for the scope's own.
+        reader: the module inside the scope whose forward was the first to go by numbers that tensors held, or None.
     """
 
     result: Any
@@ -79,6 +80,7 @@ class Recording:
     seconds: float = 0.0
     objects: dict[str, Any] = field(default_factory=dict)
     culprit: torch.nn.Module | None = None
+    reader: torch.nn.Module | None = None
 
 
 @contextlib.contextmanager
@@ -194,7 +196,8 @@ def finish(recorder: Recorder, result: Any, conditions: Conditions, start: float
     """Turns what a recorder met into a Recording."""
     leaves, tree = flatten_result(result)
     plain = pytree.tree_unflatten(map(hint, leaves), tree) if any(map(is_symbolic, leaves)) else result
-    recording = Recording(plain, recorder.refusal, culprit=recorder.module, undo=recorder.effects.undo)
+    recording = Recording(plain, recorder.refusal, culprit=recorder.module, reader=recorder.reader)
+    recording.undo = recorder.effects.undo
     recording.left = recording.undo.now()
     if recorder.refusal is None:
         try:

@@ -35,6 +35,13 @@ from .shadow import Shadow, has_unknown_size, hint, quiet_log
 _TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
+# torch takes long to invent sizes for these, which are then not used.
+_SIZED_BY_DATA = (
+    torch.ops.aten.nonzero.default, torch.ops.aten.nonzero_numpy.default, torch.ops.aten.where.default,
+    torch.ops.aten.masked_select.default,
+)  # fmt: skip
+
+
 class Recorder(NativeCalls, TorchDispatchMode):
     """Records one run. Use `with recorder.active(): result = scope(...)`.
 
@@ -250,6 +257,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
         That is so where the shape depends on data (nonzero), and where torch's shape function is stricter than the
         kernel of this device. An operator the compiler knows always has a shape function.
         """
+        if func in _SIZED_BY_DATA:
+            return (None,) * count
         fake_args, fake_kwargs = pytree.tree_map(
             lambda a: self.fakes[self._known(a)] if isinstance(a, torch.Tensor) else a, (args, kwargs)
         )
