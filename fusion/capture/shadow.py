@@ -62,6 +62,7 @@ class Shadow:
     def __init__(self) -> None:
         self.env = ShapeEnv(specialize_zero_one=True, duck_shape=False)
         self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
+        self.mode.cache_enabled = False  # keys of symbolic sizes take longer to make than the shapes they would save
         self.sources: list[tuple[sympy.Symbol, SymbolSource]] = []
 
     def new_symbol(self, value: int, source: tuple[str, str, int]) -> Any:
