@@ -438,7 +438,8 @@ class RecordedGraph:
         mutated: values whose memory the recording writes to after they are made; no fusion may touch them.
         nodes: operator calls and islands in execution order.
         outputs: the result's leaves: `Ref`s, Dims, Python constants, or `Argument(path)` for an argument handed back.
-        structure: how the result's leaves nest, as text (see capture).
+            Where the recording sets items of dicts it was given, those of the result and then those of the values set.
+        structure: how the leaves nest, as text (see capture): the result, or a pair of the result and the values.
         specs: TensorSpec of every tensor value.
         symbols: where each size symbol's value comes from, in the order they were met.
         guards: boolean expressions over the symbols, as Python text over symbol names.
@@ -446,6 +447,7 @@ class RecordedGraph:
         objects: objects that islands call or are given.
         outer_writes: indices of the calls that write to memory which outlives the run.
         draws: indices of the calls that draw random numbers.
+        items: items of dicts among the arguments that the recording sets: the dict's path, and the key.
     """
 
     inputs: tuple[GraphInput, ...]
@@ -462,6 +464,7 @@ class RecordedGraph:
     objects: tuple[HeldObject, ...] = ()
     outer_writes: tuple[int, ...] = ()
     draws: tuple[int, ...] = ()
+    items: tuple[tuple[Path, str | int], ...] = ()
 
     @functools.cached_property
     def lasting(self) -> frozenset[int]:
@@ -492,6 +495,7 @@ class RecordedGraph:
                 "objects": [[o.name, o.kind, o.path] for o in self.objects],
                 "outer_writes": list(self.outer_writes),
                 "draws": list(self.draws),
+                "items": [[list(path), key] for path, key in self.items],
             }
         )
 
@@ -511,6 +515,7 @@ class RecordedGraph:
             call = node.op if isinstance(node, OpNode) else f"island {island_text(node)}"
             lines.append(f"  {made} = {call}({', '.join(map(show, node.args or ()))})")
         lines += [f"  guard {g}" for g in self.guards]
+        lines += [f"  set {path_text((*path, key))}" for path, key in self.items]
         lines.append(f"  return {', '.join(map(show, self.outputs))}")
         return "\n".join(lines)
 

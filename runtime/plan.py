@@ -11,7 +11,7 @@ import ast
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
@@ -99,6 +99,7 @@ class Conditions:
         written: groups of inputs and parameters that are written to; those of a group share memory.
         others: inputs that live in other memory than all of `written`.
         held: parameters that do.
+        apart: pairs of paths that lead to different containers.
     """
 
     containers: tuple[tuple[Path, type, Any], ...]
@@ -108,6 +109,7 @@ class Conditions:
     written: tuple[tuple[str, ...], ...] = ()
     others: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
+    apart: tuple[tuple[Path, Path], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Shape:
         conditions: its conditions.
         parameters: the scope's parameter names in signature order.
         devices: full device of every input, then of every parameter.
-        tree: pytree structure of the result.
+        tree: pytree structure of the result, or of the result and the items that are set.
     """
 
     graph: RecordedGraph
@@ -303,6 +305,8 @@ class Writer:
             self.miss(f"type({self.path(path)}) is not {self.name('type', kind)}")
         for left, right in conditions.aliases:
             self.miss(f"{self.path(left)} is not {self.path(right)}")
+        for left, right in conditions.apart:
+            self.miss(f"{self.path(left)} is {self.path(right)}")
         names = [*(i.name for i in self.graph.inputs), *(name for name, _ in self.graph.parameters)]
         if names:  # parameters too: `.to()` and `.data =` change them and keep the object
             self.guard(names, self.shape.devices)
@@ -527,7 +531,7 @@ class Writer:
                 self.lines.append(f"        log[{self.logged_at.pop(name)}] = {gone}")
                 self.lets_go = True
         self.logged += not self._reads_data(node)
-        passed_on = node.structure == "leaf" and node.outputs[0] in self.passed_on
+        passed_on = node.structure == "leaf" and node.outputs[0] in self.passed_on.intersection(self.graph.spec)
         if node.effect and isinstance(node.receiver, Ref) and passed_on:
             self.logged_at[node.outputs[0]] = self.logged - 1
 
@@ -581,20 +585,35 @@ class Writer:
         returns = resolve(node.op)._schema.returns
         return len(returns) == 1 and isinstance(returns[0].type, torch.ListType)
 
-    def result(self) -> str:
-        """Source of what the plan returns."""
-        leaves = [self.text(leaf) for leaf in self.graph.outputs]
-        tree = self.shape.tree
+    def finish(self, log: bool) -> None:
+        """What the plan returns, and the items it sets of dicts it was given: last, where nothing can fail any more.
+
+        With a log they are left to the caller, who gets the result and their values.
+        """
+        pad, items = "        ", self.graph.items
+        result = self._nested(self.shape.tree, iter([self.text(leaf) for leaf in self.graph.outputs]))
+        if log or not items:
+            self.lines.append(f"{pad}return {result}")
+            return
+        self.lines.append(f"{pad}r, t0 = {result}")
+        for k, (path, key) in enumerate(items):
+            self.lines.append(f"{pad}{self.path((*path, key))} = t0[{k}]")
+        self.lines.append(f"{pad}return r")
+
+    def _nested(self, tree: pytree.TreeSpec, leaves: Iterator[str]) -> str:
+        """Source of a nest of leaves, which are taken off in order."""
         if tree.is_leaf():
-            return leaves[0]
-        if tree.type in (tuple, list) and all(child.is_leaf() for child in tree.children()):
-            inner = ", ".join(leaves)
-            return f"[{inner}]" if tree.type is list else f"({inner}{',' if len(leaves) == 1 else ''})"
-        if tree.type is dict and all(child.is_leaf() for child in tree.children()):
+            return next(leaves)
+        if tree.type not in (tuple, list, dict):
+            unflatten = self.name("unflatten", pytree.tree_unflatten)
+            taken = ", ".join(next(leaves) for _ in range(tree.num_leaves))
+            return f"{unflatten}([{taken}], {self.name('tree', tree)})"
+        inner = [self._nested(child, leaves) for child in tree.children()]
+        if tree.type is dict:
             keys = [self.name("key", key) for key in tree.context]
-            return "{" + ", ".join(f"{k}: {v}" for k, v in zip(keys, leaves, strict=True)) + "}"
-        unflatten = self.name("unflatten", pytree.tree_unflatten)
-        return f"{unflatten}([{', '.join(leaves)}], {self.name('tree', tree)})"
+            return "{" + ", ".join(f"{k}: {v}" for k, v in zip(keys, inner, strict=True)) + "}"
+        text = ", ".join(inner)
+        return f"[{text}]" if tree.type is list else f"({text}{',' if len(inner) == 1 else ''})"
 
 
 def _head(shape: Shape, name: str) -> str:
@@ -651,7 +670,7 @@ def write_plan(
         "    try:",
     ]
     writer.body(steps, kernels, taps, log)
-    writer.lines.append(f"        return {writer.result()}")
+    writer.finish(log)
     writer.lines.append("    except Exception as error:")
     logged = f"{writer.name('restored', restored)}(log, locals())" if writer.lets_go else "log"
     writer.lines.append(f"        return FAIL(error, {logged}, ({arguments}{',' if arguments else ''}), undo)")

@@ -14,6 +14,7 @@ from fusion.patterns.graph import Argument, Expect, HeldObject, IslandNode, OpNo
 from fusion.runtime.plan import Raised, as_it_is
 
 from .effects import Effects
+from .given import Given
 from .islands import Island, NativeFunction, function_call, has_islands
 from .provenance import Atom, user_line
 from .shadow import Shadow, hint, is_symbolic
@@ -41,6 +42,7 @@ class NativeCalls:
         refusal: Refusal | None
         shadow: Shadow
         effects: Effects
+        given: Given
         _names: dict[int, str]
 
         @property
@@ -117,6 +119,8 @@ class NativeCalls:
     def _make(self, island: Island, original: Callable[..., Any], made: Any, args: Any, kwargs: Any) -> Any:
         """The scope makes an object: so does the plan."""
         kind = type(made)
+        if island.owner is not kind and not has_islands(kind):
+            return original(made, *args, **kwargs)  # an object like any other
         if island.owner is not kind:
             self.refuse("opaque_argument", f"{kind.__name__} is made; register it with fusion.register_made")
             return original(made, *args, **kwargs)
@@ -193,6 +197,8 @@ class NativeCalls:
         if any(map(_may_change, (*args, *kwargs.values()))):
             self.refuse("opaque_argument", f"{method or 'a step'} is given a list or dict, which it may change")
             return call(args, kwargs)
+        if self.given.changes():
+            self.refuse("python_state", f"{method or 'a step'} is called after a dict of the caller's is written to")
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
         self._quiet(self.effects.before_native)
         try:
