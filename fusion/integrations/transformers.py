@@ -6,7 +6,6 @@ classes only; models are found by structure.
 
 from __future__ import annotations
 
-import collections
 import inspect
 import sys
 
@@ -18,7 +17,6 @@ _READS = (
     "has_previous_state", "__len__",
 )  # fmt: skip
 _MADE = ("DynamicCache",)  # what a forward makes when it is called without a cache
-_SHARED = collections.UserDict  # what it makes for its layers to share states in
 _registered = False
 
 
@@ -39,4 +37,3 @@ def register() -> None:
                     register_island(kind, name, effect=False)
     for name in _MADE:
         register_made(vars(library)[name])
-    register_made(_SHARED)
