@@ -347,6 +347,8 @@ class IslandNode:
         outputs: one leaf per flattened result: the name of a tensor, symbol or object it makes, or `Expect(value)`.
         effect: True when the call changes state; False for a read, which a plan may check before any effect.
         structure: how the flattened results nest: "leaf", "tuple", "list", or the text of a pytree structure.
+        given: how the arguments nest where lists or dicts are among them: the text of a pytree structure of the
+            positional and the named ones, by name; `args` are its leaves then, and `kwargs` is empty. Else "".
     """
 
     receiver: Path | Ref
@@ -357,6 +359,7 @@ class IslandNode:
     effect: bool
     structure: str
     origin: str = field(default="", compare=False)
+    given: str = ""
 
     @property
     def refs(self) -> tuple[str, ...]:
@@ -531,6 +534,7 @@ def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
         "outputs": encode(node.outputs),
         "effect": node.effect,
         "structure": node.structure,
+        "given": node.given,
     }
 
 

@@ -39,6 +39,7 @@ from fusion.patterns.symbols import Dim
 
 from .calls import call
 from .handed_on import HandedOn, restored
+from .lent import Changed, Contents, contents, noted
 from .native import make_guard
 from .undo import Undo, separate, storages
 from .wellformed import check_steps, check_text
@@ -60,9 +61,15 @@ class Deoptimized(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """What a log holds for an island that raised: a re-run of the original meets the same error."""
+    """What a log holds for an island that raised: a re-run of the original meets the same error.
+
+    Attributes:
+        error: the error.
+        given: the lists and dicts that it was given and changed, as in `Changed`.
+    """
 
     error: Exception
+    given: Contents = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,12 +428,15 @@ class Writer:
                 f"{k}={self.text(v)}" for k, v in node.kwargs
             ]
             called = f"{receiver}.{node.method}" if node.method else receiver
-            self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
-            self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
-            live = not node.effect and any(o in self.graph.spec for o in node.outputs if isinstance(o, str))
-            self.lines.append(
-                f"{pad}log.append({self.name('as_it_is', as_it_is)}(r))" if live else f"{pad}log.append(r)"
-            )
+            if node.given:
+                self._call_with_nest(called, node.given, given)
+            else:
+                self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
+                self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
+                live = not node.effect and any(o in self.graph.spec for o in node.outputs if isinstance(o, str))
+                self.lines.append(
+                    f"{pad}log.append({self.name('as_it_is', as_it_is)}(r))" if live else f"{pad}log.append(r)"
+                )
             if log:
                 every = leaves((node.args, tuple(value for _, value in node.kwargs)))
                 seen = [
@@ -470,6 +480,20 @@ class Writer:
         if tensors:
             self.guard(tensors, [self.shape.devices[0]] * len(tensors), pad)
         self.flush(pad)
+
+    def _call_with_nest(self, called: str, given: str, leaves: Sequence[str]) -> None:
+        """A call with lists or dicts among its arguments, made anew; one that changes them ends the plan."""
+        pad = "        "
+        noted_, before = self.name("noted", noted), f"{self.name('contents', contents)}(nest)"
+        self.lines += [
+            f"{pad}nest = {self._nested(pytree.treespec_loads(given), iter(leaves))}",
+            f"{pad}before = {before}",
+            f"{pad}try: r = {called}(*nest[0], **nest[1])",
+            f"{pad}except Exception as e: log.append(Raised(e, before)); raise",
+            f"{pad}log.append({noted_}(r, before))",
+            f"{pad}nest = before = None",
+            f"{pad}if type(log[-1]) is {self.name('Changed', Changed)}: raise Deoptimized",
+        ]
 
     def allocate(self, name: str) -> str:
         """A local variable for a value; variables of dead values are used again, so that memory is freed."""
