@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusion.patterns.graph import IslandNode, OpNode, Ref
 from fusion.patterns.ops.effects import has_effect
@@ -98,7 +98,8 @@ def _slice(settled: Settlement, root: str, i: int, last: int) -> tuple[int, obje
     view = None if at is None else settled.nodes[at]
     if not isinstance(view, OpNode) or view.op != "aten.slice.Tensor" or view.args[0] != Ref(root) or view.kwargs:
         return None
-    _, dim, start, _, step = (*view.args, *(0, None, None, 1)[len(view.args) - 1 :])
+    given: list[Any] = [*view.args, *(None, 0, None, None, 1)[len(view.args) :]]
+    _, dim, start, _, step = given
     fakes = settled.recorder.fakes
     if step != 1 or not isinstance(source, Ref) or fakes[source.name].dtype != fakes[root].dtype:
         return None
