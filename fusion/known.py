@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fusion.capture.given import Given
 from fusion.capture.record import Recording
 from fusion.decide.backend import Kernel
 from fusion.decide.decider import given_dims
@@ -66,7 +67,7 @@ class Known:
     def release(self, recording: Recording) -> None:
         """Lets go of the recorded run's tensors; its structure stays for twins to follow."""
         bare = replace(recording, result=None, real={}, log=[], parameters={}, constants={})
-        self.recording = replace(bare, undo=Undo(), left=((), ()))
+        self.recording = replace(bare, undo=Undo(), left=((), ()), given=Given({}), values_set=())
 
     def plan(self, compiled: Compiled, fail: Callable[..., Any], note: Callable[[Exception], None]) -> None:
         """Makes the plan of a bucket, pinned to what was proved until the recording is trusted.

@@ -12,9 +12,9 @@ import torch
 
 from fusion.capture import islands
 from fusion.capture.follow import Likeness, follow, likeness, twins
+from fusion.capture.given import Given
 from fusion.capture.meanings import by_meaning
-from fusion.capture.provenance import flatten
-from fusion.capture.record import Recording, arguments_changed, changed, plain_state, python_state, record
+from fusion.capture.record import Recording, changed, plain_state, python_state, record
 from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal, Refused
 from fusion.known import Known, PlanStopped, same_results
@@ -248,9 +248,12 @@ class Scope:
                 self.refused[key] = recording.refusal
             return recording.result
         recording.undo.rewind()
+        recording.given.rewind()
         with self._replay(recording.log, arguments, recording):
             plain = self._eager(arguments)  # the recorded run saw symbols; this one is what the caller gets
-        alike = same_results(plain, recording.result, exact=False)
+        assert recording.graph is not None
+        outcome = recording.given.outcome(plain, recording.graph.items)
+        alike = same_results(outcome, recording.outcome, exact=False)
         if not (alike and recording.undo.agrees(recording.left)):
             self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
             return recording.result if self.steps else plain  # only the recorded run ran the steps
@@ -283,7 +286,7 @@ class Scope:
         if self.likeness is None or self.stranger:
             return None
         for known in self.scheduler.twins.get(self.likeness.structure, ()):
-            if twins(known.likeness, self.likeness, known.graph):
+            if not known.graph.items and twins(known.likeness, self.likeness, known.graph):
                 values = known.match(*arguments)
                 if values is not MISS:
                     return known, values
@@ -292,8 +295,8 @@ class Scope:
     def _follow(self, twin: Known, values: dict[str, int], arguments: Sequence[Any]) -> Any:
         """Records this call by following an equal module's recording; if they part, the next call is recorded."""
         named = dict(zip(self.signature.names, arguments, strict=True))
-        given = flatten(named)[0]
-        found = {leaf.path: leaf.value for leaf in given}
+        given = Given(named)
+        found = {leaf.path: leaf.value for leaf in given.leaves}
         inputs = {i.name: found[i.path] for i in twin.graph.inputs}
         assert twin.recording.conditions is not None
         objects = {id(found[path]): path for path, _ in twin.recording.conditions.kinds}
@@ -304,7 +307,7 @@ class Scope:
         )
         self.statistics.eager += 1
         change = changed(before, python_state(self.modules))
-        if change is None and arguments_changed(given, named):
+        if change is None and given.set_items() != ():
             change = "changes a list or dict it was given"
         if recording is None or change is not None:
             self.stranger = True
@@ -339,10 +342,15 @@ class Scope:
         self.known.append(known)
         values = dict(recording.values)
         try:
-            with self._replay(recording.log, arguments, recording), torch.no_grad(), recording.undo.rewound():
+            with (
+                self._replay(recording.log, arguments, recording),
+                torch.no_grad(),
+                recording.undo.rewound(),
+                recording.given.rewound(),
+            ):
                 result, _, _, _ = known.checked_run(arguments, frozenset())
-                exact = same_results(result, recording.result)  # never so for MISS, which no forward returns
-                alike = exact or same_results(result, recording.result, exact=False)
+                exact = same_results(result, recording.outcome)  # never so for MISS, which no forward returns
+                alike = exact or same_results(result, recording.outcome, exact=False)
                 agrees = alike and recording.undo.agrees(recording.left)
         except PlanStopped as stopped:
             known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
@@ -362,7 +370,7 @@ class Scope:
         """A shape, or a range of sizes, that a recording's plan was not proved at: runs it beside eager, once."""
         regions = known.template.partition.regions
         taps = frozenset(i for r in regions for i in r.subgraph.inputs) | {s.value for s in known.graph.symbols}
-        undo = Undo()
+        undo, given = Undo(), Given(dict(zip(self.signature.names, arguments, strict=True)))
         try:
             result, log, seen, tap = known.checked_run(arguments, taps, undo)
         except PlanStopped as stopped:
@@ -377,7 +385,8 @@ class Scope:
         undo.rewind()
         with self._replay(log, arguments, known) as replay:
             eager = self._eager(arguments)
-        same = same_results(result, eager) and same_results(seen, replay.seen) and undo.agrees(left)
+        outcome = given.outcome(eager, known.graph.items)
+        same = same_results(result, outcome) and same_results(seen, replay.seen) and undo.agrees(left)
         if not same:
             known.refusal = Refusal("plan_mismatch", "the plan's result differs from eager's at another shape")
             self._publish()

@@ -14,7 +14,7 @@ from fusion.decide.backend import Kernel
 from fusion.decide.decider import Candidate
 from fusion.decide.heuristics import Decision
 from fusion.decide.refusal import CODES, Refusal
-from fusion.integrations import transformers
+from fusion.integrations import standard, transformers
 from fusion.patterns.graph import IslandNode, OpNode, SubGraph, island_text
 from fusion.patterns.ops import Kind, kind_of
 from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
@@ -40,6 +40,7 @@ class Session:
     """
 
     def __init__(self, model: torch.nn.Module, scheduler: FusionScheduler) -> None:
+        standard.register()
         transformers.register()
         self.model = model
         self.scheduler = scheduler

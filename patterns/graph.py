@@ -348,6 +348,8 @@ class IslandNode:
         effect: True when the call changes state; False for a read, which a plan may check before any effect.
         structure: how the flattened results nest: "leaf", "tuple", "list", or the text of a pytree structure.
         given_up: results of earlier islands that nobody held any more when this call was made.
+        given: how the arguments nest where lists or dicts are among them: the text of a pytree structure of the
+            positional and the named ones, by name; `args` are its leaves then, and `kwargs` is empty. Else "".
     """
 
     receiver: Path | Ref
@@ -359,6 +361,7 @@ class IslandNode:
     structure: str
     given_up: tuple[str, ...] = ()
     origin: str = field(default="", compare=False)
+    given: str = ""
 
     @property
     def refs(self) -> tuple[str, ...]:
@@ -440,7 +443,8 @@ class RecordedGraph:
         mutated: values whose memory the recording writes to after they are made; no fusion may touch them.
         nodes: operator calls and islands in execution order.
         outputs: the result's leaves: `Ref`s, Dims, Python constants, or `Argument(path)` for an argument handed back.
-        structure: how the result's leaves nest, as text (see capture).
+            Where the recording sets items of dicts it was given, those of the result and then those of the values set.
+        structure: how the leaves nest, as text (see capture): the result, or a pair of the result and the values.
         specs: TensorSpec of every tensor value.
         symbols: where each size symbol's value comes from, in the order they were met.
         guards: boolean expressions over the symbols, as Python text over symbol names.
@@ -448,6 +452,7 @@ class RecordedGraph:
         objects: objects that islands call or are given.
         outer_writes: indices of the calls that write to memory which outlives the run.
         draws: indices of the calls that draw random numbers.
+        items: items of dicts among the arguments that the recording sets: the dict's path, and the key.
     """
 
     inputs: tuple[GraphInput, ...]
@@ -464,6 +469,7 @@ class RecordedGraph:
     objects: tuple[HeldObject, ...] = ()
     outer_writes: tuple[int, ...] = ()
     draws: tuple[int, ...] = ()
+    items: tuple[tuple[Path, str | int], ...] = ()
 
     @functools.cached_property
     def lasting(self) -> frozenset[int]:
@@ -494,6 +500,7 @@ class RecordedGraph:
                 "objects": [[o.name, o.kind, o.path] for o in self.objects],
                 "outer_writes": list(self.outer_writes),
                 "draws": list(self.draws),
+                "items": [[list(path), key] for path, key in self.items],
             }
         )
 
@@ -513,6 +520,7 @@ class RecordedGraph:
             call = node.op if isinstance(node, OpNode) else f"island {island_text(node)}"
             lines.append(f"  {made} = {call}({', '.join(map(show, node.args or ()))})")
         lines += [f"  guard {g}" for g in self.guards]
+        lines += [f"  set {path_text((*path, key))}" for path, key in self.items]
         lines.append(f"  return {', '.join(map(show, self.outputs))}")
         return "\n".join(lines)
 
@@ -529,6 +537,7 @@ def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
         "effect": node.effect,
         "structure": node.structure,
         "given_up": list(node.given_up),
+        "given": node.given,
     }
 
 

@@ -11,7 +11,7 @@ import ast
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
@@ -39,6 +39,7 @@ from fusion.patterns.symbols import Dim
 
 from .calls import call
 from .handed_on import HandedOn, restored
+from .lent import Changed, Contents, contents, noted
 from .native import make_guard
 from .undo import Undo, separate, storages
 from .wellformed import check_steps, check_text
@@ -60,9 +61,15 @@ class Deoptimized(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """What a log holds for an island that raised: a re-run of the original meets the same error."""
+    """What a log holds for an island that raised: a re-run of the original meets the same error.
+
+    Attributes:
+        error: the error.
+        given: the lists and dicts that it was given and changed, as in `Changed`.
+    """
 
     error: Exception
+    given: Contents = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,7 @@ class Conditions:
         written: groups of inputs and parameters that are written to; those of a group share memory.
         others: inputs that live in other memory than all of `written`.
         held: parameters that do.
+        apart: pairs of paths that lead to different containers.
     """
 
     containers: tuple[tuple[Path, type, Any], ...]
@@ -108,6 +116,7 @@ class Conditions:
     written: tuple[tuple[str, ...], ...] = ()
     others: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
+    apart: tuple[tuple[Path, Path], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ class Shape:
         conditions: its conditions.
         parameters: the scope's parameter names in signature order.
         devices: full device of every input, then of every parameter.
-        tree: pytree structure of the result.
+        tree: pytree structure of the result, or of the result and the items that are set.
     """
 
     graph: RecordedGraph
@@ -304,6 +313,8 @@ class Writer:
             self.miss(f"type({self.path(path)}) is not {self.name('type', kind)}")
         for left, right in conditions.aliases:
             self.miss(f"{self.path(left)} is not {self.path(right)}")
+        for left, right in conditions.apart:
+            self.miss(f"{self.path(left)} is {self.path(right)}")
         names = [*(i.name for i in self.graph.inputs), *(name for name, _ in self.graph.parameters)]
         if names:  # parameters too: `.to()` and `.data =` change them and keep the object
             self.guard(names, self.shape.devices)
@@ -418,12 +429,15 @@ class Writer:
                 f"{k}={self.text(v)}" for k, v in node.kwargs
             ]
             called = f"{receiver}.{node.method}" if node.method else receiver
-            self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
-            self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
-            live = not node.effect and any(o in self.graph.spec for o in node.outputs if isinstance(o, str))
-            self.lines.append(
-                f"{pad}log.append({self.name('as_it_is', as_it_is)}(r))" if live else f"{pad}log.append(r)"
-            )
+            if node.given:
+                self._call_with_nest(called, node.given, given)
+            else:
+                self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
+                self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
+                live = not node.effect and any(o in self.graph.spec for o in node.outputs if isinstance(o, str))
+                self.lines.append(
+                    f"{pad}log.append({self.name('as_it_is', as_it_is)}(r))" if live else f"{pad}log.append(r)"
+                )
             if log:
                 every = leaves((node.args, tuple(value for _, value in node.kwargs)))
                 seen = [
@@ -467,6 +481,20 @@ class Writer:
         if tensors:
             self.guard(tensors, [self.shape.devices[0]] * len(tensors), pad)
         self.flush(pad)
+
+    def _call_with_nest(self, called: str, given: str, leaves: Sequence[str]) -> None:
+        """A call with lists or dicts among its arguments, made anew; one that changes them ends the plan."""
+        pad = "        "
+        noted_, before = self.name("noted", noted), f"{self.name('contents', contents)}(nest)"
+        self.lines += [
+            f"{pad}nest = {self._nested(pytree.treespec_loads(given), iter(leaves))}",
+            f"{pad}before = {before}",
+            f"{pad}try: r = {called}(*nest[0], **nest[1])",
+            f"{pad}except Exception as e: log.append(Raised(e, before)); raise",
+            f"{pad}log.append({noted_}(r, before))",
+            f"{pad}nest = before = None",
+            f"{pad}if type(log[-1]) is {self.name('Changed', Changed)}: raise Deoptimized",
+        ]
 
     def allocate(self, name: str) -> str:
         """A local variable for a value; variables of dead values are used again, so that memory is freed."""
@@ -522,7 +550,7 @@ class Writer:
                 self.lines.append(f"        log[{self.logged_at.pop(name)}] = {gone}")
                 self.lets_go = True
         self.logged += not self._reads_data(node)
-        passed_on = node.structure == "leaf" and node.outputs[0] in self.passed_on
+        passed_on = node.structure == "leaf" and node.outputs[0] in self.passed_on.intersection(self.graph.spec)
         if node.effect and isinstance(node.receiver, Ref) and passed_on:
             self.logged_at[node.outputs[0]] = self.logged - 1
 
@@ -576,20 +604,35 @@ class Writer:
         returns = resolve(node.op)._schema.returns
         return len(returns) == 1 and isinstance(returns[0].type, torch.ListType)
 
-    def result(self) -> str:
-        """Source of what the plan returns."""
-        leaves = [self.text(leaf) for leaf in self.graph.outputs]
-        tree = self.shape.tree
+    def finish(self, log: bool) -> None:
+        """What the plan returns, and the items it sets of dicts it was given: last, where nothing can fail any more.
+
+        With a log they are left to the caller, who gets the result and their values.
+        """
+        pad, items = "        ", self.graph.items
+        result = self._nested(self.shape.tree, iter([self.text(leaf) for leaf in self.graph.outputs]))
+        if log or not items:
+            self.lines.append(f"{pad}return {result}")
+            return
+        self.lines.append(f"{pad}r, t0 = {result}")
+        for k, (path, key) in enumerate(items):
+            self.lines.append(f"{pad}{self.path((*path, key))} = t0[{k}]")
+        self.lines.append(f"{pad}return r")
+
+    def _nested(self, tree: pytree.TreeSpec, leaves: Iterator[str]) -> str:
+        """Source of a nest of leaves, which are taken off in order."""
         if tree.is_leaf():
-            return leaves[0]
-        if tree.type in (tuple, list) and all(child.is_leaf() for child in tree.children()):
-            inner = ", ".join(leaves)
-            return f"[{inner}]" if tree.type is list else f"({inner}{',' if len(leaves) == 1 else ''})"
-        if tree.type is dict and all(child.is_leaf() for child in tree.children()):
+            return next(leaves)
+        if tree.type not in (tuple, list, dict):
+            unflatten = self.name("unflatten", pytree.tree_unflatten)
+            taken = ", ".join(next(leaves) for _ in range(tree.num_leaves))
+            return f"{unflatten}([{taken}], {self.name('tree', tree)})"
+        inner = [self._nested(child, leaves) for child in tree.children()]
+        if tree.type is dict:
             keys = [self.name("key", key) for key in tree.context]
-            return "{" + ", ".join(f"{k}: {v}" for k, v in zip(keys, leaves, strict=True)) + "}"
-        unflatten = self.name("unflatten", pytree.tree_unflatten)
-        return f"{unflatten}([{', '.join(leaves)}], {self.name('tree', tree)})"
+            return "{" + ", ".join(f"{k}: {v}" for k, v in zip(keys, inner, strict=True)) + "}"
+        text = ", ".join(inner)
+        return f"[{text}]" if tree.type is list else f"({text}{',' if len(inner) == 1 else ''})"
 
 
 def _head(shape: Shape, name: str) -> str:
@@ -646,7 +689,7 @@ def write_plan(
         "    try:",
     ]
     writer.body(steps, kernels, taps, log)
-    writer.lines.append(f"        return {writer.result()}")
+    writer.finish(log)
     writer.lines.append("    except Exception as error:")
     logged = f"{writer.name('restored', restored)}(log, locals())" if writer.lets_go else "log"
     writer.lines.append(f"        return FAIL(error, {logged}, ({arguments}{',' if arguments else ''}), undo)")

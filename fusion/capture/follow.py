@@ -272,7 +272,7 @@ class Follower(TorchDispatchMode):
 
     def _island(self, island: Island, receiver: Any, args: Any, kwargs: Any, result: Any) -> None:
         node = self._next()
-        if not isinstance(node, IslandNode) or node.args is None or node.method != island.method:
+        if not isinstance(node, IslandNode) or node.args is None or node.given or node.method != island.method:
             raise Diverged(f"island {island.method} where the recording differs")
         if self.objects.get(id(receiver)) != node.receiver:
             raise Diverged(f"island {island.method} of another object")

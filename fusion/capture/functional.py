@@ -18,6 +18,7 @@ from fusion.patterns.ops import Kind, kind_of, resolve
 from fusion.patterns.ops.effects import draws, has_effect, names_written
 from fusion.patterns.ops.spellings import functional
 
+from .joined import join
 from .shadow import hint, is_symbolic
 
 Node = OpNode | IslandNode
@@ -50,12 +51,15 @@ class Settlement:
         self.returned = set(returned)
         self.renamed: dict[str, str] = {}
         self.before: dict[int, OpNode] = {}  # calls to put in front of a node
+        self.dropped: set[int] = set()  # nodes that nothing needs any more
         self.made = {o: i for i, n in enumerate(self.nodes) for o in n.outputs if isinstance(o, str)}
         self.last: dict[str, int] = {name: i for i, n in enumerate(self.nodes) for name in n.refs}
         self.last.update(dict.fromkeys(self.returned, len(self.nodes)))
         self._check_elided()
         for i in [i for i, _ in self.writes]:
             self._functionalize(i)
+        for key in dict.fromkeys(key for _, key in self.writes):
+            join(self, key)
         self.mutated = {
             name for name, key in self.memory.items() if any(k == key and i > self._made(name) for i, k in self.writes)
         }
@@ -71,6 +75,12 @@ class Settlement:
         places = self._insert()
         self.outer_writes = tuple(places[i] for i in outer_writes)
         self.draws = tuple(places[i] for i in drawing)
+
+    def op(self, i: int) -> OpNode:
+        """Node `i`, which is a call."""
+        node = self.nodes[i]
+        assert isinstance(node, OpNode)
+        return node
 
     def _made(self, name: str) -> int:
         return self.made.get(name, -1)
@@ -140,17 +150,17 @@ class Settlement:
         """Puts the functional call in place if its result is laid out as the written tensor; casts it if need be."""
         recorder, old = self.recorder, self.recorder.fakes[target]
         try:
-            made = self._run(call, recorder.fakes, fake=True)
+            made = self.run(call, recorder.fakes, fake=True)
             cast = made if made.dtype == old.dtype else self._quietly(lambda: made.to(old.dtype))
         except Exception:  # torch has no shape function for it: it stays in place
             return False
-        if not self._same_layout(cast, old):
+        if not self.same_layout(cast, old):
             return False
         (name,) = call.outputs
         if cast is not made:
             wide = f"w{i}"
             recorder.fakes[wide] = made
-            recorder.real[wide] = self._run(call, recorder.real, fake=False)
+            recorder.real[wide] = self.run(call, recorder.real, fake=False)
             self.memory[wide] = -2 * i - 2
             self.made[wide] = i
             self.before[i] = replace(call, outputs=(wide,))
@@ -159,7 +169,9 @@ class Settlement:
         recorder.fakes[name] = cast
         return True
 
-    def _run(self, call: OpNode, tensors: Any, *, fake: bool) -> torch.Tensor:
+    def run(self, call: OpNode, tensors: Any, *, fake: bool) -> torch.Tensor:
+        """The one result of a call on the tensors of its operands' names, real ones or shadows."""
+
         def leaf(x: Any) -> Any:
             return tensors[x.name] if isinstance(x, Ref) else x if fake else hint(x)
 
@@ -175,13 +187,13 @@ class Settlement:
 
         return self.recorder._quiet(call)
 
-    def _same_layout(self, a: torch.Tensor, b: torch.Tensor) -> bool:
+    def known(self, size: Any) -> Any:
+        """A size, to be compared with others in every call that the recording stands for; comparing leaves no guard."""
+        return self.recorder.shadow.env.replace(size.node.expr) if is_symbolic(size) else size
+
+    def same_layout(self, a: torch.Tensor, b: torch.Tensor) -> bool:
         """Whether two shadows agree in every call that this recording stands for; asking leaves no guard."""
-
-        def known(size: Any) -> Any:
-            return self.recorder.shadow.env.replace(size.node.expr) if is_symbolic(size) else size
-
-        ours, theirs = ([*map(known, t.shape), *map(known, t.stride())] for t in (a, b))
+        ours, theirs = ([*map(self.known, t.shape), *map(self.known, t.stride())] for t in (a, b))
         return a.device == b.device and ours == theirs
 
     def _take_out(self, i: int, made: str, key: int) -> None:
@@ -226,7 +238,8 @@ class Settlement:
             if i in self.before:
                 copies.append(self.before[i])
             places.append(len(copies))
-            copies.append(node)
+            if i not in self.dropped:
+                copies.append(node)
         self.nodes = copies
         return places
 

@@ -19,6 +19,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion.capture.provenance import flatten
+from fusion.runtime.lent import Changed, take_over
 from fusion.runtime.plan import Raised
 
 
@@ -108,8 +109,9 @@ def island_of(kind: type, name: str) -> Island | None:
 
 
 def has_islands(kind: type) -> bool:
-    """Whether instances of `kind` may be arguments of a scope."""
-    return any((base, name) in _REGISTRY for base in kind.__mro__ for name in vars(base))
+    """Whether instances of `kind` may be arguments of a scope. That a forward may make a class says so of it alone."""
+    inherited = any((base, n) in _REGISTRY for base in kind.__mro__ for n in vars(base) if n != "__init__")
+    return inherited or (kind, "__init__") in _REGISTRY
 
 
 def island_kinds(arguments: Iterable[Any]) -> tuple[type, ...]:
@@ -268,11 +270,13 @@ class Replay:
     def _answer(self, args: Any = (), kwargs: Any = None) -> Any:
         answer = self.log[self.position]
         self.position += 1
-        given = (args, [value for _, value in sorted((kwargs or {}).items())])
+        given = (args, dict(sorted((kwargs or {}).items())))
         self.seen.append([a for a in pytree.tree_leaves(given) if isinstance(a, torch.Tensor)])
+        if isinstance(answer, (Raised, Changed)) and answer.given:
+            take_over(given, answer.given)
         if isinstance(answer, Raised):
             raise answer.error
-        return answer
+        return answer.result if isinstance(answer, Changed) else answer
 
     @property
     def _answers(self) -> bool:

@@ -12,9 +12,11 @@ from torch.utils import _pytree as pytree
 
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import Argument, Expect, HeldObject, IslandNode, OpNode, Path, Ref
+from fusion.runtime.lent import Contents, contents, is_nest, take_over, unchanged
 from fusion.runtime.plan import Raised, as_it_is
 
 from .effects import Effects
+from .given import Given
 from .islands import Island, NativeFunction, function_call, has_islands
 from .provenance import Atom, user_line
 from .shadow import Shadow, hint, is_symbolic
@@ -42,6 +44,7 @@ class NativeCalls:
         refusal: Refusal | None
         shadow: Shadow
         effects: Effects
+        given: Given
         _names: dict[int, str]
 
         @property
@@ -119,6 +122,8 @@ class NativeCalls:
     def _make(self, island: Island, original: Callable[..., Any], made: Any, args: Any, kwargs: Any) -> Any:
         """The scope makes an object: so does the plan."""
         kind = type(made)
+        if island.owner is not kind and not has_islands(kind):
+            return original(made, *args, **kwargs)  # an object like any other
         if island.owner is not kind:
             self.refuse("opaque_argument", f"{kind.__name__} is made; register it with fusion.register_made")
             return original(made, *args, **kwargs)
@@ -192,30 +197,40 @@ class NativeCalls:
         effect: bool,
         grows: tuple[int, ...],
     ) -> Any:
-        if any(map(_may_change, (*args, *kwargs.values()))):
+        nests = any(map(_may_change, (*args, *kwargs.values())))
+        given = contents((args, kwargs))
+        if nests and not (effect and all(map(is_nest, (*args, *kwargs.values()))) and _distinct(given)):
             self.refuse("opaque_argument", f"{method or 'a step'} is given a list or dict, which it may change")
             return call(args, kwargs)
+        if self.given.changes():
+            self.refuse("python_state", f"{method or 'a step'} is called after a dict of the caller's is written to")
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
         given_up = self._given_up()
+        before = contents((real_args, real_kwargs))
         self._quiet(self.effects.before_native)
         try:
             result = self._quiet(lambda: call(real_args, real_kwargs))
         except Exception as error:
+            self._handed_back((args, kwargs), before, method)
             self.log.append(Raised(error))
             self.refuse("step_error", f"{method or 'a step'} raised {type(error).__name__}")
             raise
+        self._handed_back((args, kwargs), before, method)
         self._quiet(self.effects.after_native)
         self.log.append(result if effect else self._quiet(lambda: as_it_is(result)))
         handed = [result]
 
         def record() -> None:
-            arguments = pytree.tree_map(self._leaf, (args, kwargs))
-            given = pytree.tree_leaves((args, kwargs))
-            like = [self.fakes[self._names[id(a)]] for a in given if isinstance(a, torch.Tensor)]
+            ordered = (args, dict(sorted(kwargs.items())))
+            leaves, nest = pytree.tree_flatten(ordered)
+            named = list(map(self._leaf, leaves))
+            arguments = (named, {}) if nests else pytree.tree_unflatten(named, nest)
+            like = [self.fakes[self._names[id(a)]] for a in leaves if isinstance(a, torch.Tensor)]
             flat, structure = _flatten(result)
             pairs = [self._native_result(leaf, like, grows, method) for leaf in flat]
+            how = pytree.treespec_dumps(nest) if nests else ""
             names = tuple(p[0] for p in pairs)
-            self._node(receiver, method, arguments, names, effect, structure, given_up)
+            self._node(receiver, method, arguments, names, effect, structure, given_up, how)
             if effect and isinstance(receiver, Ref) and structure == "leaf" and isinstance(result, torch.Tensor):
                 self._handed_on.append(names[0])
             handed[0] = _unflatten(structure, [p[1] for p in pairs])
@@ -238,6 +253,12 @@ class NativeCalls:
         except Exception as error:
             self.refuse("recorder_error", f"{what} could not be recorded: {type(error).__name__}: {error}")
 
+    def _handed_back(self, given: Any, before: Contents, method: str) -> None:
+        """A native call was given copies of lists and dicts: what it put into them goes into the forward's own."""
+        if not unchanged(before):
+            take_over(given, before)
+            self.refuse("python_state", f"{method or 'a step'} changes a list or dict it is given")
+
     def _node(
         self,
         receiver: Receiver,
@@ -247,12 +268,14 @@ class NativeCalls:
         effect: bool,
         structure: str,
         given_up: tuple[str, ...] = (),
+        given: str = "",
     ) -> None:
         args, kwargs = arguments
         named = tuple(sorted((k, as_tuples(v)) for k, v in kwargs.items()))
-        self.nodes.append(
-            IslandNode(receiver, method, as_tuples(args), named, outputs, effect, structure, given_up, user_line())
+        made = IslandNode(
+            receiver, method, as_tuples(args), named, outputs, effect, structure, given_up, user_line(), given
         )
+        self.nodes.append(made)
 
     def _native_result(
         self, leaf: Any, like: list[torch.Tensor], grows: tuple[int, ...], method: str
@@ -350,6 +373,11 @@ def _may_change(argument: Any) -> bool:
     if type(argument) is tuple:
         return any(map(_may_change, argument))
     return isinstance(argument, (list, dict, set))
+
+
+def _distinct(given: Contents) -> bool:
+    """Whether no list or dict is among a call's arguments twice: a plan makes each anew."""
+    return len({id(container) for container, _ in given}) == len(given)
 
 
 def _is_plain(value: Any) -> bool:

@@ -74,7 +74,7 @@ def _parts(value: Any) -> tuple[tuple[Any, ...] | int | None, list[tuple[tuple[A
     from .islands import has_islands  # which looks for arguments here
 
     kind = type(value)
-    if has_islands(kind):
+    if has_islands(kind) and kind is not collections.UserDict:
         return None
     if kind in (tuple, list) or (isinstance(value, tuple) and _is_record(kind)):
         return len(value), [((i,), item) for i, item in enumerate(value)]

@@ -50,8 +50,7 @@ class SizeReads(TorchFunctionMode):
         if args and id(args[0]) in recorder._parameters and unsupported(args[0]) is None:
             self._fake(args[0])  # a plan guards what the forward asked about, such as the dtype, used or not
         if func in _VALUE_READS and not kwargs and all(isinstance(a, (bool, int, float)) for a in args[1:]):
-            value = recorder._quiet(lambda: func(*args))
-            return recorder.on_data_read(args[0], func.__name__, args[1:], value)
+            return self._value_read(func, args)
         if func in _SIZE_READS:
             fake = self._fake(args[0])
             if fake is not None:
@@ -80,6 +79,16 @@ class SizeReads(TorchFunctionMode):
         except Refused as refused:
             self.recorder.refusal = self.recorder.refusal or refused.refusal
             return None
+
+    def _value_read(self, func: Any, args: Any) -> Any:
+        """A read of one value. Whether a number is among a tensor's is computed by operators, which may fuse."""
+        recorder = self.recorder
+        if func is torch.Tensor.__contains__ and len(args) == 2:
+            found = (args[0] == args[1]).any()
+            if recorder.recording:
+                return recorder.on_data_read(found, "__bool__", (), recorder._quiet(found.__bool__))
+        value = recorder._quiet(lambda: func(*args))
+        return recorder.on_data_read(args[0], func.__name__, args[1:], value)
 
     def _layout(self, func: Any, args: Any, kwargs: Any) -> Any:
         fake = self._fake(args[0])

@@ -29,9 +29,10 @@ from fusion.runtime.undo import State, Undo
 
 from . import islands
 from .functional import Node, Settlement
+from .given import Given, Item
 from .held import Entry, Held
 from .natively import as_tuples
-from .provenance import Atom, Leaf, flatten, modules_of, tensors_of
+from .provenance import Atom, modules_of, tensors_of
 from .reads import SizeReads
 from .recorder import Recorder
 from .shadow import GuardError, Translation, hint, is_symbolic
@@ -61,6 +62,8 @@ class Recording:
         seconds: how long recording took.
         culprit: the module inside the scope in whose forward the refusal arose; None for the scope's own.
         reader: the module inside the scope whose forward was the first to go by numbers that tensors held, or None.
+        given: what the call was given.
+        values_set: what it put into dicts it was given, by the graph's `items`.
     """
 
     result: Any
@@ -82,6 +85,14 @@ class Recording:
     objects: dict[str, Any] = field(default_factory=dict)
     culprit: torch.nn.Module | None = None
     reader: torch.nn.Module | None = None
+    given: Given = field(default_factory=lambda: Given({}))
+    values_set: tuple[Any, ...] = ()
+
+    @property
+    def outcome(self) -> Any:
+        """What a plan's run is compared with: the result, with the values of the items it sets where it does."""
+        assert self.graph is not None
+        return (self.result, self.values_set) if self.graph.items else self.result
 
 
 @contextlib.contextmanager
@@ -122,7 +133,8 @@ def record(
         the outcome; `result` is always what the call returned, recorded or not.
     """
     start = time.perf_counter()
-    leaves, containers = flatten(arguments)
+    given = Given(arguments)
+    leaves, containers = given.leaves, given.containers
     objects = {id(leaf.value): leaf.path for leaf in leaves if not isinstance(leaf.value, (torch.Tensor, *Atom))}
     generators = [leaf.value for leaf in leaves if isinstance(leaf.value, torch.Generator)]
     opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not _can_be_given(leaf.value)]
@@ -145,6 +157,7 @@ def record(
         max_ops=max_ops,
     )
     recorder.containers = {id(c.value): c.path for c in containers}
+    recorder.given = given
     if opaque:
         kind = type(opaque[0].value).__name__
         recorder.refuse(
@@ -163,11 +176,13 @@ def record(
     change = changed(before, python_state(modules, steps.values()))
     if change is not None:
         recorder.refuse("python_state", f"the forward {change} in the state of its modules", call_line(call))
-    elif arguments_changed(leaves, arguments):
+    items = given.set_items()
+    if items is None:
         recorder.refuse("python_state", "the forward changes a list or dict it was given", call_line(call))
     if failure is not None:
         plain_state(modules)
         recorder.effects.undo.rewind()
+        given.rewind()
         recorder.refuse("recorder_error", f"{type(failure).__name__} while sizes were symbols: {failure}", "")
         with islands.replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
@@ -176,8 +191,9 @@ def record(
         tuple((leaf.path, leaf.value) for leaf in leaves if isinstance(leaf.value, Atom)),
         tuple((leaf.path, type(leaf.value)) for leaf in leaves if id(leaf.value) in objects),
         tuple(recorder.aliased_inputs),
+        apart=given.apart(items or ()),
     )
-    return finish(recorder, result, conditions, start)
+    return finish(recorder, result, conditions, start, items or ())
 
 
 def _can_be_given(value: Any) -> bool:
@@ -193,16 +209,27 @@ def call_line(call: Callable[..., Any]) -> str:
     return f"{os.sep.join(code.co_filename.split(os.sep)[-2:])}:{code.co_firstlineno}"
 
 
-def finish(recorder: Recorder, result: Any, conditions: Conditions, start: float) -> Recording:
-    """Turns what a recorder met into a Recording."""
+def finish(
+    recorder: Recorder, result: Any, conditions: Conditions, start: float, items: tuple[Item, ...] = ()
+) -> Recording:
+    """Turns what a recorder met into a Recording.
+
+    Args:
+        recorder: the recorder.
+        result: what the run returned.
+        conditions: on the arguments.
+        start: when the run began, by `time.perf_counter`.
+        items: of dicts among the arguments, which the run has set.
+    """
     leaves, tree = flatten_result(result)
     plain = pytree.tree_unflatten(map(hint, leaves), tree) if any(map(is_symbolic, leaves)) else result
     recording = Recording(plain, recorder.refusal, culprit=recorder.module, reader=recorder.reader)
     recording.undo = recorder.effects.undo
     recording.left = recording.undo.now()
+    recording.given = recorder.given
     if recorder.refusal is None:
         try:
-            _fill(recording, recorder, result, conditions)
+            _fill(recording, recorder, result, conditions, items)
         except Refused as refused:
             recording.refusal = refused.refusal
         except GuardError as error:
@@ -211,13 +238,19 @@ def finish(recorder: Recorder, result: Any, conditions: Conditions, start: float
             recording.refusal = Refusal("recorder_error", f"{type(error).__name__}: {error}")
     if recording.refusal is not None:
         recording.graph = None
+        recorder.given.settle()
+    else:
+        recording.values_set = pytree.tree_map(hint, recorder.given.values(items))
     recording.seconds = time.perf_counter() - start
     return recording
 
 
-def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Conditions) -> None:
+def _fill(
+    recording: Recording, recorder: Recorder, result: Any, conditions: Conditions, items: tuple[Item, ...]
+) -> None:
     recorder.effects.check_generators()
-    leaves, tree = flatten_result(result, recorder.containers)
+    outcome = (result, recorder.given.values(items)) if items else result
+    leaves, tree = flatten_result(outcome, recorder.containers)
     returned = [recorder.name_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     settled = Settlement(recorder, [name for name in returned if name is not None])
     translation = recorder.shadow.finish()
@@ -237,6 +270,7 @@ def _fill(recording: Recording, recorder: Recorder, result: Any, conditions: Con
         objects=tuple(known for known, _ in recorder.held.values()),
         outer_writes=settled.outer_writes,
         draws=settled.draws,
+        items=items,
     )
     check_recording(recording.graph)
     recording.objects = {name: value for name, (_, value) in recorder.held.items()}
@@ -337,14 +371,6 @@ def changed(before: list[Entry], after: list[Entry]) -> str | None:
         if not alike(was, now):
             return f"changes {repr(was[2]) if was[0] == 'item' else 'a container'}"
     return None
-
-
-def arguments_changed(before: list[Leaf], arguments: Mapping[str, Any]) -> bool:
-    """Whether a call put something else into a list or dict it was given."""
-    after = flatten(arguments)[0]
-    return len(before) != len(after) or any(
-        a.path != b.path or (a.value is not b.value) for a, b in zip(before, after, strict=True)
-    )
 
 
 def plain_state(modules: Mapping[str, torch.nn.Module]) -> None:

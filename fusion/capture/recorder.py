@@ -27,6 +27,7 @@ from fusion.patterns.ops.effects import draws
 from fusion.runtime.undo import identity
 
 from .effects import Effects, has_memory, storage_key, tensors_written, view_in_place
+from .given import Given
 from .meanings import meaning_of
 from .natively import NativeCalls, as_tuples
 from .provenance import Atom, user_line
@@ -74,6 +75,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self.containers: dict[int, Path] = {}  # of the arguments, by id
+        self.given = Given({})
         self.opaque: list[str] = []  # results whose shape is known only once they are there
         self.effects = Effects(generators)
         self._generators = {identity(g): g for g in generators}

@@ -103,19 +103,6 @@ def test_arguments_come_back_as_themselves(quick: fusion.FusionConfig) -> None:
     ran_fused(call, len(ROWS) - 2)
 
 
-def test_a_mapping_that_is_changed_is_left_to_eager(quick: fusion.FusionConfig) -> None:
-    @fusion.fuse(config=quick)
-    def call(x: torch.Tensor, named: dict[str, Any]) -> Any:
-        named["y"] = torch.exp(x) * 2 + 1
-        return named["y"] * 2
-
-    for rows in ROWS:
-        named: dict[str, Any] = {}
-        same(call(rand(rows), named), (torch.exp(rand(rows)) * 2 + 1) * 2)
-        assert list(named) == ["y"]
-    assert "python_state" in fusion.report(call).scopes[0].reason
-
-
 def test_plain_leaves_are_conditions(quick: fusion.FusionConfig) -> None:
     @fusion.fuse(config=quick)
     def call(x: torch.Tensor, mode: Any = None) -> Any:

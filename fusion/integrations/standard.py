@@ -1,0 +1,12 @@
+"""Python's own classes that forwards make."""
+
+from __future__ import annotations
+
+import collections
+
+from fusion.capture.islands import register_made
+
+
+def register() -> None:
+    """Registers what a forward makes for its layers to share states in."""
+    register_made(collections.UserDict)
