@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 import torch
 from torch._dynamo.source import ConstantSource
-from torch._prims_common import corresponding_complex_dtype
+from torch._prims_common import corresponding_complex_dtype, is_contiguous_or_false
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -64,10 +64,24 @@ def _complex(real: torch.Tensor, imaginary: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=like.device)
 
 
+def _reshaped(call: Any) -> Callable[..., torch.Tensor]:
+    """The shadow of a reshaped tensor, with the sizes that were asked for where torch writes quotients of others."""
+
+    def shape(tensor: torch.Tensor, sizes: Sequence[Any]) -> torch.Tensor:
+        made: torch.Tensor = call(tensor, sizes)
+        wanted = [m if isinstance(s, int) and s < 0 else s for s, m in zip(sizes, made.shape, strict=True)]
+        if list(map(str, wanted)) == list(map(str, made.shape)) or not is_contiguous_or_false(made):
+            return made
+        return torch.empty(wanted, dtype=made.dtype, device=made.device)
+
+    return shape
+
+
 # Shape functions in place of torch's, where those fix sizes that may vary.
 SHAPES: dict[Any, Callable[..., torch.Tensor]] = {
     torch.ops.aten.polar.default: _complex,
     torch.ops.aten.complex.default: _complex,
+    **{op: _reshaped(op) for op in (torch.ops.aten.view.default, torch.ops.aten.reshape.default)},
 }
 
 
