@@ -19,6 +19,7 @@ from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal, Refused
 from fusion.known import Known, PlanStopped, same_results
 from fusion.patterns.errors import StructureMismatch
+from fusion.patterns.graph import Path
 from fusion.runtime.native import make_snapshot
 from fusion.runtime.plan import MISS, Deoptimized, Raised
 from fusion.runtime.undo import Undo
@@ -95,6 +96,7 @@ class Scope:
         self.blocked: Refusal | None = None  # why this scope cannot be watched
         self.outgrown = 0
         self.divided = False  # its parts became scopes
+        self.whole = False  # a size that varies is needed as a number, and there is nothing to take apart
         self.stranger = False  # differed from its twins: recorded in full
         self.likeness: Likeness | None = None
         self._lock = threading.RLock()
@@ -237,6 +239,7 @@ class Scope:
             self.modules,
             steps=self.steps,
             max_ops=config.max_graph_size,
+            varying=() if self.whole else self._varying(arguments),
         )
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
@@ -245,7 +248,10 @@ class Scope:
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
             if not self.divide(self, recording.refusal, recording.culprit):
-                self.refused[key] = recording.refusal
+                if recording.refusal.code == "fixed_size" and not self.divided:
+                    self.whole = True  # a plan for each size then, up to `max_plans`
+                else:
+                    self.refused[key] = recording.refusal
             return recording.result
         recording.undo.rewind()
         recording.given.rewind()
@@ -270,6 +276,18 @@ class Scope:
         if reader is None or any(part is step for part in reader.modules() for step in self.steps.values()):
             return False
         return self.divide(self, Refusal("data_read", "values of tensors decide, call by call, what it does"), reader)
+
+    def _varying(self, arguments: Sequence[Any]) -> set[tuple[Path, int]]:
+        """(path, dimension) of tensor arguments' sizes that earlier recordings fixed to other numbers."""
+        given = {leaf.path: leaf.value for leaf in flatten(dict(zip(self.signature.names, arguments, strict=True)))[0]}
+        found: set[tuple[Path, int]] = set()
+        for known in self.known:
+            for entered in known.graph.inputs:
+                tensor, dims = given.get(entered.path), known.graph.spec[entered.name].shape
+                if isinstance(tensor, torch.Tensor) and tensor.ndim == len(dims):
+                    pairs = enumerate(zip(dims, tensor.shape, strict=True))
+                    found |= {(entered.path, d) for d, (was, now) in pairs if type(was) is int and 1 < was != now > 1}
+        return found
 
     def _guarded(self, key: Any, step: Callable[[], None]) -> None:
         """Compiles after a call whose result is known already: what goes wrong is noted, the result stands."""

@@ -102,16 +102,21 @@ class Session:
             scope.refresh()
             scope.forget()  # what looked into it watched it: from now on nobody does
             return True
-        if not scope.known and not scope.divided and not scope.statistics.planned[0]:
-            scope.divided = True
-            self._add_parts(module, path)
+        worked = scope.known or scope.statistics.planned[0]
+        if not scope.divided and (refusal.code == "fixed_size" or not worked):
+            scope.divided = self._add_parts(module, path) or refusal.code != "fixed_size"
+            if scope.divided:
+                scope.refresh()
+                scope.forget()
         return False
 
-    def _add_parts(self, module: torch.nn.Module, path: str) -> None:
-        """Makes the largest modules below `module` scopes, next to those that are."""
+    def _add_parts(self, module: torch.nn.Module, path: str) -> bool:
+        """Makes the largest modules below `module` scopes, next to those that are; whether there were any."""
         taken = {s.name: m for m, s in self.scopes}
-        for at, part in parts(module, taken, path).items():
+        found = parts(module, taken, path)
+        for at, part in found.items():
             self._add(at, part, taken)
+        return bool(found)
 
     def remove(self) -> None:
         """Takes every entry out of the model."""

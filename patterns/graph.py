@@ -103,11 +103,15 @@ class OpNode:
     kwargs: tuple[tuple[str, Leaf], ...] = ()
     outputs: tuple[str, ...] = ()
     origin: str = field(default="", compare=False)
+    _refs: tuple[str, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def refs(self) -> tuple[str, ...]:
         """Names of the values it reads, in order, with repeats."""
-        return _names(self.args, self.kwargs)
+        if self._refs is None:
+            object.__setattr__(self, "_refs", _names(self.args, self.kwargs))
+        assert self._refs is not None
+        return self._refs
 
     @property
     def digest(self) -> str:
@@ -542,7 +546,7 @@ def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
 
 
 def _names(*trees: Leaf) -> tuple[str, ...]:
-    """The names of the `Ref`s among the leaves of nested tuples, left to right; a loop, being asked for so often."""
+    """The names of the `Ref`s among the leaves of nested tuples, left to right."""
     found: list[str] = []
     waiting = list(reversed(trees))
     while waiting:

@@ -247,17 +247,17 @@ def children(node: Scalar) -> tuple[Scalar, ...]:
 def walk(*roots: Scalar) -> Iterator[Scalar]:
     """Every node below `roots` once, children first."""
     seen: set[int] = set()
-
-    def visit(node: Scalar) -> Iterator[Scalar]:
-        if id(node) in seen:
-            return
-        seen.add(id(node))
-        for child in children(node):
-            yield from visit(child)
-        yield node
-
-    for root in roots:
-        yield from visit(root)
+    waiting = list(reversed(roots))
+    while waiting:
+        node = waiting[-1]
+        below = [] if id(node) in seen else [c for c in children(node) if id(c) not in seen]
+        if below:
+            waiting += below[::-1]
+            continue
+        waiting.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
 
 
 def rebuild(root: Scalar, change: Callable[[Scalar], Scalar | None], memo: dict[int, Scalar] | None = None) -> Scalar:

@@ -51,6 +51,7 @@ class NativeCalls:
         def recording(self) -> bool: ...
 
         def refuse(self, code: str, sentence: str, origin: str | None = None) -> None: ...
+        def notice_fixed_size(self) -> None: ...
         def _quiet(self, build: Callable[[], Any]) -> Any: ...
         def _leaf(self, leaf: Any) -> Any: ...
         def _bind(self, name: str, tensor: torch.Tensor, fake: torch.Tensor) -> str: ...
@@ -180,10 +181,14 @@ class NativeCalls:
                 return self._native(held, "", lambda a, k: original(module, *a, **k), args, kwargs, True, ())
             finally:
                 self.in_step = False
+        self.notice_fixed_size()
+        if not self.recording:
+            return original(module, *args, **kwargs)
         outer, self.module = self.module, module
         try:
             return original(module, *args, **kwargs)
         finally:
+            self.notice_fixed_size()
             if self.recording:
                 self.module = outer
 

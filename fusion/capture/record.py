@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import (
     Argument,
     Expect,
+    Path,
     RecordedGraph,
     Ref,
     TensorSpec,
@@ -118,6 +119,7 @@ def record(
     *,
     steps: Mapping[str, torch.nn.Module] | None = None,
     max_ops: int = 4096,
+    varying: Collection[tuple[Path, int]] = (),
 ) -> Recording:
     """Runs `invoke()` once and records it.
 
@@ -128,6 +130,8 @@ def record(
         modules: modules whose tensors the scope may use, by path prefix ("" for the scope's own).
         steps: modules that are called natively, by path.
         max_ops: operators a recording may have.
+        varying: (path, dimension) of tensor arguments' sizes that other recordings fixed to other numbers; one that
+            fixes them again is refused.
 
     Returns:
         the outcome; `result` is always what the call returned, recorded or not.
@@ -155,6 +159,7 @@ def record(
         attributes=attributes_of(modules, steps.values()),
         generators=generators,
         max_ops=max_ops,
+        varying=[(f"x{i}", dim) for i, leaf in enumerate(tensors) for path, dim in varying if leaf.path == path],
     )
     recorder.containers = {id(c.value): c.path for c in containers}
     recorder.given = given
@@ -221,6 +226,7 @@ def finish(
         start: when the run began, by `time.perf_counter`.
         items: of dicts among the arguments, which the run has set.
     """
+    recorder.notice_fixed_size()
     leaves, tree = flatten_result(result)
     plain = pytree.tree_unflatten(map(hint, leaves), tree) if any(map(is_symbolic, leaves)) else result
     recording = Recording(plain, recorder.refusal, culprit=recorder.module, reader=recorder.reader)

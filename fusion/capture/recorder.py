@@ -31,7 +31,7 @@ from .given import Given
 from .meanings import meaning_of
 from .natively import NativeCalls, as_tuples
 from .provenance import Atom, user_line
-from .shadow import Shadow, has_unknown_size, hint, quiet_log
+from .shadow import SHAPES, Shadow, has_unknown_size, hint, quiet_log
 
 _TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
@@ -63,9 +63,10 @@ class Recorder(NativeCalls, TorchDispatchMode):
         generators: Sequence[torch.Generator] = (),
         adopt_inputs: bool = False,
         max_ops: int = 4096,
+        varying: Iterable[tuple[str, int]] = (),
     ) -> None:
         super().__init__()
-        self.shadow = Shadow()
+        self.shadow = Shadow(varying)
         self.nodes: list[OpNode | IslandNode] = []
         self.refusal: Refusal | None = None
         self.real: dict[str, torch.Tensor] = {}
@@ -147,6 +148,12 @@ class Recorder(NativeCalls, TorchDispatchMode):
         """Notes why the run cannot be replayed; the first reason stands."""
         if self.refusal is None:
             self.refusal = Refusal(code, sentence, user_line() if origin is None else origin)
+
+    def notice_fixed_size(self) -> None:
+        """Refuses the recording of a scope that has turned into a number what is another one in other calls."""
+        if self.shadow.env.fixed is not None:
+            size, origin = self.shadow.env.fixed
+            self.refuse("fixed_size", f"the size {size}, which varies between calls, is needed as a number", origin)
 
     @property
     def recording(self) -> bool:
@@ -267,13 +274,17 @@ class Recorder(NativeCalls, TorchDispatchMode):
 
         def call() -> Any:
             with self.shadow.mode, quiet_log:
-                return func(*fake_args, **fake_kwargs)
+                return SHAPES.get(func, func)(*fake_args, **fake_kwargs)
 
         def decomposed() -> Any:
             with enable_python_dispatcher():
                 return call()
 
-        for attempt in (call, decomposed):
+        def careful(attempt: Callable[[], Any]) -> Any:
+            with self.shadow.careful():
+                return attempt()
+
+        for attempt in (lambda: careful(call), lambda: careful(decomposed), call, decomposed):
             try:
                 return [None if has_unknown_size(f) else f for f in _results(self._quiet(attempt))]
             except (DynamicOutputShapeException, DataDependentOutputException):

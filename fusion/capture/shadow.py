@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import sympy
 import torch
 from torch._dynamo.source import ConstantSource
+from torch._prims_common import corresponding_complex_dtype, is_contiguous_or_false
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -17,6 +19,8 @@ from torch.utils._sympy.printers import PythonPrinter
 from fusion.patterns import symbols
 from fusion.patterns.graph import SymbolSource
 from fusion.patterns.symbols import Dim
+
+from .provenance import user_line
 
 
 class _QuietLog:
@@ -53,14 +57,76 @@ def has_unknown_size(fake: Any) -> bool:
     return any(isinstance(s, torch.SymInt) and s.node.hint is None and s.node.expr.free_symbols for s in sizes)
 
 
+def _complex(real: torch.Tensor, imaginary: torch.Tensor) -> torch.Tensor:
+    """The shadow of a complex number made of two: torch's own asks for strides as numbers, which fixes the sizes."""
+    like = real + imaginary
+    dtype = corresponding_complex_dtype(like.dtype)
+    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=like.device)
+
+
+def _reshaped(call: Any) -> Callable[..., torch.Tensor]:
+    """The shadow of a reshaped tensor, with the sizes that were asked for where torch writes quotients of others."""
+
+    def shape(tensor: torch.Tensor, sizes: Sequence[Any]) -> torch.Tensor:
+        made: torch.Tensor = call(tensor, sizes)
+        wanted = [m if isinstance(s, int) and s < 0 else s for s, m in zip(sizes, made.shape, strict=True)]
+        if list(map(str, wanted)) == list(map(str, made.shape)) or not is_contiguous_or_false(made):
+            return made
+        return torch.empty(wanted, dtype=made.dtype, device=made.device)
+
+    return shape
+
+
+# Shape functions in place of torch's, where those fix sizes that may vary.
+SHAPES: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.ops.aten.polar.default: _complex,
+    torch.ops.aten.complex.default: _complex,
+    **{op: _reshaped(op) for op in (torch.ops.aten.view.default, torch.ops.aten.reshape.default)},
+}
+
+
+class FixesSize(Exception):
+    """A shape function needs a size as a number that may be another one in another call."""
+
+
+class _Symbols(ShapeEnv):
+    """torch's symbols, and what becomes of them.
+
+    Attributes:
+        varying: symbols of sizes that are known to vary between calls.
+        fixed: the first of them that can only be the number it is in this recording, and where that was asked for.
+        careful: whether to raise `FixesSize` rather than turn a size into a number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(specialize_zero_one=True, duck_shape=False)
+        self.varying: list[sympy.Expr] = []
+        self.fixed: tuple[int, str] | None = None
+        self.careful = False
+
+    def evaluate_sym_node(self, sym_node: Any, *arguments: Any, **keywords: Any) -> Any:
+        if self.careful and sym_node.pytype is int and self.simplify(sym_node.expr).free_symbols:
+            raise FixesSize
+        return super().evaluate_sym_node(sym_node, *arguments, **keywords)
+
+    def _set_replacement(self, *arguments: Any) -> None:
+        super()._set_replacement(*arguments)
+        numbers = (self.replace(one) for one in self.varying) if self.fixed is None else ()
+        self.fixed = next(((int(n), user_line()) for n in numbers if n.is_Integer), self.fixed)
+
+
 class Shadow:
     """The symbols, fake tensors and guards of one recording.
 
     Sizes 0 and 1 are fixed (broadcasting depends on them); every other size of an input is a symbol, at least 2.
+
+    Args:
+        varying: (tensor name, dimension) of sizes of inputs that are known to vary between calls.
     """
 
-    def __init__(self) -> None:
-        self.env = ShapeEnv(specialize_zero_one=True, duck_shape=False)
+    def __init__(self, varying: Iterable[tuple[str, int]] = ()) -> None:
+        self.varying = frozenset(varying)
+        self.env = _Symbols()
         self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
         self.mode.cache_enabled = False  # keys of symbolic sizes take longer to make than the shapes they would save
         self.sources: list[tuple[sympy.Symbol, SymbolSource]] = []
@@ -74,8 +140,24 @@ class Shadow:
             value, source=origin, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None, do_not_specialize_zero_one=False
         )
         number: Any = self.env.create_symintnode(made, hint=value, source=origin)
+        name, kind, dim = source
+        if kind == "shape" and (name, dim) in self.varying:
+            self.env.varying.append(number.node.expr)
         self.sources.append((number.node.expr, SymbolSource(f"s{len(self.sources)}", *source)))
         return number
+
+    @contextlib.contextmanager
+    def careful(self) -> Iterator[None]:
+        """Inside, no size turns into a number.
+
+        Raises:
+            FixesSize: one would have.
+        """
+        self.env.careful = True
+        try:
+            yield
+        finally:
+            self.env.careful = False
 
     def static(self, tensor: torch.Tensor) -> torch.Tensor:
         """The shadow of a tensor whose sizes never change."""

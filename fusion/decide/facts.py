@@ -39,7 +39,7 @@ class Facts:
         self.returned = frozenset(leaf.name for leaf in leaves(graph.outputs) if isinstance(leaf, Ref))
         self._texts: dict[Dim, str] = {}
         self._extents: dict[str, Extents] = {}
-        self._layouts: dict[TensorSpec, tuple[Extents, Extents] | None] = {}
+        self._layouts: dict[str, tuple[Extents, Extents] | None] = {}
         written = self.dependence.written
         self.boundary = [
             _boundary(node, refs, graph.spec, written) for node, refs in zip(graph.nodes, self.refs, strict=True)
@@ -104,17 +104,19 @@ class Facts:
 
     def layout(self, name: str) -> tuple[Extents, Extents] | None:
         """The sizes of a value other than 1 by dimension and in memory order; None where a kernel cannot store it."""
+        if name not in self._layouts:
+            self._layouts[name] = self._layout(name)
+        return self._layouts[name]
+
+    def _layout(self, name: str) -> tuple[Extents, Extents] | None:
         spec = self.graph.spec[name]
-        if spec not in self._layouts:
-            texts = [self._text(size) for size in spec.shape]
-            try:
-                order = memory_order(name, spec)
-            except LoweringError:
-                self._layouts[spec] = None
-            else:
-                logical, by_memory = (tuple(texts[d] for d in dims) for dims in (range(len(texts)), order))
-                self._layouts[spec] = _other_than_one(logical), _other_than_one(by_memory)
-        return self._layouts[spec]
+        texts = [self._text(size) for size in spec.shape]
+        try:
+            order = memory_order(name, spec)
+        except LoweringError:
+            return None
+        logical, by_memory = (tuple(texts[d] for d in dims) for dims in (range(len(texts)), order))
+        return _other_than_one(logical), _other_than_one(by_memory)
 
     def _text(self, size: Dim) -> str:
         if size not in self._texts:

@@ -22,6 +22,7 @@ CODES: dict[str, str] = {
     "outer_write": "the forward writes to a tensor it was given",
     "random": "the forward draws random numbers",
     "shape_mismatch": "the symbolic shapes disagree with the real ones",
+    "fixed_size": "the forward needs a size that varies as a Python number",
     "guard": "a guard cannot be expressed",
     "step_error": "a module that the forward calls raised an error",
     "too_large": "the recording has more ops than max_graph_size",

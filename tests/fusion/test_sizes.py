@@ -1,0 +1,129 @@
+"""Sizes that vary between calls: after two shapes no kernel is compiled and nothing recorded."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import fusion
+
+from .tiny import planned
+
+SHAPES = [(2, 7), (3, 11)]
+PAIRS = [pair for pair in itertools.product(range(2, 6), range(5, 30, 4)) if pair not in SHAPES]
+WIDTH = 16
+
+
+def batch(rows: int, length: int) -> torch.Tensor:
+    return torch.randn(rows, length, WIDTH, generator=torch.Generator().manual_seed(rows * 100 + length))
+
+
+def counts(model: torch.nn.Module) -> tuple[int, int]:
+    """Kernels asked for and recordings made so far."""
+    report = fusion.report(model)
+    return report.totals.cache_hits + report.totals.cache_misses, sum(s.recordings for s in report.scopes)
+
+
+def many(module: torch.nn.Module, tmp_path: object) -> tuple[tuple[int, int], tuple[int, int], torch.nn.Module]:
+    """The counts after two shapes and after all others, every result compared with eager's; the fused module."""
+    eager = module.eval()
+    fused = fusion.enable(type(module)().eval(), {"profile": False, "cache_dir": str(tmp_path)})
+    fused.load_state_dict(eager.state_dict())
+    for shape in [s for s in SHAPES for _ in range(4)]:
+        agree(fused, eager, batch(*shape))
+    before = counts(fused)
+    for shape in [s for s in PAIRS for _ in range(2)]:
+        agree(fused, eager, batch(*shape))
+    return before, counts(fused), fused
+
+
+def agree(fused: torch.nn.Module, eager: torch.nn.Module, x: torch.Tensor) -> None:
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(x), eager(x), rtol=1e-5, atol=1e-5)
+
+
+class Rotates(torch.nn.Module):
+    """Rotary embedding with complex numbers, whose table is as long as the input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        angles = torch.outer(torch.arange(x.shape[1]).float(), torch.arange(WIDTH // 2) / WIDTH)
+        turns = torch.polar(torch.ones_like(angles), angles)
+        turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * turns
+        return torch.view_as_real(turned).flatten(-2).mul(2).tanh() + 1
+
+
+class PadsChunks(torch.nn.Module):
+    """Pads a length that is an expression of sizes, as models that work in chunks do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        whole = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % 4))
+        chunks = whole.reshape(x.shape[0], -1, 4, WIDTH).sum(2)
+        return torch.nn.functional.pad(chunks.cumsum(1), (0, 0, 1, 0)).sigmoid() * 2
+
+
+class Lists(torch.nn.Module):
+    """Makes a tensor of Python numbers, as many as the input is long."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.tensor(list(range(x.shape[1])))[:, None] + 1
+        return x / places
+
+
+class Scales(torch.nn.Module):
+    """Something to fuse."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(x * 2 + 1) * x
+
+
+class Beside(torch.nn.Module):
+    """A part that needs a size as a number beside parts that do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lists, self.scales = Lists(), Scales()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scales(self.lists(torch.sin(x) + 1)) - x
+
+
+class Around(Lists):
+    """Needs a size as a number itself, around a part that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = Scales()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scales(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", [Rotates, PadsChunks])
+def test_one_recording_serves_all_sizes(kind: Callable[[], torch.nn.Module], tmp_path: object) -> None:
+    before, after, fused = many(kind(), tmp_path)
+    assert before[0] > 0 and after == before
+    assert planned(fused)[kind.__name__] >= len(PAIRS)  # type: ignore[attr-defined]
+
+
+def test_a_part_that_needs_a_size_as_a_number_becomes_a_step(tmp_path: object) -> None:
+    before, after, fused = many(Beside(), tmp_path)
+    assert before[0] > 0 and after == before
+    assert planned(fused)["Beside"] >= len(PAIRS)
+    why = next(s for s in fusion.report(fused).scopes if s.name == "lists")
+    assert why.state == "eager" and "fixed_size" in why.reason and "test_sizes.py" in why.reason
+
+
+def test_the_parts_of_a_module_that_needs_a_size_as_a_number_are_recorded(tmp_path: object) -> None:
+    before, after, fused = many(Around(), tmp_path)
+    assert before[0] > 0 and after == before
+    assert planned(fused)["scales"] >= len(PAIRS)
+
+
+def test_a_forward_with_nothing_to_take_apart_has_a_plan_for_each_size(tmp_path: object) -> None:
+    eager = Lists().eval()
+    fused = fusion.enable(Lists().eval(), {"profile": False, "cache_dir": str(tmp_path)})
+    for length in [n for n in (5, 6, 7) for _ in range(4)]:
+        agree(fused, eager, batch(2, length))
+        agree(fused, eager, batch(3, length))
+    assert planned(fused)["Lists"] >= 9
