@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from fusion.kernels.bundle import Nest
 from fusion.kernels.emit.triton import Schedule, emit, launch_options
 from fusion.kernels.emit.triton_schedule import column_count, needs_int64, row_count
-from fusion.kernels.loops import Argument, LoopNest
+from fusion.kernels.loops import Argument
 from fusion.kernels.toolchain import triton as toolchain
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, StructureMismatch
@@ -41,7 +42,7 @@ class _Launch:
 
 
 def make_cuda_launcher(
-    nest: LoopNest, *, schedule: Schedule | None = None
+    nest: Nest, *, schedule: Schedule | None = None
 ) -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
     """A function that runs `nest` on a GPU, or on the CPU under TRITON_INTERPRET=1.
 
@@ -59,7 +60,7 @@ def make_cuda_launcher(
 
 
 class _Launcher:
-    def __init__(self, nest: LoopNest, schedule: Schedule) -> None:
+    def __init__(self, nest: Nest, schedule: Schedule) -> None:
         self.nest = nest
         self.schedule = schedule
         self.source = emit(nest, schedule)
@@ -129,7 +130,7 @@ class _Launcher:
         return self.kernel[(launch.grid,)](*tensors, *launch.sizes, **self.constants[launch.wide], **options)
 
 
-def prepare(nest: LoopNest, schedule: Schedule, tensors: tuple[torch.Tensor, ...], given: tuple[int, ...]) -> _Launch:
+def prepare(nest: Nest, schedule: Schedule, tensors: tuple[torch.Tensor, ...], given: tuple[int, ...]) -> _Launch:
     """Checks the inputs against `nest.inputs` and works out what a launch needs.
 
     Raises:
@@ -161,7 +162,7 @@ def _current_device() -> torch.device:
     return torch.device("cpu") if toolchain.interpreted() else torch.device("cuda", torch.cuda.current_device())
 
 
-def _check_kind(nest: LoopNest, argument: Argument, tensor: torch.Tensor, device: torch.device) -> None:
+def _check_kind(nest: Nest, argument: Argument, tensor: torch.Tensor, device: torch.device) -> None:
     wanted = "cpu" if toolchain.interpreted() else "cuda"
     for what, found, expected in (
         ("dtype", tensor.dtype, argument.dtype),
@@ -173,7 +174,7 @@ def _check_kind(nest: LoopNest, argument: Argument, tensor: torch.Tensor, device
             raise StructureMismatch(f"{nest.name}: the {what} of {argument.name} is {found}, expected {expected}.")
 
 
-def _check_layout(nest: LoopNest, argument: Argument, tensor: torch.Tensor, values: dict[str, int]) -> None:
+def _check_layout(nest: Nest, argument: Argument, tensor: torch.Tensor, values: dict[str, int]) -> None:
     """Strides of dimensions of size 1, and of tensors without elements, are never used and may be anything."""
     shape = tuple(symbols.evaluate(d, values) for d in argument.shape)
     if tuple(tensor.shape) != shape:

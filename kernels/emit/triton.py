@@ -18,6 +18,7 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
+from ..bundle import Bundle, Nest
 from ..loops import LoopNest, Reduction, Store
 from . import triton_math, triton_online, triton_primitives
 from .triton_guards import any_path, guards_of, uses_of
@@ -30,7 +31,7 @@ _ROW, _COLUMN = 1, 2  # bits: what an expression varies with
 _LONG = 60  # an expression longer than this gets a name
 
 
-def emit(nest: LoopNest, schedule: Schedule | None = None) -> str:
+def emit(nest: Nest, schedule: Schedule | None = None) -> str:
     """The text of a module that defines the kernel `nest.name`; the same text for the same nest and schedule.
 
     Args:
@@ -41,6 +42,8 @@ def emit(nest: LoopNest, schedule: Schedule | None = None) -> str:
         LoweringError: code "triton-primitive", a primitive that has no form in its dtype; "triton-name", a name in the
             nest that is no plain identifier.
     """
+    if isinstance(nest, Bundle):
+        raise LoweringError("triton-bundle", f"{nest.name} has several parts, which Triton kernels cannot have yet.")
     _check_names(nest)
     body = _Emitter(nest, schedule or launch_options(nest)).text()
     helpers = triton_math.source_of(set(re.findall(r"\b_\w+", body)))

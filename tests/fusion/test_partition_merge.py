@@ -20,9 +20,9 @@ def test_independent_regions_over_one_space_become_one() -> None:
     assert region.parts == ((0, 1, 2), (3, 4, 5))
 
 
-def test_other_spaces_stay_apart() -> None:
+def test_other_spaces_stay_loops_of_their_own() -> None:
     graph, parts = divided(lambda x, y: ((x * 2).relu(), (y + 1).tanh()), tensor(ROWS, WIDTH), tensor(ROWS, 2 * WIDTH))
-    assert names(graph, parts) == ["mul relu", "add tanh"]
+    assert names(graph, parts) == ["mul relu | add tanh"]
 
 
 def test_what_one_region_makes_for_the_other_alone_is_not_stored() -> None:
@@ -76,7 +76,7 @@ def test_what_does_not_lower_together_is_cut_into_what_does() -> None:
         return [torch.softmax(x * k, -1) for k in range(4)]
 
     graph, parts = divided(fn, tensor(ROWS, WIDTH), judge=judge)
-    assert names(graph, parts) == ["mul softmax mul softmax"] * 2
+    assert names(graph, parts) == ["mul softmax mul softmax | mul softmax mul softmax"]
 
 
 def test_a_merged_kernel_keeps_within_its_footprint() -> None:
