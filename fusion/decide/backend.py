@@ -17,7 +17,7 @@ from fusion.kernels import kernel_sources
 from fusion.kernels.bundle import Nest
 from fusion.kernels.compiler import compile_cpp
 from fusion.kernels.emit.triton import emit as emit_triton
-from fusion.kernels.emit.triton import launch_options
+from fusion.kernels.emit.triton import schedule_for
 from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
 from fusion.kernels.toolchain import cpp, triton, triton_script
@@ -58,7 +58,7 @@ class Kernel:
         """A program that runs this kernel alone, on random inputs; it needs torch and the backend's compiler."""
         if self.compiled is not None:
             return str(self.compiled.to_script())
-        return triton_script.standalone(self.nest, launch_options(self.nest), emit_triton(self.nest))
+        return triton_script.standalone(self.nest, schedule_for(self.nest), emit_triton(self.nest))
 
 
 @dataclass

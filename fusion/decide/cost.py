@@ -51,7 +51,6 @@ class Device:
         bytes_per_us: memory bandwidth for data that may lie in a cache.
         operations_per_us: simple element-wise operations.
         lone_operators: whether one operator alone gains by becoming a kernel, through a cheaper call.
-        bundles: whether its kernels may have several parts.
     """
 
     operator_us: float
@@ -59,15 +58,14 @@ class Device:
     bytes_per_us: float
     operations_per_us: float
     lone_operators: bool
-    bundles: bool
 
 
 # CPU: `torch.add` on small tensors takes 2 to 3 us through the dispatcher, the native launcher 0.8 us with its output
 # allocated; 20 GB/s and 8 lanes at 3 to 4 GHz are one core's. CUDA: launching takes 4 to 5 us of the host's time
 # either way; 2 TB/s and 20 T operations/s lie between an A100 and an H100.
 DEVICES: dict[str, Device] = {
-    "cpu": Device(2.5, 0.8, 2e4, 3e4, lone_operators=True, bundles=True),
-    "cuda": Device(5.0, 4.0, 2e6, 2e7, lone_operators=False, bundles=False),
+    "cpu": Device(2.5, 0.8, 2e4, 3e4, lone_operators=True),
+    "cuda": Device(5.0, 4.0, 2e6, 2e7, lone_operators=False),
 }
 
 
@@ -146,7 +144,7 @@ def is_launch_bound(graph: SubGraph, values: Mapping[str, int]) -> bool:
         values: as in `estimate`.
     """
     constants = device(graph.spec[graph.outputs[0]].device)
-    return constants.bundles and estimate(graph, values).work_us <= _LAUNCHES_OF_WORK * constants.kernel_us
+    return estimate(graph, values).work_us <= _LAUNCHES_OF_WORK * constants.kernel_us
 
 
 class Sizes:
