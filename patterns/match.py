@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from .forms import Form, NormalForm, Use, normal_form
 from .graph import SubGraph
 from .named import PATTERNS, Pattern
-from .ops import Kind, kind_of
 from .parts import part_of_part
 
 _COMMUTATIVE = frozenset({"add", "mul"})
@@ -49,8 +48,8 @@ def match(graph: SubGraph) -> str | None:
 
     Every output must be one of the pattern's outputs, every operation part of it, and its inputs must be inputs of
     the graph or slices of them. A graph that holds the pattern several times, side by side, has its name too (the
-    queries and the keys of one rotary embedding). A bundle is named after its parts where one of them has a name,
-    those without by their operators: "RoPE x2, mul+add".
+    queries and the keys of one rotary embedding). A bundle is named after those of its parts that
+    have a name: "RoPE x2", "SwiGLU and 2 others".
     """
     if graph.bundle:
         return _bundle_name(graph)
@@ -59,15 +58,12 @@ def match(graph: SubGraph) -> str | None:
 
 
 def _bundle_name(graph: SubGraph) -> str | None:
-    names = [match(part) for part in graph.parts]
-    if not any(names):
+    names = Counter(map(match, graph.parts))
+    others = names.pop(None, 0)
+    if not names:
         return None
-    texts = Counter(name or _operators(part) for name, part in zip(names, graph.parts, strict=True))
-    return ", ".join(text if count == 1 else f"{text} x{count}" for text, count in texts.items())
-
-
-def _operators(graph: SubGraph) -> str:
-    return "+".join(node.op.split(".")[1] for node in graph.nodes if kind_of(node.op) is not Kind.VIEW)
+    known = ", ".join(str(name) if count == 1 else f"{name} x{count}" for name, count in names.items())
+    return f"{known} and {others} other{'s' if others > 1 else ''}" if others else known
 
 
 def contained(graph: SubGraph) -> tuple[str, ...]:

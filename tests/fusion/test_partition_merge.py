@@ -97,3 +97,24 @@ def test_regions_that_would_wait_for_each_other_stay_apart() -> None:
     graph, parts = divided(fn, tensor(2, ROWS, WIDTH), tensor(WIDTH, WIDTH))
     assert "linear" in " ".join(graph.nodes[k].op for kind, k in parts.order if kind == "node")
     assert len(parts.regions) <= 3
+
+
+def test_a_value_that_others_read_in_another_shape_is_stored_by_the_kernel_that_makes_it() -> None:
+    def fn(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        flat = (x + y).reshape(-1, x.size(-1))
+        return torch.nn.functional.linear(torch.nn.functional.layer_norm(flat, (WIDTH,)), w).tanh() + flat
+
+    graph, parts = divided(fn, tensor(3, ROWS, WIDTH), tensor(3, ROWS, WIDTH), tensor(WIDTH, WIDTH))
+    assert names(graph, parts) == ["add layer_norm", "tanh add"]
+    assert [graph.spec[name].text() for name in parts.regions[0].outputs] == [
+        f"float32[s0*s1, {WIDTH}]",
+        f"float32[s0, s1, {WIDTH}]",
+    ]
+
+
+def test_a_sum_that_is_read_in_another_shape_is_not_broadcast() -> None:
+    def fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, 2, WIDTH).sum(1).view(*x.shape[:2], WIDTH) + y
+
+    graph, parts = divided(fn, tensor(3, ROWS, 2 * WIDTH), tensor(3, ROWS, WIDTH))
+    assert names(graph, parts) == ["sum add"]
