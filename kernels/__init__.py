@@ -1,4 +1,4 @@
-"""The kernel compiler: SubGraphs become LoopNests, LoopNests become C++ and Triton.
+"""The kernel compiler: SubGraphs become LoopNests or Bundles of them, and those become C++ and Triton.
 
 nest = lower(create_swiglu_pattern())
 print(nest)                          # the loops
@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fusion.kernels.bundle import Bundle, Nest
 from fusion.kernels.emit import cpp, triton
 from fusion.kernels.loops import LoopNest
-from fusion.kernels.lower import given_symbols, lower
+from fusion.kernels.lower import given_symbols, lower, lower_kernel
 from fusion.patterns.errors import LoweringError
 
 
-def kernel_sources(nest: LoopNest) -> dict[str, str]:
+def kernel_sources(nest: Nest) -> dict[str, str]:
     """A kernel's text at every stage: "loops", and "cpp" and "triton" where the backend can express it.
 
     Both texts are made here; no compiler and no GPU is needed.
     """
     sources = {"loops": str(nest)}
-    writers: dict[str, Callable[[LoopNest], str]] = {"cpp": lambda n: cpp.translation_unit([n]), "triton": triton.emit}
+    writers: dict[str, Callable[[Nest], str]] = {"cpp": lambda n: cpp.translation_unit([n]), "triton": triton.emit}
     for name, write in writers.items():
         try:
             sources[name] = write(nest)
@@ -30,4 +31,4 @@ def kernel_sources(nest: LoopNest) -> dict[str, str]:
     return sources
 
 
-__all__ = ["LoopNest", "given_symbols", "kernel_sources", "lower"]
+__all__ = ["Bundle", "LoopNest", "Nest", "given_symbols", "kernel_sources", "lower", "lower_kernel"]

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from fusion.kernels import native_call, script
+from fusion.kernels.bundle import Nest
 from fusion.kernels.emit import cpp
 from fusion.kernels.emit.cpp_prelude import prelude
-from fusion.kernels.loops import Argument, LoopNest
+from fusion.kernels.loops import Argument
 from fusion.kernels.store import Store
 from fusion.kernels.toolchain.cpp import Toolchain, find_toolchain, why_missing
 from fusion.patterns import symbols
@@ -28,7 +29,7 @@ class CompiledKernel:
     """A kernel that can be called.
 
     Attributes:
-        name: its LoopNest's name.
+        name: its nest's name.
         digest: SHA-256 over its source, the flags and the toolchain.
         target: "cpp".
         nest: what it computes.
@@ -42,7 +43,7 @@ class CompiledKernel:
     name: str
     digest: str
     target: str
-    nest: LoopNest
+    nest: Nest
     source: str
     library: str
     symbol: str
@@ -57,9 +58,7 @@ class CompiledKernel:
         return script.standalone(self.nest, self.symbol, self.source)
 
 
-def compile_cpp(
-    nests: Sequence[LoopNest], store: Store | None, toolchain: Toolchain | None = None
-) -> list[CompiledKernel]:
+def compile_cpp(nests: Sequence[Nest], store: Store | None, toolchain: Toolchain | None = None) -> list[CompiledKernel]:
     """Compiles `nests`, in order; those that the store does not have, together as one translation unit.
 
     Args:
@@ -155,12 +154,12 @@ def _loaded(
     return native_call.NativeKernel(library, symbol, sizes, list(outputs))
 
 
-def _digest(nest: LoopNest, toolchain: Toolchain) -> str:
+def _digest(nest: Nest, toolchain: Toolchain) -> str:
     code = cpp.code(nest)
     return hashlib.sha256(json.dumps([prelude(code), code, toolchain.identity]).encode()).hexdigest()
 
 
-def _build(missing: dict[str, LoopNest], store: Store | None, toolchain: Toolchain) -> dict[str, Path]:
+def _build(missing: dict[str, Nest], store: Store | None, toolchain: Toolchain) -> dict[str, Path]:
     """Compiles kernels as one unit and keeps the library under the digest of each."""
     unit = hashlib.sha256("".join(missing).encode()).hexdigest()
     library = _private_folder() / f"{unit[:32]}.so"

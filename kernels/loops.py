@@ -149,15 +149,12 @@ class LoopNest:
         return (*(r.body for r in self.reductions), *(s.value for s in self.stores))
 
     def __str__(self) -> str:
+        return "\n".join([*head_text(self.name, self.numerics, self.inputs, self.outputs, self.sizes), *self.loops()])
+
+    def loops(self) -> list[str]:
+        """The lines of its text that say what runs, without the tensors and sizes."""
         text = _Text()
-        lines = [f"kernel {self.name} ({self.numerics} numerics)"]
-        for a in self.inputs:
-            lines.append(f"  in  {a.name}: {_type(a.dtype)}{_dims(a.shape)} strides {_dims(a.strides)}")
-        for o in self.outputs:
-            lines.append(f"  out {o.name}: {_type(o.dtype)}{_dims(o.shape)} order {list(o.order)}")
-        for s in self.sizes:
-            where = f"argument {s.argument}" if s.source == "given" else f"a{s.argument}.{s.source}[{s.dim}]"
-            lines.append(f"  size {s.symbol} = {where}")
+        lines: list[str] = []
         indent = "  "
         for axis in self.rows:
             lines.append(f"{indent}for {axis.name} in {symbols.render(axis.extent)}:")
@@ -171,7 +168,24 @@ class LoopNest:
                 lines.append(f"{indent}for {self.column.name} in {symbols.render(self.column.extent)}:")
                 indent += "  "
             lines += [f"{indent}{s.output}[{symbols.render(s.offset)}] = {text.of(s.value)}" for s in stores]
-        return "\n".join(lines)
+        return lines
+
+
+def head_text(
+    name: str,
+    numerics: str,
+    inputs: tuple[Argument, ...],
+    outputs: tuple[Output, ...],
+    sizes: tuple[SizeParameter, ...],
+) -> list[str]:
+    """The first lines of a kernel's text: its name, its tensors, where its sizes come from."""
+    lines = [f"kernel {name} ({numerics} numerics)"]
+    lines += [f"  in  {a.name}: {_type(a.dtype)}{_dims(a.shape)} strides {_dims(a.strides)}" for a in inputs]
+    lines += [f"  out {o.name}: {_type(o.dtype)}{_dims(o.shape)} order {list(o.order)}" for o in outputs]
+    for s in sizes:
+        where = f"argument {s.argument}" if s.source == "given" else f"a{s.argument}.{s.source}[{s.dim}]"
+        lines.append(f"  size {s.symbol} = {where}")
+    return lines
 
 
 def verify(nest: LoopNest) -> None:

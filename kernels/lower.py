@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from fusion.patterns.ops import Kind
 from fusion.patterns.scalar import COLUMN, Apply, Constant, Load, Reduce, Reduced, Scalar, Scan, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
+from .bundle import Bundle, Nest
 from .elements import Elements, check_calls
 from .loops import Argument, LoopNest, Output, Reduction, SizeParameter, Store
 from .space import Body, ReducedSizes, Space, column_candidates, column_space, memory_order, merged, space_of
@@ -39,40 +41,72 @@ def lower(graph: SubGraph, *, numerics: str = "eager") -> LoopNest:
             over rows that only some rows of the kernel have), "scan_index" (a scan that is not read along the kernel's
             column), "index" (an index too involved to simplify safely), "too_large".
     """
+    if graph.bundle:
+        raise ValueError("`lower_kernel` lowers bundles.")
+    (nest,), _ = _nests(graph, numerics)
+    return nest
+
+
+def lower_kernel(graph: SubGraph, *, numerics: str = "eager") -> Nest:
+    """The kernel that computes `graph`: a LoopNest, or a Bundle of those of its parts.
+
+    Args, Raises: as `lower`.
+    """
+    if not graph.bundle:
+        return lower(graph, numerics=numerics)
+    nests, (inputs, outputs, sizes) = _nests(graph, numerics)
+    return Bundle(_name(graph), graph.digest, inputs, outputs, nests, sizes, numerics, _origins(graph))
+
+
+_Head = tuple[tuple[Argument, ...], tuple[Output, ...], tuple[SizeParameter, ...]]
+
+
+def _nests(graph: SubGraph, numerics: str) -> tuple[tuple[LoopNest, ...], _Head]:
+    """A loop nest per part of `graph`, with what all of them together read, write and are told."""
     if numerics not in ("eager", "fp32"):
         raise ValueError(f"numerics is 'eager' or 'fp32', not {numerics!r}.")
     canonical = graph.canonical
     check_calls(canonical)
-    outputs = _outputs(canonical)
-    try:
-        body = _body(canonical, outputs, eager=numerics == "eager")
-    except RecursionError as error:
-        raise LoweringError(
-            "too_large", f"A chain of {len(graph.nodes)} operators is too deep for one kernel.", remedy=_CUT
-        ) from error
-    inputs = tuple(
-        Argument(name, spec.dtype, spec.shape, spec.strides)
-        for name, spec in ((name, canonical.spec[name]) for name in canonical.inputs)
+    inputs, outputs = _inputs(canonical), _outputs(canonical)
+    made: list[tuple[SubGraph, tuple[Output, ...], Body]] = []
+    left = iter(outputs)
+    for part in canonical.parts:
+        own = tuple(itertools.islice(left, len(part.outputs)))
+        try:
+            made.append((part, own, _body(part, own, eager=numerics == "eager")))
+        except RecursionError as error:
+            raise LoweringError(
+                "too_large", f"A chain of {len(graph.nodes)} operators is too deep for one kernel.", remedy=_CUT
+            ) from error
+    sizes = _sizes([body for _, _, body in made], inputs, outputs)
+    nests = tuple(
+        LoopNest(
+            name=_name(graph),
+            subgraph=graph.digest,
+            inputs=tuple(a for a in inputs if a.name in part.inputs),
+            outputs=own,
+            rows=body.rows,
+            column=body.column,
+            reductions=body.reductions,
+            stores=body.stores,
+            sizes=sizes,
+            numerics=numerics,
+            origin=_origins(graph),
+        )
+        for part, own, body in made
     )
-    return LoopNest(
-        name=_name(graph),
-        subgraph=graph.digest,
-        inputs=inputs,
-        outputs=outputs,
-        rows=body.rows,
-        column=body.column,
-        reductions=body.reductions,
-        stores=body.stores,
-        sizes=_sizes(body, inputs, outputs),
-        numerics=numerics,
-        origin=tuple(_origin(node.op, node.origin) for node in graph.nodes),
-    )
+    return nests, (inputs, outputs, sizes)
+
+
+def _inputs(canonical: SubGraph) -> tuple[Argument, ...]:
+    specs = ((name, canonical.spec[name]) for name in canonical.inputs)
+    return tuple(Argument(name, spec.dtype, spec.shape, spec.strides) for name, spec in specs)
 
 
 _CUT = "Lower max_graph_size, so that the region is cut."
 
 
-def given_symbols(nest: LoopNest) -> tuple[str, ...]:
+def given_symbols(nest: Nest) -> tuple[str, ...]:
     """The size symbols a caller passes as integers, in order: those that are no input's size or stride."""
     return tuple(s.symbol for s in nest.sizes if s.source == "given")
 
@@ -180,22 +214,13 @@ def _structure(node: Scalar) -> tuple[Any, ...]:
             return "node", id(node)
 
 
-def _sizes(body: Body, inputs: Sequence[Argument], outputs: Sequence[Output]) -> tuple[SizeParameter, ...]:
+def _sizes(bodies: Sequence[Body], inputs: Sequence[Argument], outputs: Sequence[Output]) -> tuple[SizeParameter, ...]:
     """Where each size symbol the kernel needs is read at a call."""
-    dims: list[Dim] = [axis.extent for axis in body.rows]
-    dims += [body.column.extent] if body.column else []
-    dims += [r.extent for r in body.reductions] + [s.offset for s in body.stores]
-    dims += [size for output in outputs for size in output.shape]
+    axes = {axis.name for body in bodies for axis in body.rows} | {COLUMN}
+    dims = [size for output in outputs for size in output.shape]
     dims += [dim for a in inputs for dim in (*a.shape, *a.strides)]  # a call's tensors are checked against these
-    for node in scalar.walk(*body.roots):
-        match node:
-            case Load(offset=dim) | Size(dim=dim):
-                dims.append(dim)
-            case Select(index=index, bounds=bounds):
-                dims += [index, *bounds]
-            case _:
-                pass
-    axes = {axis.name for axis in body.rows} | {COLUMN}
+    for body in bodies:
+        dims += _dims_of(body)
     needed = sorted({s.name for s in symbols.free_symbols(dims)} - axes, key=lambda name: int(name[1:]))
     sizes: list[SizeParameter] = []
     given = 0
@@ -206,6 +231,21 @@ def _sizes(body: Body, inputs: Sequence[Argument], outputs: Sequence[Output]) ->
             given += 1
         sizes.append(found)
     return tuple(sizes)
+
+
+def _dims_of(body: Body) -> list[Dim]:
+    dims: list[Dim] = [axis.extent for axis in body.rows]
+    dims += [body.column.extent] if body.column else []
+    dims += [r.extent for r in body.reductions] + [s.offset for s in body.stores]
+    for node in scalar.walk(*body.roots):
+        match node:
+            case Load(offset=dim) | Size(dim=dim):
+                dims.append(dim)
+            case Select(index=index, bounds=bounds):
+                dims += [index, *bounds]
+            case _:
+                pass
+    return dims
 
 
 def _found_in(name: str, inputs: Sequence[Argument]) -> SizeParameter | None:
@@ -231,6 +271,10 @@ def _name(graph: SubGraph) -> str:
             break
         text = f"{text}_{word}" if text else word[:_NAME_LENGTH]
     return f"{text if text[0].isalpha() else 'k_' + text}_{graph.digest[:8]}"
+
+
+def _origins(graph: SubGraph) -> tuple[str, ...]:
+    return tuple(_origin(node.op, node.origin) for node in graph.nodes)
 
 
 def _origin(op: str, origin: str) -> str:

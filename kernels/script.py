@@ -5,16 +5,16 @@ from __future__ import annotations
 import inspect
 
 from fusion.kernels import native_call
-from fusion.kernels.loops import LoopNest
+from fusion.kernels.bundle import Nest
 from fusion.kernels.toolchain.cpp import find_toolchain
 from fusion.patterns import symbols
 
 
-def standalone(nest: LoopNest, symbol: str, source: str) -> str:
+def standalone(nest: Nest, symbol: str, source: str) -> str:
     """The program's text.
 
     Args:
-        nest: the kernel's LoopNest, for the structure of its tensors.
+        nest: the kernel's nest, for the structure of its tensors.
         symbol: its C name.
         source: a translation unit that holds it.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -161,6 +162,8 @@ class SubGraph:
         outputs: names of the values it hands back, in order.
         specs: the TensorSpec of every value, by name. Size symbols are shared by all of them.
         pattern: the name of the pattern that matched, or None; no part of equality.
+        bundle: where the group falls into parts that need nothing of each other and may run over different indices, how
+            many of the outputs are each part's, in order; empty for a group that is one loop nest.
     """
 
     inputs: tuple[str, ...]
@@ -168,6 +171,7 @@ class SubGraph:
     outputs: tuple[str, ...]
     specs: tuple[tuple[str, TensorSpec], ...]
     pattern: str | None = field(default=None, compare=False)
+    bundle: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check(self)
@@ -187,6 +191,27 @@ class SubGraph:
     def producer(self) -> dict[str, OpNode]:
         """The call that makes each value."""
         return {name: node for node in self.nodes for name in node.outputs}
+
+    @functools.cached_property
+    def parts(self) -> tuple[SubGraph, ...]:
+        """The parts of a bundle over the same names: what each one's outputs are made of. Else the graph alone."""
+        if not self.bundle:
+            return (self,)
+        ends = tuple(itertools.accumulate(self.bundle))
+        return tuple(self._made(self.outputs[end - n : end]) for n, end in zip(self.bundle, ends, strict=True))
+
+    def _made(self, outputs: tuple[str, ...]) -> SubGraph:
+        """The graph of those calls that `outputs` are made of."""
+        wanted = set(outputs)
+        nodes: list[OpNode] = []
+        for node in reversed(self.nodes):
+            if not wanted.isdisjoint(node.outputs):
+                nodes.append(node)
+                wanted.update(node.refs)
+        nodes.reverse()
+        made = {name for node in nodes for name in node.outputs}
+        inputs = tuple(dict.fromkeys(name for node in nodes for name in node.refs if name not in made))
+        return SubGraph(inputs, tuple(nodes), outputs, tuple((n, self.spec[n]) for n in (*inputs, *sorted(made))))
 
     @functools.cached_property
     def symbols(self) -> tuple[str, ...]:
@@ -221,6 +246,7 @@ class SubGraph:
             "nodes": [n.to_json() for n in self.nodes],
             "outputs": list(self.outputs),
             "specs": [[name, encode_spec(spec)] for name, spec in self.specs],
+            **({"bundle": list(self.bundle)} if self.bundle else {}),
         }
 
     @staticmethod
@@ -230,6 +256,7 @@ class SubGraph:
             tuple(OpNode.from_json(n) for n in data["nodes"]),
             tuple(data["outputs"]),
             tuple((name, decode_spec(spec)) for name, spec in data["specs"]),
+            bundle=tuple(data.get("bundle", ())),
         )
 
     def __str__(self) -> str:
@@ -248,7 +275,7 @@ def check(graph: SubGraph) -> None:
 
     Raises:
         GraphError: a value is read before it is made, made twice, has no spec or one of unequal rank, or an output is
-            not made; a call writes to memory.
+            not made; a call writes to memory; a bundle has fewer than two parts, or its parts are not its outputs.
     """
     known = set(graph.inputs)
     if len(known) != len(graph.inputs):
@@ -271,6 +298,8 @@ def check(graph: SubGraph) -> None:
             raise GraphError(f"The value {name!r} has no TensorSpec.")
         if len(specs[name].shape) != len(specs[name].strides):
             raise GraphError(f"The value {name!r} has another number of sizes than of strides.")
+    if graph.bundle and (len(graph.bundle) < 2 or min(graph.bundle) < 1 or sum(graph.bundle) != len(graph.outputs)):
+        raise GraphError(f"A bundle of {graph.bundle} outputs is no division of the {len(graph.outputs)} there are.")
 
 
 @functools.cache
@@ -331,6 +360,7 @@ def canonicalize(graph: SubGraph) -> tuple[SubGraph, dict[str, str], dict[str, D
         tuple(names[o] for o in graph.outputs),
         tuple((new, spec_of(spec[old])) for old, new in names.items()),
         graph.pattern,
+        graph.bundle,
     )
     return canonical, names, {str(new): old for old, new in order.items()}
 

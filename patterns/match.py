@@ -8,6 +8,7 @@ without one fuses all the same.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -47,10 +48,22 @@ def match(graph: SubGraph) -> str | None:
 
     Every output must be one of the pattern's outputs, every operation part of it, and its inputs must be inputs of
     the graph or slices of them. A graph that holds the pattern several times, side by side, has its name too (the
-    queries and the keys of one rotary embedding).
+    queries and the keys of one rotary embedding). A bundle is named after those of its parts that
+    have a name: "RoPE x2", "SwiGLU and 2 others".
     """
+    if graph.bundle:
+        return _bundle_name(graph)
     form = normal_form(graph)
     return next((pattern.name for pattern in PATTERNS if _explains(pattern, form)), None)
+
+
+def _bundle_name(graph: SubGraph) -> str | None:
+    names = Counter(map(match, graph.parts))
+    others = names.pop(None, 0)
+    if not names:
+        return None
+    known = ", ".join(str(name) if count == 1 else f"{name} x{count}" for name, count in names.items())
+    return f"{known} and {others} other{'s' if others > 1 else ''}" if others else known
 
 
 def contained(graph: SubGraph) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from fusion.kernels.emit.triton import Schedule, emit, launch_options
-from fusion.kernels.emit.triton_schedule import column_count, needs_int64, row_count
-from fusion.kernels.loops import Argument, LoopNest
+from fusion.kernels.bundle import Nest
+from fusion.kernels.emit.triton import AnySchedule, emit, schedule_for
+from fusion.kernels.emit.triton_schedule import needs_int64, programs
+from fusion.kernels.loops import Argument
 from fusion.kernels.toolchain import triton as toolchain
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, StructureMismatch
@@ -41,7 +42,7 @@ class _Launch:
 
 
 def make_cuda_launcher(
-    nest: LoopNest, *, schedule: Schedule | None = None
+    nest: Nest, *, schedule: AnySchedule | None = None
 ) -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
     """A function that runs `nest` on a GPU, or on the CPU under TRITON_INTERPRET=1.
 
@@ -55,11 +56,11 @@ def make_cuda_launcher(
     """
     if reason := toolchain.available():
         raise BackendUnavailable(f"{nest.name} cannot run: {reason}")
-    return _Launcher(nest, schedule or launch_options(nest))
+    return _Launcher(nest, schedule or schedule_for(nest))
 
 
 class _Launcher:
-    def __init__(self, nest: LoopNest, schedule: Schedule) -> None:
+    def __init__(self, nest: Nest, schedule: AnySchedule) -> None:
         self.nest = nest
         self.schedule = schedule
         self.source = emit(nest, schedule)
@@ -129,7 +130,7 @@ class _Launcher:
         return self.kernel[(launch.grid,)](*tensors, *launch.sizes, **self.constants[launch.wide], **options)
 
 
-def prepare(nest: LoopNest, schedule: Schedule, tensors: tuple[torch.Tensor, ...], given: tuple[int, ...]) -> _Launch:
+def prepare(nest: Nest, schedule: AnySchedule, tensors: tuple[torch.Tensor, ...], given: tuple[int, ...]) -> _Launch:
     """Checks the inputs against `nest.inputs` and works out what a launch needs.
 
     Raises:
@@ -150,10 +151,9 @@ def prepare(nest: LoopNest, schedule: Schedule, tensors: tuple[torch.Tensor, ...
     for output in nest.outputs:
         shape = tuple(symbols.evaluate(d, values) for d in output.shape)
         outputs.append((shape, _dense(shape, output.order), output.dtype))
-    rows, columns = symbols.evaluate(row_count(nest), values), symbols.evaluate(column_count(nest), values)
     sizes = tuple(values[s.symbol] for s in nest.sizes)
     divisible = tuple((n == 1, n % 16 == 0, n >= 2**31) for n in sizes)
-    return _Launch(sizes, tuple(outputs), schedule.programs(rows, columns), needs_int64(nest, values), divisible)
+    return _Launch(sizes, tuple(outputs), programs(nest, schedule, values), needs_int64(nest, values), divisible)
 
 
 def _current_device() -> torch.device:
@@ -161,7 +161,7 @@ def _current_device() -> torch.device:
     return torch.device("cpu") if toolchain.interpreted() else torch.device("cuda", torch.cuda.current_device())
 
 
-def _check_kind(nest: LoopNest, argument: Argument, tensor: torch.Tensor, device: torch.device) -> None:
+def _check_kind(nest: Nest, argument: Argument, tensor: torch.Tensor, device: torch.device) -> None:
     wanted = "cpu" if toolchain.interpreted() else "cuda"
     for what, found, expected in (
         ("dtype", tensor.dtype, argument.dtype),
@@ -173,7 +173,7 @@ def _check_kind(nest: LoopNest, argument: Argument, tensor: torch.Tensor, device
             raise StructureMismatch(f"{nest.name}: the {what} of {argument.name} is {found}, expected {expected}.")
 
 
-def _check_layout(nest: LoopNest, argument: Argument, tensor: torch.Tensor, values: dict[str, int]) -> None:
+def _check_layout(nest: Nest, argument: Argument, tensor: torch.Tensor, values: dict[str, int]) -> None:
     """Strides of dimensions of size 1, and of tensors without elements, are never used and may be anything."""
     shape = tuple(symbols.evaluate(d, values) for d in argument.shape)
     if tuple(tensor.shape) != shape:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from fusion.kernels.bundle import Nest
 from fusion.kernels.compiler import CompiledKernel, run_ctypes
-from fusion.kernels.loops import Argument, LoopNest
+from fusion.kernels.loops import Argument
 from fusion.patterns import symbols
 from fusion.patterns.errors import StructureMismatch
 
@@ -19,7 +20,7 @@ from .native import DLPACK_TYPES, in_plain_memory, load_native
 Launcher = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 
 
-def make_launcher(kernel: CompiledKernel | LoopNest) -> Launcher:
+def make_launcher(kernel: CompiledKernel | Nest) -> Launcher:
     """A function that runs `kernel`.
 
     It is called with the input tensors in order, then the integers of the sizes whose source is "given", and returns
@@ -27,12 +28,12 @@ def make_launcher(kernel: CompiledKernel | LoopNest) -> Launcher:
     shape or strides are not those of the kernel's inputs.
 
     Args:
-        kernel: a compiled C++ kernel, or the LoopNest of a Triton kernel.
+        kernel: a compiled C++ kernel, or the loops of a Triton kernel.
 
     Raises:
         BackendUnavailable, LoweringError: Triton cannot run the nest here.
     """
-    if isinstance(kernel, LoopNest):
+    if not isinstance(kernel, CompiledKernel):
         return make_cuda_launcher(kernel)
     slow = CtypesLauncher(kernel)
     module = load_native()

@@ -14,11 +14,11 @@ import torch
 
 from fusion.config import FusionConfig
 from fusion.kernels import kernel_sources
+from fusion.kernels.bundle import Nest
 from fusion.kernels.compiler import compile_cpp
 from fusion.kernels.emit.triton import emit as emit_triton
-from fusion.kernels.emit.triton import launch_options
-from fusion.kernels.loops import LoopNest
-from fusion.kernels.lower import given_symbols, lower
+from fusion.kernels.emit.triton import schedule_for
+from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
 from fusion.kernels.toolchain import cpp, triton, triton_script
 from fusion.patterns.errors import BackendUnavailable, CompileError, LoweringError
@@ -37,13 +37,13 @@ class Kernel:
 
     Attributes:
         launch: takes the inputs in order, then the given sizes; returns a tensor or a tuple.
-        nest: its LoopNest.
+        nest: its loops.
         compiled: the backend's kernel with its source, or None for Triton, which compiles at the first launch.
         backend: "cpp" or "triton".
     """
 
     launch: Callable[..., Any]
-    nest: LoopNest
+    nest: Nest
     compiled: Any
     backend: str
 
@@ -58,7 +58,7 @@ class Kernel:
         """A program that runs this kernel alone, on random inputs; it needs torch and the backend's compiler."""
         if self.compiled is not None:
             return str(self.compiled.to_script())
-        return triton_script.standalone(self.nest, launch_options(self.nest), emit_triton(self.nest))
+        return triton_script.standalone(self.nest, schedule_for(self.nest), emit_triton(self.nest))
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Backends:
         self.store: Store | None = None
         if self.config.enable_cache:
             self.store = Store(self.config.cache_dir or default_directory())
-        self.nests: dict[tuple[str, str], LoopNest | LoweringError] = {}
+        self.nests: dict[tuple[str, str], Nest | LoweringError] = {}
         self.kernels: dict[str, Kernel | Decision] = {}
         self.decisions: dict[str, Decision] = {}
         self.proved: set[str] = set()  # decisions whose kernel was proved in this process
@@ -103,8 +103,8 @@ class Backends:
         if self.config.backend == "cpp" and cpp.find_toolchain() is None:
             raise BackendUnavailable(f"backend='cpp' was asked for: {cpp.why_missing()}")
 
-    def lower(self, graph: SubGraph) -> LoopNest:
-        """The LoopNest of a region, remembered by digest.
+    def lower(self, graph: SubGraph) -> Nest:
+        """The loops of a region, remembered by digest.
 
         Raises:
             LoweringError: it cannot be one kernel.
@@ -114,7 +114,7 @@ class Backends:
         if known is None:
             try:
                 # Named after its operators, whether or not a pattern was looked for before: a digest has one nest.
-                known = lower(graph.with_pattern(None), numerics=self.config.numerics)
+                known = lower_kernel(graph.with_pattern(None), numerics=self.config.numerics)
             except LoweringError as error:
                 known = error
             self.nests[key] = known
@@ -142,7 +142,7 @@ class Backends:
             return [self.kernels[g.digest] for g in graphs]
 
     def _compile(self, fresh: dict[str, SubGraph]) -> None:
-        native: dict[str, LoopNest] = {}
+        native: dict[str, Nest] = {}
         for digest, graph in fresh.items():
             backend = self.backend_for(graph)
             if isinstance(backend, Decision):
@@ -160,7 +160,7 @@ class Backends:
         if native:
             self._compile_cpp(native)
 
-    def _compile_cpp(self, nests: dict[str, LoopNest]) -> None:
+    def _compile_cpp(self, nests: dict[str, Nest]) -> None:
         start = time.perf_counter()
         try:
             compiled = compile_cpp(list(nests.values()), self.store)

@@ -23,9 +23,10 @@ def verify(partition: Partition, graph: RecordedGraph, facts: Facts | None = Non
         facts: of `graph`, where they are known already.
 
     Raises:
-        GraphError: a region is not the calls it names, shares what may run only once, or stores too little; two
-            regions own one call; a call is neither in a region nor refused, or both; a step reads what is not made
-            yet, passes an effect, or stands in the order twice; an output is not made.
+        GraphError: a region is not the calls it names, shares what may run only once, or stores too little; a bundle is
+            not its members, or one of them reads what another makes; two regions own one call; a call is neither in a
+            region nor refused, or both; a step reads what is not made yet, passes an effect, or stands in the order
+            twice; an output is not made.
     """
     facts = facts or Facts(graph)
     copied = {i for region in partition.regions for i in region.shared}
@@ -55,6 +56,29 @@ def _check_region(k: int, region: Region, copied: set[int], graph: RecordedGraph
     missing = set(stored(facts, set(region.nodes), set(region.shared), copied)) - set(region.outputs)
     if missing:
         raise _fail(f"Region {k} does not store {sorted(missing)}, which others read.")
+    if region.members or region.subgraph.bundle:
+        _check_bundle(k, region)
+
+
+def _check_bundle(k: int, region: Region) -> None:
+    """A bundle is its members side by side; that no path leads between them outside, the order of steps shows."""
+    members = region.members
+    if region.subgraph.bundle != tuple(len(m.outputs) for m in members):
+        raise _fail(f"Region {k}: its subgraph's parts are not the outputs of its members.")
+    if region.outputs != tuple(name for m in members for name in m.outputs):
+        raise _fail(f"Region {k}: its outputs are not those of its members.")
+    if sorted(i for m in members for i in m.owned) != list(region.owned):
+        raise _fail(f"Region {k}: its members do not own its calls, each one once.")
+    if any(m.members for m in members):
+        raise _fail(f"Region {k}: a member of a bundle is a bundle.")
+    for member, part in zip(members, region.subgraph.parts, strict=True):
+        made = {
+            name for other in members if other is not member for node in other.subgraph.nodes for name in node.outputs
+        }
+        if not made.isdisjoint(member.inputs):
+            raise _fail(f"Region {k}: a member reads {sorted(made & set(member.inputs))}, which another makes.")
+        if not {name for node in part.nodes for name in node.outputs} <= set(member.subgraph.spec):
+            raise _fail(f"Region {k}: a part of its subgraph has calls that the member it stands for has not.")
 
 
 def _check_owners(partition: Partition) -> None:

@@ -26,6 +26,10 @@ MOST_OPERATORS = 64
 # Memory streams of one kernel: inputs and outputs. Prefetchers follow some 32 streams, and each output is allocated.
 MOST_VALUES = 32
 
+# Regions are bundled where each one's work takes at most this many times what a launch costs. Above it there is little
+# to save, and on a GPU the parts' programs would share the registers and warps of the neediest one.
+_LAUNCHES_OF_WORK = 4
+
 _UNKNOWN_SIZE = 256  # stands for a size symbol that the recorded call did not tell
 
 # Simple vector operations that a primitive is worth; those not named count as one.
@@ -79,6 +83,7 @@ class Estimate:
         bytes_before, bytes_after: bytes moved by the operators one by one, and by the kernel.
         operations: simple operations of the kernel, those computed again included.
         operators, values: calls that compute, and tensors read and written: the footprint.
+        work_us: the kernel's time without its launch.
         saved_us: expected gain.
     """
 
@@ -88,6 +93,7 @@ class Estimate:
     operations: int
     operators: int
     values: int
+    work_us: float
     saved_us: float
 
 
@@ -104,10 +110,9 @@ def estimate(graph: SubGraph, values: Mapping[str, int]) -> Estimate:
     spec = graph.spec
     before = sum(sizes.bytes(spec[name]) for n in computing for name in (*dict.fromkeys(n.refs), *n.outputs))
     after = sum(sizes.bytes(spec[name]) for name in (*graph.inputs, *graph.outputs))
-    space = max((sizes.elements(spec[name].shape) for name in graph.outputs), default=1)
-    operations = sum(weight(n, spec) * max(space, sizes.elements(spec[n.outputs[0]].shape)) for n in computing)
+    operations = sum(_operations(part, sizes) for part in graph.parts)
     eager = len(computing) * constants.operator_us + before / constants.bytes_per_us
-    fused = constants.kernel_us + max(after / constants.bytes_per_us, operations / constants.operations_per_us)
+    work = max(after / constants.bytes_per_us, operations / constants.operations_per_us)
     return Estimate(
         len(computing) - 1,
         before,
@@ -115,8 +120,31 @@ def estimate(graph: SubGraph, values: Mapping[str, int]) -> Estimate:
         operations,
         len(computing),
         len(graph.inputs) + len(graph.outputs),
-        eager - fused,
+        work,
+        eager - constants.kernel_us - work,
     )
+
+
+def _operations(part: SubGraph, sizes: Sizes) -> int:
+    """Simple operations of one loop nest: what is computed for an output runs over all of its elements."""
+    spec = part.spec
+    space = max((sizes.elements(spec[name].shape) for name in part.outputs), default=1)
+    return sum(
+        weight(n, spec) * max(space, sizes.elements(spec[n.outputs[0]].shape))
+        for n in part.nodes
+        if ops.kind_of(n.op) is not Kind.VIEW
+    )
+
+
+def is_launch_bound(graph: SubGraph, values: Mapping[str, int]) -> bool:
+    """Whether a region's kernel does so little that launching it is a good part of its time.
+
+    Args:
+        graph: the region.
+        values: as in `estimate`.
+    """
+    constants = device(graph.spec[graph.outputs[0]].device)
+    return estimate(graph, values).work_us <= _LAUNCHES_OF_WORK * constants.kernel_us
 
 
 class Sizes:

@@ -69,6 +69,8 @@ class Decider:
             values: every size symbol's value in that run.
         """
         rows = self._decided(partition.regions, tensors, values)
+        if tensors is not None:
+            rows = self._unbundled(rows, tensors, values)
         if tensors is not None and self.config.profile:
             copied = frozenset(i for region in partition.regions for i in region.shared)
             rows = self._split(graph, copied, rows, tensors, values)
@@ -85,6 +87,16 @@ class Decider:
             self._decide(region, next(made), tensors, values) if rule.fused else Candidate(region, rule, None)
             for region, rule in zip(regions, static, strict=True)
         ]
+
+    def _unbundled(
+        self, candidates: Sequence[Candidate], tensors: Mapping[str, torch.Tensor], values: Mapping[str, int]
+    ) -> list[Candidate]:
+        """`candidates` with the members of those bundles that were refused, each decided on, behind them."""
+        refused = [c for c in candidates if c.region.members and not c.decision.fused]
+        members = [_named(member) for c in refused for member in c.region.members]
+        decided = iter(self._decided(members, tensors, values) if members else ())
+        parts = {id(c): [next(decided) for _ in c.region.members] for c in refused}
+        return [row for c in candidates for row in (_in_parts(c) if id(c) in parts else c, *parts.get(id(c), ()))]
 
     def _split(
         self,
@@ -124,7 +136,7 @@ class Decider:
                     self.backends.lower(part.subgraph)
             except LoweringError:
                 continue
-            return tuple(replace(part, subgraph=part.subgraph.with_pattern(match(part.subgraph))) for part in pair)
+            return tuple(map(_named, pair))
         return ()
 
     def _decide(
@@ -154,15 +166,23 @@ class Decider:
         return Candidate(region, decision, kernel if decision.fused else None)
 
 
+def _named(region: Region) -> Region:
+    """`region` with the name of the pattern it is."""
+    return replace(region, subgraph=region.subgraph.with_pattern(match(region.subgraph)))
+
+
 def _may_be_split(candidate: Candidate) -> bool:
     """Whether a region was refused for what its kernel did, and has parts that may do better."""
+    if candidate.region.members:
+        return False  # its members have been decided on
     computing = sum(kind_of(n.op) is not Kind.VIEW for n in candidate.region.subgraph.nodes)
     return candidate.decision.code in _MEASURED and computing > 1
 
 
 def _in_parts(candidate: Candidate) -> Candidate:
     """A refused candidate whose report row says that its parts have rows of their own."""
-    decision = replace(candidate.decision, reason=f"{candidate.decision.reason}; cut in two, each decided on by itself")
+    cut = f"taken apart into {len(candidate.region.members)}" if candidate.region.members else "cut in two"
+    decision = replace(candidate.decision, reason=f"{candidate.decision.reason}; {cut}, each decided on by itself")
     return replace(candidate, decision=decision)
 
 

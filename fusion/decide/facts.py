@@ -118,6 +118,16 @@ class Facts:
         logical, by_memory = (tuple(texts[d] for d in dims) for dims in (range(len(texts)), order))
         return _other_than_one(logical), _other_than_one(by_memory)
 
+    def as_many(self, first: str, second: str) -> bool:
+        """Whether two values provably have equally many elements."""
+        one, other = (symbols.product(self.graph.spec[name].shape) for name in (first, second))
+        return symbols.same(one, other)
+
+    def reshaped(self, first: str, second: str) -> bool:
+        """Whether two values are row-major with equally many elements: one index counts through both."""
+        specs = self.graph.spec[first], self.graph.spec[second]
+        return all(spec.is_contiguous for spec in specs) and self.as_many(first, second)
+
     def _text(self, size: Dim) -> str:
         if size not in self._texts:
             self._texts[size] = symbols.render(size if isinstance(size, int) else symbols.as_dim(size.expand()))
@@ -148,9 +158,10 @@ class Facts:
 
     def broadcasts(self, i: int, by: int) -> bool:
         """Whether node `by` reads elements of what node `i` makes more than once each."""
-        if self.view[by] and len(self.made(by)) <= len(self.extents(self.refs[by][0])):
-            return False
-        if not self.view[by] and self.kind(by) is Kind.ELEMENT:
+        if self.view[by]:
+            source = self.refs[by][0]
+            return len(self.made(by)) > len(self.extents(source)) and not self.as_many(source, self.op(by).outputs[0])
+        if self.kind(by) is Kind.ELEMENT:
             return False
         wanted = len(self.space(by))
         made = set(self.op(i).outputs)

@@ -176,10 +176,10 @@ class Grower:
         op, name = facts.op(i).op, facts.op(i).outputs[0]
         if facts.layout(name) is None:
             return "output_layout", f"the result of {op} is read outside too, and is dense in no order"
-        if facts.made(i) != grown.space:
+        if facts.made(i) != grown.space and not (grown.lead is not None and facts.reshaped(grown.lead, name)):
             no = "different_domain", f"the result of {op} is read outside too, and runs over other indices"
             return None if per_row else no
-        if grown.lead is not None and not facts.together(grown.lead, name):
+        if facts.made(i) == grown.space and grown.lead is not None and not facts.together(grown.lead, name):
             return (
                 "different_domain",
                 f"the result of {op} is read outside too, and has its dimensions in another order",

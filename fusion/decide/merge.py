@@ -14,7 +14,7 @@ _WINDOW = 8  # groups of one space, the latest ones, that a region is tried with
 
 
 @dataclass
-class _Group:
+class Group:
     """Regions that may become one kernel.
 
     Attributes:
@@ -48,9 +48,9 @@ def merge(
         reach: for each node, a bit set of the nodes that depend on it, each region as one step; changed in place.
         legal: whether a region is one kernel.
     """
-    merging = _Merging(facts, reach, regions)
-    open_groups: dict[tuple[str, Extents], list[_Group]] = {}
-    groups: list[_Group] = []
+    merging = Merging(facts, reach, [region for region, _ in regions])
+    open_groups: dict[tuple[str, Extents], list[Group]] = {}
+    groups: list[Group] = []
     for region, space in sorted(regions, key=lambda pair: pair[0].nodes[-1]):
         alike = open_groups.setdefault((facts.graph.spec[region.outputs[0]].device, space), [])
         joined = merging.join(region, space, alike[-1 : -_WINDOW - 1 : -1])
@@ -96,40 +96,46 @@ def spread(reach: list[int], together: Iterable[int], bits: int, reached: int) -
         reach[i] |= reached
 
 
-class _Merging:
-    """Which regions reach which, as they are joined."""
+class Merging:
+    """Which regions reach which, as they are joined.
 
-    def __init__(self, facts: Facts, reach: list[int], regions: Sequence[tuple[Region, Extents]]) -> None:
+    Args:
+        facts: of the recording.
+        reach: for each node, a bit set of the nodes that depend on it, each region as one step; changed in place.
+        regions: all of them.
+    """
+
+    def __init__(self, facts: Facts, reach: list[int], regions: Sequence[Region]) -> None:
         self.facts = facts
         self.reach = reach
         self.step: dict[int, int] = {}  # for each owned node, the bit set of the nodes it runs with
-        for region, _ in regions:
+        for region in regions:
             self._run_together(region.owned, _bits(region.owned))
 
     def _run_together(self, owned: Sequence[int], bits: int) -> None:
         self.step.update(dict.fromkeys(owned, bits))
 
-    def alone(self, region: Region) -> _Group:
+    def alone(self, region: Region) -> Group:
         """A group of one."""
         needs = {p for i in region.nodes for p in self.facts.before[i]} - set(region.nodes)
-        return _Group([region], set(region.nodes), _bits(region.owned), _bits(needs))
+        return Group([region], set(region.nodes), _bits(region.owned), _bits(needs))
 
-    def join(self, region: Region, space: Extents, groups: Sequence[_Group]) -> _Group | None:
+    def join(self, region: Region, space: Extents, groups: Sequence[Group]) -> Group | None:
         """The group that `region` was added to: one it shares values with before others; None where none will do."""
         mine = self.alone(region)
         related = [g for g in groups if g.owned & mine.needs or g.needs & mine.needs]
         for group in (*related, *(g for g in groups if g not in related)):
             if not self._fits(group, region, space):
                 continue
-            if self._may_follow(group, mine):
-                self._add(group, mine, [*group.members, region])
+            if self.may_follow(group, mine):
+                self.add(group, mine, [*group.members, region])
                 return group
-            if self._may_follow(mine, group):
-                self._add(group, mine, [region, *group.members])
+            if self.may_follow(mine, group):
+                self.add(group, mine, [region, *group.members])
                 return group
         return None
 
-    def _fits(self, group: _Group, region: Region, space: Extents) -> bool:
+    def _fits(self, group: Group, region: Region, space: Extents) -> bool:
         computing = sum(not self.facts.view[i] for i in group.nodes.union(region.nodes))
         if computing > cost.MOST_OPERATORS:
             return False
@@ -139,20 +145,32 @@ class _Merging:
         whole = [o for r in (*group.members, region) for o in r.outputs if self.facts.extents(o) == space]
         return all(self.facts.together(whole[0], name) for name in whole[1:])
 
-    def _may_follow(self, first: _Group, second: _Group) -> bool:
+    def may_follow(self, first: Group, second: Group) -> bool:
         """Whether nothing outside that `second` depends on depends on `first`, nor `first` on `second`."""
-        if self._reached(second) & first.owned:
-            return False
-        reached = self._reached(first)
-        return not any(reached & self.step.get(p, 1 << p) for p in _ones(second.needs & ~first.owned))
+        return not self._reached(second) & first.owned and not self._leads_around(first, second)
 
-    def _reached(self, group: _Group) -> int:
+    def are_apart(self, first: Group, second: Group) -> bool:
+        """Whether neither group needs the other, directly or through what runs outside of both.
+
+        What both compute for themselves binds neither to the other.
+        """
+        if first.needs & second.owned or second.needs & first.owned:
+            return False
+        return not self._leads_around(first, second) and not self._leads_around(second, first)
+
+    def _leads_around(self, first: Group, second: Group) -> bool:
+        """Whether something outside of both that `second` depends on depends on `first`."""
+        reached = self._reached(first)
+        return any(reached & self.step.get(p, 1 << p) for p in _ones(second.needs & ~first.owned))
+
+    def _reached(self, group: Group) -> int:
         bits = 0
         for i in _ones(group.owned):
             bits |= self.reach[i]
         return bits
 
-    def _add(self, group: _Group, other: _Group, members: list[Region]) -> None:
+    def add(self, group: Group, other: Group, members: list[Region]) -> None:
+        """Makes `group` the `members` of itself and `other`, in an order they could run in."""
         owned = group.owned | other.owned
         first, second = self._reached(group), self._reached(other)
         if (first ^ second) & ~owned:  # what reached one of them reaches now what the other reaches
@@ -165,7 +183,7 @@ class _Merging:
         self._run_together([i for r in group.members for i in r.owned], owned)
 
 
-def _bits(numbers: Sequence[int] | set[int]) -> int:
+def _bits(numbers: Iterable[int]) -> int:
     bits = 0
     for i in numbers:
         bits |= 1 << i

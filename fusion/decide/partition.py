@@ -1,8 +1,9 @@
 """Which groups of calls of a recording may become one kernel, and which of those are expected to gain.
 
-Regions grow from sinks to sources, then neighbours over one iteration space are merged. A region is convex, has one
-iteration space, crosses no write, and lowers to a LoopNest; every call outside of all regions carries a Refusal that
-says why. `cost` chooses among what is legal; `verify` checks the outcome.
+Regions grow from sinks to sources, neighbours over one iteration space are merged, and small ones that need nothing of
+each other are bundled. A region is convex, crosses no write, and lowers to a LoopNest, or to a Bundle of them; every
+call outside of all regions carries a Refusal that says why. `cost` chooses among what is legal; `verify` checks the
+outcome.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from fusion.kernels.loops import LoopNest
+from fusion.kernels.bundle import Nest
 from fusion.kernels.lower import lower
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import IslandNode, RecordedGraph, SubGraph, TensorSpec
 from fusion.patterns.ops import Kind
 
 from . import cost
+from .bundle import bundle
 from .check import verify
 from .dependence import Dependence, schedule
 from .facts import Extents, Facts, No
@@ -25,7 +27,7 @@ from .merge import merge, spread
 from .refusal import CODES, Refusal
 from .regions import Partition, Region, make_region, stored
 
-Judge = Callable[[SubGraph], LoopNest]
+Judge = Callable[[SubGraph], Nest]
 
 # Codes of a LoweringError that go by another name in a report.
 _LOWERING_CODES = {"domain": "different_domain", "index": "operator_use"}
@@ -56,7 +58,8 @@ def partition(
     search = _Search(Facts(graph), min_nodes, min_elements, values, _remembered(judge or lower))
     facts = search.facts
     search.run()
-    regions = tuple(merge(facts, search.regions, search.reach, search.is_legal))
+    merged = merge(facts, search.regions, search.reach, search.is_legal)
+    regions = tuple(bundle(facts, merged, search.reach, values))
     made = Partition(regions, tuple(_refusals(search, regions)), schedule(graph, regions, facts.dependence))
     verify(made, graph, facts)
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Set
+from collections.abc import Container, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from fusion.patterns.graph import SubGraph
@@ -18,12 +18,13 @@ class Region:
 
     Attributes:
         nodes: indices into the recording's nodes, ascending.
-        subgraph: the group over the recording's own value names and size symbols; its last call's result is the first
-            output.
+        subgraph: the group over the recording's own value names and size symbols; the last call's result is the first
+            output of it, or of a member.
         inputs, outputs: the subgraph's.
         shared: those of `nodes` that the kernel computes for itself and hands to nobody: views, and calls cheap enough
             to be computed again. Other regions may hold them too, and they run outside for whoever else needs them.
         parts: where the region was merged from several, the nodes of each, in an order they could run in; else empty.
+        members: where the region is a bundle, the regions in it, which need nothing of each other; else empty.
     """
 
     nodes: tuple[int, ...]
@@ -32,6 +33,7 @@ class Region:
     outputs: tuple[str, ...]
     shared: tuple[int, ...] = ()
     parts: tuple[tuple[int, ...], ...] = ()
+    members: tuple[Region, ...] = ()
 
     @property
     def owned(self) -> tuple[int, ...]:
@@ -80,6 +82,26 @@ def make_region(
     names = (*inputs, *(name for call in calls for name in call.outputs))
     graph = SubGraph(inputs, calls, outputs, tuple((name, facts.graph.spec[name]) for name in names))
     return Region(ordered, graph, inputs, outputs, tuple(sorted(own_copies)), parts)
+
+
+def bundled(facts: Facts, members: Sequence[Region]) -> Region:
+    """The region that runs `members` at once, each over its own indices.
+
+    Args:
+        facts: of the recording.
+        members: two or more that read nothing of each other, in the order of their last calls.
+    """
+    nodes = tuple(sorted({i for region in members for i in region.nodes}))
+    owned = {i for region in members for i in region.owned}
+    calls = tuple(facts.op(i) for i in nodes)
+    made = {name for call in calls for name in call.outputs}
+    inputs = tuple(dict.fromkeys(name for call in calls for name in call.refs if name not in made))
+    outputs = tuple(name for region in members for name in region.outputs)
+    names = (*inputs, *(name for call in calls for name in call.outputs))
+    specs = tuple((name, facts.graph.spec[name]) for name in names)
+    graph = SubGraph(inputs, calls, outputs, specs, bundle=tuple(len(region.outputs) for region in members))
+    shared = tuple(i for i in nodes if i not in owned)
+    return Region(nodes, graph, inputs, outputs, shared, members=tuple(members))
 
 
 def stored(facts: Facts, nodes: Set[int], shared: Set[int], copied: Container[int]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fusion.kernels.bundle import Bundle, Nest
 from fusion.kernels.loops import Argument, Axis, LoopNest, Output
 from fusion.patterns import symbols
 from fusion.patterns.errors import LoweringError
@@ -39,7 +40,7 @@ _RESERVED = re.compile(
 )
 
 
-def emit(nest: LoopNest) -> str:
+def emit(nest: Nest) -> str:
     """The C++ functions of one kernel: `<symbol>_prepare` and `<symbol>_run`, with a comment that says what it is.
 
     Raises:
@@ -48,18 +49,18 @@ def emit(nest: LoopNest) -> str:
     return _comment(nest) + code(nest)
 
 
-def code(nest: LoopNest) -> str:
+def code(nest: Nest) -> str:
     """`emit` without the comment: what the compiler sees, the same wherever the operators came from."""
     return _body(nest).replace(_PLACEHOLDER, symbol(nest))
 
 
-def translation_unit(nests: Sequence[LoopNest]) -> str:
+def translation_unit(nests: Sequence[Nest]) -> str:
     """A complete source file with the kernels of `nests`, each once; the same text in every process."""
     kernels = "\n\n".join({symbol(nest): emit(nest) for nest in nests}.values())
     return prelude(kernels) + "\n" + kernels + "\n"
 
 
-def symbol(nest: LoopNest) -> str:
+def symbol(nest: Nest) -> str:
     """The kernel's C name: its LoopNest's name and a digest of its code; comments and origins do not count."""
     digest = hashlib.sha256(_body(nest).encode()).hexdigest()[:12]
     return f"{_identifier(nest.name)}_{digest}"
@@ -70,17 +71,39 @@ def _identifier(name: str) -> str:
     return cleaned if cleaned[:1].isalpha() else f"k{cleaned}"
 
 
-def _comment(nest: LoopNest) -> str:
+def _comment(nest: Nest) -> str:
     lines = [f"{nest.name}, {nest.numerics} numerics", *nest.origin]
     return "".join(f"// {re.sub(r'[^A-Za-z0-9_./:@+, -]', '?', line)}\n" for line in lines)
 
 
 @functools.lru_cache(maxsize=512)
-def _body(nest: LoopNest) -> str:
+def _body(nest: Nest) -> str:
+    if isinstance(nest, Bundle):
+        return "\n".join([*_part_functions(nest), *_prepare_function(nest), "", *_run_all_function(nest)])
     _check(nest)
-    return "\n".join(
-        [*_rows_function(nest), *_shared_function(nest), "", *_prepare_function(nest), "", *_run_function(nest)]
-    )
+    loops = [*_rows_function(nest, _PLACEHOLDER), *_shared_function(nest, _PLACEHOLDER)]
+    return "\n".join([*loops, "", *_prepare_function(nest), "", *_run_function(nest, _PLACEHOLDER, nest)])
+
+
+def _part_functions(bundle: Bundle) -> list[str]:
+    """The functions of each part of a bundle; each runs its own loops, on threads of its own where that pays."""
+    lines: list[str] = []
+    for k, part in enumerate(bundle.parts):
+        _check(part)
+        name = _part_name(k)
+        lines += [*_rows_function(part, name), *_shared_function(part, name), ""]
+        lines += [*_run_function(part, name, bundle), ""]
+    return lines
+
+
+def _part_name(k: int) -> str:
+    return f"{_PLACEHOLDER}_part{k}"
+
+
+def _run_all_function(bundle: Bundle) -> list[str]:
+    """Runs the parts one after the other; none reads what another writes."""
+    calls = [f"    {_part_name(k)}_run(in, out, sizes);" for k in range(len(bundle.parts))]
+    return [f"EXPORT void {_PLACEHOLDER}_run(void* const* in, void* const* out, const int64_t* sizes) {{", *calls, "}"]
 
 
 def _check(nest: LoopNest) -> None:
@@ -115,11 +138,11 @@ def _parameters(nest: LoopNest) -> str:
     return ", ".join([*parameters, "const int64_t* sizes"])
 
 
-def _rows_function(nest: LoopNest) -> list[str]:
+def _rows_function(nest: LoopNest, name: str) -> list[str]:
     """The serial kernel: rows first..last, or columns first..last of the one row."""
     block = Block()
     Row(nest, ("first", "last") if _splits_column(nest) else None).write(block)
-    lines = [f"static __attribute__((noinline)) void {_PLACEHOLDER}_rows("]
+    lines = [f"static __attribute__((noinline)) void {name}_rows("]
     lines += [f"    {_parameters(nest)}, int64_t first, int64_t last) {{", *_sizes(nest)]
     if _splits_column(nest):
         lines += [f"    const int64_t {a.name} = 0;" for a in nest.rows]
@@ -140,7 +163,7 @@ def _shares_rows(nest: LoopNest) -> bool:
     return few and any(not isinstance(n, int) or n * of > PARALLEL_WORK for n, of in _passes(nest))
 
 
-def _shared_function(nest: LoopNest) -> list[str]:
+def _shared_function(nest: LoopNest, name: str) -> list[str]:
     """The kernel on one of several threads, each of which takes a stretch of the column of every row."""
     if not _shares_rows(nest):
         return []
@@ -149,7 +172,7 @@ def _shared_function(nest: LoopNest) -> list[str]:
     return [
         "",
         "#if defined(_OPENMP)",
-        f"static __attribute__((noinline)) void {_PLACEHOLDER}_shared(",
+        f"static __attribute__((noinline)) void {name}_shared(",
         f"    {_parameters(nest)}, int64_t rows, Partial* partials, int64_t thread, int64_t threads) {{",
         *_sizes(nest),
         "    for (int64_t row = 0; row < rows; ++row) {",
@@ -182,7 +205,7 @@ def _row_indices(nest: LoopNest) -> list[str]:
     return lines
 
 
-def _prepare_function(nest: LoopNest) -> list[str]:
+def _prepare_function(nest: Nest) -> list[str]:
     """Checks kinds, reads the sizes, then checks shapes and strides."""
     lines = [
         f"EXPORT int32_t {_PLACEHOLDER}_prepare(",
@@ -217,15 +240,16 @@ def _prepare_function(nest: LoopNest) -> list[str]:
     return [*lines, "    return 0;", "}"]
 
 
-def _run_function(nest: LoopNest) -> list[str]:
-    """Calls the serial kernel, on every thread's share where that pays."""
-    arguments = [f"(const {STORAGE[a.dtype]}*)in[{k}]" for k, a in enumerate(nest.inputs)]
-    arguments += [f"({STORAGE[o.dtype]}*)out[{k}]" for k, o in enumerate(nest.outputs)]
-    call = f"{_PLACEHOLDER}_rows({', '.join(arguments)}, sizes, "
-    shared = f"{_PLACEHOLDER}_shared({', '.join(arguments)}, sizes, "
+def _run_function(nest: LoopNest, name: str, kernel: Nest) -> list[str]:
+    """Calls the serial loops of a kernel or a part of it, on every thread's share where that pays."""
+    arguments = [f"(const {STORAGE[a.dtype]}*)in[{kernel.inputs.index(a)}]" for a in nest.inputs]
+    arguments += [f"({STORAGE[o.dtype]}*)out[{kernel.outputs.index(o)}]" for o in nest.outputs]
+    call = f"{name}_rows({', '.join(arguments)}, sizes, "
+    shared = f"{name}_shared({', '.join(arguments)}, sizes, "
     total, each = _work(nest)
     return [
-        f"EXPORT void {_PLACEHOLDER}_run(void* const* in, void* const* out, const int64_t* sizes) {{",
+        f"{'EXPORT' if kernel is nest else 'static'} void {name}_run(",
+        "    void* const* in, void* const* out, const int64_t* sizes) {",
         *_sizes(nest),
         f"    const int64_t total = {total};",
         "    if (total < 1) return;  // what is computed before a loop may read elements that an empty tensor lacks",

@@ -1,7 +1,8 @@
 """The Triton emitter: a LoopNest as the text of a Python module with one kernel.
 
 The module needs nothing but Triton. The kernel's parameters are the inputs, the outputs, the sizes, then the constants
-of the compilation: ROWS and COLS (block sizes, see `Schedule`), INDEX (tl.int32, or tl.int64 where offsets need it).
+of the compilation: ROWS and COLS (block sizes, see `Schedule`), INDEX (tl.int32, or tl.int64 where offsets need it). A
+bundle's kernel has those of each part, and calls the function of the part that a program belongs to.
 """
 
 from __future__ import annotations
@@ -18,42 +19,54 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
+from ..bundle import Bundle, Nest, parts_of
 from ..loops import LoopNest, Reduction, Store
 from . import triton_math, triton_online, triton_primitives
+from .triton_bundle import divided
 from .triton_guards import any_path, guards_of, uses_of
 from .triton_primitives import TYPES
-from .triton_schedule import Kind, Schedule, column_count, launch_options, row_count
+from .triton_schedule import (
+    AnySchedule,
+    Kind,
+    Schedule,
+    column_count,
+    launch_options,
+    parameters,
+    row_count,
+    schedule_for,
+)
 
-__all__ = ["Kind", "Schedule", "emit", "launch_options", "parameters"]
+__all__ = ["AnySchedule", "Kind", "Schedule", "emit", "launch_options", "parameters", "schedule_for"]
 
 _ROW, _COLUMN = 1, 2  # bits: what an expression varies with
 _LONG = 60  # an expression longer than this gets a name
 
 
-def emit(nest: LoopNest, schedule: Schedule | None = None) -> str:
+def emit(nest: Nest, schedule: AnySchedule | None = None) -> str:
     """The text of a module that defines the kernel `nest.name`; the same text for the same nest and schedule.
 
     Args:
         nest: the kernel.
-        schedule: its launch data; by default `launch_options(nest)`.
+        schedule: its launch data; by default `schedule_for(nest)`.
 
     Raises:
         LoweringError: code "triton-primitive", a primitive that has no form in its dtype; "triton-name", a name in the
             nest that is no plain identifier.
     """
-    _check_names(nest)
-    body = _Emitter(nest, schedule or launch_options(nest)).text()
+    schedule = schedule or schedule_for(nest)
+    for part in parts_of(nest):
+        _check_names(part)
+    texts = [
+        _Emitter(part, own, f"{nest.name}_part{k}" if isinstance(nest, Bundle) else nest.name).text()
+        for k, (part, own) in enumerate(zip(parts_of(nest), schedule.parts, strict=True))
+    ]
+    body = "\n\n".join([*texts, *([divided(nest, schedule)] if isinstance(nest, Bundle) else [])])
     helpers = triton_math.source_of(set(re.findall(r"\b_\w+", body)))
     loop_nest = "\n".join(f"# {line}" for line in str(nest).splitlines())
     origin = "\n".join(f"#   {_printable(line)}" for line in nest.origin)
     head = f"{loop_nest}\n# made of\n{origin}\n" if origin else f"{loop_nest}\n"
     imports = "import triton\nimport triton.language as tl\n"
     return "\n\n".join(filter(None, (f"{head}\n{imports}", helpers, body)))
-
-
-def parameters(nest: LoopNest) -> tuple[str, ...]:
-    """Names of the kernel's run-time parameters, in order: inputs, outputs, sizes."""
-    return (*(a.name for a in nest.inputs), *(o.name for o in nest.outputs), *(s.symbol for s in nest.sizes))
 
 
 class _Scope:
@@ -67,8 +80,9 @@ class _Scope:
 class _Emitter:
     """Writes one kernel. Lines that do not vary with the column go before the loop they are used in."""
 
-    def __init__(self, nest: LoopNest, schedule: Schedule) -> None:
+    def __init__(self, nest: LoopNest, schedule: Schedule, name: str) -> None:
         self.nest = nest
+        self.name = name
         self.schedule = schedule
         self.kind = schedule.kind
         self.row_names = {axis.name for axis in nest.rows}
@@ -103,18 +117,18 @@ class _Emitter:
         else:
             with self._over(column_count(self.nest), self.columns):
                 self._stores(per_column)
-        arguments = ", ".join(
-            (*parameters(self.nest), "ROWS: tl.constexpr", "COLS: tl.constexpr", "INDEX: tl.constexpr")
-        )
+        constants = ("ROWS: tl.constexpr", "COLS: tl.constexpr", "INDEX: tl.constexpr")
+        arguments = ", ".join((*(["program"] if self._is_part() else []), *parameters(self.nest), *constants))
         lines = "\n".join(f"    {line}" for line in self.outer)
-        return f"@triton.jit\ndef {self.nest.name}({arguments}):\n{lines}\n"
+        return f"@triton.jit\ndef {self.name}({arguments}):\n{lines}\n"
 
     # What every kernel starts with: sizes, the row and column of each element.
 
     def _prologue(self) -> None:
         nest, columns = self.nest, symbols.print_python(column_count(self.nest))
         self.outer += [f"{s.symbol} = tl.cast({s.symbol}, INDEX)" for s in nest.sizes]
-        self.outer.append("program = tl.program_id(0).to(INDEX)")
+        if not self._is_part():
+            self.outer.append("program = tl.program_id(0).to(INDEX)")
         column = "tl.arange(0, COLS).to(INDEX)"
         if self.kind is Kind.FLAT:
             self.outer.append(f"j = program * COLS + {column}")
@@ -132,6 +146,10 @@ class _Emitter:
             extent = symbols.print_python(axis.extent)
             self.outer.append(f"{axis.name} = {rest}" if k == 0 else f"{axis.name} = {rest} % {extent}")
             rest = f"({rest} // {extent})"
+
+    def _is_part(self) -> bool:
+        """Whether the number of the program, among those of its part, is handed to it."""
+        return self.name != self.nest.name
 
     def _one_block(self) -> bool:
         columns = column_count(self.nest)
@@ -378,7 +396,7 @@ class _Emitter:
         return "[1]" if self.kind is Kind.FLAT else "[1, 1]"
 
 
-_OF_OURS = re.compile(r"v\d+|\w+_(block|carry|mean|count|next|off)")
+_OF_OURS = re.compile(r"(v|end)\d+|\w+_(block|carry|mean|count|next|off)")
 _OURS = {"j", "row", "program", "blocks", "start", "tl", "triton", "ROWS", "COLS", "INDEX", "range", "float"}
 
 
@@ -392,9 +410,7 @@ def _check_names(nest: LoopNest) -> None:
                 f"{name!r} cannot be a name in a Triton kernel.",
                 remedy="Use letters, digits and underscores, and none of " + ", ".join(sorted(_OURS)) + ".",
             )
-    if len(set(names)) != len(names) or any(
-        re.fullmatch(r"v\d+|\w+_(block|carry|mean|count|next|off)", n) for n in names[1:]
-    ):
+    if len(set(names)) != len(names) or any(_OF_OURS.fullmatch(n) for n in names[1:]):
         raise LoweringError("triton-name", f"{nest.name}: names that clash: {names}.", remedy="Give each its own name.")
 
 

@@ -9,6 +9,7 @@ from enum import Enum
 from fusion.patterns import symbols
 from fusion.patterns.symbols import Dim
 
+from ..bundle import Bundle, Nest, parts_of
 from ..loops import Argument, LoopNest, Output
 from .neighbours import row_neighbours
 
@@ -45,17 +46,65 @@ class Schedule:
     columns: int
     num_warps: int
 
+    @property
+    def parts(self) -> tuple[Schedule, ...]:
+        """Of each loop nest: of the only one."""
+        return (self,)
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Block sizes by the name of the kernel's parameter."""
+        return {"ROWS": self.rows, "COLS": self.columns}
+
     def programs(self, rows: int, columns: int) -> int:
         """The grid: how many programs cover `rows` rows of `columns` columns."""
         down = -(-rows // self.rows)
         return down * -(-columns // self.columns) if self.kind in (Kind.FLAT, Kind.TILE) else down
 
-    def options(self, nest: LoopNest, warp_size: int = 32) -> dict[str, int | bool]:
+    def options(self, nest: Nest, warp_size: int = 32) -> dict[str, int | bool]:
         """Compiler options: warps of `warp_size` threads, and no fused multiply-add where eager rounds twice."""
         return {
             "num_warps": max(1, self.num_warps * 32 // warp_size),
             "enable_fp_fusion": nest.numerics != "eager",
         }
+
+
+@dataclass(frozen=True, slots=True)
+class BundleSchedule:
+    """A bundle's launch data: each part has a range of the programs, in order, and blocks of its own.
+
+    Attributes:
+        parts: of each part.
+    """
+
+    parts: tuple[Schedule, ...]
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Block sizes by the name of the kernel's parameter: ROWS0, COLS0, ROWS1, ..."""
+        return {f"{name}{k}": size for k, part in enumerate(self.parts) for name, size in part.constants.items()}
+
+    def options(self, nest: Nest, warp_size: int = 32) -> dict[str, int | bool]:
+        """Compiler options, with the warps of the part that needs the most."""
+        return max((part.options(nest, warp_size) for part in self.parts), key=lambda options: options["num_warps"])
+
+
+AnySchedule = Schedule | BundleSchedule
+
+
+def schedule_for(nest: Nest) -> AnySchedule:
+    """The launch data of a kernel, by rule; the same kernel always gets the same."""
+    if isinstance(nest, Bundle):
+        return BundleSchedule(tuple(map(launch_options, nest.parts)))
+    return launch_options(nest)
+
+
+def programs(nest: Nest, schedule: AnySchedule, values: Mapping[str, int]) -> int:
+    """How many programs cover a kernel at the given sizes: those of its parts together."""
+    return sum(
+        part.programs(symbols.evaluate(row_count(loops), values), symbols.evaluate(column_count(loops), values))
+        for loops, part in zip(parts_of(nest), schedule.parts, strict=True)
+    )
 
 
 def launch_options(nest: LoopNest) -> Schedule:
@@ -72,9 +121,14 @@ def launch_options(nest: LoopNest) -> Schedule:
     return Schedule(Kind.ROWS, rows, block, _warps(rows * block))
 
 
-def tensors(nest: LoopNest) -> tuple[Argument | Output, ...]:
+def tensors(nest: Nest) -> tuple[Argument | Output, ...]:
     """The inputs, then the outputs: the order of the kernel's pointers."""
     return (*nest.inputs, *nest.outputs)
+
+
+def parameters(nest: Nest) -> tuple[str, ...]:
+    """Names of the kernel's run-time parameters, in order: inputs, outputs, sizes."""
+    return (*(a.name for a in nest.inputs), *(o.name for o in nest.outputs), *(s.symbol for s in nest.sizes))
 
 
 def row_count(nest: LoopNest) -> Dim:
@@ -87,16 +141,18 @@ def column_count(nest: LoopNest) -> Dim:
     return nest.column.extent if nest.column is not None else 1
 
 
-def needs_int64(nest: LoopNest, values: Mapping[str, int]) -> bool:
+def needs_int64(nest: Nest, values: Mapping[str, int]) -> bool:
     """Whether an element offset or a loop index may exceed 32 bits at the given sizes."""
 
     def span(shape: tuple[Dim, ...], strides: tuple[Dim, ...]) -> int:
         sizes = [symbols.evaluate(s, values) for s in shape]
         return sum(max(size - 1, 0) * symbols.evaluate(s, values) for size, s in zip(sizes, strides, strict=True))
 
-    widths = [column_count(nest), *(r.extent for r in nest.reductions)]
-    rows = symbols.evaluate(row_count(nest), values)
-    spans = [rows * symbols.evaluate(width, values) for width in widths]
+    spans: list[int] = []
+    for part in parts_of(nest):
+        rows = symbols.evaluate(row_count(part), values)
+        widths = [column_count(part), *(r.extent for r in part.reductions)]
+        spans += [rows * symbols.evaluate(width, values) for width in widths]
     spans += [span(tensor.shape, tensor.strides) for tensor in tensors(nest)]
     return max(spans) >= INT32_LIMIT
 

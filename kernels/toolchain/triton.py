@@ -25,9 +25,9 @@ import torch
 
 from fusion.patterns.errors import BackendUnavailable, CompileError
 
+from ..bundle import Nest
 from ..emit import triton as emitter
 from ..emit.triton_schedule import tensors
-from ..loops import LoopNest
 from . import triton_script
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ class TritonKernel:
         shared: bytes of shared memory per program.
     """
 
-    nest: LoopNest
-    schedule: emitter.Schedule
+    nest: Nest
+    schedule: emitter.AnySchedule
     target: str
     source: str
     digest: str
@@ -99,7 +99,7 @@ class TritonKernel:
 
 
 def compile_ahead(
-    nest: LoopNest, target: GPUTarget | str, *, schedule: emitter.Schedule | None = None, aligned: bool = True
+    nest: Nest, target: GPUTarget | str, *, schedule: emitter.AnySchedule | None = None, aligned: bool = True
 ) -> TritonKernel:
     """Compiles `nest` for a device that need not be there.
 
@@ -123,7 +123,7 @@ def compile_ahead(
     from triton.compiler import ASTSource
 
     device = parse_target(target)
-    schedule = schedule or emitter.launch_options(nest)
+    schedule = schedule or emitter.schedule_for(nest)
     source = emitter.emit(nest, schedule)
     names = emitter.parameters(nest)
     signature = {t.name: POINTERS[t.dtype] for t in tensors(nest)}
@@ -157,11 +157,11 @@ def compile_ahead(
     )
 
 
-def block_constants(schedule: emitter.Schedule, *, wide: bool) -> dict[str, Any]:
+def block_constants(schedule: emitter.AnySchedule, *, wide: bool) -> dict[str, Any]:
     """The kernel's compile-time parameters by name."""
     import triton.language as tl
 
-    return {"ROWS": schedule.rows, "COLS": schedule.columns, "INDEX": tl.int64 if wide else tl.int32}
+    return {**schedule.constants, "INDEX": tl.int64 if wide else tl.int32}
 
 
 def parse_target(target: GPUTarget | str) -> GPUTarget:

@@ -7,7 +7,8 @@ import torch
 from fusion.patterns import symbols
 from fusion.patterns.symbols import Dim
 
-from ..emit.triton import Schedule, parameters
+from ..bundle import Nest, parts_of
+from ..emit.triton import AnySchedule, Schedule, parameters
 from ..emit.triton_schedule import column_count, row_count, tensors
 from ..loops import LoopNest
 
@@ -36,7 +37,7 @@ if __name__ == "__main__":
 '''
 
 
-def standalone(nest: LoopNest, schedule: Schedule, source: str) -> str:
+def standalone(nest: Nest, schedule: AnySchedule, source: str) -> str:
     """The program's text. On a machine without a GPU it runs under TRITON_INTERPRET=1.
 
     Args:
@@ -47,14 +48,12 @@ def standalone(nest: LoopNest, schedule: Schedule, source: str) -> str:
     lines = [f"{size.symbol} = {SIZE}  # {_where(size.source, size.argument, size.dim)}" for size in nest.sizes]
     for tensor in tensors(nest):
         lines.append(f"{tensor.name} = tensor({_dims(tensor.shape)}, {_dims(tensor.strides)}, {tensor.dtype})")
-    rows, columns = (symbols.print_python(d) for d in (row_count(nest), column_count(nest)))
-    grid = f"triton.cdiv({rows}, {schedule.rows})"
-    if schedule.kind.value in ("flat", "tile"):
-        grid += f" * triton.cdiv({columns}, {schedule.columns})"
+    grid = " + ".join(_programs(part, own) for part, own in zip(parts_of(nest), schedule.parts, strict=True))
+    constants = ", ".join(f"{name}={size}" for name, size in schedule.constants.items())
     arguments = parameters(nest)
     options = "".join(f", {key}={value}" for key, value in schedule.options(nest).items())
     lines.append(f"{nest.name}[({grid},)](")
-    lines.append(f"    {', '.join(arguments)}, ROWS={schedule.rows}, COLS={schedule.columns}, INDEX=tl.int64{options}")
+    lines.append(f"    {', '.join(arguments)}, {constants}, INDEX=tl.int64{options}")
     lines.append(")")
     for output in nest.outputs:
         total = f"{output.name}.double()" if output.dtype is not torch.bool else f"{output.name}.long()"
@@ -63,6 +62,13 @@ def standalone(nest: LoopNest, schedule: Schedule, source: str) -> str:
     return source.replace("import triton\n", "import os\n\nimport torch\nimport triton\n", 1) + _PROGRAM.format(
         body=body
     )
+
+
+def _programs(nest: LoopNest, schedule: Schedule) -> str:
+    rows, columns = (symbols.print_python(d) for d in (row_count(nest), column_count(nest)))
+    down = f"triton.cdiv({rows}, {schedule.rows})"
+    flat = schedule.kind.value in ("flat", "tile")
+    return f"{down} * triton.cdiv({columns}, {schedule.columns})" if flat else down
 
 
 def _dims(dims: tuple[Dim, ...]) -> str:

@@ -13,6 +13,7 @@ from fusion.capture.record import Recording, record
 from fusion.decide.dependence import Step
 from fusion.decide.partition import Partition, partition
 from fusion.decide.refusal import CODES
+from fusion.decide.regions import Region
 from fusion.patterns import ops, symbols
 from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, Ref, TensorSpec, map_leaves
 
@@ -113,12 +114,18 @@ def check_values(recording: Recording, parts: Partition, order: tuple[Step, ...]
         assert torch.equal(outside[ref.name], expected)
 
 
+def taken_apart(parts: Partition) -> list[Region]:
+    """The regions, those in bundles one by one."""
+    return [member for region in parts.regions for member in region.members or (region,)]
+
+
 def names(graph: RecordedGraph, parts: Partition) -> list[str]:
-    """The regions by what they compute: "mul add"."""
-    return [
-        " ".join(n.op.split(".")[1] for n in r.subgraph.nodes if ops.kind_of(n.op) is not ops.Kind.VIEW)
-        for r in parts.regions
-    ]
+    """The regions by what they compute: "mul add", of a bundle "mul add | tanh"."""
+    return [" | ".join(map(_computing, region.members or (region,))) for region in parts.regions]
+
+
+def _computing(region: Region) -> str:
+    return " ".join(n.op.split(".")[1] for n in region.subgraph.nodes if ops.kind_of(n.op) is not ops.Kind.VIEW)
 
 
 def codes(graph: RecordedGraph, parts: Partition) -> dict[str, str]:

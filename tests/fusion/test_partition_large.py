@@ -129,7 +129,8 @@ sys.path[:0] = [{folder!r}]
 from test_partition_large import tangled
 from fusion.decide.partition import partition
 parts = partition(tangled(150, seed=3), values={{"s0": 2, "s1": 9}})
-print([(r.nodes, r.shared, r.outputs, r.parts, r.subgraph.digest) for r in parts.regions], parts.order, parts.refusals)
+print([(r.nodes, r.shared, r.outputs, r.parts, len(r.members), r.subgraph.digest) for r in parts.regions])
+print(parts.order, parts.refusals)
 """
     script = text.format(folder=str(Path(__file__).parent))
     printed = set()

@@ -20,9 +20,9 @@ def test_independent_regions_over_one_space_become_one() -> None:
     assert region.parts == ((0, 1, 2), (3, 4, 5))
 
 
-def test_other_spaces_stay_apart() -> None:
+def test_other_spaces_stay_loops_of_their_own() -> None:
     graph, parts = divided(lambda x, y: ((x * 2).relu(), (y + 1).tanh()), tensor(ROWS, WIDTH), tensor(ROWS, 2 * WIDTH))
-    assert names(graph, parts) == ["mul relu", "add tanh"]
+    assert names(graph, parts) == ["mul relu | add tanh"]
 
 
 def test_what_one_region_makes_for_the_other_alone_is_not_stored() -> None:
@@ -76,7 +76,7 @@ def test_what_does_not_lower_together_is_cut_into_what_does() -> None:
         return [torch.softmax(x * k, -1) for k in range(4)]
 
     graph, parts = divided(fn, tensor(ROWS, WIDTH), judge=judge)
-    assert names(graph, parts) == ["mul softmax mul softmax"] * 2
+    assert names(graph, parts) == ["mul softmax mul softmax | mul softmax mul softmax"]
 
 
 def test_a_merged_kernel_keeps_within_its_footprint() -> None:
@@ -97,3 +97,24 @@ def test_regions_that_would_wait_for_each_other_stay_apart() -> None:
     graph, parts = divided(fn, tensor(2, ROWS, WIDTH), tensor(WIDTH, WIDTH))
     assert "linear" in " ".join(graph.nodes[k].op for kind, k in parts.order if kind == "node")
     assert len(parts.regions) <= 3
+
+
+def test_a_value_that_others_read_in_another_shape_is_stored_by_the_kernel_that_makes_it() -> None:
+    def fn(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        flat = (x + y).reshape(-1, x.size(-1))
+        return torch.nn.functional.linear(torch.nn.functional.layer_norm(flat, (WIDTH,)), w).tanh() + flat
+
+    graph, parts = divided(fn, tensor(3, ROWS, WIDTH), tensor(3, ROWS, WIDTH), tensor(WIDTH, WIDTH))
+    assert names(graph, parts) == ["add layer_norm", "tanh add"]
+    assert [graph.spec[name].text() for name in parts.regions[0].outputs] == [
+        f"float32[s0*s1, {WIDTH}]",
+        f"float32[s0, s1, {WIDTH}]",
+    ]
+
+
+def test_a_sum_that_is_read_in_another_shape_is_not_broadcast() -> None:
+    def fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, 2, WIDTH).sum(1).view(*x.shape[:2], WIDTH) + y
+
+    graph, parts = divided(fn, tensor(3, ROWS, 2 * WIDTH), tensor(3, ROWS, WIDTH))
+    assert names(graph, parts) == ["sum add"]

@@ -65,6 +65,47 @@ BREAKS: dict[str, Callable[[RecordedGraph, Partition], Partition]] = {
 }
 
 
+def bundled(x: torch.Tensor, y: torch.Tensor) -> Any:
+    """Nodes: 0 mul, 1 relu, 2 add, 3 tanh; one region, a bundle of {0, 1} and {2, 3}."""
+    return (x * 2).relu(), (y + 1).tanh()
+
+
+def swapped(parts: Partition) -> Partition:
+    return with_region(parts, 0, members=parts.regions[0].members[::-1])
+
+
+def with_member(parts: Partition, k: int, **changes: Any) -> Partition:
+    members = list(parts.regions[0].members)
+    members[k] = replace(members[k], **changes)
+    return with_region(parts, 0, members=tuple(members))
+
+
+def with_division(parts: Partition, *bundle: int) -> Partition:
+    subgraph = replace(parts.regions[0].subgraph, bundle=bundle)
+    return with_region(parts, 0, subgraph=subgraph)
+
+
+BUNDLE_BREAKS: dict[str, Callable[[Partition], Partition]] = {
+    "parts are not the outputs of its members": lambda p: with_division(p),
+    "outputs are not those of its members": swapped,
+    "do not own its calls": lambda p: with_member(p, 0, shared=(0,)),
+    "a member of a bundle is a bundle": lambda p: with_member(p, 0, members=p.regions[0].members),
+    "which another makes": lambda p: with_member(p, 1, inputs=("y0", *p.regions[0].members[0].outputs)),
+    "calls that the member it stands for has not": lambda p: with_member(
+        p, 0, subgraph=p.regions[0].members[1].subgraph
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BUNDLE_BREAKS)
+def test_each_mistake_of_a_bundle_is_named(message: str) -> None:
+    graph, parts = divided(bundled, tensor(ROWS, WIDTH), tensor(ROWS, 2 * WIDTH))
+    assert [m.nodes for m in parts.regions[0].members] == [(0, 1), (2, 3)]
+    verify(parts, graph)
+    with pytest.raises(GraphError, match=message):
+        verify(BUNDLE_BREAKS[message](parts), graph)
+
+
 def test_a_good_partition_passes() -> None:
     graph, parts = good()
     verify(parts, graph)

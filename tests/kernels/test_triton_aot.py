@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
+import bundles
 import graphs
 import pytest
 import torch
@@ -14,7 +16,7 @@ from triton_worker import lowered
 
 from fusion.kernels.emit.triton import emit, launch_options
 from fusion.kernels.emit.triton_schedule import Kind, tensors
-from fusion.kernels.lower import lower
+from fusion.kernels.lower import lower, lower_kernel
 from fusion.kernels.toolchain import triton as toolchain
 from fusion.patterns import scalar
 from fusion.patterns.errors import BackendUnavailable, LoweringError
@@ -38,6 +40,34 @@ def test_every_example_compiles_without_spills(name: str, target: str) -> None:
     assert kernel.shared <= 48 * 1024  # what every GPU grants without asking
     if target.startswith("gfx"):
         assert kernel.spills == 0 and kernel.registers  # AMD always tells
+
+
+def rotations(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def rotated(x: torch.Tensor) -> torch.Tensor:
+        return x * cos + torch.cat((-x[..., 64:], x[..., :64]), -1) * sin
+
+    return rotated(q), rotated(k)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_bundle_is_one_kernel_without_spills(target: str) -> None:
+    kernel = toolchain.compile_ahead(lower_kernel(bundles.graph_of()), target)
+    assert kernel.asm["amdgcn" if target.startswith("gfx") else "ptx"]
+    assert not kernel.spills
+    assert kernel.shared <= 48 * 1024
+    if target.startswith("gfx"):
+        assert kernel.spills == 0 and kernel.registers
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_the_parts_of_a_bundle_move_16_bytes_at_a_time(target: str) -> None:
+    heads = [torch.randn(2, n, 7, 128).bfloat16() for n in (8, 2, 1, 1)]
+    graph = replace(graphs.trace(rotations, *heads, dynamic=graphs.DYNAMIC), bundle=(1, 1))
+    kernel = toolchain.compile_ahead(lower_kernel(graph), target)
+    ptx = kernel.asm["ptx"]
+    assert len(re.findall(r"\.entry", ptx)) == 1
+    assert len(re.findall(FULL_STORE, ptx)) >= 2, "one for each part"
+    assert not kernel.spills
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])

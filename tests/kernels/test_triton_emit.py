@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 
+import bundles
 import pytest
 import torch
 import triton_nests as nests
 
 from fusion.kernels.emit import triton_math, triton_primitives
-from fusion.kernels.emit.triton import Kind, emit, launch_options, parameters
-from fusion.kernels.emit.triton_schedule import needs_int64
+from fusion.kernels.emit.triton import Kind, emit, launch_options, parameters, schedule_for
+from fusion.kernels.emit.triton_schedule import column_count, needs_int64, programs, row_count
+from fusion.kernels.lower import lower_kernel
 from fusion.patterns import scalar, symbols
 from fusion.patterns.errors import LoweringError
 
@@ -166,3 +168,20 @@ def test_no_name_but_a_plain_one_reaches_the_source(name: str) -> None:
 
 def test_parameters_are_inputs_outputs_sizes() -> None:
     assert parameters(nests.row_sum(S1)) == ("a0", "o0", "o1", "s0", "s1")
+
+
+def test_a_bundle_divides_the_programs_among_its_parts() -> None:
+    nest = lower_kernel(bundles.graph_of())
+    text = emit(nest)
+    assert text == emit(lower_kernel(bundles.graph_of()))
+    assert [f"_part{k}(" in text for k in range(4)] == [True, True, True, False]
+    assert "elif program < end1:" in text
+    schedule = schedule_for(nest)
+    values = {s.symbol: 300 for s in nest.sizes}
+    counts = [
+        own.programs(symbols.evaluate(row_count(part), values), symbols.evaluate(column_count(part), values))
+        for part, own in zip(nest.parts, schedule.parts, strict=True)
+    ]
+    assert programs(nest, schedule, values) == sum(counts) and min(counts) >= 1
+    assert list(schedule.constants) == ["ROWS0", "COLS0", "ROWS1", "COLS1", "ROWS2", "COLS2"]
+    assert schedule.options(nest)["num_warps"] == max(part.num_warps for part in schedule.parts)

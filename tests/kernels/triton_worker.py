@@ -17,15 +17,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bundles
 import reduction_cases
 import torch
 import triton_nests as nests
 from graphs import EXAMPLES, LENGTH, normal, trace
 from torch.nn.functional import layer_norm
 
-from fusion.kernels.emit.triton import Kind, emit, launch_options
+from fusion.kernels.bundle import Nest
+from fusion.kernels.emit.triton import Kind, emit, launch_options, schedule_for
+from fusion.kernels.emit.triton_schedule import BundleSchedule
 from fusion.kernels.loops import LoopNest
-from fusion.kernels.lower import lower
+from fusion.kernels.lower import lower, lower_kernel
 from fusion.kernels.toolchain import triton as toolchain
 from fusion.kernels.toolchain.triton_script import standalone
 from fusion.patterns import reference, verify
@@ -93,7 +96,18 @@ def cases() -> Iterator[tuple[str, Case]]:
     for source in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool):
         for target in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool):
             yield f"cast/{_short(source)}-{_short(target)}", lambda s=source, t=target: conversion(s, t)
-    for name in ("looped_sum", "looped_max", "nan_max", "rotate_exact", "script", "mismatch", "wide", *LONG):
+    for name in (
+        "bundle",
+        "bundle_script",
+        "looped_sum",
+        "looped_max",
+        "nan_max",
+        "rotate_exact",
+        "script",
+        "mismatch",
+        "wide",
+        *LONG,
+    ):
         yield f"feature/{name}", LONG.get(name) or globals()[name]
     for name in EXAMPLES:
         for dtype in DTYPES:
@@ -103,6 +117,26 @@ def cases() -> Iterator[tuple[str, Case]]:
     for k, (name, group) in enumerate((name, reduction_cases.CASES[name]) for name in fair[::3]):
         chosen = group[5 * k % len(group)]
         yield f"reduction/{name}", lambda c=chosen: reduction(c)
+
+
+def bundle() -> dict[str, object]:
+    """Parts over different indices and dtypes at lengths that give each its own number of programs, or none."""
+    graph = bundles.graph_of()
+    nest = lower_kernel(graph)
+    small = BundleSchedule(tuple(dataclasses.replace(part, rows=1) for part in schedule_for(nest).parts))
+    for tried in (schedule_for(nest), small):
+        run = make_cuda_launcher(nest, schedule=tried)
+        for length in (LENGTH, 2, 40, 0):
+            given = bundles.inputs(length)
+            why = reduction_cases.judge(graph, run(*given), given)
+            if why:
+                return {"ok": False, "why": f"length {length}, {tried}: {why}"}
+    return {"ok": True}
+
+
+def bundle_script() -> dict[str, object]:
+    """The standalone program of a bundle launches it over all of its parts' programs."""
+    return standing_alone(lower_kernel(bundles.graph_of()))
 
 
 def reduction(case: reduction_cases.Case) -> dict[str, object]:
@@ -282,14 +316,18 @@ def rotate_exact() -> dict[str, object]:
 
 def script() -> dict[str, object]:
     """The standalone program runs and prints one line per output."""
-    nest = nests.row_sum(64)
-    schedule = launch_options(nest)
+    return standing_alone(nests.row_sum(64))
+
+
+def standing_alone(nest: Nest) -> dict[str, object]:
+    """Whether the standalone program of a kernel prints its outputs."""
+    schedule = schedule_for(nest)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.py"
         path.write_text(standalone(nest, schedule, emit(nest, schedule)))
         done = subprocess.run([sys.executable, "-I", str(path)], capture_output=True, text=True, timeout=60)
     lines = done.stdout.splitlines()
-    ok = done.returncode == 0 and [line.split()[0] for line in lines] == ["o0", "o1"]
+    ok = done.returncode == 0 and [line.split()[0] for line in lines] == [o.name for o in nest.outputs]
     return {"ok": ok, "why": done.stderr[-2000:] or done.stdout}
 
 
