@@ -178,10 +178,10 @@ def verify(nest: LoopNest) -> None:
     """Rejects a malformed LoopNest.
 
     Raises:
-        GraphError: an expression names an unknown input, index, size or reduction; a choice has another number of bounds
-            than of cases but the last; a reduction is not hoisted, has no
-            such function, takes bools, or is used twice under one name; a scan is read where there is no column, or at
-            more columns than it has, or as if it were one value.
+        GraphError: an expression names an unknown input, index, size or reduction; a choice has not one
+            bound less than cases; a reduction is not hoisted, has no such function, takes bools, or is used twice under
+            one name; a scan is read where there is no column, or at more columns than it has, or as if it were one
+            value.
     """
     axes = {a.name for a in nest.rows} | {scalar.COLUMN}
     known = axes | {s.symbol for s in nest.sizes}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from fuzz_failure import calls
-from fuzz_numerics import MOST_ULPS, Unspecified, Watch
+from fuzz_numerics import MOST_ULPS, SUMS, Unspecified, Watch
 from fuzz_program import Program, load
 from torch.utils import _pytree as pytree
 
@@ -26,6 +26,7 @@ from fusion.decide.heuristics import Decision, FusionHeuristics
 from fusion.kernels.compiler import compile_cpp
 from fusion.kernels.store import Store
 from fusion.patterns.graph import SubGraph
+from fusion.patterns.ops import Kind, canonical, kind_of
 
 TRIALS = 3
 SLACK = 6.0  # TRIALS random moves see a part of how far results can move; a normal deviation's 6 sigma
@@ -71,6 +72,7 @@ class Outcome:
         planned: of these, those that a plan answered.
         kernels: kernels in use at the end.
         skipped: calls whose result torch does not specify.
+        unproved: kernels that failed their proof as sums in another order may, and were used all the same.
         refusal: the reason code of a program that stayed eager, or "".
     """
 
@@ -78,6 +80,7 @@ class Outcome:
     planned: int = 0
     kernels: int = 0
     skipped: int = 0
+    unproved: int = 0
     refusal: str = ""
 
 
@@ -151,7 +154,7 @@ class _Check:
             for sizes, seed in calls(self.program):
                 self._call(sizes, seed)
         for decision, graph in failed:
-            if not _is_known(decision.reason):
+            if not _is_known(decision.reason) and not _sums(graph):
                 raise Mismatch("inaccurate", f"a kernel fails its proof: {decision.reason}\n{graph}")
         scopes = [s for _, s in api._enabled(self.fused).scopes]
         outcome = Outcome(
@@ -163,6 +166,7 @@ class _Check:
         refused = [r for s in scopes for r in s.refused.values()]
         self._complain(scopes)
         fusion.disable(self.fused)
+        outcome = replace(outcome, unproved=len(failed))
         return replace(outcome, refusal=f"{refused[0].code}: {refused[0].sentence.splitlines()[0]}" if refused else "")
 
     def _complain(self, scopes: list[Any]) -> None:
@@ -250,6 +254,12 @@ class _Check:
                 if bad:
                     raise Mismatch("values", f"{where}, {path}: {bad}\nfused {mine}\neager {eager}")
         return True
+
+
+def _sums(graph: SubGraph) -> bool:
+    """Whether a region adds in an order of its own: over few elements, whose errors are the smaller is chance."""
+    summing = (canonical(n.op).split(".")[1] for n in graph.nodes if kind_of(n.op) is Kind.REDUCTION)
+    return any(name in SUMS for name in summing)
 
 
 def _is_known(sentence: str) -> bool:
