@@ -25,7 +25,7 @@ class Tally:
         fused: of these, those in which a plan with kernels answered a call.
         calls, planned, skipped: calls compared, answered by plans, and left out as torch does not specify their result.
         kernels: kernels in use at the end of each, together.
-        unproved: kernels whose sums failed the proof, and whose results were right by what rounding explains.
+        unproved: inexact kernels that failed the proof, and whose results were right by what rounding explains.
         refusals: programs that stayed eager, by reason.
         failures: scripts written.
     """
@@ -54,8 +54,8 @@ class Tally:
 
     def __str__(self) -> str:
         text = (
-            f"{self.programs} programs agree, {self.fused} of them with fused kernels ({self.kernels} kernels; sums of "
-            f"{self.unproved} fail the proof); {self.calls} calls, {self.planned} planned, {self.skipped} unspecified; "
+            f"{self.programs} programs agree, {self.fused} of them with fused kernels ({self.kernels} kernels; "
+            f"{self.unproved} inexact ones fail the proof); {self.calls} calls, {self.planned} planned, {self.skipped} unspecified; "
             f"{len(self.failures)} failures"
         )
         return "\n".join([text, *(f"  {n} stay eager: {reason}" for reason, n in self.refusals.most_common())])
