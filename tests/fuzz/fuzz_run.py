@@ -54,9 +54,9 @@ class Tally:
 
     def __str__(self) -> str:
         text = (
-            f"{self.programs} programs agree, {self.fused} of them with fused kernels ({self.kernels} kernels; "
-            f"{self.unproved} inexact ones fail the proof); {self.calls} calls, {self.planned} planned, {self.skipped} unspecified; "
-            f"{len(self.failures)} failures"
+            f"{self.programs} programs agree, {self.fused} of them with fused kernels ({self.kernels} kernels, "
+            f"{self.unproved} inexact ones fail their proof); {self.calls} calls, {self.planned} planned, "
+            f"{self.skipped} unspecified; {len(self.failures)} failures"
         )
         return "\n".join([text, *(f"  {n} stay eager: {reason}" for reason, n in self.refusals.most_common())])
 
