@@ -66,8 +66,8 @@ class Shadow:
         self.sources: list[tuple[sympy.Symbol, SymbolSource]] = []
 
     def new_symbol(self, value: int, source: tuple[str, str, int]) -> Any:
-        """A symbol whose real value is `value`; 0 and 1 stay numbers."""
-        if value in (0, 1):
+        """A symbol whose real value is `value`; 0, 1 and what is no size, a negative result, stay numbers."""
+        if value < 2:
             return value
         origin = ConstantSource(f"size{len(self.sources)}")
         made = self.env.create_symbol(

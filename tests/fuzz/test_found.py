@@ -97,6 +97,22 @@ def test_what_was_found_agrees_now(name: str) -> None:
     assert outcome.planned > 0 and outcome.kernels > 0, outcome
 
 
+def test_a_negative_number_from_data_is_a_condition() -> None:
+    class Forward(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            n = y.sum().item()
+            return x * 2 + n if n > 0 else (x - n) * 3
+
+    module = fusion.enable(Forward().eval(), {"profile": False, "min_nodes": 1, "enable_cache": False})
+    x = torch.rand(3, 5)
+    with torch.no_grad():
+        for number in (-3, -3, -3, 4, 4, -3, -5, 0):
+            y = torch.tensor([number, 0])
+            assert torch.equal(module(x, y), Forward()(x, y)), number
+    (scope,) = (scope for _, scope in api._enabled(module).scopes)
+    assert scope.statistics.planned[0] > 0 and not scope.refused
+
+
 @pytest.mark.parametrize("fill", [float("nan"), 0.0])
 def test_a_value_that_equals_itself_not_or_another_one_is_a_condition(fill: float) -> None:
     """NaN is no other NaN's equal, and 0.0 is that of -0.0: neither may decide alone whether a plan is for a call."""
