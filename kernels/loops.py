@@ -192,9 +192,10 @@ def verify(nest: LoopNest) -> None:
     """Rejects a malformed LoopNest.
 
     Raises:
-        GraphError: an expression names an unknown input, index, size or reduction; a reduction is not hoisted, has no
-            such function, takes bools, or is used twice under one name; a scan is read where there is no column, or at
-            more columns than it has, or as if it were one value.
+        GraphError: an expression names an unknown input, index, size or reduction; a choice has not one
+            bound less than cases; a reduction is not hoisted, has no such function, takes bools, or is used twice under
+            one name; a scan is read where there is no column, or at more columns than it has, or as if it were one
+            value.
     """
     axes = {a.name for a in nest.rows} | {scalar.COLUMN}
     known = axes | {s.symbol for s in nest.sizes}
@@ -234,7 +235,9 @@ def verify(nest: LoopNest) -> None:
                     result(name, where, columns, running=True)
                 case Reduce() | Scan():
                     raise GraphError(f"{nest.name}: {where} holds a reduction that was not hoisted.")
-                case Select(index=index, bounds=bounds):
+                case Select(index=index, bounds=bounds, cases=cases):
+                    if len(cases) != len(bounds) + 1:
+                        raise GraphError(f"{nest.name}: {where} chooses of {len(cases)} cases by {len(bounds)} bounds.")
                     for d in (index, *bounds):
                         dim(d, where)
                 case Size(dim=d):

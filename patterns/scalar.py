@@ -27,6 +27,7 @@ PRIMITIVES: dict[str, int] = {
     "max": 2, "min": 2,  # both hand NaN on, as torch does
     "lt": 2, "le": 2, "gt": 2, "ge": 2, "eq": 2, "ne": 2, "and": 2, "or": 2, "xor": 2,
     "where": 3,
+    "fma": 3,  # of floats: a * b + c, rounded once
     "cast": 1,  # to the node's dtype
     "round_bfloat16": 1, "round_float16": 1,  # float32 -> nearest half, kept as float32
     "wrap_int8": 1, "wrap_int16": 1, "wrap_uint8": 1,  # int32 -> its lowest bits, kept as int32

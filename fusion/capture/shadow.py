@@ -132,8 +132,8 @@ class Shadow:
         self.sources: list[tuple[sympy.Symbol, SymbolSource]] = []
 
     def new_symbol(self, value: int, source: tuple[str, str, int]) -> Any:
-        """A symbol whose real value is `value`; 0 and 1 stay numbers."""
-        if value in (0, 1):
+        """A symbol whose real value is `value`; 0, 1 and what is no size, a negative result, stay numbers."""
+        if value < 2:
             return value
         origin = ConstantSource(f"size{len(self.sources)}")
         made = self.env.create_symbol(
@@ -235,12 +235,22 @@ class Translation:
             else:
                 settled.append((renamed.symbol, final))
         self.guards = self._guards(settled)
+        self.numbers = self._numbers()
 
     def dim(self, value: Any) -> Dim:
-        """A torch size as a graph Dim."""
+        """A torch size as a graph Dim; a number where a guard says so, as a size of 1 is not a size that may be 1."""
         if not is_symbolic(value):
             return int(value)
-        return symbols.as_dim(self._renamed(value.node.expr))
+        expression = self.env.replace(value.node.expr)
+        if not expression.is_Symbol and not expression.is_number:
+            bounds = self.env.bound_sympy(expression)
+            expression = bounds.lower if bounds.is_singleton() else expression.xreplace(self.numbers)
+        return symbols.as_dim(expression.xreplace(self.names))
+
+    def _numbers(self) -> dict[Any, Any]:
+        """What the guards say expressions of sizes come to."""
+        equal = [self.env.replace(g.expr) for g in self.env.guards]
+        return {e.lhs: e.rhs for e in equal if isinstance(e, sympy.Eq) and e.rhs.is_Integer}
 
     def _renamed(self, expression: Any) -> Any:
         return self.env.replace(expression).xreplace(self.names)

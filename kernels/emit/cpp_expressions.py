@@ -68,6 +68,7 @@ EXPRESSIONS: dict[str, tuple[str, ...]] = {
     "or": ("({0} | {1})",),
     "xor": ("({0} ^ {1})",),
     "where": ("({0} ? {1} : {2})",),
+    "fma": ("fma_of({0}, {1}, {2})",),
     "cast": ("(({type}){0})",),
     "round_bfloat16": ("round_bfloat16({0})",),
     "round_float16": ("round_float16({0})",),

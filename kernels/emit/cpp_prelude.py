@@ -116,6 +116,13 @@ WRAPPING(int64_t, uint64_t)
 """,
     ),
     (
+        ("fma_of",),
+        """\
+INLINE float fma_of(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+INLINE double fma_of(double a, double b, double c) { return __builtin_fma(a, b, c); }
+""",
+    ),
+    (
         ("unseen",),
         """\
 // g++ takes a float's way through an integer for a truncation, which makes -0.5 a negative zero; here it cannot see it

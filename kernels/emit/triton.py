@@ -386,7 +386,7 @@ class _Emitter:
         literals = [isinstance(a, Constant) for a in node.args]
         # A literal takes its dtype from the operand beside it, so one operand at least has to have one.
         beside = literals[1:] if node.fn == "where" else literals
-        typed = all(beside) or node.fn in ("max", "min", "div", "pow", "fmod")
+        typed = all(beside) or node.fn in ("max", "min", "div", "pow", "fmod", "fma")
         operands = [self._operand(a, typed=typed or (node.fn == "where" and i == 0)) for i, a in enumerate(node.args)]
         if form.count("{0}") > 1 and not operands[0].isidentifier():
             operands[0] = self._name(self._varies(node.args[0]), operands[0])

@@ -64,6 +64,7 @@ EXPRESSIONS: dict[str, dict[str, str]] = {
     "or": {"any": "({0} | {1})"},
     "xor": {"any": "({0} ^ {1})"},
     "where": {"any": "tl.where({0}, {1}, {2})"},
+    "fma": {"float": "tl.fma({0}, {1}, {2})"},
     "cast": {"any": "{0}.to({type})"},
     "round_bfloat16": {"float32": "{0}.to(tl.bfloat16).to(tl.float32)"},
     "round_float16": {"float32": "{0}.to(tl.float16).to(tl.float32)"},

@@ -21,21 +21,29 @@ Number = float | int | bool
 # Arithmetic
 
 
-def _scaled(x: Scalar | Number, alpha: Number | Scalar) -> Scalar | Number:
-    value = alpha.value if isinstance(alpha, Constant) else alpha
-    return x if value == 1 else _mul(x, alpha) if isinstance(x, Scalar) else x * value
+def _plus(a: Scalar, b: Scalar, factor: Number | Scalar) -> Scalar:
+    """a + b * factor; of floats rounded once, as eager's kernels do wherever b is not the same for a whole row."""
+    if a.dtype.is_floating_point:
+        return apply("fma", b, factor, a)
+    return apply("add" if a.dtype is not torch.bool else "or", a, _mul(b, factor))
 
 
 def _add(a: Scalar, b: Scalar, alpha: Number | Scalar = 1) -> Scalar:
-    return apply("add" if a.dtype is not torch.bool else "or", a, _scaled(b, alpha))
+    if _is_one(alpha):
+        return apply("add" if a.dtype is not torch.bool else "or", a, b)
+    return _plus(a, b, alpha)
 
 
 def _sub(a: Scalar, b: Scalar, alpha: Number | Scalar = 1) -> Scalar:
-    return apply("sub", a, _scaled(b, alpha))
+    if _is_one(alpha):
+        return apply("sub", a, b)
+    if not a.dtype.is_floating_point:
+        return apply("sub", a, _mul(b, alpha))
+    return _plus(a, b, constant(-alpha.value, alpha.dtype) if isinstance(alpha, Constant) else -alpha)
 
 
 def _rsub(a: Scalar, b: Scalar, alpha: Number | Scalar = 1) -> Scalar:
-    return apply("sub", b, _scaled(a, alpha))
+    return _sub(b, a, alpha)
 
 
 def _mul(a: Scalar, b: Scalar | Number) -> Scalar:
@@ -77,13 +85,13 @@ def _whole_power(x: Scalar, power: int) -> Scalar:
 
 def _lerp(start: Scalar, end: Scalar, weight: Scalar) -> Scalar:
     """From the nearer end, so that a weight of 1 gives `end` exactly (aten/src/ATen/native/Lerp.h)."""
-    near = start + weight * (end - start)
-    far = end - (end - start) * (1.0 - weight)
+    near = _plus(start, weight, end - start)
+    far = _plus(end, start - end, 1.0 - weight)
     return apply("where", apply("lt", apply("abs", weight), 0.5), near, far)
 
 
 def _addcmul(x: Scalar, a: Scalar, b: Scalar, value: Number | Scalar = 1) -> Scalar:
-    return _add(x, _mul(_mul(a, value), b) if not _is_one(value) else _mul(a, b))
+    return _plus(x, b, a if _is_one(value) else _mul(a, value))
 
 
 def _addcdiv(x: Scalar, a: Scalar, b: Scalar, value: Number | Scalar = 1) -> Scalar:

@@ -139,8 +139,12 @@ def _moments(first: Callable[[Call, Scalar], Scalar]) -> Expression:
         if number == 1:
             return centre + (centre - centre)  # NaN of an infinite one, as torch's running mean makes it
         off = x - centre
-        left = apply("max", count(run.extent, x.dtype) - _correction(call), 0.0)
-        return first(call, total(off * off, run.extent) / left)
+        correction = _correction(call)
+        left = apply("max", count(run.extent, x.dtype) - correction, 0.0)
+        variance = total(off * off, run.extent) / left
+        if correction < 0:
+            variance = variance + (centre - centre)  # of no elements NaN, as the mean is
+        return first(call, variance)
 
     return expression
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import fuzz_steps as steps
@@ -48,6 +49,7 @@ def _kinds() -> list[tuple[int, Draw]]:
         (8, steps.template(templates.ACTIVATION, steps.floating)),
         (12, steps.template(templates.VIEW, steps.dimensioned)),
         (4, steps.template(templates.PARTS, steps.dimensioned, results=2)),
+        (3, steps.template(templates.PAIRS, steps.dimensioned, results=2)),
         (9, steps.template(templates.JOIN, steps.dimensioned)),
         (5, steps.template(templates.CREATE, steps.dimensioned)),
         (6, steps.template(templates.CONVERT)),
@@ -57,7 +59,7 @@ def _kinds() -> list[tuple[int, Draw]]:
         (4, steps.template(templates.SIZED, steps.dimensioned)),
         (6, steps.template(templates.WRITE, results=0)),
         (3, steps.template(templates.LIBRARY, steps.dimensioned)),
-        (1, steps.template(templates.DATA, steps.dimensioned)),
+        (2, steps.template(templates.DATA, steps.dimensioned)),
         (1, steps.template(templates.RANDOM, steps.dimensioned)),
         (1, steps.template(templates.ISLAND)),
     ]
@@ -181,8 +183,8 @@ class Builder:
 
     def _runs(self, step: Step) -> bool:
         """Runs a step at every size; False where torch or `Watch` refuses it, or where its results grow too large."""
-        for values, watch in zip(self.values, self.watches, strict=True):
-            scope = {"torch": torch, "F": torch.nn.functional, "cache": _Store, **values}
+        for number, values, watch in zip((3, 2, 3), self.values, self.watches, strict=True):
+            scope = {"torch": torch, "F": torch.nn.functional, "cache": _Store, "n0": number, **values}
             shapes = {name: t.shape for name, t in values.items()}
             try:
                 with torch.no_grad(), warnings.catch_warnings(), watch:
@@ -220,10 +222,27 @@ class Builder:
     # ---- what goes out
 
     def program(self) -> Program:
-        return Program(
+        number = any("n0" in step.text for step in self.steps)
+        plain = Program(
             self.inputs, self.state, self._groups(), tuple(self.steps), self._result(), self.sizes,
-            self.pick((1, 1, 1, 2)), self.cache,
+            self.pick((1, 1, 1, 2)), self.cache, number,
         )  # fmt: skip
+        return self._in_blocks(plain) if self.maybe(40) and len(self.steps) > 1 else plain
+
+    def _in_blocks(self, program: Program) -> Program:
+        """The program with some of its steps in modules of their own, each given what the last one made."""
+        first = self.integer(0, len(program.steps) - 1)
+        last = self.integer(first, len(program.steps) - 1)
+        steps = tuple(replace(s, inside=first <= k <= last) for k, s in enumerate(program.steps))
+        inside = steps[first : last + 1]
+        made = [name for s in inside for name in s.makes]
+        read = [name for s in inside for name in s.reads if name not in made]
+        pairs = [(new, old) for new in made for old in read if self._alike(new, old)]
+        carry = self.pick(pairs) if pairs and self.maybe(70) else None
+        return replace(program, steps=steps, blocks=self.pick((2, 2, 1, 3)), carry=carry)
+
+    def _alike(self, left: str, right: str) -> bool:
+        return self.tensor(left).dtype is self.tensor(right).dtype and self.shapes(left) == self.shapes(right)
 
     def _groups(self) -> tuple[Group, ...]:
         names = [x.name for x in self.inputs]

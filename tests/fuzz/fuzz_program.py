@@ -89,11 +89,13 @@ class Step:
         text: the statement.
         reads: names of the values it reads or writes to.
         makes: names of the values it makes.
+        inside: whether it is in the program's block, as are all between the first such step and the last.
     """
 
     text: str
     reads: tuple[str, ...]
     makes: tuple[str, ...] = ()
+    inside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,9 @@ class Program:
         sizes: what the letters stand for, call structure by call structure; the first is recorded.
         min_nodes: the config's.
         cache: whether the forward takes a `Store` whose `update` is an island.
+        number: whether the forward takes an integer `n0`, which is 3 in all calls but one.
+        blocks: how many modules in a row run the steps that are `inside`; 0 leaves those in the forward.
+        carry: a value that the next block reads in place of another, and that other.
     """
 
     inputs: tuple[Tensor, ...]
@@ -150,15 +155,21 @@ class Program:
     sizes: tuple[Sizes, ...]
     min_nodes: int = 1
     cache: bool = False
+    number: bool = False
+    blocks: int = 0
+    carry: tuple[str, str] | None = None
     letters: tuple[str, ...] = field(default=("B", "N"))
 
     def text(self) -> str:
         """The source of the module, of `arguments(sizes, seed)`, and of what both need but torch."""
-        parameters = ["self", *(g.name for g in self.groups), *(["cache"] if self.cache else [])]
+        extra = [name for name, there in (("cache", self.cache), ("n0", self.number)) if there]
         forward = [line for g in self.groups for line in g.unpacked()]
         forward += [f"{s.name} = self.{s.name}" for s in self.state]
-        forward += [step.text for step in self.steps]
-        held = []
+        inside = [k for k, step in enumerate(self.steps) if step.inside] if self.blocks else []
+        block, between = self._block(extra) if inside else ([], [])
+        forward += [step.text for step in self.steps[: inside[0] if inside else None]] + between
+        forward += [step.text for step in self.steps[inside[-1] + 1 :]] if inside else []
+        held = [f"self.blocks = torch.nn.ModuleList(Block() for _ in range({self.blocks}))"] if inside else []
         for k, s in enumerate(self.state):
             made = s.text(str(1000 + k))
             if s.name.startswith("p"):
@@ -166,16 +177,18 @@ class Program:
             else:
                 held.append(f"self.register_buffer({s.name!r}, {made})")
         given = [f"{x.name} = {x.text(f'seed + {k}')}" for k, x in enumerate(self.inputs)]
-        packed = [g.packed() for g in self.groups] + (["Store()"] if self.cache else [])
+        packed = [g.packed() for g in self.groups]
+        packed += (["Store()"] if self.cache else []) + (["2 if seed == 300 else 3"] if self.number else [])
         return "\n".join(
             [
                 *(_STORE.splitlines() if self.cache else []),
+                *block,
                 "class Forward(torch.nn.Module):",
                 "    def __init__(self):",
                 "        super().__init__()",
                 *(f"        {line}" for line in held),
                 "",
-                f"    def forward({', '.join(parameters)}):",
+                f"    def forward({', '.join(['self', *(g.name for g in self.groups), *extra])}):",
                 *(f"        {line}" for line in forward),
                 f"        return {self.result}",
                 "",
@@ -186,6 +199,24 @@ class Program:
                 "",
             ]
         )
+
+    def _block(self, extra: list[str]) -> tuple[list[str], list[str]]:
+        """The source of the block's class, and the lines of the forward that call it."""
+        steps = [step for step in self.steps if step.inside]
+        made = list(dict.fromkeys(name for step in steps for name in step.makes))
+        reads = dict.fromkeys(name for step in steps for name in step.reads if name not in made)
+        given = [*reads, *(name for name in extra if any(name in step.text for step in steps))]
+        source = [
+            "class Block(torch.nn.Module):",
+            f"    def forward({', '.join(['self', *given])}):",
+            *(f"        {step.text}" for step in steps),
+            f"        return {', '.join(made) or None}",
+            "",
+            "",
+        ]
+        call = f"    {', '.join(made)}{' = ' if made else ''}block({', '.join(given)})"
+        carried = [f"    {self.carry[1]} = {self.carry[0]}"] if self.carry else []
+        return source, ["for block in self.blocks:", call, *carried]
 
     @property
     def digest(self) -> str:

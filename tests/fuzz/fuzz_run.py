@@ -25,6 +25,7 @@ class Tally:
         fused: of these, those in which a plan with kernels answered a call.
         calls, planned, skipped: calls compared, answered by plans, and left out as torch does not specify their result.
         kernels: kernels in use at the end of each, together.
+        unproved: inexact kernels that failed the proof, and whose results were right by what rounding explains.
         refusals: programs that stayed eager, by reason.
         failures: scripts written.
     """
@@ -35,6 +36,7 @@ class Tally:
     planned: int = 0
     skipped: int = 0
     kernels: int = 0
+    unproved: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
     failures: list[Path] = field(default_factory=list)
 
@@ -46,13 +48,15 @@ class Tally:
         self.planned += outcome.planned
         self.skipped += outcome.skipped
         self.kernels += outcome.kernels
+        self.unproved += outcome.unproved
         if outcome.refusal:
             self.refusals[outcome.refusal] += 1
 
     def __str__(self) -> str:
         text = (
-            f"{self.programs} programs agree, {self.fused} of them with fused kernels ({self.kernels} kernels); "
-            f"{self.calls} calls, {self.planned} planned, {self.skipped} unspecified; {len(self.failures)} failures"
+            f"{self.programs} programs agree, {self.fused} of them with fused kernels ({self.kernels} kernels, "
+            f"{self.unproved} inexact ones fail their proof); {self.calls} calls, {self.planned} planned, "
+            f"{self.skipped} unspecified; {len(self.failures)} failures"
         )
         return "\n".join([text, *(f"  {n} stay eager: {reason}" for reason, n in self.refusals.most_common())])
 

@@ -37,6 +37,10 @@ def _smaller(program: Program) -> Iterator[Program]:
     for k in reversed(range(len(program.steps))):
         yield replace(program, steps=program.steps[:k])
         yield replace(program, steps=program.steps[:k] + program.steps[k + 1 :])
+    if program.blocks:
+        yield replace(program, blocks=0, carry=None)
+        yield replace(program, blocks=program.blocks - 1)
+        yield replace(program, carry=None)
     names = dict.fromkeys(_NAME.findall(program.result))
     if program.result not in names:
         yield from (replace(program, result=name) for name in names)
@@ -59,6 +63,8 @@ def _smaller(program: Program) -> Iterator[Program]:
                     yield replace(program, **{kind: (*tensors[:k], simpler, *tensors[k + 1 :])})
     if program.cache and not any("cache." in s.text for s in program.steps):
         yield replace(program, cache=False)
+    if program.number and not any("n0" in s.text for s in program.steps):
+        yield replace(program, number=False)
     if program.min_nodes > 1:
         yield replace(program, min_nodes=1)
 

@@ -133,6 +133,9 @@ class _Blanks(dict[str, str]):
             order[k], order[j] = order[j], order[k]
         return ", ".join(map(str, order))
 
+    def _a(self) -> str:
+        return "n0"
+
     def _m(self) -> str:
         return str(self.pool.integer(-3, 3))
 

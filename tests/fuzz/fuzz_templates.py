@@ -3,7 +3,7 @@
 Blanks: x a value; y one that broadcasts with it; z one of its shape and dtype; i one of int64; n a number; t a dtype;
 d and e dimensions of x, as seen from either end; D one more than it has; s some of its dimensions; c the indexing `:, `
 of the dimensions before d; o an order of its dimensions; m a number around 0; k and j small numbers; b True or False;
-h the size of a part of dimension d, and g what is left of it.
+h the size of a part of dimension d, and g what is left of it; a an integer that the forward is given.
 """
 
 from __future__ import annotations
@@ -57,6 +57,20 @@ torch.split({x}, {h}, dim={d})
 {x}.unbind({d})
 """
 
+PAIRS = """
+{x}.max({d}, {b})
+{x}.min({d})
+{x}.topk(2, {d})
+{x}.topk(1, {d}, largest={b})
+{x}.sort({d}, descending={b})
+{x}.median({d})
+{x}.cummax({d})
+{x}.cummin({d})
+{x}.aminmax(dim={d}, keepdim={b})
+torch.var_mean({x}, {s}, keepdim={b})
+torch.std_mean({x}, {s})
+"""
+
 JOIN = """
 torch.cat(({x}, {z}), {d})
 torch.cat(({x}, {z}, {x}), dim={d})
@@ -67,6 +81,10 @@ torch.stack(({x}, {z}, {x}), dim=-1).flatten(-2)
 F.pad({x}, ({k}, {j}))
 F.pad({x}, ({k}, {m}), value={n})
 F.pad({x}, ({k}, 1, {m}, {k}))
+F.pad({x}, (1, {k}), mode="replicate")
+torch.hstack(({x}, {z}))
+torch.stack(({x}, {y}.to({x}.dtype).expand_as({x})), {D})
+torch.meshgrid({x}.flatten()[:3], {x}.flatten()[:2], indexing="ij")[0]
 {x}.flip({d})
 {x}.flip({s})
 torch.roll({x}, {m}, {d})
@@ -131,6 +149,14 @@ ARITHMETIC = """
 {x} ** {n}
 torch.where({x} > 0, {x}, {y})
 torch.where({x} == {y}, {n}, {x})
+torch.where({x} > {y}, {n}, {m})
+torch.where({x} > 0, {x}, {n})
+{x} * ~({y} > 0)
+{x} - ({y} >= 0)
+torch.logical_and({x}, {y})
+torch.isclose({x}, {y})
+torch.lerp({x}, {y}, 0.3)
+torch.addcmul({x}, {y}, {y}, value={n})
 {x}.masked_fill({y} == 0, {n})
 torch.maximum({x}, {y})
 {x}.clamp({n})
@@ -193,6 +219,19 @@ REDUCTION = """
 {x}.var({s}, keepdim={b})
 {x}.std({d})
 {x}.sum({d}, dtype=torch.float32)
+{x}.any({s}, {b})
+{x}.all({s})
+{x}.count_nonzero({s})
+{x}.argmax()
+{x}.argmax({d}, True) + {x}.argmin({d}, True)
+{x}.cumprod({d})
+{x}.cumsum({d}, dtype={t})
+{x}.flip({d}).cumsum({d}).flip({d})
+{x}.logcumsumexp({d})
+{x}.nansum({d})
+{x}.norm(dim={d})
+{x}.softmax({d}).cumsum({d})
+({x} * {y}).sum({d}, {b}) / {y}.abs().sum()
 torch.softmax({x}, {d})
 torch.softmax({x}, {d}, dtype=torch.float32).to({x}.dtype)
 torch.log_softmax({x}, {d})
@@ -214,6 +253,10 @@ SIZED = """
 {x} + {x}.dim()
 {x} + 1 if {x}.shape[{d}] > {k} + 3 else {y} * 2
 {x} * 2 if {x}.shape[{d}] % 2 else {y} - {x}
+{x} * {a}
+{x}[..., :{a}]
+{x} + 1 if {a} > 2 else {x}
+{x}.sum() / {a}
 {x}[: {x}.shape[0] // 2]
 {x}[{x}.shape[0] - 1 :]
 {x}[..., {x}.shape[-1] // 2 :]
@@ -247,6 +290,18 @@ torch.mul({y}, 2, out={x})
 {x}.view(-1)[1:] = {n}
 {x}[{x} > 1] = {n}
 {x}.cumsum_({d})
+{x}[..., -1:].copy_({y}[..., :1])
+{x}[::2].add_({n})
+{x}.flatten()[0] = {n}
+{x}.diagonal().fill_({n})
+{x}.index_fill_({d}, torch.tensor([0]), {n})
+{x}.scatter_({d}, torch.zeros_like({x}, dtype=torch.int64), {n})
+{x}.index_add_({d}, torch.zeros({x}.shape[{d}], dtype=torch.int64), {x} * 1)
+{x}[torch.zeros(1, dtype=torch.int64)] = {n}
+{x}.unsqueeze(0).mul_({y})
+{x}.clamp_min_({y})
+{x}.where({y} > 0, {x} * 2).add_(1)
+{x}.squeeze().neg_()
 """
 
 LIBRARY = """
@@ -263,6 +318,16 @@ F.embedding({i}.abs() % 2, {x})
 F.scaled_dot_product_attention({x}, {z}, {z})
 torch.where({x} > 0)[0]
 {x}[{x} > 0]
+{x}.argsort({d})
+{x}.index_select({d}, torch.arange({x}.shape[{d}]))
+{x}[:, torch.zeros(2, dtype=torch.int64)]
+{x}[..., torch.arange({x}.shape[-1]).flip(0)]
+torch.take_along_dim({x}, torch.zeros_like({x}, dtype=torch.int64), {d})
+{x}.scatter({d}, torch.zeros_like({x}, dtype=torch.int64), {x} * 2)
+torch.einsum("...i,...i->...", {x}, {z})
+torch.outer({x}.flatten(), {x}.flatten())
+{x}.masked_select({y} > 0)
+torch.isin({x}, {z})
 """
 
 DATA = """
@@ -270,6 +335,9 @@ DATA = """
 {x} + 1 if bool(({y} > 0).any()) else {x} * 2
 {x}[..., : int(({y} > 0).sum()) % 3]
 {x} + {y}.max().item()
+{x} * 2 if {y}.all() else -{x}
+{x}[..., : {y}.flatten()[:1].long().sum().item() % 2 + 1]
+{x} if {y}.abs().amax() > 1 else {x} + {y}
 {x} - len({y}.nonzero())
 """
 

@@ -74,6 +74,18 @@ FOUND = {
         program({"x0": (("N", 8), FLOAT), "x1": ((8,), FLOAT)}, "x0.masked_fill_(x1 > 0, 0)", "v0 = F.silu(x0) * x1"),
         inputs=(Tensor("x0", ("N", 8), FLOAT, "expanded"), Tensor("x1", (8,), FLOAT)),
     ),
+    "half of a size that happens to be 1": replace(
+        program(
+            {"x0": (("B", "N", 8), BOOL)},
+            "v0, v1 = torch.tensor_split(x0, 2, -3)",
+            "v2 = torch.clamp(v1, -1, 1).sigmoid()",
+            "v3 = v2 + (v0 + v0)",
+        ),
+        sizes=tuple((("B", b), ("N", n)) for b, n in ((3, 7), (2, 5), (3, 9))),
+    ),
+    "a scaled sum that cancels": program(
+        {"x0": ((1,), FLOAT)}, "v0 = torch.sub(x0 * 3, x0, alpha=2.7)", "v1 = torch.addcmul(v0, x0, x0, value=-0.3)"
+    ),
     "a softmax over one element": program({"x0": ((8,), FLOAT)}, "v0 = x0.chunk(8, 0)[2]", "v1 = torch.softmax(v0, 0)"),
 }
 
@@ -83,6 +95,22 @@ def test_what_was_found_agrees_now(name: str) -> None:
     with quick():
         outcome = check(FOUND[name])
     assert outcome.planned > 0 and outcome.kernels > 0, outcome
+
+
+def test_a_negative_number_from_data_is_a_condition() -> None:
+    class Forward(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            n = y.sum().item()
+            return x * 2 + n if n > 0 else (x - n) * 3
+
+    module = fusion.enable(Forward().eval(), {"profile": False, "min_nodes": 1, "enable_cache": False})
+    x = torch.rand(3, 5)
+    with torch.no_grad():
+        for number in (-3, -3, -3, 4, 4, -3, -5, 0):
+            y = torch.tensor([number, 0])
+            assert torch.equal(module(x, y), Forward()(x, y)), number
+    (scope,) = (scope for _, scope in api._enabled(module).scopes)
+    assert scope.statistics.planned[0] > 0 and not scope.refused
 
 
 @pytest.mark.parametrize("fill", [float("nan"), 0.0])

@@ -195,6 +195,8 @@ def _apply(fn: str, args: list[Array]) -> Array:
     if fn == "where":
         assert args[0].dtype == np.bool_ and args[1].dtype == args[2].dtype
         return np.where(*args)
+    if fn == "fma":  # the product of two float32 is exact in double; of doubles this rounds twice
+        return (args[0].astype(np.float64) * args[1] + args[2]).astype(kind)
     if fn == "rsqrt":
         return kind(1) / np.sqrt(args[0])
     if fn == "erf":

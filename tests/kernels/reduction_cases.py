@@ -33,6 +33,7 @@ OVER_ANY: dict[str, Function] = {
     "amin": lambda x, d, keep: x.amin(d, keep),
     "var": lambda x, d, keep: x.var(d, keepdim=keep),
     "var, population": lambda x, d, keep: x.var(d, correction=0, keepdim=keep),
+    "var, more than there are": lambda x, d, keep: x.var(d, correction=-1.5, keepdim=keep),
     "std": lambda x, d, keep: x.std(d, unbiased=False, keepdim=keep),
     "var_mean": lambda x, d, keep: torch.var_mean(x, d, keepdim=keep),
     "std_mean": lambda x, d, keep: torch.std_mean(x, d, correction=2, keepdim=keep),

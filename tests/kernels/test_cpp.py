@@ -133,7 +133,7 @@ def test_table_covers_every_primitive_and_no_other():
 
 def test_every_primitive_compiles_in_every_dtype_it_has():
     floats, wholes, bools = (torch.float32, torch.float64), (torch.int64, torch.int32), (torch.bool,)
-    only_floats = {"exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "atan2"}
+    only_floats = {"exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "sin", "cos", "tanh", "erf", "atan2", "fma"}
     only_whole = {"and", "or", "xor", "shl", "shr"}
     on_bools = {"and", "or", "xor", "not", "eq", "ne", "where", "cast"}
     nests = []

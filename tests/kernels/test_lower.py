@@ -415,6 +415,46 @@ def test_malformed_reductions_and_scans() -> None:
     assert "not hoisted" in malformed(stores=(dataclasses.replace(store, value=nested),))
 
 
+def test_malformed_bounds_and_sizes() -> None:
+    """Every size, index and bound of a kernel is made of sizes and indices that it has."""
+    nest = nest_of(lambda x: x.cumsum(-1) - x.sum(-1, keepdim=True), normal(4, 6))
+    (store,), (argument,), (output,) = nest.stores, nest.inputs, nest.outputs
+    (row,) = nest.rows
+    one, strange = Constant(torch.float32, 1.0), symbols.symbol("s9")
+    j = symbols.index_symbol("j")
+
+    def storing(value: scalar.Scalar) -> str:
+        return malformed(stores=(dataclasses.replace(store, value=value),))
+
+    unknown = "uses ['s9'], which are no index or size"
+    assert unknown in storing(Select(torch.float32, j, (strange,), (one, one)))
+    assert unknown in storing(Select(torch.float32, strange, (3,), (one, one)))
+    assert "2 cases by 2 bounds" in storing(Select(torch.float32, j, (2, 3), (one, one)))
+    assert unknown in storing(scalar.Size(torch.float32, strange))
+    assert unknown in storing(Load(torch.float32, argument.name, strange, torch.float32))
+    assert unknown in malformed(stores=(dataclasses.replace(store, offset=strange),))
+    assert unknown in malformed(rows=(dataclasses.replace(row, extent=strange),))
+    assert unknown in malformed(column=Axis("j", strange))
+    assert unknown in malformed(inputs=(dataclasses.replace(argument, strides=(strange, 1)),))
+    assert unknown in malformed(outputs=(dataclasses.replace(output, shape=(strange, 6)),))
+
+
+def test_malformed_stores() -> None:
+    nest = nest_of(lambda x: x.cumsum(-1) - x.sum(-1, keepdim=True), normal(4, 6))
+    (store,), (argument,) = nest.stores, nest.inputs
+    j = symbols.index_symbol("j")
+    x = Load(torch.float32, argument.name, j, torch.float32)
+    assert "stores nothing" in malformed(stores=())
+    assert "'o9', which is no output" in malformed(stores=(dataclasses.replace(store, output="o9"),))
+    assert "without a column axis" in malformed(column=None)
+    nowhere = dataclasses.replace(x, argument="a9")
+    assert "loads from 'a9', which is no input" in malformed(stores=(dataclasses.replace(store, value=nowhere),))
+    per_row = dataclasses.replace(store, value=x, offset=0, per_row=True)
+    assert "once per row but depends on the column" in malformed(stores=(per_row,))
+    strange = dataclasses.replace(store, value=Apply(torch.float32, "sinc", (x,)))
+    assert "applies 'sinc', which is no primitive" in malformed(stores=(strange,))
+
+
 def test_reductions_of_rows_that_only_a_part_of_a_join_has() -> None:
     """Hoisted, such a reduction would run for every row, and read outside its operand for most."""
 

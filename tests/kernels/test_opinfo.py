@@ -30,6 +30,7 @@ from fusion.patterns.errors import CompileError
 from fusion.patterns.ops import TABLE, Kind, kind_of, lookup
 
 FULL = os.environ.get("FUSION_OPINFO") == "full"
+pytestmark = pytest.mark.timeout(0) if FULL else []  # some 28,000 samples in up to four forms: an hour and more
 _UNIT = 300  # kernels compiled as one file: some three seconds
 
 # Operators real forwards use (the counts behind this list are the project's; see README), by the names of their calls.

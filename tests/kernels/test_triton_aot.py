@@ -109,10 +109,10 @@ def test_without_alignment_nothing_is_assumed() -> None:
 
 
 INTEGER = ("shl", "shr", "wrap_int8", "wrap_int16", "wrap_uint8")
-ELSEWHERE = ("and", "or", "xor", "atan2")  # on bools, in other tests; atan2 has no form in Triton
+ELSEWHERE = ("and", "or", "xor", "where", "atan2")  # on bools, in other tests; atan2 has no form in Triton
 
 
-@pytest.mark.parametrize("fn", [f for f, n in scalar.PRIMITIVES.items() if n <= 2 and f not in ELSEWHERE])
+@pytest.mark.parametrize("fn", [f for f, n in scalar.PRIMITIVES.items() if f not in ELSEWHERE])
 def test_every_primitive_compiles_everywhere(fn: str) -> None:
     result = torch.bool if fn in ("isnan", "lt", "le", "gt", "ge", "eq", "ne") else None
     if fn in ("cast", "round_bfloat16", "round_float16"):
@@ -120,6 +120,8 @@ def test_every_primitive_compiles_everywhere(fn: str) -> None:
         nest = nests.conversion(torch.float32, target)
     elif fn == "not":
         nest = nests.unary(fn, torch.bool)
+    elif fn == "fma":
+        nest = nests.fused()
     elif fn in INTEGER:
         nest = (nests.unary if scalar.PRIMITIVES[fn] == 1 else nests.binary)(fn, torch.int32)
     else:

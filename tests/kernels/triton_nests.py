@@ -106,6 +106,12 @@ def selection() -> LoopNest:
     return flat("where_float32", value, (torch.bool, torch.float32, torch.float32), torch.float32)
 
 
+def fused() -> LoopNest:
+    """a0 * a1 + a2, rounded once."""
+    value = apply("fma", *(load(name, J, torch.float32) for name in ("a0", "a1", "a2")))
+    return flat("fma_float32", value, (torch.float32,) * 3, torch.float32)
+
+
 def far_rows() -> LoopNest:
     """A copy of 8 columns of rows whose distance is known at the call only."""
     stride = symbols.symbol("s1")

@@ -92,6 +92,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield f"shift/{fn}", lambda fn=fn: shift(fn)
     for target in (torch.int8, torch.int16, torch.uint8):
         yield f"wrap/wrap_{_short(target)}", lambda t=target: wrapped(t)
+    yield "ternary/fma", fused
     yield "refused/atan2", refused
     for source in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool):
         for target in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool):
@@ -234,6 +235,12 @@ def logic(fn: str) -> dict[str, object]:
     a, b = torch.arange(-8, 8), torch.arange(16) * 3
     bits = _same(make_cuda_launcher(nests.binary(fn, torch.int64))(a, b), getattr(torch, f"bitwise_{fn}")(a, b))
     return truth if not truth["ok"] else bits
+
+
+def fused() -> dict[str, object]:
+    """A product and a sum, of every triple of some special values: the interpreter rounds twice, a GPU once."""
+    x, y, z = (part.flatten() for part in torch.meshgrid(*[SPECIAL[::2]] * 3, indexing="ij"))
+    return _same(make_cuda_launcher(nests.fused())(x, y, z), x * y + z)
 
 
 def shift(fn: str) -> dict[str, object]:

@@ -507,6 +507,9 @@ def value(node: Scalar, tensors: Mapping[str, np.ndarray]) -> Any:
             return inner != 0 if node.dtype is torch.bool else np.asarray(inner).astype(NUMPY[node.dtype])
         case Apply(fn="where", args=args):
             return np.where(*(value(a, tensors) for a in args))
+        case Apply(fn="fma", args=args):
+            a, b, c = (value(x, tensors) for x in args)
+            return a * b + c
         case Apply(fn=fn, args=args):
             return {**UNARY, **BINARY}[fn](*(value(a, tensors) for a in args))
     raise AssertionError(f"an expression holds {node}, which a row has no business with")
@@ -533,7 +536,7 @@ def computed_in(s: Sample, row: Operator) -> torch.dtype:
 
 def test_the_evaluator_knows_every_primitive() -> None:
     rounding = {f"round_{t}" for t in ("bfloat16", "float16")} | {f"wrap_{t}" for t in ("int8", "int16", "uint8")}
-    assert set(PRIMITIVES) == {*UNARY, *BINARY, *rounding, "where", "cast"}
+    assert set(PRIMITIVES) == {*UNARY, *BINARY, *rounding, "where", "fma", "cast"}
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=op) for op, row in TABLE.items()])
