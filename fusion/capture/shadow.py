@@ -140,13 +140,19 @@ class Translation:
         self.env = shadow.env
         self.names: dict[sympy.Symbol, sympy.Symbol] = {}
         self.sources: list[SymbolSource] = []
+        settled: list[tuple[str, Any]] = []  # numbers that a call returned and the run tied to something else
         for torch_symbol, source in shadow.sources:
             final = self.env.replace(torch_symbol)
-            if final.is_Symbol and final not in self.names:  # the first of equal sizes is the one a plan knows first
-                renamed = SymbolSource(f"s{len(self.sources)}", source.value, source.kind, source.dim)
+            first = final.is_Symbol and final not in self.names  # of equal sizes: the one a plan knows first
+            if not first and source.kind != "result":
+                continue  # the guard on the tensor it is a size of checks it
+            renamed = SymbolSource(f"s{len(self.sources)}", source.value, source.kind, source.dim)
+            self.sources.append(renamed)
+            if first:
                 self.names[final] = symbols.symbol(renamed.symbol)
-                self.sources.append(renamed)
-        self.guards = self._guards()
+            else:
+                settled.append((renamed.symbol, final))
+        self.guards = self._guards(settled)
 
     def dim(self, value: Any) -> Dim:
         """A torch size as a graph Dim."""
@@ -157,9 +163,11 @@ class Translation:
     def _renamed(self, expression: Any) -> Any:
         return self.env.replace(expression).xreplace(self.names)
 
-    def _guards(self) -> list[str]:
+    def _guards(self, settled: Sequence[tuple[str, Any]]) -> list[str]:
         printer = PythonPrinter()
         found: dict[str, None] = {}
+        for symbol, final in settled:
+            found[printer.doprint(sympy.Eq(symbols.symbol(symbol), self._renamed(final)))] = None
         for guard in self.env.guards:
             expression = self._renamed(guard.expr)
             if expression in (sympy.true, True):

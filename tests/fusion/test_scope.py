@@ -1090,6 +1090,40 @@ def test_an_attribute_read_before_an_effect(quick: fusion.FusionConfig) -> None:
     assert scope.statistics.recordings > 1, "each value that was read has a recording of its own"
 
 
+class Ages(Memory):
+    """Has a second number, which equals the first as long as nothing was dropped."""
+
+    dropped = 0
+
+    def seen(self) -> int:
+        return self.length() + self.dropped
+
+
+fusion.register_island(Ages, "seen", effect=False)
+
+
+class Pins(torch.nn.Module):
+    def forward(self, x: torch.Tensor, memory: Ages) -> torch.Tensor:
+        return (torch.exp(x) * torch.full((1, 1), float(int(memory.length())))).tanh() + 1
+
+
+class Compares(torch.nn.Module):
+    def forward(self, x: torch.Tensor, memory: Ages) -> torch.Tensor:
+        return (torch.exp(x) * 0.1).tanh() + 1 if memory.length() == memory.seen() else x.exp().sin() * 3
+
+
+@pytest.mark.parametrize("make", [Pins, Compares])
+def test_a_number_that_a_read_gave_and_the_forward_settled(make: Any, quick: fusion.FusionConfig) -> None:
+    model, eager = fusion.enable(make().eval(), quick), make().eval()
+    for length, dropped in ((5, 0), (5, 0), (6, 0), (7, 0), (6, 0), (6, 2), (5, 2), (5, 0), (5, 2), (6, 0), (7, 0)):
+        memory = Ages()
+        memory.held, memory.dropped = [rand(length, 8)], dropped
+        x = rand(3 + length % 2, 8)
+        torch.testing.assert_close(no_grad(model, x, memory), no_grad(eager, x, memory), rtol=1e-5, atol=1e-6)
+    (scope,) = scopes(model).values()
+    assert scope.statistics.planned[0] >= 2 and scope.statistics.fallbacks == 0, scope.statistics
+
+
 class Fickle(Memory):
     """Returns a result of another kind once in a while, after its effect."""
 
