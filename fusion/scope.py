@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from fusion.capture import islands
 from fusion.capture.follow import Likeness, follow, likeness, twins
@@ -427,24 +426,16 @@ class Scope:
 
         def fail(error: BaseException, log: list[Any], arguments: tuple[Any, ...], undo: Undo | None) -> Any:
             if undo is not None and undo.partial:
-                self.statistics.planned[0] -= 1
                 raise error  # what it has written cannot be taken back, so it must not run again
             if undo is not None:
                 undo.rewind()
-            if _island_raised(log):
-                result = self._replayed(arguments, log, known)  # the user's own error, which the user's code may catch
-                if _without_data(result):
+            if not _island_raised(log):  # else it is the user's own error, which the user's code may catch
+                if not self.scheduler.config.fallback_on_error and not isinstance(error, Deoptimized):
                     raise error
-                self.statistics.planned[0] -= 1
-                return result
-            self.statistics.planned[0] -= 1
-            if not self.scheduler.config.fallback_on_error and not isinstance(error, Deoptimized):
-                raise error
-            with self._lock:
-                self._count_failure(known, error)
+                with self._lock:
+                    self._count_failure(known, error)
             result = self._replayed(arguments, log, known)
-            if _without_data(result):
-                raise error  # the forward looked at what the plan's steps had handed on
+            self.statistics.planned[0] -= 1  # the entry is about to count what it takes for a planned call
             return result
 
         return fail, note
@@ -472,11 +463,6 @@ class Scope:
 def _unwatched() -> bool:
     """Stands in for a snapshot until there is a plan to guard."""
     return False
-
-
-def _without_data(result: Any) -> bool:
-    """Whether a result holds what a plan had let go of."""
-    return any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in pytree.tree_leaves(result))
 
 
 def _island_raised(log: Sequence[Any]) -> bool:

@@ -347,6 +347,7 @@ class IslandNode:
         outputs: one leaf per flattened result: the name of a tensor, symbol or object it makes, or `Expect(value)`.
         effect: True when the call changes state; False for a read, which a plan may check before any effect.
         structure: how the flattened results nest: "leaf", "tuple", "list", or the text of a pytree structure.
+        given_up: results of earlier islands that nobody held any more when this call was made.
     """
 
     receiver: Path | Ref
@@ -356,6 +357,7 @@ class IslandNode:
     outputs: tuple[Any, ...]
     effect: bool
     structure: str
+    given_up: tuple[str, ...] = ()
     origin: str = field(default="", compare=False)
 
     @property
@@ -526,6 +528,7 @@ def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
         "outputs": encode(node.outputs),
         "effect": node.effect,
         "structure": node.structure,
+        "given_up": list(node.given_up),
     }
 
 

@@ -1,4 +1,8 @@
-"""Results that one step of a plan hands to the next: a log that kept them would keep all layers' activations alive."""
+"""Results that one step of a plan hands to the next: a log that kept them would keep all layers' activations alive.
+
+The recorded run tells at which call the forward held such a result no longer (`IslandNode.given_up`): from there on no
+way that the forward can take reads it, be it one that catches an error.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,23 @@ from fusion.patterns.graph import TensorSpec
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HandedOn:
-    """Stands in a log for a tensor that was read by the steps after it only, all of which are done."""
+    """Stands in a log for a tensor that was read by the steps after it only, and that the forward has given up."""
 
     spec: TensorSpec
+    device: torch.device
 
 
 def restored(log: list[Any], sizes: Mapping[str, Any]) -> list[Any]:
-    """`log` for a re-run: what was handed on is a tensor of its shape without data, which the steps do not look at.
+    """`log` for a re-run: what was handed on is a tensor like it with any data, which nobody looks at.
 
     Args:
         log: results of islands, in order.
         sizes: values of the size symbols, by name.
     """
-    return [_stand_in(entry.spec, sizes) if isinstance(entry, HandedOn) else entry for entry in log]
+    return [_stand_in(entry, sizes) if isinstance(entry, HandedOn) else entry for entry in log]
 
 
-def _stand_in(spec: TensorSpec, sizes: Mapping[str, Any]) -> torch.Tensor:
+def _stand_in(gone: HandedOn, sizes: Mapping[str, Any]) -> torch.Tensor:
+    spec = gone.spec
     shape, strides = ([symbols.evaluate(d, sizes) for d in dims] for dims in (spec.shape, spec.strides))
-    return torch.empty_strided(shape, strides, dtype=spec.dtype, device="meta")
+    return torch.empty_strided(shape, strides, dtype=spec.dtype, device=gone.device)

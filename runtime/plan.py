@@ -209,8 +209,9 @@ class Writer:
         self.logged_at: dict[str, int] = {}  # results of steps that only other steps read: their place in the log
         self.lets_go = False
         by_operators = {r for n in self.graph.nodes if isinstance(n, OpNode) for r in n.refs}
+        asked = {r for n in self.graph.nodes if self._reads_data(n) for r in n.refs}
         by_islands = {r for n in self.graph.nodes if isinstance(n, IslandNode) for r in n.refs}
-        self.passed_on = by_islands - by_operators
+        self.passed_on = by_islands - by_operators - asked
         self.paths = {i.name: i.path for i in self.graph.inputs}
         self.given = frozenset(
             [name for name, _ in self.graph.parameters] + [*self.graph.constants] + [o.name for o in self.graph.objects]
@@ -489,7 +490,6 @@ class Writer:
         for position, names in enumerate(reads):
             last.update(dict.fromkeys(names, position))
         nodes = [self.graph.nodes[index] if kind == "node" else None for kind, index in steps]
-        self.last_read = max((p for p, n in enumerate(nodes) if n is not None and self._reads_data(n)), default=-1)
         returned = {leaf.name for leaf in self.graph.outputs if isinstance(leaf, Ref)}
         sources = {s.value for s in self.graph.symbols}
         self.kept = frozenset(returned | sources)
@@ -503,9 +503,9 @@ class Writer:
             elif isinstance(self.graph.nodes[index], IslandNode):
                 node = self.graph.nodes[index]
                 assert isinstance(node, IslandNode)
-                self.island(index, node, log)
                 if not log:
-                    self._let_go(node, position, last)
+                    self._let_go(node)
+                self.island(index, node, log)
                 self.release(reads[position], position, last)
                 made = [o for o in node.outputs if isinstance(o, str) and o in self.graph.spec]
             else:
@@ -515,15 +515,11 @@ class Writer:
                     self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
             self.release(made, position, last)
 
-    def _let_go(self, node: IslandNode, position: int, last: Mapping[str, int]) -> None:
-        """Takes out of the log what a step handed to this one, if nothing else will read it.
-
-        Not before the last condition on data: where that fails, the forward goes another way.
-        """
-        for name in dict.fromkeys(node.refs):
-            done = last[name] == position and position > self.last_read
-            if name in self.logged_at and done and name not in self.kept:
-                gone = self.name("gone", HandedOn(self.spec(name)))
+    def _let_go(self, node: IslandNode) -> None:
+        """Takes out of the log what the forward has given up by the time it makes a call, if only steps read it."""
+        for name in node.given_up:
+            if name in self.logged_at:
+                gone = self.name("gone", HandedOn(self.spec(name), self.shape.devices[0]))
                 self.lines.append(f"        log[{self.logged_at.pop(name)}] = {gone}")
                 self.lets_go = True
         self.logged += not self._reads_data(node)

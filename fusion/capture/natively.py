@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ class NativeCalls:
         self._steps = {id(module): path for path, module in steps.items()}
         self._attributes = attributes
         self._made: list[Any] = []  # kept, so that their ids stay theirs
+        self._handed_on: list[str] = []  # results of steps that the forward may still hold
 
     # ---- what is called
 
@@ -194,6 +196,7 @@ class NativeCalls:
             self.refuse("opaque_argument", f"{method or 'a step'} is given a list or dict, which it may change")
             return call(args, kwargs)
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
+        given_up = self._given_up()
         self._quiet(self.effects.before_native)
         try:
             result = self._quiet(lambda: call(real_args, real_kwargs))
@@ -211,11 +214,21 @@ class NativeCalls:
             like = [self.fakes[self._names[id(a)]] for a in given if isinstance(a, torch.Tensor)]
             flat, structure = _flatten(result)
             pairs = [self._native_result(leaf, like, grows, method) for leaf in flat]
-            self._node(receiver, method, arguments, tuple(p[0] for p in pairs), effect, structure)
+            names = tuple(p[0] for p in pairs)
+            self._node(receiver, method, arguments, names, effect, structure, given_up)
+            if effect and isinstance(receiver, Ref) and structure == "leaf" and isinstance(result, torch.Tensor):
+                self._handed_on.append(names[0])
             handed[0] = _unflatten(structure, [p[1] for p in pairs])
 
         self._attempt(method or "a module", record)
         return handed[0]
+
+    def _given_up(self) -> tuple[str, ...]:
+        """Results of steps that only the recorder still holds: whatever the forward does from here on, catching an
+        error included, it cannot read them."""
+        gone = tuple(name for name in self._handed_on if _references(self.real, name) == _ALONE + 1)  # 1: the log
+        self._handed_on = [name for name in self._handed_on if name not in gone]
+        return gone
 
     def _attempt(self, what: str, record: Callable[[], None]) -> None:
         try:
@@ -226,11 +239,20 @@ class NativeCalls:
             self.refuse("recorder_error", f"{what} could not be recorded: {type(error).__name__}: {error}")
 
     def _node(
-        self, receiver: Receiver, method: str, arguments: Any, outputs: tuple[Any, ...], effect: bool, structure: str
+        self,
+        receiver: Receiver,
+        method: str,
+        arguments: Any,
+        outputs: tuple[Any, ...],
+        effect: bool,
+        structure: str,
+        given_up: tuple[str, ...] = (),
     ) -> None:
         args, kwargs = arguments
         named = tuple(sorted((k, as_tuples(v)) for k, v in kwargs.items()))
-        self.nodes.append(IslandNode(receiver, method, as_tuples(args), named, outputs, effect, structure, user_line()))
+        self.nodes.append(
+            IslandNode(receiver, method, as_tuples(args), named, outputs, effect, structure, given_up, user_line())
+        )
 
     def _native_result(
         self, leaf: Any, like: list[torch.Tensor], grows: tuple[int, ...], method: str
@@ -279,7 +301,9 @@ class NativeCalls:
         elif _is_plain(value):
             recorded = list(value) if isinstance(value, list) else value
             self.log.append(recorded)
-            self.nodes.append(IslandNode(known, name, None, (), (Expect(recorded),), False, "leaf", user_line()))
+            self.nodes.append(
+                IslandNode(known, name, None, (), (Expect(recorded),), False, "leaf", origin=user_line())
+            )
         else:
             self.refuse("opaque_argument", f"{kind}.{name} is read; register an island for it")
         return value
@@ -302,8 +326,15 @@ class NativeCalls:
         if not isinstance(value, bool):
             self.reader = self.reader or self.module
         leaf, seen = self._number(value) if method == "item" and type(value) is int else (Expect(value), value)
-        self.nodes.append(IslandNode(self._leaf(tensor), method, args, (), (leaf,), False, "leaf", user_line()))
+        self.nodes.append(IslandNode(self._leaf(tensor), method, args, (), (leaf,), False, "leaf", origin=user_line()))
         return seen
+
+
+def _references(held: Mapping[str, Any], name: str) -> int:
+    return sys.getrefcount(held[name])
+
+
+_ALONE = _references({"": object()}, "")  # of what nobody else holds
 
 
 def as_tuples(tree: Any) -> Any:
