@@ -489,7 +489,6 @@ class Writer:
         last: dict[str, int] = {}
         for position, names in enumerate(reads):
             last.update(dict.fromkeys(names, position))
-        nodes = [self.graph.nodes[index] if kind == "node" else None for kind, index in steps]
         returned = {leaf.name for leaf in self.graph.outputs if isinstance(leaf, Ref)}
         sources = {s.value for s in self.graph.symbols}
         self.kept = frozenset(returned | sources)
