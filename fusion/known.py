@@ -28,6 +28,7 @@ class Known:
         proved: values of the input symbols that a plan was checked at.
         trusted: whether it was checked at a shape other than the recorded one.
         reader: path of the module whose forward went by numbers that tensors held, or None.
+        late: size symbols that only an island tells, and no guard ties to others.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Known:
         self.objects = recording.objects
         self.recorded_values = dict(recording.values)
         self.symbols = [s.symbol for s in input_symbols(recording.graph)]
+        self.late = {s.symbol for s in recording.graph.symbols} - set(self.symbols) - _settled(recording.graph.guards)
         self.proved: set[tuple[int, ...]] = set()
         self.trusted = not recording.graph.symbols
         self.refusal: Refusal | None = None
@@ -126,6 +128,11 @@ class Known:
         plan = source.bind({**self.binding, "FAIL": fail, "TAP": tap, "SEEN": seen, "LOGGED": logged, **kept})
         result = plan.run(*arguments)
         return result, logged, seen, tap
+
+
+def _settled(guards: Sequence[str]) -> set[str]:
+    """Symbols that a guard gives the value of."""
+    return {guard.partition(" == ")[0] for guard in guards if " == " in guard}
 
 
 class PlanStopped(Exception):

@@ -353,8 +353,7 @@ class Scope:
         compiled = self.scheduler.compile(known.template, recording.real, values)
         known.release(recording)
         known.proved.add(known.key(values))
-        late = [s for s in known.graph.symbols if s.symbol not in known.symbols]
-        if late or not exact:
+        if known.late or not exact:
             known.proved.clear()  # a size that only an island tells, or another rounding: the next call is checked
         known.plan(compiled, *self._failed(known))
         self._publish()

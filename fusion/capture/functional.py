@@ -64,6 +64,7 @@ class Settlement:
         lent = {self.memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in self.memory}
         self.outer -= lent & {key for _, key in self.native}  # an island's own memory, which a step hands to it again
         self._check_native()
+        self._check_shared()
         outer_writes = sorted({i for i, k in self.writes if k in self.outer})
         drawing = [i for i, n in enumerate(self.nodes) if isinstance(n, OpNode) and _draws(n)]
         self._copy_constants()
@@ -88,6 +89,23 @@ class Settlement:
             users |= {i for i, k in self.writes if k == key}
             if not users <= {i for i, k in self.native if k == key}:
                 raise Refused("outer_write", "a native call writes to a tensor of the caller's that is used before")
+
+    def _check_shared(self) -> None:
+        """What a native call returns may be its argument in one call and a copy in the next: `x.contiguous()`. Then
+        whoever writes to one of them in place must not find the other in use."""
+        written = [(i, key) for i, key in self.writes if (i, key) not in self.native]
+        for j, node in enumerate(self.nodes):
+            later = {key for i, key in written if i > j}
+            if not later or not isinstance(node, IslandNode):
+                continue
+            given = {self.memory[name] for name in _read(node) if name in self.memory}
+            made = {self.memory[o] for o in node.outputs if isinstance(o, str) and o in self.memory}
+            if not (given and made):
+                continue
+            used = {self.memory[r] for n in self.nodes[j + 1 :] for r in _read(n) if r in self.memory}
+            used |= {self.memory[name] for name in self.returned if name in self.memory}
+            if later & made & given or (later & made and used & given) or (later & given and used & made):
+                raise Refused("outer_write", "what a native call returned, or was given, is written to", node.origin)
 
     # ---- one call
 

@@ -261,8 +261,9 @@ class NativeCalls:
         if isinstance(leaf, torch.Tensor):
             before = self._names.get(id(leaf))
             name = f"v{len(self.real)}"
-            if before is not None and any(self.fakes[before] is fake for fake in like):
-                return self._bind(name, leaf, self.fakes[before]), leaf  # its argument: a result all the same
+            if before is not None and any(self.fakes[before] is fake for fake in like):  # its argument: a result all
+                again = self._quiet(leaf.detach)  # the same, which the next call may make anew
+                return self._bind(name, again, self.fakes[before]), again
             if before is not None:
                 return before, leaf
             fake = self._quiet(lambda: self.shadow.of_result(name, leaf, like, grows))

@@ -353,6 +353,81 @@ def test_what_steps_hand_on_is_not_kept(look: bool, quick: fusion.FusionConfig) 
     assert scopes(fused)["Chain"].statistics.fallbacks > 0
 
 
+class Hands(Counted):
+    """Returns what it was given, or something new, by its data."""
+
+    def __init__(self, above: bool) -> None:
+        super().__init__()
+        self.above = above
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if (x.max().tolist() > 10) == self.above else x.clone()
+
+
+def writes_to_the_result(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) + 1
+    z = m.step(y)
+    w = y.sin() * 3
+    z.add_(1)
+    return z * 2 + y.tanh() * w
+
+
+def writes_to_a_view_of_the_result(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) + 1
+    m.step(y)[0].mul_(3)
+    return y.tanh() * 2
+
+
+def writes_to_the_argument(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) + 1
+    z = m.step(y)
+    y.add_(1)
+    return z.tanh() * 2
+
+
+def writes_to_the_callers(m: Any, x: torch.Tensor) -> Any:
+    m.step(x).mul_(0.5)
+    return x.exp() + 1
+
+
+def reads_both(m: Any, x: torch.Tensor) -> Any:
+    y = torch.exp(x) + 1
+    z = m.step(y)
+    return (z.tanh() * 2, y.sin() + 1), z
+
+
+class Lends(torch.nn.Module):
+    """Gives a step a tensor and goes on with it, and with what came back."""
+
+    def __init__(self, function: Any, above: bool) -> None:
+        super().__init__()
+        self.step = Hands(above)
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize("above", [False, True], ids=["recorded as its argument", "recorded as another"])
+@pytest.mark.parametrize(
+    "function",
+    [writes_to_the_result, writes_to_a_view_of_the_result, writes_to_the_argument, writes_to_the_callers, reads_both],
+)
+def test_a_step_that_hands_its_argument_back_now_and_then(
+    function: Any, above: bool, quick: fusion.FusionConfig
+) -> None:
+    fused, eager = fusion.enable(Lends(function, above).eval(), quick), Lends(function, above).eval()
+    for k, value in enumerate((1.0, 1.0, 1.0, 1.0, 3.0, 30.0, 1.0, 3.0, 30.0, 1.0)):
+        mine, theirs = torch.full((2 + k % 3, 16), value), torch.full((2 + k % 3, 16), value)
+        found, expected = no_grad(fused, mine), no_grad(eager, theirs)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine, theirs)
+    if function is reads_both:
+        assert planned(fused)["Lends"] >= 4
+    else:
+        assert "outer_write" in fusion.report(fused).scopes[0].reason
+
+
 class Balks(Counted):
     """Raises for large values, after its effect."""
 
