@@ -302,9 +302,7 @@ class NativeCalls:
         elif _is_plain(value):
             recorded = list(value) if isinstance(value, list) else value
             self.log.append(recorded)
-            self.nodes.append(
-                IslandNode(known, name, None, (), (Expect(recorded),), False, "leaf", origin=user_line())
-            )
+            self.nodes.append(IslandNode(known, name, None, (), (Expect(recorded),), False, "leaf", origin=user_line()))
         else:
             self.refuse("opaque_argument", f"{kind}.{name} is read; register an island for it")
         return value

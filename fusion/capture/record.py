@@ -29,12 +29,13 @@ from fusion.runtime.undo import State, Undo
 
 from . import islands
 from .functional import Node, Settlement
+from .held import Entry, Held
 from .natively import as_tuples
 from .provenance import Atom, Leaf, flatten, modules_of, tensors_of
 from .reads import SizeReads
 from .recorder import Recorder
 from .shadow import GuardError, Translation, hint, is_symbolic
-from .state import held_state, is_plain
+from .state import alike
 
 
 @dataclass
@@ -320,24 +321,21 @@ def attributes_of(
     return found
 
 
-def python_state(
-    modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Module] = ()
-) -> list[tuple[Any, Any, Any]]:
+def python_state(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Module] = ()) -> list[Entry]:
     """What the modules hold in Python; `changed` tells whether a call left it as it was."""
     try:
-        return held_state(modules, (), steps)
+        return Held(modules, (), steps).entries
     except Refused:
         return []  # such modules are refused before they are recorded
 
 
-def changed(before: list[tuple[Any, Any, Any]], after: list[tuple[Any, Any, Any]]) -> str | None:
+def changed(before: list[Entry], after: list[Entry]) -> str | None:
     """The first thing that differs between two states, in words, or None."""
     if len(before) != len(after):
         return "adds or removes attributes"
-    for (was_in, was_key, was), (now_in, key, now) in zip(before, after, strict=True):
-        same = was is now or (key is None and was == now) or (is_plain(was) and type(was) is type(now) and was == now)
-        if was_in is not now_in or was_key != key or not same:
-            return f"changes {'a container' if key is None else repr(key)}"
+    for was, now in zip(before, after, strict=True):
+        if not alike(was, now):
+            return f"changes {repr(was[2]) if was[0] == 'item' else 'a container'}"
     return None
 
 

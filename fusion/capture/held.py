@@ -1,0 +1,219 @@
+"""What modules and functions hold in Python: containers, objects, closures, and modules that are no submodules."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fusion.decide.refusal import Refused
+from fusion.runtime.native import ABSENT
+
+from .provenance import modules_of
+
+SWITCH = "enable_fusion"  # the attribute of a model's config that switches fusion off and on
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+Entry = tuple[Any, ...]
+_NOT_STATE = (torch.Tensor, type, types.BuiltinFunctionType, types.ModuleType, torch.Generator, logging.Logger)
+_INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_DEEPEST = 6
+_MOST_STATE = 10_000
+
+
+class Members:
+    """Asks a set whether it still holds what it held."""
+
+    def __init__(self, held: set[Any]) -> None:
+        self.held = held
+        self.before = frozenset(held)
+
+    @property
+    def same(self) -> bool:
+        """Whether the set holds what it held when this was made."""
+        return self.held == self.before
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Members) and self.held is other.held and self.before == other.before
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+
+class Held:
+    """Walks over everything that modules hold.
+
+    Attributes:
+        entries: as `runtime.native.make_snapshot` takes them, for every attribute, item, member and closure found.
+        modules: modules that were found in containers, objects and closures rather than as submodules.
+
+    Raises:
+        Refused: there is more than can be watched, or a module that was found has hooks.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, torch.nn.Module],
+        objects: Sequence[Any] = (),
+        steps: Iterable[torch.nn.Module] = (),
+    ) -> None:
+        self.entries: list[Entry] = []
+        self.modules: list[torch.nn.Module] = []
+        self._steps = tuple(steps)
+        self._seen: set[int] = {id(child) for step in self._steps for child in step.modules()}
+        self._classes: set[tuple[type, str]] = set()
+        self._roots = {id(module) for module in modules.values()}
+        tree = [child for module in modules.values() for _, child in modules_of(module, self._steps)]
+        self._seen.update(map(id, tree))
+        for child in tree:
+            self._module(child)
+        for held in objects:
+            self.visit(held, 0)
+        for found in self.modules:  # grows on the way
+            self._found(found)
+
+    # ---- modules
+
+    def _module(self, child: torch.nn.Module) -> None:
+        own = vars(child)
+        self.entries.append(("size", own, len(own)))
+        for name, value in list(own.items()):
+            if name in ("_parameters", "_buffers", "_modules"):
+                self.entries.append(("size", value, len(value)))
+                self.entries += [("item", value, k, v) for k, v in value.items()]
+            elif name not in _INTERNAL and not (id(child) in self._roots and name == "forward"):
+                self.entries.append(("item", own, name, value))
+                self.visit(value, 0)
+        for item in self._class_state(type(child), torch.nn.Module, own):
+            self.visit(item, 0)
+
+    def _found(self, module: torch.nn.Module) -> None:
+        self._module(module)
+        for hooks in _HOOKS:
+            if vars(module)[hooks]:
+                raise Refused("hook", f"{type(module).__name__}, which is held outside the module tree, has hooks")
+            self.entries.append(("size", vars(module)[hooks], 0))
+        for child in module.children():
+            self._meet(child)
+
+    def _meet(self, module: torch.nn.Module) -> None:
+        if id(module) not in self._seen:
+            self._seen.add(id(module))
+            self.modules.append(module)
+
+    # ---- other objects
+
+    def visit(self, value: Any, depth: int) -> None:
+        """Notes what a value holds, and what that holds in turn."""
+        if isinstance(value, (*PLAIN, *_NOT_STATE)) or id(value) in self._seen:
+            return
+        if isinstance(value, torch.nn.Module):
+            self._meet(value)
+            return
+        inner = self._inner(value)
+        if inner is None:
+            return
+        self._seen.add(id(value))
+        if depth > _DEEPEST or len(self.entries) > _MOST_STATE:
+            raise Refused("python_state", "the modules hold more Python state than can be watched")
+        for item in inner:
+            self.visit(item, depth + 1)
+
+    def _inner(self, value: Any) -> list[Any] | None:
+        """What a value holds; None where it holds nothing that could change."""
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, types.MethodType):
+            return [value.__self__, value.__func__]
+        found: list[Any] = []
+        if isinstance(value, functools.partial):
+            found += [value.func, value.args, value.keywords]
+        elif isinstance(value, dict):
+            found += self._dict(value, switch=False)
+        elif isinstance(value, list):
+            self.entries.append(("size", value, len(value)))
+            self.entries += [("index", value, i, item) for i, item in enumerate(value)]
+            found += value
+        elif isinstance(value, set):
+            self.entries.append(("attribute", Members(value), "same", True))
+            found += value
+        elif isinstance(value, (tuple, frozenset)):
+            found += value
+        own = getattr(value, "__dict__", None)
+        if isinstance(own, dict):
+            found += self._dict(own, switch=True)
+        for name in _slots(type(value)):
+            held = getattr(value, name, ABSENT)
+            self.entries.append(("attribute", value, name, held))
+            found.append(held)
+        if not isinstance(own, dict) and not found and not isinstance(value, (list, dict, set)):
+            return None
+        found += self._class_state(type(value), object, own if isinstance(own, dict) else {})
+        return found
+
+    def _dict(self, value: dict[Any, Any], *, switch: bool) -> list[Any]:
+        switched = switch and SWITCH in value
+        if not switched:
+            self.entries.append(("size", value, len(value)))
+        self.entries += [("item", value, k, v) for k, v in value.items() if not (switched and k == SWITCH)]
+        return list(value.values())
+
+    def _function(self, function: types.FunctionType) -> list[Any]:
+        """What a function holds: closure, defaults and attributes."""
+        found: list[Any] = []
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            self.entries.append(("attribute", function, name, getattr(function, name)))
+        found += [function.__defaults__, function.__kwdefaults__, function.__dict__ or None]
+        for cell in function.__closure__ or ():
+            try:
+                held = cell.cell_contents
+            except ValueError:  # not assigned yet
+                continue
+            self.entries.append(("attribute", cell, "cell_contents", held))
+            found.append(held)
+        return found
+
+    def _class_state(self, kind: type, end: type, own: Mapping[str, Any]) -> list[Any]:
+        """Data that the user's classes hold for their instances, where the instance with the dict `own` has none."""
+        found = []
+        for base in kind.__mro__[: kind.__mro__.index(end)]:
+            if is_library(base.__module__):
+                continue
+            for name, held in list(vars(base).items()):
+                known = name in own or (base, name) in self._classes
+                if not (known or name.startswith("__") or _describes(held)):
+                    self._classes.add((base, name))
+                    self.entries.append(("attribute", base, name, held))
+                    found.append(held)
+        return found
+
+
+@functools.cache
+def is_library(module: str) -> bool:
+    """Whether a module belongs to Python or to an installed library: what those keep for themselves is not watched."""
+    root = module.partition(".")[0]
+    if root in sys.stdlib_module_names or root in ("torch", "fusion"):
+        return True
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    return f"{os.sep}site-packages{os.sep}" in file or f"{os.sep}dist-packages{os.sep}" in file
+
+
+def _slots(kind: type) -> list[str]:
+    """Names of the attributes that instances keep outside their `__dict__`."""
+    return [
+        name
+        for base in kind.__mro__
+        for name, held in vars(base).items()
+        if isinstance(held, types.MemberDescriptorType) and "__slots__" in vars(base)
+    ]
+
+
+def _describes(held: Any) -> bool:
+    """Whether a class attribute is a method, a property or the like rather than data."""
+    return callable(held) or hasattr(type(held), "__get__")
