@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fusion.capture.held import is_library
 from fusion.config import FusionConfig
 from fusion.patterns.errors import FusionError
 from fusion.reporting.model import FusionReport
@@ -20,6 +21,7 @@ from fusion.session import report_of
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _DEEPEST = 4  # functions that call functions
+_MOST_OBJECTS = 10_000
 
 
 class FusedFunction:
@@ -115,6 +117,8 @@ def surroundings(
             modules[name] = value
         elif not isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, *_PLAIN)):
             outside.__dict__[name] = value
+            for method in _methods(value):
+                visit(method, depth + 1)
 
     def visit(called: types.FunctionType, depth: int) -> None:
         if id(called) in seen or depth > _DEEPEST or called.__module__.partition(".")[0] in ("torch", "fusion"):
@@ -132,6 +136,11 @@ def surroundings(
                 continue
             entries.append(("attribute", cell, "cell_contents", value))
             found(name, value, depth)
+        for name in ("__defaults__", "__kwdefaults__"):
+            value = getattr(called, name)
+            entries.append(("attribute", called, name, value))
+            if value:
+                outside.__dict__[f"{len(seen)}{name}"] = value
 
     called = function
     if isinstance(called, types.MethodType):
@@ -146,6 +155,32 @@ def surroundings(
                 visit(vars(kind)["__call__"], 0)
                 break
     return modules, entries
+
+
+def _methods(value: Any) -> Iterator[types.FunctionType]:
+    """The functions that an object's class, if it is the user's, and the containers around them lead to."""
+    waiting = [value]
+    seen: set[int] = set()
+    while waiting and len(seen) < _MOST_OBJECTS:
+        held = waiting.pop()
+        if id(held) in seen or isinstance(held, (torch.Tensor, torch.nn.Module, types.ModuleType, type, *_PLAIN)):
+            continue
+        seen.add(id(held))
+        if isinstance(held, types.FunctionType):
+            yield held
+        elif isinstance(held, types.MethodType):
+            waiting += [held.__self__, held.__func__]
+        elif isinstance(held, functools.partial):
+            waiting += [held.func, *held.args, *held.keywords.values()]
+        elif isinstance(held, dict):
+            waiting += held.values()
+        elif isinstance(held, (list, tuple, set, frozenset)):
+            waiting += held
+        else:
+            waiting += vars(held).values() if hasattr(held, "__dict__") else ()
+            for base in type(held).__mro__:
+                if not is_library(base.__module__):
+                    yield from (f for f in vars(base).values() if isinstance(f, types.FunctionType))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -14,6 +14,7 @@ from fusion.capture import islands
 from fusion.capture.follow import Likeness, follow, likeness, twins
 from fusion.capture.given import Given
 from fusion.capture.meanings import by_meaning
+from fusion.capture.provenance import flatten
 from fusion.capture.record import Recording, changed, plain_state, python_state, record
 from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal, Refused

@@ -31,6 +31,7 @@ from fusion.patterns.ops.effects import has_effect
 from fusion.runtime.nesting import flatten as flatten_result
 
 from .effects import Effects, storage_key, tensors_written, view_in_place
+from .held import PLAIN
 from .islands import Island, NativeFunction
 from .natively import as_tuples
 from .provenance import tensors_of
@@ -67,12 +68,25 @@ def likeness(module: torch.nn.Module) -> Likeness:
             elif isinstance(value, (type(None), bool, float, str)):
                 structure.append((path, name, value))
             elif isinstance(value, (dict, list, set, tuple)):
-                structure.append((path, name, repr(value)))
+                structure.append((path, name, repr(value) if all(map(_is_plain, _nested(value))) else id(value)))
             elif not isinstance(value, torch.Tensor):
                 structure.append((path, name, id(value)))
     for path, tensor in tensors_of(module):
         structure.append((path, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device))
     return Likeness(tuple(structure), tuple(integers))
+
+
+def _nested(value: Any) -> list[Any]:
+    """What nested containers hold, keys included; a container of another class counts as held."""
+    if type(value) is dict:
+        return [leaf for item in (*value, *value.values()) for leaf in _nested(item)]
+    if type(value) in (list, set, tuple):
+        return [leaf for item in value for leaf in _nested(item)]
+    return [value]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (*PLAIN, torch.Size))
 
 
 def twins(first: Likeness, second: Likeness, graph: RecordedGraph) -> bool:
@@ -334,6 +348,9 @@ class Follower(TorchDispatchMode):
         """A write to an object of the call's: the twin did none."""
         if self.following and id(receiver) in self.objects:
             self.diverged = f"sets {name}"
+
+    def on_made(self, module: torch.nn.Module) -> None:
+        """Modules may be made, as in the twin's run."""
 
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """Modules are looked into: a scope with steps has no twins."""

@@ -135,6 +135,9 @@ class Session(Protocol):
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """Answers the call of a module inside the scope."""
 
+    def on_made(self, module: torch.nn.Module) -> None:
+        """Told of a module that is being made."""
+
     def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
         """Answers the call of a registered function."""
 
@@ -171,6 +174,7 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
                     put(kind, name, _watched_write(getattr(kind, name)))
             for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
                 put(owner, "__call__", _module_call(vars(owner)["__call__"]))
+            put(torch.nn.Module, "__init__", _module_made(torch.nn.Module.__init__))
             yield
         finally:
             _SESSION.handler = previous
@@ -213,6 +217,16 @@ def _module_call(original: Callable[..., Any]) -> Callable[..., Any]:
         return handler.on_module(original, self, args, kwargs)
 
     return call
+
+
+def _module_made(original: Callable[..., None]) -> Callable[..., None]:
+    def make(self: Any, *args: Any, **kwargs: Any) -> None:
+        handler = getattr(_SESSION, "handler", None)
+        if handler is not None:
+            handler.on_made(self)
+        original(self, *args, **kwargs)
+
+    return make
 
 
 def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
@@ -317,6 +331,9 @@ class Replay:
         if not self._answers:
             return self._natively(lambda: original(module, *args, **kwargs))
         return self._answer(args, kwargs)
+
+    def on_made(self, module: torch.nn.Module) -> None:
+        """Modules may be made."""
 
     def on_write(self, receiver: Any, name: str) -> None:
         """Writes go through."""

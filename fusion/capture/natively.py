@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,6 +61,7 @@ class NativeCalls:
         objects: Mapping[int, Path],
         steps: Mapping[str, torch.nn.Module],
         attributes: Mapping[int, tuple[str, Any]],
+        watched: Iterable[torch.nn.Module] | None,
     ) -> None:
         """Takes what may be called.
 
@@ -68,7 +69,9 @@ class NativeCalls:
             objects: argument objects by id: their paths.
             steps: modules that are called natively, by path.
             attributes: other objects that the scope's modules hold, by id: their paths and themselves.
+            watched: the modules whose state the plan's snapshot watches; None where nothing is watched.
         """
+        self._watched = None if watched is None else {id(module): module for module in watched}
         self.objects: dict[int, Receiver] = dict(objects)
         self.held: dict[str, tuple[HeldObject, Any]] = {}
         self.numbers: dict[str, int] = {}
@@ -169,9 +172,18 @@ class NativeCalls:
                 self._quiet(functools.partial(self.effects.native_write, place, leaf))
         return result
 
+    def on_made(self, module: torch.nn.Module) -> None:
+        """A module that the forward makes: each run makes its own."""
+        if self._watched is not None:
+            self._watched[id(module)] = module
+
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """A step is called natively; other modules are looked into."""
         if not self.recording:
+            return original(module, *args, **kwargs)
+        if self._watched is not None and id(module) not in self._watched:
+            kind = type(module).__name__
+            self.refuse("python_state", f"calls a {kind} that no module of the scope holds; make it an attribute")
             return original(module, *args, **kwargs)
         path = self._steps.get(id(module))
         if path is not None:

@@ -150,6 +150,7 @@ def record(
         for prefix, module in modules.items()
         for path, tensor in tensors_of(module, steps.values())
     }
+    inside = [child for module in modules.values() for child in module.modules()]
     tensors = [leaf for leaf in leaves if isinstance(leaf.value, torch.Tensor)]
     recorder = Recorder(
         [(f"x{i}", leaf.path, leaf.value) for i, leaf in enumerate(tensors)],
@@ -157,6 +158,7 @@ def record(
         objects,
         steps=steps,
         attributes=attributes_of(modules, steps.values()),
+        watched=[*inside, *Held(modules, (), steps.values()).modules],
         generators=generators,
         max_ops=max_ops,
         varying=[(f"x{i}", dim) for i, leaf in enumerate(tensors) for path, dim in varying if leaf.path == path],
@@ -172,7 +174,6 @@ def record(
         )
     before = python_state(modules, steps.values())
     failure: Exception | None = None
-    inside = [child for module in modules.values() for child in module.modules()]
     with below_autograd(recorder, kinds, SizeReads(recorder), inside):
         try:
             result = invoke()

@@ -60,6 +60,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         *,
         steps: Mapping[str, torch.nn.Module] | None = None,
         attributes: Mapping[int, tuple[str, Any]] | None = None,
+        watched: Iterable[torch.nn.Module] | None = None,
         generators: Sequence[torch.Generator] = (),
         adopt_inputs: bool = False,
         max_ops: int = 4096,
@@ -80,7 +81,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.opaque: list[str] = []  # results whose shape is known only once they are there
         self.effects = Effects(generators)
         self._generators = {identity(g): g for g in generators}
-        self.set_up_native_calls(objects, steps or {}, attributes or {})
+        self.set_up_native_calls(objects, steps or {}, attributes or {}, watched)
         self._names: dict[int, str] = {}
         self._outer: frozenset[int] | None = None  # memory of the parameters, once a step writes
         self._parameters = parameters

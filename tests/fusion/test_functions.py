@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import no_grad
 
 import fusion
 from fusion.patterns.errors import FusionError, StructureMismatch
@@ -257,3 +259,40 @@ def test_a_recorded_block_that_writes(quick: fusion.FusionConfig) -> None:
         same(found["output1"] if isinstance(found, dict) else found, expected)
         same(mine, theirs)
     assert recording.kernels
+
+
+def a_method_with_a_closure() -> tuple[Any, Any]:
+    scale = [2.0]
+
+    class Held:
+        def times(self, x: torch.Tensor) -> torch.Tensor:
+            return x.exp() * scale[0]
+
+    held = Held()
+    return (lambda x: held.times(x).tanh() + 1), lambda: scale.append(scale.pop() + 1)
+
+
+def a_default_of_a_function_it_calls() -> tuple[Any, Any]:
+    state = {"scale": 2.0}
+
+    def inner(x: torch.Tensor, *, state: dict[str, float] = state) -> torch.Tensor:
+        return x.exp() * state["scale"]
+
+    return (lambda x: inner(x).tanh() + 1), lambda: state.update(scale=state["scale"] + 1)
+
+
+def a_function_in_a_list() -> tuple[Any, Any]:
+    scale = [2.0]
+    held = [functools.partial(lambda x, y: x * scale[0] + y, y=1)]
+    return (lambda x: held[0](x.exp()).tanh() + 1), lambda: scale.append(scale.pop() + 1)
+
+
+@pytest.mark.parametrize("make", [a_method_with_a_closure, a_default_of_a_function_it_calls, a_function_in_a_list])
+def test_what_functions_reach_is_watched(make: Any, quick: fusion.FusionConfig) -> None:
+    function, change = make()
+    fused = fusion.fuse(function, quick)
+    for turn in range(4):
+        for rows in (3, 4, 3):
+            same(no_grad(fused, rand(rows, turn)), no_grad(function, rand(rows, turn)))
+        change()
+    assert fused.report().scopes[0].fused_calls >= 2
