@@ -28,6 +28,7 @@ class Known:
     Attributes:
         proved: values of the input symbols that a plan was checked at.
         trusted: whether it was checked at a shape other than the recorded one.
+        structure: of the calls' arguments, by `Signature.structure`.
         reader: path of the module whose forward went by numbers that tensors held, or None.
         late: size symbols that only an island tells, and no guard ties to others.
     """
@@ -39,6 +40,7 @@ class Known:
         self.graph = recording.graph
         self.template = template
         self.reader = reader
+        self.structure: Any = None
         self.scheduler = scheduler
         self.tensors = {**recording.parameters, **recording.constants}
         self.objects = recording.objects

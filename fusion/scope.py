@@ -32,6 +32,7 @@ _FORGIVEN_AFTER = 1000  # planned calls of the scope after which a failure no lo
 _MOST_OUTGROWN = 4  # recordings that may make room for others before a scope's failing plans are refused instead
 _MOST_ROUTES = 1  # recordings that data led elsewhere before the module that reads it becomes an eager step
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
+_RESTLESS = Refusal("python_state", "the scope's modules keep changing")
 
 
 @dataclass
@@ -59,9 +60,11 @@ class Scope:
         enabled: asked at every slow call; False runs eagerly.
         watch: objects whose plain attributes the callable depends on.
         records: whether a call that no recording applies to is recorded, rather than passed to `call`.
-        steps: modules inside that are called natively, by path: scopes of their own, or parts that run eagerly.
-        divide: told of a recording's refusal and of the module in which it arose; True when it took the scope, or its
-            steps, apart, so that a later call may be recorded.
+        steps: modules inside that are called natively, by path: scopes of their own, or parts that run eagerly. Calls
+            of one structure may have further ones (`make_step`).
+        divide: told of the structure of a call, its recording's refusal, the module in which it arose, and whether the
+            run changed the modules' Python state; True when it took the scope, or its steps, apart, so that a later
+            call may be recorded.
         surroundings: gives the modules, and further snapshot entries, where they are found rather than given.
     """
 
@@ -75,7 +78,7 @@ class Scope:
         watch: Sequence[Any] = (),
         records: bool = True,
         steps: Mapping[str, torch.nn.Module] | None = None,
-        divide: Callable[[Scope, Refusal, torch.nn.Module | None], bool] = lambda *_: False,
+        divide: Callable[[Scope, Any, Refusal, torch.nn.Module | None, bool], bool] = lambda *_: False,
         surroundings: Callable[[], tuple[dict[str, torch.nn.Module], list[tuple[Any, ...]]]] | None = None,
     ) -> None:
         self.name = name
@@ -86,6 +89,7 @@ class Scope:
         self.watch = tuple(watch)
         self.records = records
         self.steps = dict(steps or {})
+        self.further: dict[Any, dict[str, torch.nn.Module]] = {}  # by the structure of the calls
         self.divide = divide
         self.surroundings = surroundings
         self._waits = bool(self.steps)  # steps record themselves in the first call
@@ -119,6 +123,30 @@ class Scope:
         self.entry.__globals__["_f_unchanged"] = _unwatched
         only = list(self.modules) == [""] and not self.steps
         self.likeness = likeness(self.modules[""]) if only else None
+
+    def steps_of(self, key: Any) -> dict[str, torch.nn.Module]:
+        """The steps of calls of one structure, by path."""
+        return {**self.steps, **self.further.get(key, {})}
+
+    def make_step(self, path: str, module: torch.nn.Module, key: Any, *, changing: bool) -> None:
+        """Makes a module a step.
+
+        Args:
+            path: of the module inside the scope.
+            module: the module.
+            key: of what structure the calls are; calls of others still look into it, and so it stays watched.
+            changing: its forward changes its Python state: nothing can be recorded through it, whatever the call.
+        """
+        if changing:
+            self.steps[path] = module
+        else:
+            self.further.setdefault(key, {})[path] = module
+        self.refresh()
+        if changing:
+            self.forget()
+            return
+        self.known = [known for known in self.known if known.reader != path]
+        self._publish()
 
     def forget(self) -> None:
         """Every recording is void."""
@@ -161,6 +189,8 @@ class Scope:
     def _slow(self, *arguments: Any) -> Any:
         if not self.enabled():
             return self._eager(arguments, Refusal("disabled", "enable_fusion is False"))
+        if self.resets > _MOST_RESETS:
+            return self._eager(arguments, _RESTLESS)
         if islands.in_session():
             return self._eager(arguments, Refusal("active_mode", "a scope around this one is recorded or run again"))
         problem = problems(self.modules, self.steps.values())
@@ -172,7 +202,7 @@ class Scope:
     def _advance(self, arguments: Sequence[Any]) -> Any:
         if not self._holds():
             if not self._reset():
-                return self._eager(arguments, Refusal("python_state", "the scope's modules keep changing"))
+                return self._eager(arguments, _RESTLESS)
             for plan in list(self._plans):
                 result = plan(*arguments)
                 if result is not MISS:
@@ -194,7 +224,7 @@ class Scope:
             if result is not MISS:  # else a read of an argument answered otherwise; nothing has happened yet
                 return result
             routed += known.reader is not None
-            if routed >= _MOST_ROUTES and self._route(known):
+            if routed >= _MOST_ROUTES and self._route(known, key):
                 return self._eager(arguments)
         if self.known:
             self.statistics.guard_misses += 1
@@ -230,7 +260,8 @@ class Scope:
 
     def _record(self, arguments: Sequence[Any], key: Any) -> Any:
         config = self.scheduler.config
-        twin = self._twin(arguments)
+        steps = self.steps_of(key)
+        twin = None if steps else self._twin(arguments)
         if twin is not None:
             return self._follow(*twin, arguments)
         recording = record(
@@ -238,7 +269,7 @@ class Scope:
             dict(zip(self.signature.names, arguments, strict=True)),
             lambda: self.original(arguments),
             self.modules,
-            steps=self.steps,
+            steps=steps,
             max_ops=config.max_graph_size,
             varying=() if self.whole else self._varying(arguments),
         )
@@ -248,7 +279,7 @@ class Scope:
             plain_state(self.modules)
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
-            if not self.divide(self, recording.refusal, recording.culprit):
+            if not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
                 if recording.refusal.code == "fixed_size" and not self.divided:
                     self.whole = True  # a plan for each size then, up to `max_plans`
                 else:
@@ -263,20 +294,21 @@ class Scope:
         alike = same_results(outcome, recording.outcome, exact=False)
         if not (alike and recording.undo.agrees(recording.left)):
             self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
-            return recording.result if self.steps else plain  # only the recorded run ran the steps
+            return recording.result if steps else plain  # only the recorded run ran the steps
         self._guarded(key, lambda: self.adopt(recording, arguments))
         return plain
 
-    def _route(self, known: Known) -> bool:
-        """Data leads calls other ways than were recorded, again and again: who reads it becomes an eager step.
+    def _route(self, known: Known, key: Any) -> bool:
+        """Data led a call another way than was recorded: who reads it becomes an eager step.
 
         Returns:
-            whether it did; what was recorded is void then.
+            whether it did; recordings that went through it are void then.
         """
         reader = None if known.reader is None else self.modules[""].get_submodule(known.reader)
         if reader is None or any(part is step for part in reader.modules() for step in self.steps.values()):
             return False
-        return self.divide(self, Refusal("data_read", "values of tensors decide, call by call, what it does"), reader)
+        refusal = Refusal("data_read", "values of tensors decide, call by call, what it does")
+        return self.divide(self, key, refusal, reader, False)
 
     def _varying(self, arguments: Sequence[Any]) -> set[tuple[Path, int]]:
         """(path, dimension) of tensor arguments' sizes that earlier recordings fixed to other numbers."""
@@ -335,7 +367,8 @@ class Scope:
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
         known = Known(recording, twin.template, self.scheduler, twin.reader)
-        self._guarded(self.signature.structure(arguments), lambda: self._prove(known, recording, arguments))
+        known.structure = self.signature.structure(arguments)
+        self._guarded(known.structure, lambda: self._prove(known, recording, arguments))
         return result
 
     def adopt(self, recording: Recording, arguments: Sequence[Any] | None = None) -> None:
@@ -351,8 +384,9 @@ class Scope:
         template = self.scheduler.template(recording, self.signature.names)
         paths = {id(m): path for path, m in self.modules[""].named_modules()} if recording.reader is not None else {}
         known = Known(recording, template, self.scheduler, paths.get(id(recording.reader)))
+        known.structure = self.signature.structure(arguments)
         self._prove(known, recording, arguments)
-        if self.likeness is not None and known.refusal is None:
+        if self.likeness is not None and known.refusal is None and not self.steps_of(known.structure):
             known.likeness = self.likeness
             self.scheduler.twins.setdefault(self.likeness.structure, []).append(known)
 
@@ -477,7 +511,7 @@ class Scope:
         known.failures = 1 if done - known.failed_at > _FORGIVEN_AFTER else known.failures + 1
         known.failed_at = done
         outgrown = isinstance(error, (Deoptimized, StructureMismatch))
-        if outgrown and self.outgrown >= _MOST_ROUTES and self._route(known):
+        if outgrown and self.outgrown >= _MOST_ROUTES and self._route(known, known.structure):
             return
         if outgrown and known in self.known and self.outgrown < _MOST_OUTGROWN:
             self.outgrown += 1

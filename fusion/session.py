@@ -80,7 +80,9 @@ class Session:
         module.__dict__["forward"] = forward
         scope.refresh()  # which sees the module with its new forward
 
-    def _divide(self, path: str, scope: Scope, refusal: Refusal, culprit: torch.nn.Module | None) -> bool:
+    def _divide(
+        self, path: str, scope: Scope, key: Any, refusal: Refusal, culprit: torch.nn.Module | None, changing: bool
+    ) -> bool:
         """A scope could not be recorded: the module where it failed becomes a step that runs eagerly.
 
         What is below that module, or below the scope itself where it failed in its own forward, become scopes.
@@ -93,14 +95,13 @@ class Session:
             return False
         if culprit is not None and culprit is not module:
             at = next((p for p, m in module.named_modules() if m is culprit), None)
-            if at is None or any(m is culprit for m in scope.steps.values()):
+            if at is None or any(m is culprit for m in scope.steps_of(key).values()):
                 return False
             name = f"{path}.{at}" if path else at
-            self.eager[name] = refusal
-            self._add_parts(culprit, name)
-            scope.steps[at] = culprit
-            scope.refresh()
-            scope.forget()  # what looked into it watched it: from now on nobody does
+            if name not in self.eager:
+                self.eager[name] = refusal
+                self._add_parts(culprit, name)
+            scope.make_step(at, culprit, key, changing=changing)
             return True
         worked = scope.known or scope.statistics.planned[0]
         if not scope.divided and (refusal.code == "fixed_size" or not worked):

@@ -62,6 +62,7 @@ class Recording:
         left: what the run left there.
         seconds: how long recording took.
         culprit: the module inside the scope in whose forward the refusal arose; None for the scope's own.
+        changes: whether the run changed the Python state of its modules.
         reader: the module inside the scope whose forward was the first to go by numbers that tensors held, or None.
         given: what the call was given.
         values_set: what it put into dicts it was given, by the graph's `items`.
@@ -86,6 +87,7 @@ class Recording:
     objects: dict[str, Any] = field(default_factory=dict)
     culprit: torch.nn.Module | None = None
     reader: torch.nn.Module | None = None
+    changes: bool = False
     given: Given = field(default_factory=lambda: Given({}))
     values_set: tuple[Any, ...] = ()
 
@@ -179,8 +181,11 @@ def record(
             result = invoke()
         except Exception as error:
             failure = error
-    change = changed(before, python_state(modules, steps.values()))
+    after = python_state(modules, steps.values())
+    change = changed(before, after)
     if change is not None:
+        if recorder.refusal is None:
+            recorder.module = _changing(before, after, modules)
         recorder.refuse("python_state", f"the forward {change} in the state of its modules", call_line(call))
     items = given.set_items()
     if items is None:
@@ -199,7 +204,9 @@ def record(
         tuple(recorder.aliased_inputs),
         apart=given.apart(items or ()),
     )
-    return finish(recorder, result, conditions, start, items or ())
+    recording = finish(recorder, result, conditions, start, items or ())
+    recording.changes = change is not None
+    return recording
 
 
 def _can_be_given(value: Any) -> bool:
@@ -377,6 +384,18 @@ def changed(before: list[Entry], after: list[Entry]) -> str | None:
     for was, now in zip(before, after, strict=True):
         if not alike(was, now):
             return f"changes {repr(was[2]) if was[0] == 'item' else 'a container'}"
+    return None
+
+
+def _changing(
+    before: list[Entry], after: list[Entry], modules: Mapping[str, torch.nn.Module]
+) -> torch.nn.Module | None:
+    """The module that holds the first thing that differs between two states; None where that is not told."""
+    held = next((now[1] for was, now in zip(before, after, strict=False) if not alike(was, now)), None)
+    for module in modules.values():
+        for child in module.modules():
+            if vars(child) is held or any(value is held for value in vars(child).values()):
+                return child
     return None
 
 

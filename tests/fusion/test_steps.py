@@ -654,30 +654,44 @@ def test_experts_that_data_chooses_call_by_call_become_an_eager_step(quick: fusi
     agree(fused, eager, rand(5, seed=3))
 
 
-def test_a_module_that_becomes_a_step_is_watched_no_longer_so_its_recordings_are_void(
-    quick: fusion.FusionConfig,
+class Part(torch.nn.Module):
+    """Reads data in calls of one structure only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 2.0
+
+    def forward(self, x: torch.Tensor, listed: bool) -> torch.Tensor:
+        return x * self.scale + (len(x.tolist()) if listed else 0)
+
+
+class Whole(torch.nn.Module):
+    """Around such a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Part()
+
+    def forward(self, x: torch.Tensor, listed: bool = False) -> torch.Tensor:
+        return torch.tanh(self.part(x, listed) + 1) * 2
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_module_is_a_step_only_in_calls_that_cannot_be_recorded_through_it(
+    first: bool, quick: fusion.FusionConfig
 ) -> None:
-    class Part(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = 2.0
-
-        def forward(self, x: torch.Tensor, listed: bool) -> torch.Tensor:
-            return x * self.scale + (len(x.tolist()) if listed else 0)
-
-    class Whole(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part = Part()
-
-        def forward(self, x: torch.Tensor, listed: bool = False) -> torch.Tensor:
-            return torch.tanh(self.part(x, listed) + 1) * 2
-
     eager = Whole().eval()
     fused = fusion.enable(copy.deepcopy(eager), quick)
-    for _ in range(3):
-        agree(fused, eager, rand(4))
-    agree(fused, eager, rand(4), True)  # cannot be recorded: the part becomes a step
+    for listed in (first, not first):
+        for _ in range(4):
+            agree(fused, eager, rand(4), listed)
     assert "part" in {scope.name for scope in fusion.report(fused).scopes}
-    fused.part.scale = eager.part.scale = 3.0
-    agree(fused, eager, rand(4))
+    fused_calls = sorted(c.coverage for k in scopes(fused)["Whole"].known for c, _ in k.plans.values())
+    assert fused_calls == [(3, 3), (5, 5)], "one plan calls the part, one looks into it"
+    before = planned(fused)["Whole"]
+    agree(fused, eager, rand(4), False)
+    agree(fused, eager, rand(4), True)
+    assert planned(fused)["Whole"] == before + 2
+    fused.part.scale = eager.part.scale = 3.0  # still watched, for the calls that look into it
+    agree(fused, eager, rand(4), False)
+    agree(fused, eager, rand(4), True)
