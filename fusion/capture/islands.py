@@ -305,6 +305,8 @@ class Replay:
 
     def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
         """The logged answer; nested calls, and calls past the log, run natively."""
+        if island.method == "__init__" and island.owner is not type(receiver) and not has_islands(type(receiver)):
+            return original(receiver, *args, **kwargs)  # an object like any other
         if not self._answers:
             return self._natively(lambda: original(receiver, *args, **kwargs))
         answer = self._answer(args, kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import Argument, Expect, HeldObject, IslandNode, OpNode, Path, Ref
-from fusion.runtime.lent import Contents, contents, is_nest, take_over, unchanged
+from fusion.runtime.lent import Contents, contents, is_nest, noted, take_over, unchanged
 from fusion.runtime.plan import Raised, as_it_is
 
 from .effects import Effects
@@ -46,6 +47,8 @@ class NativeCalls:
         effects: Effects
         given: Given
         _names: dict[int, str]
+        _paused: int
+        _thread: int
 
         @property
         def recording(self) -> bool: ...
@@ -109,8 +112,11 @@ class NativeCalls:
 
     def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
         """Calls an island natively and records the call, not what happens inside."""
+        if island.method == "__init__" and island.owner is not type(receiver) and not has_islands(type(receiver)):
+            return original(receiver, *args, **kwargs)  # an object like any other
         if not self.recording:
-            return original(receiver, *args, **kwargs)
+            made = receiver if island.method == "__init__" else None
+            return self._unrecorded(lambda a, k: original(receiver, *a, **k), args, kwargs, made)
         if island.method == "__init__":
             return self._make(island, original, receiver, args, kwargs)
         known = self.objects.get(id(receiver))
@@ -118,7 +124,7 @@ class NativeCalls:
             self.refuse(
                 "opaque_argument", f"{type(receiver).__name__}.{island.method} on an object that is no argument"
             )
-            return original(receiver, *args, **kwargs)
+            return self._unrecorded(lambda a, k: original(receiver, *a, **k), args, kwargs)
         return self._native(
             known, island.method, lambda a, k: original(receiver, *a, **k), args, kwargs, island.effect, island.grows
         )
@@ -126,11 +132,9 @@ class NativeCalls:
     def _make(self, island: Island, original: Callable[..., Any], made: Any, args: Any, kwargs: Any) -> Any:
         """The scope makes an object: so does the plan."""
         kind = type(made)
-        if island.owner is not kind and not has_islands(kind):
-            return original(made, *args, **kwargs)  # an object like any other
         if island.owner is not kind:
             self.refuse("opaque_argument", f"{kind.__name__} is made; register it with fusion.register_made")
-            return original(made, *args, **kwargs)
+            return self._unrecorded(lambda a, k: original(made, *a, **k), args, kwargs, made)
         real = pytree.tree_map(hint, (args, kwargs))
         self._quiet(lambda: original(made, *real[0], **real[1]))
         self.log.append(made)
@@ -154,7 +158,9 @@ class NativeCalls:
         """A registered function: recorded as what it means, or called natively."""
         function, meaning = registered.function, registered.meaning
         if not self.recording:
-            return function(*args, **kwargs)
+            if meaning is not None:
+                return function(*args, **kwargs)
+            return self._unrecorded(lambda a, k: function(*a, **k), args, kwargs)
         if meaning is not None:
             real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
             problem = self._quiet(lambda: meaning.problem(real_args, real_kwargs))
@@ -180,7 +186,9 @@ class NativeCalls:
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """A step is called natively; other modules are looked into."""
         if not self.recording:
-            return original(module, *args, **kwargs)
+            if id(module) not in self._steps:
+                return original(module, *args, **kwargs)
+            return self._unrecorded(lambda a, k: original(module, *a, **k), args, kwargs)
         if self._watched is not None and id(module) not in self._watched:
             kind = type(module).__name__
             self.refuse("python_state", f"calls a {kind} that no module of the scope holds; make it an attribute")
@@ -218,7 +226,7 @@ class NativeCalls:
         given = contents((args, kwargs))
         if nests and not (effect and all(map(is_nest, (*args, *kwargs.values()))) and _distinct(given)):
             self.refuse("opaque_argument", f"{method or 'a step'} is given a list or dict, which it may change")
-            return call(args, kwargs)
+            return self._unrecorded(call, args, kwargs)
         if self.given.changes():
             self.refuse("python_state", f"{method or 'a step'} is called after a dict of the caller's is written to")
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
@@ -229,12 +237,12 @@ class NativeCalls:
             result = self._quiet(lambda: call(real_args, real_kwargs))
         except Exception as error:
             self._handed_back((args, kwargs), before, method)
-            self.log.append(Raised(error))
+            self.log.append(_raised(error, before))
             self.refuse("step_error", f"{method or 'a step'} raised {type(error).__name__}")
             raise
         self._handed_back((args, kwargs), before, method)
         self._quiet(self.effects.after_native)
-        self.log.append(result if effect else self._quiet(lambda: as_it_is(result)))
+        self.log.append(noted(result, before) if effect else self._quiet(lambda: as_it_is(result)))
         handed = [result]
 
         def record() -> None:
@@ -254,6 +262,26 @@ class NativeCalls:
 
         self._attempt(method or "a module", record)
         return handed[0]
+
+    def _unrecorded(self, call: Callable[[Any, Any], Any], args: Any, kwargs: Any, made: Any = None) -> Any:
+        """Calls natively what no recording holds, and remembers the answer: the forward may fail yet, for its sizes are
+        symbols, and is run again then, but what such calls did is done."""
+        if self._paused or threading.get_ident() != self._thread:
+            return call(args, kwargs)  # inside of a native call
+        if any(map(is_symbolic, pytree.tree_leaves((args, kwargs)))):
+            args, kwargs = pytree.tree_map(hint, (args, kwargs))
+        before = contents((args, kwargs))
+        self._quiet(self.effects.before_native)
+        try:
+            result = self._quiet(lambda: call(args, kwargs))
+        except Exception as error:
+            self.log.append(_raised(error, before))
+            raise
+        self._quiet(self.effects.after_native)
+        if made is not None:
+            self._new_object(made)
+        self.log.append(noted(result if made is None else made, before))
+        return result
 
     def _given_up(self) -> tuple[str, ...]:
         """Results of steps that only the recorder still holds: whatever the forward does from here on, catching an
@@ -335,6 +363,8 @@ class NativeCalls:
         """An attribute read on an object: a plain value becomes a condition, anything else a refusal."""
         known = self._receiver(receiver)
         if not self.recording or known is None:
+            if not self._paused and not callable(value) and (id(receiver) in self._steps or known is not None):
+                self.log.append(value)  # which a run that is made again asks for too
             return value
         kind = type(receiver).__name__
         if callable(value):
@@ -344,6 +374,7 @@ class NativeCalls:
             self.log.append(recorded)
             self.nodes.append(IslandNode(known, name, None, (), (Expect(recorded),), False, "leaf", origin=user_line()))
         else:
+            self.log.append(value)
             self.refuse("opaque_argument", f"{kind}.{name} is read; register an island for it")
         return value
 
@@ -367,6 +398,11 @@ class NativeCalls:
         leaf, seen = self._number(value) if method == "item" and type(value) is int else (Expect(value), value)
         self.nodes.append(IslandNode(self._leaf(tensor), method, args, (), (leaf,), False, "leaf", origin=user_line()))
         return seen
+
+
+def _raised(error: Exception, before: Contents) -> Raised:
+    """A log's entry for a native call that raised."""
+    return Raised(error, [] if unchanged(before) else before)
 
 
 def _references(held: Mapping[str, Any], name: str) -> int:

@@ -103,6 +103,7 @@ class _Symbols(ShapeEnv):
         self.varying: list[sympy.Expr] = []
         self.fixed: tuple[int, str] | None = None
         self.careful = False
+        self._looking = False
 
     def evaluate_sym_node(self, sym_node: Any, *arguments: Any, **keywords: Any) -> Any:
         if self.careful and sym_node.pytype is int and self.simplify(sym_node.expr).free_symbols:
@@ -111,8 +112,14 @@ class _Symbols(ShapeEnv):
 
     def _set_replacement(self, *arguments: Any) -> None:
         super()._set_replacement(*arguments)
-        numbers = (self.replace(one) for one in self.varying) if self.fixed is None else ()
-        self.fixed = next(((int(n), user_line()) for n in numbers if n.is_Integer), self.fixed)
+        if self.fixed is not None or self._looking:
+            return
+        self._looking = True  # looking a symbol up shortens what it is replaced by, and comes here again
+        try:
+            numbers = map(self.replace, self.varying)
+            self.fixed = next(((int(n), user_line()) for n in numbers if n.is_Integer), None)
+        finally:
+            self._looking = False
 
 
 class Shadow:

@@ -217,3 +217,24 @@ def test_a_kernel_that_raises_after_an_effect(quick: fusion.FusionConfig, monkey
         torch.testing.assert_close(no_grad(model, x, mine), no_grad(eager, x, theirs), rtol=1e-5, atol=1e-5)
         assert mine.calls == theirs.calls and len(mine.held) == len(theirs.held)
     assert scopes(model)["Remember"].statistics.fallbacks >= 1
+
+
+class Stumbles(torch.nn.Module):
+    """Cannot be recorded (it reads a list of data), then calls islands, and fails where a size is a symbol."""
+
+    def forward(self, x: torch.Tensor, memory: Memory) -> torch.Tensor:
+        rows = x.shape[0]
+        first = x.tolist()[0][0]
+        kept, _ = memory.add(x * first)
+        if type(rows) is not int:
+            raise TypeError("sizes are numbers here")
+        return kept.sum(0) + memory.add(x + 1)[0].sum(0) * len(memory.held)
+
+
+def test_islands_called_after_a_refusal_run_once_though_the_forward_fails(quick: fusion.FusionConfig) -> None:
+    fused, eager = fusion.enable(Stumbles().eval(), quick), Stumbles().eval()
+    for rows in (3, 3, 4, 2):
+        x, mine, theirs = rand(rows, 8), Memory(), Memory()
+        torch.testing.assert_close(no_grad(fused, x, mine), no_grad(eager, x, theirs), rtol=0, atol=0)
+        assert mine.calls == theirs.calls == 2 and len(mine.held) == len(theirs.held)
+    assert "data_read" in fusion.report(fused).scopes[0].reason or "list" in fusion.report(fused).scopes[0].reason
