@@ -252,6 +252,8 @@ class NativeCalls:
             arguments = (named, {}) if nests else pytree.tree_unflatten(named, nest)
             like = [self.fakes[self._names[id(a)]] for a in leaves if isinstance(a, torch.Tensor)]
             flat, structure = _flatten(result)
+            if not method and any(type(leaf) is int for leaf in flat):
+                self.reader = self.reader or self.module  # how many rows each expert gets, say
             pairs = [self._native_result(leaf, like, grows, method) for leaf in flat]
             how = pytree.treespec_dumps(nest) if nests else ""
             names = tuple(p[0] for p in pairs)

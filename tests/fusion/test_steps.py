@@ -695,3 +695,43 @@ def test_a_module_is_a_step_only_in_calls_that_cannot_be_recorded_through_it(
     fused.part.scale = eager.part.scale = 3.0  # still watched, for the calls that look into it
     agree(fused, eager, rand(4), False)
     agree(fused, eager, rand(4), True)
+
+
+class Counts(torch.nn.Module):
+    """Tells in Python how many rows go first."""
+
+    def forward(self, x: torch.Tensor) -> int:
+        return int((x[:, 0] > 0).sum().tolist())
+
+
+class Parts(torch.nn.Module):
+    """Goes by what such a step tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counts()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ordered, first = torch.tanh(x + 1)[x[:, 0].argsort(descending=True)], self.counts(x)
+        return torch.cat([ordered[:first] * 2, ordered[first:] * 3])
+
+
+class AroundSplits(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.splits = Parts()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.sin(x * 2)
+        return torch.sigmoid(self.splits(y)) + y
+
+
+def test_a_part_that_goes_by_numbers_of_a_step_becomes_a_step(quick: fusion.FusionConfig) -> None:
+    eager = AroundSplits().eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    for seed in range(16):
+        agree(fused, eager, rand(3, seed=seed))  # 0 to 3 rows each
+    report = {scope.name: scope for scope in fusion.report(fused).scopes}
+    assert "data_read" in report["splits"].reason
+    assert report["AroundSplits"].fused_calls > 4
+    assert report["AroundSplits"].recordings <= 6, "not one for each division of the rows"
