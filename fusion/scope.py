@@ -32,6 +32,8 @@ _FORGIVEN_AFTER = 1000  # planned calls of the scope after which a failure no lo
 _MOST_OUTGROWN = 4  # recordings that may make room for others before a scope's failing plans are refused instead
 _MOST_ROUTES = 1  # recordings that data led elsewhere before the module that reads it becomes an eager step
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
+_RESTS_AFTER = 8  # refused calls of one kind, after which only every `_LOOKS_UP`th is asked what it is
+_LOOKS_UP = 64
 _RESTLESS = Refusal("python_state", "the scope's modules keep changing")
 
 
@@ -92,6 +94,7 @@ class Scope:
         self.further: dict[Any, dict[str, torch.nn.Module]] = {}  # by the structure of the calls
         self.divide = divide
         self.surroundings = surroundings
+        self._rests: dict[Any, int] = {}  # refused calls, by kinds of arguments
         self._waits = bool(self.steps)  # steps record themselves in the first call
         self.statistics = Statistics()
         self.known: list[Known] = []
@@ -152,6 +155,7 @@ class Scope:
         """Every recording is void."""
         self.known.clear()
         self.refused.clear()
+        self._rests.clear()
         self._publish()
 
     def _watched(self) -> list[tuple[Any, ...]]:
@@ -191,15 +195,21 @@ class Scope:
             return self._eager(arguments, Refusal("disabled", "enable_fusion is False"))
         if self.resets > _MOST_RESETS:
             return self._eager(arguments, _RESTLESS)
+        kinds = tuple([a if a is None or a is True or a is False else type(a) for a in arguments])
+        refused = self._rests.get(kinds, 0)
+        if refused:
+            self._rests[kinds] = refused + 1
+            if refused > _RESTS_AFTER and refused % _LOOKS_UP:
+                return self._eager(arguments)
         if islands.in_session():
             return self._eager(arguments, Refusal("active_mode", "a scope around this one is recorded or run again"))
         problem = problems(self.modules, self.steps.values())
         if problem is not None:
             return self._eager(arguments, problem)
         with self._lock:
-            return self._advance(arguments)
+            return self._advance(arguments, kinds)
 
-    def _advance(self, arguments: Sequence[Any]) -> Any:
+    def _advance(self, arguments: Sequence[Any], kinds: Any) -> Any:
         if not self._holds():
             if not self._reset():
                 return self._eager(arguments, _RESTLESS)
@@ -212,7 +222,9 @@ class Scope:
             return self._eager(arguments, self.blocked)
         key = self.signature.structure(arguments)
         if key in self.refused:
+            self._rests.setdefault(kinds, 1)
             return self._eager(arguments, self.refused[key])
+        self._rests.pop(kinds, None)
         routed = 0
         for known in self.known:
             values = known.match(*arguments)

@@ -176,3 +176,30 @@ def test_the_origin_of_a_region_is_the_users_line(pair: Pair) -> None:
     rows = [r for s in fusion.report(pair.fused).scopes for r in s.regions]
     assert any("rsqrt" in line_of(r.origin) for r in rows), [r.origin for r in rows]
     assert any("silu" in line_of(r.origin) for r in rows), [r.origin for r in rows]
+
+
+class Listed(torch.nn.Module):
+    """Reads data in Python for as long as it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listed = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * len(x.tolist()) if self.listed else torch.tanh(x) * 2 + 1
+
+
+def test_a_scope_that_is_refused_rests_and_looks_up_now_and_then(
+    quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused, eager = fusion.enable(Listed().eval(), quick), Listed().eval()
+    asked = []
+    ask = fusion.scope.problems
+    monkeypatch.setattr(fusion.scope, "problems", lambda *given: asked.append(1) or ask(*given))
+    for rows in range(2, 42):
+        torch.testing.assert_close(no_grad(fused, rand(rows, 8)), no_grad(eager, rand(rows, 8)), rtol=0, atol=0)
+    assert 5 < len(asked) < 15, "forty calls"
+    fused.listed = eager.listed = False
+    for rows in range(2, 82):
+        torch.testing.assert_close(no_grad(fused, rand(rows, 8)), no_grad(eager, rand(rows, 8)), rtol=1e-5, atol=1e-6)
+    assert planned(fused)["Listed"] > 0
