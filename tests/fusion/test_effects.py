@@ -457,3 +457,19 @@ def test_seeding_inside_is_refused(quick: fusion.FusionConfig) -> None:
 
     scope = beside_eager(call, quick)
     assert {r.code for r in scope.refused.values()} == {"random"} and scope.statistics.planned[0] == 0
+
+
+class Overlapping(torch.nn.Module):
+    """Writes to an expanded view of what it was given, by index: torch lets it, `copy_` it would not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x[:2, 0].unsqueeze(1).expand(-1, 3).index_fill_(0, torch.tensor([0]), -1.5)
+        return torch.sqrt(x.abs() + 1) * 2
+
+
+def test_an_indexed_write_to_overlapping_memory(quick: fusion.FusionConfig) -> None:
+    fused, eager = fusion.enable(Overlapping().eval(), quick), Overlapping().eval()
+    for rows in (3, 3, 5, 4):
+        mine, theirs = torch.ones(rows, 8) * 3, torch.ones(rows, 8) * 3
+        torch.testing.assert_close(no_grad(fused, mine), no_grad(eager, theirs), rtol=1e-6, atol=1e-6)
+        assert torch.equal(mine, theirs)
