@@ -118,7 +118,9 @@ class DemoResult:
         values = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("report", "timings")
         }
-        values = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}  # type: ignore[arg-type]
+        for name, value in values.items():
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                values[name] = dataclasses.asdict(value)
         timings: dict[str, Any] = {}
         for phase, sides in self.timings.items():
             timings[phase] = {side: dataclasses.asdict(timing) for side, timing in sides.items()}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -147,12 +147,12 @@ def _cpu_toolchain() -> list[Finding]:
     ]
 
 
-def _compiles(toolchain: object) -> Finding:
+def _compiles(toolchain: Any) -> Finding:
     """Compiles, loads and calls one library, as the pass does."""
     try:
         with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
             library = Path(folder, "probe.so")
-            toolchain.compile_library(_PROBE, library)  # type: ignore[attr-defined]
+            toolchain.compile_library(_PROBE, library)
             answer = ctypes.CDLL(str(library)).answer()
     except (FusionError, OSError) as error:
         return Finding(CPU_KERNELS, "missing", " ".join(str(error).split()), "Name another compiler in CXX.")

@@ -129,7 +129,7 @@ class ClassForward:
         return type(self.module).forward(self.module, *args, **kwargs)
 
 
-class Forward(functools.partial):  # type: ignore[type-arg]
+class Forward(functools.partial):  # type: ignore[type-arg]  # it calls what it is given, whatever that returns
     """What stands in a module's `forward`. A copy or a pickle of the module gets its own, plain forward back."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

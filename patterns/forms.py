@@ -335,7 +335,8 @@ class _Normaliser:
         match fn, operands:
             case "pow", (x, exponent):
                 names = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
-                name = names.get(self.number(exponent))  # type: ignore[arg-type]
+                power = self.number(exponent)
+                name = None if power is None else names.get(power)
                 return self.make(name, (x,)) if name else None
             case "mul", (a, b):
                 return self.product(a, b) or self.product(b, a)

@@ -22,9 +22,10 @@ _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": 
 
 def render(report: FusionReport, width: int = WIDTH) -> str:
     """The report as plain text, at most `width` columns wide, without colours."""
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None, legacy_windows=False)
+    written = io.StringIO()
+    console = Console(file=written, width=width, force_terminal=False, color_system=None, legacy_windows=False)
     console.print(renderable(report, width))
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
 
 def renderable(report: FusionReport, width: int = WIDTH) -> RenderableType:

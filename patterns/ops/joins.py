@@ -66,7 +66,7 @@ def _joined(at: Dim, sizes: Sequence[Dim], case: Callable[[int, Dim], Scalar], e
         place = symbols.as_dim(at - end)
         end = symbols.as_dim(end + size)
         ends.append(end)
-        cases.append(lambda k=k, place=place: case(k, place))  # type: ignore[misc]
+        cases.append(lambda k=k, place=place: case(k, place))  # type: ignore[misc]  # the defaults bind this turn's values
     return choose(at, ends[:-1], cases, extents) if cases else None
 
 
