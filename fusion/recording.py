@@ -17,7 +17,8 @@ from fusion.decide.backend import Kernel
 from fusion.patterns.errors import RecordingError, StructureMismatch
 from fusion.patterns.graph import RecordedGraph, SubGraph
 from fusion.reporting.model import FusionReport
-from fusion.runtime.plan import MISS, Conditions, Shape, standing, write_plan
+from fusion.runtime.codegen import write_plan
+from fusion.runtime.plan import MISS, Conditions, Shape, standing
 from fusion.scheduler import FusionScheduler
 from fusion.scope import Scope
 from fusion.session import kernels_of, report_of

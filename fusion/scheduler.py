@@ -24,16 +24,9 @@ from fusion.decide.regions import Partition
 from fusion.patterns.graph import IslandNode, OpNode, SubGraph
 from fusion.patterns.match import match
 from fusion.patterns.ops import FUSABLE, Kind, kind_of
-from fusion.runtime.plan import (
-    KernelCall,
-    Shape,
-    Source,
-    Step,
-    input_symbols,
-    island_constants,
-    write_match,
-    write_plan,
-)
+from fusion.runtime.codegen import write_plan
+from fusion.runtime.guards import write_match
+from fusion.runtime.plan import KernelCall, Shape, Source, Step, input_symbols, island_constants
 
 _LOG = logging.getLogger("fusion")
 

@@ -10,7 +10,9 @@ import torch
 
 import fusion
 from fusion.capture.record import record
-from fusion.runtime.plan import MISS, Shape, write_match, write_plan
+from fusion.runtime.codegen import write_plan
+from fusion.runtime.guards import write_match
+from fusion.runtime.plan import MISS, Shape
 
 
 def recorded(call: Any, **arguments: Any) -> tuple[Any, Shape]:

@@ -1,0 +1,319 @@
+"""The source of a plan: its checks (`guards`), then library calls, kernels and islands in the order of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fusion.patterns import symbols
+from fusion.patterns.graph import Argument, Expect, IslandNode, OpNode, Ref, leaves
+from fusion.patterns.ops import resolve
+
+from .calls import call
+from .guards import GuardWriter, head
+from .handed_on import HandedOn, restored
+from .lent import Changed, contents, noted
+from .plan import KernelCall, Shape, Source, Step, as_it_is, bound_later
+from .wellformed import check_steps
+
+_MOST_KEPT = 1 << 16  # bytes that a plan copies before it writes to them, in case it fails later
+
+
+class Writer(GuardWriter):
+    """Writes one plan. Use `write_plan`."""
+
+    kept: frozenset[str] = frozenset()
+    taps: frozenset[str] = frozenset()
+    kept_before: frozenset[int] = frozenset()
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.free: list[str] = []
+        self.logged = 0  # entries of the log so far
+        self.logged_at: dict[str, int] = {}  # results of steps that only other steps read: their place in the log
+        self.lets_go = False
+        by_operators = {r for n in self.graph.nodes if isinstance(n, OpNode) for r in n.refs}
+        asked = {r for n in self.graph.nodes if self._reads_data(n) for r in n.refs}
+        by_islands = {r for n in self.graph.nodes if isinstance(n, IslandNode) for r in n.refs}
+        self.passed_on = by_islands - by_operators - asked
+
+    def keeper(self, steps: Sequence[Step], log: bool) -> str:
+        """Source of what keeps memory and generators as they were before the plan's lasting effects; notes where.
+
+        A large tensor is kept only if a later check may still end the plan: an error after the write is then handed on.
+        """
+        at = [k for k, (kind, index) in enumerate(steps) if kind == "node" and index in self.graph.lasting]
+        if not at or (at == [len(steps) - 1] and not log):
+            return "None"
+        self.kept_before = frozenset(steps[k][1] for k in at)
+        later = any(kind == "node" and isinstance(self.graph.nodes[i], IslandNode) for kind, i in steps[at[0] :])
+        return f"UNDO({None if log or later else _MOST_KEPT})"
+
+    def island(self, index: int, node: IslandNode, log: bool) -> None:
+        """An island call, its log entry, and the checks on what it returned."""
+        receiver = self.text(node.receiver) if isinstance(node.receiver, Ref) else self.path(node.receiver)
+        pad = "        "
+        if self._reads_data(node):
+            asked = ", ".join(map(self.text, node.args or ()))
+            self.lines.append(f"{pad}r = {receiver}.{node.method}({asked})")
+        elif node.args is None:
+            self.lines.append(f"{pad}r = {receiver}.{node.method}")
+            self.lines.append(f"{pad}log.append(r)")
+            if log:
+                self.lines.append(f"{pad}SEEN.append([])")
+        else:
+            given = [f"i{index}_{p}" if bound_later(leaf) else self.text(leaf) for p, leaf in enumerate(node.args)] + [
+                f"{k}={self.text(v)}" for k, v in node.kwargs
+            ]
+            called = f"{receiver}.{node.method}" if node.method else receiver
+            if node.given:
+                self._call_with_nest(called, node.given, given)
+            else:
+                self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
+                self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
+                live = not node.effect and any(o in self.graph.spec for o in node.outputs if isinstance(o, str))
+                self.lines.append(
+                    f"{pad}log.append({self.name('as_it_is', as_it_is)}(r))" if live else f"{pad}log.append(r)"
+                )
+            if log:
+                every = leaves((node.args, tuple(value for _, value in node.kwargs)))
+                seen = [
+                    self.value(leaf.name) for leaf in every if isinstance(leaf, Ref) and leaf.name in self.graph.spec
+                ]
+                self.lines.append(f"{pad}SEEN.append([{', '.join(seen)}])")
+        self.effects = self.effects or node.effect
+        if node.structure not in ("leaf", "tuple", "list"):
+            flatten, tree = self.name("flatten", pytree.tree_flatten), pytree.treespec_loads(node.structure)
+            self.lines.append(f"{pad}r, tree = {flatten}(r)")
+            self.miss(f"tree != {self.name('tree', tree)}", pad)
+        elif node.structure != "leaf":
+            self.miss(f"type(r) is not {node.structure} or len(r) != {len(node.outputs)}", pad)
+        if node.structure != "leaf":
+            targets = [f"t{k}" for k in range(len(node.outputs))]
+            self.lines.append(f"{pad}{', '.join(targets)}{',' if len(targets) == 1 else ''} = r")
+        else:
+            targets = ["r"]
+        tensors: list[str] = []
+        for target, output in zip(targets, node.outputs, strict=True):
+            if isinstance(output, Expect):
+                self.miss(f"type({target}) is not {self.name('type', type(output.value))}", pad)
+                self.miss(self.differs(target, output.value), pad)
+            elif isinstance(output, (Argument, Ref)):
+                self.miss(f"{target} is not {self.text(output)}", pad)
+            elif output in self.made_objects:
+                self.lines.append(f"{pad}{output} = {target}")
+            elif output in self.graph.spec:
+                if output in self.register or output in self.paths or output in self.given:
+                    self.miss(f"{target} is not {self.value(output)}", pad)
+                else:
+                    self.lines.append(f"{pad}{self.allocate(output)} = {target}")
+                tensors.append(output)
+            else:
+                symbol = next(s.symbol for s in self.graph.symbols if s.value == output)
+                self.lines.append(f"{pad}{symbol} = {target}")
+                if output in self.taps:
+                    self.lines.append(f"{pad}TAP[{self.name('tap', output)}] = {symbol}")
+                self.miss(f"type({symbol}) is not int or {symbol} < 2", pad)
+                self.bound.add(symbol)
+        if tensors:
+            self.guard(tensors, [self.shape.devices[0]] * len(tensors), pad)
+        self.flush(pad)
+
+    def _call_with_nest(self, called: str, given: str, leaves: Sequence[str]) -> None:
+        """A call with lists or dicts among its arguments, made anew; one that changes them ends the plan."""
+        pad = "        "
+        noted_, before = self.name("noted", noted), f"{self.name('contents', contents)}(nest)"
+        self.lines += [
+            f"{pad}nest = {self._nested(pytree.treespec_loads(given), iter(leaves))}",
+            f"{pad}before = {before}",
+            f"{pad}try: r = {called}(*nest[0], **nest[1])",
+            f"{pad}except Exception as e: log.append(Raised(e, before)); raise",
+            f"{pad}log.append({noted_}(r, before))",
+            f"{pad}nest = before = None",
+            f"{pad}if type(log[-1]) is {self.name('Changed', Changed)}: raise Deoptimized",
+        ]
+
+    def allocate(self, name: str) -> str:
+        """A local variable for a value; variables of dead values are used again, so that memory is freed."""
+        self.register[name] = self.free.pop() if self.free else f"v{len(set(self.register.values()) | set(self.free))}"
+        return self.register[name]
+
+    def release(self, names: Sequence[str], position: int, last: Mapping[str, int]) -> None:
+        """Gives back the variables of values that are not read after `position`."""
+        for name in dict.fromkeys(names):
+            if last.get(name, -1) <= position and name in self.register and name not in self.kept:
+                self.free.append(self.register.pop(name))
+
+    def body(self, steps: Sequence[Step], kernels: Sequence[KernelCall], taps: frozenset[str], log: bool) -> None:
+        """Library calls, kernels and islands in order."""
+        pad = "        "
+        reads = [self._reads(step, kernels) for step in steps]
+        last: dict[str, int] = {}
+        for position, names in enumerate(reads):
+            last.update(dict.fromkeys(names, position))
+        returned = {leaf.name for leaf in self.graph.outputs if isinstance(leaf, Ref)}
+        sources = {s.value for s in self.graph.symbols}
+        self.kept = frozenset(returned | sources)
+        self.taps = taps
+        given = {*self.paths, *dict(self.graph.parameters), *self.graph.constants}
+        for name in sorted(taps & given):
+            self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
+        for position, (kind, index) in enumerate(steps):
+            if kind == "region":
+                made = self._kernel(index, kernels[index], reads[position], position, last)
+            elif isinstance(self.graph.nodes[index], IslandNode):
+                node = self.graph.nodes[index]
+                assert isinstance(node, IslandNode)
+                if not log:
+                    self._let_go(node)
+                self.island(index, node, log)
+                self.release(reads[position], position, last)
+                made = [o for o in node.outputs if isinstance(o, str) and o in self.graph.spec]
+            else:
+                made = self._operator(index, reads[position], position, last)
+            for name in made:
+                if name in taps:
+                    self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
+            self.release(made, position, last)
+
+    def _let_go(self, node: IslandNode) -> None:
+        """Takes out of the log what the forward has given up by the time it makes a call, if only steps read it."""
+        for name in node.given_up:
+            if name in self.logged_at:
+                gone = self.name("gone", HandedOn(self.spec(name), self.shape.devices[0]))
+                self.lines.append(f"        log[{self.logged_at.pop(name)}] = {gone}")
+                self.lets_go = True
+        self.logged += not self._reads_data(node)
+        passed_on = node.structure == "leaf" and node.outputs[0] in self.passed_on.intersection(self.graph.spec)
+        if node.effect and isinstance(node.receiver, Ref) and passed_on:
+            self.logged_at[node.outputs[0]] = self.logged - 1
+
+    def _reads_data(self, node: OpNode | IslandNode) -> bool:
+        receiver = node.receiver if isinstance(node, IslandNode) else None
+        return isinstance(receiver, Ref) and receiver.name in self.graph.spec
+
+    def _reads(self, step: Step, kernels: Sequence[KernelCall]) -> tuple[str, ...]:
+        kind, index = step
+        return kernels[index].inputs if kind == "region" else self.graph.nodes[index].refs
+
+    def _kernel(
+        self, index: int, kernel: KernelCall, reads: Sequence[str], position: int, last: Mapping[str, int]
+    ) -> list[str]:
+        given = [*map(self.value, kernel.inputs), *(symbols.print_python(d) for d in kernel.given)]
+        self.release(reads, position, last)
+        targets = ", ".join(self.allocate(o) for o in kernel.outputs)
+        self.lines.append(f"        {targets} = kernel{index}({', '.join(given)})")
+        return list(kernel.outputs)
+
+    def _operator(self, index: int, reads: Sequence[str], position: int, last: Mapping[str, int]) -> list[str]:
+        node = self.graph.nodes[index]
+        assert isinstance(node, OpNode)
+        known = self.graph.spec.get(node.outputs[0]) if node.outputs else None
+        source = call(node, self.text, self.name, known, hold_scalars=True)
+        if index in self.kept_before:
+            given = "".join(f"{self.text(a)}, " for a in node.args)
+            named = ", ".join(f"{k!r}: {self.text(v)}" for k, v in node.kwargs)
+            if index in self.graph.outer_writes:
+                self.lines.append(f"        undo.before({self.name('op', resolve(node.op))}, ({given}), {{{named}}})")
+            else:
+                self.lines.append(f"        undo.drawing(({given}), {{{named}}})")
+        if index in self.graph.lasting:
+            self.effects = True
+        self.release(reads, position, last)
+        fresh = [o for o in node.outputs if o not in self.register and o not in self.paths]
+        unsure = [o for o in fresh if o in self.graph.opaque]
+        if not fresh:
+            self.lines.append(f"        {source}")
+        else:
+            several = len(node.outputs) > 1 or self._returns_list(node)
+            targets = ", ".join(self.allocate(o) for o in node.outputs)
+            self.lines.append(f"        {targets}{',' if several else ''} = {source}")
+        if unsure:
+            self.guard(unsure, [self.shape.devices[0]] * len(unsure), "        ")
+            self.flush("        ")
+        return fresh
+
+    @staticmethod
+    def _returns_list(node: OpNode) -> bool:
+        returns = resolve(node.op)._schema.returns
+        return len(returns) == 1 and isinstance(returns[0].type, torch.ListType)
+
+    def finish(self, log: bool) -> None:
+        """What the plan returns, and the items it sets of dicts it was given: last, where nothing can fail any more.
+
+        With a log they are left to the caller, who gets the result and their values.
+        """
+        pad, items = "        ", self.graph.items
+        result = self._nested(self.shape.tree, iter([self.text(leaf) for leaf in self.graph.outputs]))
+        if log or not items:
+            self.lines.append(f"{pad}return {result}")
+            return
+        self.lines.append(f"{pad}r, t0 = {result}")
+        for k, (path, key) in enumerate(items):
+            self.lines.append(f"{pad}{self.path((*path, key))} = t0[{k}]")
+        self.lines.append(f"{pad}return r")
+
+    def _nested(self, tree: pytree.TreeSpec, leaves: Iterator[str]) -> str:
+        """Source of a nest of leaves, which are taken off in order."""
+        if tree.is_leaf():
+            return next(leaves)
+        if tree.type not in (tuple, list, dict):
+            unflatten = self.name("unflatten", pytree.tree_unflatten)
+            taken = ", ".join(next(leaves) for _ in range(tree.num_leaves))
+            return f"{unflatten}([{taken}], {self.name('tree', tree)})"
+        inner = [self._nested(child, leaves) for child in tree.children()]
+        if tree.type is dict:
+            keys = [self.name("key", key) for key in tree.context]
+            return "{" + ", ".join(f"{k}: {v}" for k, v in zip(keys, inner, strict=True)) + "}"
+        text = ", ".join(inner)
+        return f"[{text}]" if tree.type is list else f"({text}{',' if len(inner) == 1 else ''})"
+
+
+def write_plan(
+    shape: Shape,
+    steps: Sequence[Step],
+    kernels: Sequence[KernelCall] = (),
+    *,
+    within: Mapping[str, tuple[int, int]] | None = None,
+    pinned: bool = False,
+    taps: frozenset[str] = frozenset(),
+    log: bool = False,
+) -> Source:
+    """The source of a plan.
+
+    Args:
+        shape: what was recorded.
+        steps: execution order.
+        kernels: the kernels that "region" steps call as kernel0, kernel1, ...
+        within: bounds (lowest, highest) on input symbols this plan is for.
+        pinned: the plan is only for the values of the input symbols in the set `PROVED`.
+        taps: values to leave in the dict `TAP` on the way.
+        log: leave islands' tensor arguments in the list `SEEN`, and their results in the list `LOGGED`.
+
+    Names to bind: parameters, constants and island constants by value name, kernel0.., `FAIL(error, log, arguments,
+    undo)`, what `standing` gives, and `PROVED`, `TAP`, `SEEN`, `LOGGED` where asked for. `undo` is None, or takes back
+    what the plan has written and drawn so far.
+    """
+    check_steps(shape.graph, steps, kernels)
+    writer = Writer(shape)
+    writer.lines.append(head(shape, "plan"))
+    writer.checks()
+    for symbol, (low, high) in (within or {}).items():
+        writer.miss(f"not {low} <= {symbol} <= {high}")
+    if pinned:
+        inputs = sorted(writer.bound)
+        writer.miss(f"({', '.join(inputs)}{',' if inputs else ''}) not in PROVED")
+    arguments = ", ".join(f"a{i}" for i in range(len(shape.parameters)))
+    writer.lines += [
+        "    log = LOGGED" if log else "    log = []",
+        f"    undo = {writer.keeper(steps, log)}",
+        "    try:",
+    ]
+    writer.body(steps, kernels, taps, log)
+    writer.finish(log)
+    writer.lines.append("    except Exception as error:")
+    logged = f"{writer.name('restored', restored)}(log, locals())" if writer.lets_go else "log"
+    writer.lines.append(f"        return FAIL(error, {logged}, ({arguments}{',' if arguments else ''}), undo)")
+    return Source("\n".join(writer.lines), writer.names)
