@@ -15,7 +15,8 @@ from fusion.capture.recorder import Recorder
 from fusion.config import FusionConfig
 from fusion.decide.backend import Kernel
 from fusion.patterns.errors import RecordingError, StructureMismatch
-from fusion.patterns.graph import RecordedGraph, SubGraph
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.recorded import RecordedGraph
 from fusion.reporting.model import FusionReport
 from fusion.runtime.codegen import write_plan
 from fusion.runtime.plan import MISS, Conditions, Shape, standing

@@ -21,9 +21,10 @@ from fusion.decide.dependence import schedule
 from fusion.decide.partition import partition
 from fusion.decide.refusal import CODES, Refusal
 from fusion.decide.regions import Partition
-from fusion.patterns.graph import IslandNode, OpNode, SubGraph
+from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.match import match
 from fusion.patterns.ops import FUSABLE, Kind, kind_of
+from fusion.patterns.recorded import IslandNode
 from fusion.runtime.codegen import write_plan
 from fusion.runtime.guards import write_match
 from fusion.runtime.plan import KernelCall, Shape, Source, Step, input_symbols, island_constants

@@ -20,7 +20,7 @@ from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal, Refused
 from fusion.known import Known, PlanStopped, same_results
 from fusion.patterns.errors import StructureMismatch
-from fusion.patterns.graph import Path
+from fusion.patterns.leaves import Path
 from fusion.runtime.native import make_snapshot
 from fusion.runtime.plan import MISS, Deoptimized, Raised
 from fusion.runtime.undo import Undo

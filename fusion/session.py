@@ -15,8 +15,9 @@ from fusion.decide.decider import Candidate
 from fusion.decide.heuristics import Decision
 from fusion.decide.refusal import CODES, Refusal
 from fusion.integrations import standard, transformers
-from fusion.patterns.graph import IslandNode, OpNode, SubGraph, island_text
+from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.ops import Kind, kind_of
+from fusion.patterns.recorded import IslandNode, island_text
 from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
 from fusion.runtime.native import native_available
 from fusion.scheduler import Compiled, FusionScheduler

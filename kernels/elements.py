@@ -16,8 +16,9 @@ import torch
 
 from fusion.patterns import indexing, ops, scalar, symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import OpNode, Ref, SubGraph, TensorSpec
+from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.indexing import Extents, Index
+from fusion.patterns.leaves import Ref
 from fusion.patterns.ops import Call, Kind, Operator, Run
 from fusion.patterns.scalar import (
     COLUMN,
@@ -32,6 +33,7 @@ from fusion.patterns.scalar import (
     Select,
     Size,
 )
+from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 
 # Joins and shifted views multiply: every level may ask for its operand at two indices. Past this many elements a kernel

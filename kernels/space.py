@@ -10,9 +10,9 @@ import sympy
 
 from fusion.patterns import indexing, scalar, symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import TensorSpec
 from fusion.patterns.indexing import Extents, Index
 from fusion.patterns.scalar import COLUMN, Load, Scalar, Select, Size
+from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 
 from .loops import Axis, Reduction, Store

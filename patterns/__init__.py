@@ -14,7 +14,8 @@ from .errors import (
     StructureMismatch,
     UnsupportedOperator,
 )
-from .graph import GraphInput, IslandNode, OpNode, RecordedGraph, Ref, SubGraph, TensorSpec
+from .graph import OpNode, SubGraph
+from .leaves import Ref
 from .match import Found, constants, contained, match
 from .named import (
     PATTERNS,
@@ -48,7 +49,9 @@ from .named import (
     create_top_k_pattern,
     create_top_p_pattern,
 )
+from .recorded import GraphInput, IslandNode, RecordedGraph
 from .reference import bind_symbols, run, run_fp64
+from .specs import TensorSpec
 from .verify import Verdict, accept, accept_all
 
 __all__ = [

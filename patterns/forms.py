@@ -15,7 +15,8 @@ from typing import Any
 import sympy
 
 from . import expansions, symbols
-from .graph import OpNode, Ref, SubGraph, leaves
+from .graph import OpNode, SubGraph
+from .leaves import Ref, leaves
 from .ops import Call, Kind, Operator, call_of, canonical, lookup
 from .ops.creation import progression
 from .ops.pointwise import CONVERSIONS

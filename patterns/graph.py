@@ -1,4 +1,4 @@
-"""The language of graphs: operator calls, subgraphs and recordings as immutable values.
+"""Operator calls and subgraphs as immutable values.
 
 Everything here is frozen, compares by structure and has a SHA-256 `digest` that two processes agree on.
 Names of values are arbitrary in a graph and canonical in its digest: renaming values changes nothing.
@@ -7,10 +7,8 @@ Names of values are arbitrary in a graph and canonical in its digest: renaming v
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,72 +17,9 @@ import torch
 
 from . import symbols
 from .errors import GraphError
+from .leaves import Leaf, Ref, decode, encode, leaves, map_leaves, ref_names, sha256, show
+from .specs import TensorSpec, decode_spec, encode_spec
 from .symbols import Dim
-
-Path = tuple[str | int, ...]  # a parameter of the scope, then indices, keys and `Attribute`s into it
-Leaf = Any  # a Ref, Dim, float, bool, None, str, torch.dtype, torch.device, torch.layout or torch.memory_format
-
-
-class Attribute(str):
-    """A step of a path that is an attribute's name rather than a key."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f".{self}"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Ref:
-    """A use of the value called `name`."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """What is known of a tensor before it exists.
-
-    Attributes:
-        dtype: element type.
-        shape: one Dim per dimension.
-        strides: in elements, one Dim per dimension.
-        device: device type, "cpu" or "cuda".
-    """
-
-    dtype: torch.dtype
-    shape: tuple[Dim, ...]
-    strides: tuple[Dim, ...]
-    device: str = "cpu"
-
-    @staticmethod
-    def contiguous(dtype: torch.dtype, shape: tuple[Dim, ...], device: str = "cpu") -> TensorSpec:
-        """The spec of a row-major tensor."""
-        return TensorSpec(dtype, shape, contiguous_strides(shape), device)
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether the strides are provably row-major; dimensions of size 1 do not count."""
-        expected = contiguous_strides(self.shape)
-        return all(
-            symbols.same(have, want) or (isinstance(size, int) and size == 1)
-            for have, want, size in zip(self.strides, expected, self.shape, strict=True)
-        )
-
-    def text(self) -> str:
-        """`bfloat16[s0, 64]`, for people."""
-        dims = ", ".join(symbols.render(d) for d in self.shape)
-        return f"{str(self.dtype).removeprefix('torch.')}[{dims}]"
-
-
-def contiguous_strides(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """Row-major strides, in elements."""
-    strides: list[Dim] = []
-    running: Dim = 1
-    for size in reversed(shape):
-        strides.append(running)
-        running = symbols.as_dim(running * size)
-    return tuple(reversed(strides))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +45,14 @@ class OpNode:
     def refs(self) -> tuple[str, ...]:
         """Names of the values it reads, in order, with repeats."""
         if self._refs is None:
-            object.__setattr__(self, "_refs", _names(self.args, self.kwargs))
+            object.__setattr__(self, "_refs", ref_names(self.args, self.kwargs))
         assert self._refs is not None
         return self._refs
 
     @property
     def digest(self) -> str:
         """SHA-256 over the structure, the same in every process."""
-        return _sha256(self.to_json())
+        return sha256(self.to_json())
 
     def renamed(self, rename: Callable[[str], str]) -> OpNode:
         """The same call over other value names."""
@@ -233,7 +168,7 @@ class SubGraph:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical form, the same in every process."""
-        return _sha256(self.canonical.to_json())
+        return sha256(self.canonical.to_json())
 
     def with_pattern(self, name: str | None) -> SubGraph:
         """The same graph, named."""
@@ -367,343 +302,3 @@ def canonicalize(graph: SubGraph) -> tuple[SubGraph, dict[str, str], dict[str, D
 
 def _appearance(dim: sympy.Expr, sym: sympy.Symbol) -> int:
     return symbols.render(dim).find(sym.name)
-
-
-@dataclass(frozen=True, slots=True)
-class IslandNode:
-    """A call that is made natively and never looked into: a method with Python side effects, a module that is a step of
-    its scope, a class whose instance the scope makes, a read of a tensor's data.
-
-    Attributes:
-        receiver: what it is called on: a path among the scope's arguments, or the `Ref` of an object or tensor.
-        method: the method's name; "" where the receiver itself is called; an attribute's name when `args` is None.
-        args, kwargs: as in `OpNode`; objects are `Ref`s or `Argument`s.
-        outputs: one leaf per flattened result: the name of a tensor, symbol or object it makes, or `Expect(value)`.
-        effect: True when the call changes state; False for a read, which a plan may check before any effect.
-        structure: how the flattened results nest: "leaf", "tuple", "list", or the text of a pytree structure.
-        given_up: results of earlier islands that nobody held any more when this call was made.
-        given: how the arguments nest where lists or dicts are among them: the text of a pytree structure of the
-            positional and the named ones, by name; `args` are its leaves then, and `kwargs` is empty. Else "".
-    """
-
-    receiver: Path | Ref
-    method: str
-    args: tuple[Leaf, ...] | None
-    kwargs: tuple[tuple[str, Leaf], ...]
-    outputs: tuple[Any, ...]
-    effect: bool
-    structure: str
-    given_up: tuple[str, ...] = ()
-    origin: str = field(default="", compare=False)
-    given: str = ""
-
-    @property
-    def refs(self) -> tuple[str, ...]:
-        """Names of the values it reads."""
-        read = leaves((self.receiver if isinstance(self.receiver, Ref) else None, self.args, self.kwargs))
-        return tuple(leaf.name for leaf in read if isinstance(leaf, Ref))
-
-
-@dataclass(frozen=True, slots=True)
-class Expect:
-    """A Python value a recording depended on; a plan that meets another one is not valid for this call."""
-
-    value: Any
-
-    def __hash__(self) -> int:
-        return hash(repr(self.value))  # which may be a list
-
-
-@dataclass(frozen=True, slots=True)
-class GraphInput:
-    """A tensor that enters a scope.
-
-    Attributes:
-        name: value name.
-        path: where it comes from: a parameter name, then keys: ("hidden_states",), ("position_embeddings", 0).
-    """
-
-    name: str
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """An argument object of the scope that is handed back as it came."""
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class HeldObject:
-    """An object that is no tensor and no argument, bound to a plan by name.
-
-    Attributes:
-        name: value name.
-        kind: "module" (a step of the scope), "class" (one it makes instances of) or "attribute" (one its modules hold).
-        path: dotted path from the scope's module, or the class's qualified name.
-    """
-
-    name: str
-    kind: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class SymbolSource:
-    """Where a size symbol's value is read.
-
-    Attributes:
-        symbol: its name.
-        value: the tensor value, or the integer result of a read island, it comes from.
-        kind: "shape", "stride" or "result".
-        dim: for shape and stride.
-    """
-
-    symbol: str
-    value: str
-    kind: str
-    dim: int = 0
-
-
-@dataclass(frozen=True)
-class RecordedGraph:
-    """One observed run of a scope, as an immutable value.
-
-    Attributes:
-        inputs: tensors that enter by argument.
-        parameters: (value name, path from the scope's module) of parameters, buffers and tensor attributes.
-        constants: value names of tensors made from Python data, in the order of the recording's constant list.
-        mutated: values whose memory the recording writes to after they are made; no fusion may touch them.
-        nodes: operator calls and islands in execution order.
-        outputs: the result's leaves: `Ref`s, Dims, Python constants, or `Argument(path)` for an argument handed back.
-            Where the recording sets items of dicts it was given, those of the result and then those of the values set.
-        structure: how the leaves nest, as text (see capture): the result, or a pair of the result and the values.
-        specs: TensorSpec of every tensor value.
-        symbols: where each size symbol's value comes from, in the order they were met.
-        guards: boolean expressions over the symbols, as Python text over symbol names.
-        opaque: results of operators whose shape torch cannot tell beforehand; a plan checks them when they are made.
-        objects: objects that islands call or are given.
-        outer_writes: indices of the calls that write to memory which outlives the run.
-        draws: indices of the calls that draw random numbers.
-        items: items of dicts among the arguments that the recording sets: the dict's path, and the key.
-    """
-
-    inputs: tuple[GraphInput, ...]
-    parameters: tuple[tuple[str, str], ...]
-    constants: tuple[str, ...]
-    mutated: tuple[str, ...]
-    nodes: tuple[OpNode | IslandNode, ...]
-    outputs: tuple[Any, ...]
-    structure: str
-    specs: tuple[tuple[str, TensorSpec], ...]
-    symbols: tuple[SymbolSource, ...]
-    guards: tuple[str, ...]
-    opaque: tuple[str, ...] = ()
-    objects: tuple[HeldObject, ...] = ()
-    outer_writes: tuple[int, ...] = ()
-    draws: tuple[int, ...] = ()
-    items: tuple[tuple[Path, str | int], ...] = ()
-
-    @functools.cached_property
-    def lasting(self) -> frozenset[int]:
-        """Indices of the calls whose effect outlives a run."""
-        return frozenset(self.outer_writes) | frozenset(self.draws)
-
-    @functools.cached_property
-    def spec(self) -> dict[str, TensorSpec]:
-        """Specs by value name."""
-        return dict(self.specs)
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 over the structure: equal for layers that differ only in their weights."""
-        return _sha256(
-            {
-                "inputs": [[i.name, list(i.path)] for i in self.inputs],
-                "mutated": list(self.mutated),
-                "parameters": [list(p) for p in self.parameters],
-                "constants": list(self.constants),
-                "nodes": [_node_json(n) for n in self.nodes],
-                "outputs": encode(self.outputs),
-                "structure": self.structure,
-                "specs": [[name, encode_spec(s)] for name, s in self.specs],
-                "symbols": [[s.symbol, s.value, s.kind, s.dim] for s in self.symbols],
-                "guards": list(self.guards),
-                "opaque": list(self.opaque),
-                "objects": [[o.name, o.kind, o.path] for o in self.objects],
-                "outer_writes": list(self.outer_writes),
-                "draws": list(self.draws),
-                "items": [[list(path), key] for path, key in self.items],
-            }
-        )
-
-    @property
-    def ops(self) -> tuple[OpNode, ...]:
-        """The operator calls, without islands."""
-        return tuple(n for n in self.nodes if isinstance(n, OpNode))
-
-    def __str__(self) -> str:
-        lines = [
-            "recording(" + ", ".join(f"{path_text(i.path)}: {self.spec[i.name].text()}" for i in self.inputs) + ")"
-        ]
-        for node in self.nodes:
-            made = ", ".join(
-                f"{o}: {self.spec[o].text()}" if isinstance(o, str) and o in self.spec else str(o) for o in node.outputs
-            )
-            call = node.op if isinstance(node, OpNode) else f"island {island_text(node)}"
-            lines.append(f"  {made} = {call}({', '.join(map(show, node.args or ()))})")
-        lines += [f"  guard {g}" for g in self.guards]
-        lines += [f"  set {path_text((*path, key))}" for path, key in self.items]
-        lines.append(f"  return {', '.join(map(show, self.outputs))}")
-        return "\n".join(lines)
-
-
-def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
-    if isinstance(node, OpNode):
-        return node.to_json()
-    return {
-        "island": node.method,
-        "receiver": encode(node.receiver),
-        "args": encode(node.args),
-        "kwargs": [[k, encode(v)] for k, v in node.kwargs],
-        "outputs": encode(node.outputs),
-        "effect": node.effect,
-        "structure": node.structure,
-        "given_up": list(node.given_up),
-        "given": node.given,
-    }
-
-
-def _names(*trees: Leaf) -> tuple[str, ...]:
-    """The names of the `Ref`s among the leaves of nested tuples, left to right."""
-    found: list[str] = []
-    waiting = list(reversed(trees))
-    while waiting:
-        leaf = waiting.pop()
-        if isinstance(leaf, Ref):
-            found.append(leaf.name)
-        elif isinstance(leaf, tuple):
-            waiting += leaf[::-1]
-    return tuple(found)
-
-
-def leaves(tree: Leaf) -> Iterator[Leaf]:
-    """The leaves of nested tuples, left to right."""
-    if isinstance(tree, tuple):
-        for branch in tree:
-            yield from leaves(branch)
-    else:
-        yield tree
-
-
-def map_leaves(function: Callable[[Leaf], Leaf], tree: Leaf) -> Any:
-    """`tree` with `function` applied to every leaf."""
-    if isinstance(tree, tuple):
-        return tuple(map_leaves(function, branch) for branch in tree)
-    return function(tree)
-
-
-def path_text(path: Path) -> str:
-    """A path for people: `position_embeddings[0]`."""
-    return str(path[0]) + "".join(repr(key) if isinstance(key, Attribute) else f"[{key!r}]" for key in path[1:])
-
-
-def island_text(node: IslandNode) -> str:
-    """What an island calls, for people: `past_key_values.update`."""
-    receiver = node.receiver.name if isinstance(node.receiver, Ref) else path_text(node.receiver)
-    return f"{receiver}.{node.method}" if node.method else receiver
-
-
-def show(leaf: Leaf) -> str:
-    """A leaf or nested tuple of leaves, for people."""
-    if isinstance(leaf, tuple):
-        return "(" + ", ".join(map(show, leaf)) + ")"
-    return leaf.name if isinstance(leaf, Ref) else str(leaf)
-
-
-def encode(leaf: Leaf) -> Any:
-    """A leaf or nested tuple of leaves as JSON-able data; `decode` reads it back."""
-    if isinstance(leaf, tuple):
-        return [encode(branch) for branch in leaf]
-    if leaf is None or isinstance(leaf, (bool, int, str)):
-        return leaf
-    if isinstance(leaf, float):
-        return {"float": leaf.hex()}
-    if isinstance(leaf, Ref):
-        return {"ref": leaf.name}
-    if isinstance(leaf, Expect):
-        return {"expect": encode(leaf.value)}
-    if isinstance(leaf, Argument):
-        return {"argument": list(leaf.path)}
-    if isinstance(leaf, sympy.Expr):
-        return {"dim": symbols.render(leaf)}
-    if isinstance(leaf, (torch.dtype, torch.layout, torch.memory_format)):
-        return {"torch": str(leaf)}
-    if isinstance(leaf, torch.device):
-        return {"device": str(leaf)}
-    if isinstance(leaf, complex):
-        return {"complex": [leaf.real.hex(), leaf.imag.hex()]}
-    if isinstance(leaf, list):
-        return {"list": [encode(branch) for branch in leaf]}
-    raise GraphError(f"A call's argument {leaf!r} of type {type(leaf).__name__} has no place in a graph.")
-
-
-def decode(data: Any) -> Any:
-    """Reads what `encode` wrote."""
-    if isinstance(data, list):
-        return tuple(decode(x) for x in data)
-    if not isinstance(data, Mapping):
-        return data
-    ((kind, value),) = data.items()
-    if kind == "float":
-        return float.fromhex(value)
-    if kind == "ref":
-        return Ref(value)
-    if kind == "argument":
-        return Argument(tuple(value))
-    if kind == "expect":
-        return Expect(decode(value))
-    if kind == "dim":
-        return symbols.parse(value)
-    if kind == "list":
-        return list(map(decode, value))
-    if kind == "torch":
-        return _torch_constant(value)
-    if kind == "device":
-        return torch.device(value)
-    if kind == "complex":
-        return complex(float.fromhex(value[0]), float.fromhex(value[1]))
-    raise GraphError(f"Unknown kind of encoded argument {kind!r}.")
-
-
-def encode_spec(spec: TensorSpec) -> dict[str, Any]:
-    """A TensorSpec as JSON-able data."""
-    return {
-        "dtype": str(spec.dtype),
-        "shape": [symbols.render(d) for d in spec.shape],
-        "strides": [symbols.render(d) for d in spec.strides],
-        "device": spec.device,
-    }
-
-
-def decode_spec(data: Mapping[str, Any]) -> TensorSpec:
-    """Reads what `encode_spec` wrote."""
-    return TensorSpec(
-        _torch_constant(data["dtype"]),
-        tuple(symbols.parse(d) for d in data["shape"]),
-        tuple(symbols.parse(d) for d in data["strides"]),
-        data["device"],
-    )
-
-
-def _torch_constant(text: str) -> Any:
-    prefix, _, name = text.partition(".")
-    constant = getattr(torch, name, None)
-    if prefix != "torch" or not isinstance(constant, (torch.dtype, torch.layout, torch.memory_format)):
-        raise GraphError(f"{text!r} is no dtype, layout or memory format of this torch.")
-    return constant
-
-
-def _sha256(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from . import symbols
 from .errors import StructureMismatch, UnsupportedOperator
-from .graph import Leaf, OpNode, Ref, SubGraph, TensorSpec, leaves, map_leaves
+from .graph import OpNode, SubGraph
+from .leaves import Leaf, Ref, leaves, map_leaves
 from .ops import lookup, resolve
 from .ops.reductions import rms_epsilon
+from .specs import TensorSpec
 from .symbols import Dim
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # a call's, with real tensors and sizes

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator
 import sympy
 
 from .errors import GraphError
-from .graph import IslandNode, OpNode, RecordedGraph, Ref, TensorSpec, leaves
+from .graph import OpNode
+from .leaves import Ref, leaves
+from .recorded import IslandNode, RecordedGraph
+from .specs import TensorSpec
 from .symbols import Dim
 
 _REMEDY = "This is a fault of the recorder: run with enable_fusion=False and report it."

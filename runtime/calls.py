@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from fusion.patterns.graph import OpNode, TensorSpec
+from fusion.patterns.graph import OpNode
 from fusion.patterns.ops import resolve
+from fusion.patterns.specs import TensorSpec
 
 Text = Callable[[Any], str]  # source of a leaf or a nested tuple of leaves
 Name = Callable[[str, Any], str]  # binds an object to a name in the plan's namespace

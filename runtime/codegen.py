@@ -8,8 +8,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion.patterns import symbols
-from fusion.patterns.graph import Argument, Expect, IslandNode, OpNode, Ref, leaves
+from fusion.patterns.graph import OpNode
+from fusion.patterns.leaves import Argument, Expect, Ref, leaves
 from fusion.patterns.ops import resolve
+from fusion.patterns.recorded import IslandNode
 
 from .calls import call
 from .guards import GuardWriter, head

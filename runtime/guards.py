@@ -15,7 +15,8 @@ import torch
 
 from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import Argument, Attribute, Expect, IslandNode, Path, Ref, SymbolSource
+from fusion.patterns.leaves import Argument, Attribute, Expect, Path, Ref
+from fusion.patterns.recorded import IslandNode, SymbolSource
 
 from .native import make_guard
 from .plan import MISS, Deoptimized, Raised, Shape, Source

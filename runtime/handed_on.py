@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fusion.patterns import symbols
-from fusion.patterns.graph import TensorSpec
+from fusion.patterns.specs import TensorSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from fusion.patterns import symbols
-from fusion.patterns.graph import Leaf, Ref, SubGraph
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.leaves import Leaf, Ref
 
 from .calls import call
 

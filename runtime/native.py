@@ -27,7 +27,7 @@ from fusion.kernels.store import Store
 from fusion.kernels.toolchain.cpp import compile_c_extension, find_toolchain, why_missing
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, CompileError, FusionError, GraphError
-from fusion.patterns.graph import TensorSpec
+from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 
 _SOURCE = Path(__file__).parent / "native" / "native.c"

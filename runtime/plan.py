@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fusion.patterns.graph import IslandNode, Path, RecordedGraph, SymbolSource
+from fusion.patterns.leaves import Path
+from fusion.patterns.recorded import IslandNode, RecordedGraph, SymbolSource
 from fusion.patterns.symbols import Dim
 
 from .lent import Contents

@@ -25,9 +25,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.patterns import symbols
-from fusion.patterns.graph import Expect, IslandNode, OpNode, RecordedGraph, Ref, leaves, map_leaves
+from fusion.patterns.graph import OpNode
+from fusion.patterns.leaves import Expect, Ref, leaves, map_leaves
 from fusion.patterns.ops import resolve
 from fusion.patterns.ops.effects import has_effect
+from fusion.patterns.recorded import IslandNode, RecordedGraph
 from fusion.runtime.nesting import flatten as flatten_result
 
 from .effects import Effects, storage_key, tensors_written, view_in_place

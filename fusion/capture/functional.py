@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from fusion.decide.refusal import Refused
-from fusion.patterns.graph import IslandNode, OpNode, Ref, map_leaves
+from fusion.patterns.graph import OpNode
+from fusion.patterns.leaves import Ref, map_leaves
 from fusion.patterns.ops import Kind, kind_of, resolve
 from fusion.patterns.ops.effects import draws, has_effect, names_written
 from fusion.patterns.ops.spellings import functional
+from fusion.patterns.recorded import IslandNode
 
 from .joined import join
 from .shadow import hint, is_symbolic

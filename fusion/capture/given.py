@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fusion.patterns.graph import Attribute, Path
+from fusion.patterns.leaves import Attribute, Path
 from fusion.runtime.plan import MISS
 
 from .provenance import Atom, Container, Leaf, flatten

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fusion.patterns.graph import IslandNode, OpNode, Ref
+from fusion.patterns.graph import OpNode
+from fusion.patterns.leaves import Ref
 from fusion.patterns.ops.effects import has_effect
+from fusion.patterns.recorded import IslandNode
 
 if TYPE_CHECKING:
     from .functional import Settlement

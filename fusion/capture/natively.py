@@ -12,7 +12,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion.decide.refusal import Refusal, Refused
-from fusion.patterns.graph import Argument, Expect, HeldObject, IslandNode, OpNode, Path, Ref
+from fusion.patterns.graph import OpNode
+from fusion.patterns.leaves import Argument, Expect, Path, Ref
+from fusion.patterns.recorded import HeldObject, IslandNode
 from fusion.runtime.lent import Contents, contents, is_nest, noted, take_over, unchanged
 from fusion.runtime.plan import Raised, as_it_is
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fusion.patterns.graph import Attribute, Path
+from fusion.patterns.leaves import Attribute, Path
 from fusion.runtime.nesting import fields_of
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

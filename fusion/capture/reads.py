@@ -8,7 +8,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from fusion.decide.refusal import Refused
-from fusion.patterns.graph import OpNode, Ref
+from fusion.patterns.graph import OpNode
+from fusion.patterns.leaves import Ref
 
 from .provenance import user_line
 from .recorder import Recorder, unsupported

@@ -14,15 +14,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion.decide.refusal import Refusal, Refused
-from fusion.patterns.graph import (
-    Argument,
-    Expect,
-    Path,
-    RecordedGraph,
-    Ref,
-    TensorSpec,
-    map_leaves,
-)
+from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
+from fusion.patterns.recorded import RecordedGraph
+from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
 from fusion.runtime.nesting import flatten as flatten_result
 from fusion.runtime.plan import Conditions

@@ -21,9 +21,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.decide.refusal import Refusal, Refused
-from fusion.patterns.graph import GraphInput, IslandNode, Leaf, OpNode, Path, Ref
+from fusion.patterns.graph import OpNode
+from fusion.patterns.leaves import Leaf, Path, Ref
 from fusion.patterns.ops import Kind, kind_of
 from fusion.patterns.ops.effects import draws
+from fusion.patterns.recorded import GraphInput, IslandNode
 from fusion.runtime.undo import identity
 
 from .effects import Effects, has_memory, storage_key, tensors_written, view_in_place

@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy.printers import PythonPrinter
 
 from fusion.patterns import symbols
-from fusion.patterns.graph import SymbolSource
+from fusion.patterns.recorded import SymbolSource
 from fusion.patterns.symbols import Dim
 
 from .provenance import user_line

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph
+from fusion.patterns.graph import OpNode
+from fusion.patterns.recorded import IslandNode, RecordedGraph
 
 from .dependence import Step
 from .facts import Facts

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 
 from fusion.patterns import ops, scalar, symbols
-from fusion.patterns.graph import OpNode, Ref, SubGraph, TensorSpec, map_leaves
+from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.leaves import Ref, map_leaves
 from fusion.patterns.ops import Kind
 from fusion.patterns.scalar import Apply, Load, Reduce, Scalar
+from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 
 # The instruction footprint of one kernel. Past this many operators a kernel's body leaves the instruction cache and the

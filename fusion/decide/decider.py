@@ -14,9 +14,10 @@ from fusion.config import FusionConfig
 from fusion.kernels.lower import given_symbols
 from fusion.patterns import symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import RecordedGraph, SubGraph, canonicalize
+from fusion.patterns.graph import SubGraph, canonicalize
 from fusion.patterns.match import match
 from fusion.patterns.ops import Kind, kind_of
+from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.reference import run
 
 from .backend import Backends, Kernel

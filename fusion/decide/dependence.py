@@ -11,8 +11,10 @@ import sympy
 
 from fusion.patterns import ops
 from fusion.patterns.errors import GraphError, UnsupportedOperator
-from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, Ref, SubGraph, leaves
+from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.leaves import Ref, leaves
 from fusion.patterns.ops import Kind
+from fusion.patterns.recorded import IslandNode, RecordedGraph
 
 Step = tuple[Literal["node", "region"], int]
 

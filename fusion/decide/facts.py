@@ -6,8 +6,11 @@ from fusion.kernels.elements import DTYPES
 from fusion.kernels.space import memory_order
 from fusion.patterns import ops, symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, Ref, TensorSpec, island_text, leaves
+from fusion.patterns.graph import OpNode
+from fusion.patterns.leaves import Ref, leaves
 from fusion.patterns.ops import Kind
+from fusion.patterns.recorded import IslandNode, RecordedGraph, island_text
+from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 
 from .dependence import Dependence, dependence, is_view, made_by

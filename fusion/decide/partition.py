@@ -14,8 +14,10 @@ from dataclasses import replace
 from fusion.kernels.bundle import Nest
 from fusion.kernels.lower import lower
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import IslandNode, RecordedGraph, SubGraph, TensorSpec
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.ops import Kind
+from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.specs import TensorSpec
 
 from . import cost
 from .bundle import bundle

@@ -7,7 +7,8 @@ import itertools
 
 import torch
 
-from ..graph import Ref, SubGraph
+from ..graph import SubGraph
+from ..leaves import Ref
 from ..symbols import Dim, as_dim, symbol
 from .pattern import GraphBuilder, Pattern
 from .softmax import attention_weights

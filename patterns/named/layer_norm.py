@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..graph import Ref, SubGraph
+from ..graph import SubGraph
+from ..leaves import Ref
 from ..symbols import Dim, symbol
 from .pattern import GraphBuilder, Pattern
 

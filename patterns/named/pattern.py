@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..graph import Leaf, OpNode, Ref, SubGraph, TensorSpec, contiguous_strides
+from ..graph import OpNode, SubGraph
+from ..leaves import Leaf, Ref
+from ..specs import TensorSpec, contiguous_strides
 from ..symbols import Dim
 
 FULL = 2**63 - 1  # the end of a slice that goes to the end, as torch writes it

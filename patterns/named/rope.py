@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..graph import Ref, SubGraph
+from ..graph import SubGraph
+from ..leaves import Ref
 from ..symbols import Dim, symbol
 from .pattern import FULL, GraphBuilder, Pattern, dense_strides
 

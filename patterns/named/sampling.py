@@ -10,7 +10,8 @@ import itertools
 
 import torch
 
-from ..graph import Ref, SubGraph
+from ..graph import SubGraph
+from ..leaves import Ref
 from ..symbols import symbol
 from .pattern import GraphBuilder, Pattern
 

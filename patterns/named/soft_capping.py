@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from ..graph import Ref, SubGraph
+from ..graph import SubGraph
+from ..leaves import Ref
 from ..symbols import symbol
 from .pattern import GraphBuilder, Pattern
 

@@ -7,7 +7,8 @@ import itertools
 
 import torch
 
-from ..graph import Ref, SubGraph
+from ..graph import SubGraph
+from ..leaves import Ref
 from ..symbols import symbol
 from .pattern import GraphBuilder, Pattern
 from .soft_capping import is_one_cap, soft_cap

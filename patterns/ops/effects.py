@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from ..errors import UnsupportedOperator
-from ..graph import OpNode, Ref, leaves
+from ..graph import OpNode
+from ..leaves import Ref, leaves
 from .spellings import resolve
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import symbols
-from ..graph import Ref
+from ..leaves import Ref
 from ..scalar import Reduce, Scalar, Scan, Size, apply, cast, compute_type, constant
 from ..symbols import Dim
 from .table import Call, Kind, Operator, Run, register

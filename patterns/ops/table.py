@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedOperator
-from ..graph import OpNode, Ref, TensorSpec, leaves
+from ..graph import OpNode
 from ..indexing import Extents, Index
+from ..leaves import Ref, leaves
 from ..scalar import Scalar
+from ..specs import TensorSpec
 from ..symbols import Dim
 from .spellings import canonical
 

@@ -15,7 +15,10 @@ from fusion.decide.partition import Partition, partition
 from fusion.decide.refusal import CODES
 from fusion.decide.regions import Region
 from fusion.patterns import ops, symbols
-from fusion.patterns.graph import IslandNode, OpNode, RecordedGraph, Ref, TensorSpec, map_leaves
+from fusion.patterns.graph import OpNode
+from fusion.patterns.leaves import Ref, map_leaves
+from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.specs import TensorSpec
 
 ROWS, WIDTH = 6, 16
 

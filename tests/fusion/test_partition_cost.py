@@ -11,7 +11,10 @@ from partitions import ROWS, WIDTH, chain, codes, divided, names, taken_apart, t
 from fusion.decide import cost
 from fusion.decide.partition import partition
 from fusion.patterns import symbols
-from fusion.patterns.graph import OpNode, RecordedGraph, Ref, SubGraph, TensorSpec
+from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.leaves import Ref
+from fusion.patterns.recorded import RecordedGraph
+from fusion.patterns.specs import TensorSpec
 
 
 def test_a_cheap_broadcast_is_computed_where_it_is_read() -> None:

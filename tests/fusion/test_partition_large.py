@@ -22,7 +22,8 @@ from fusion.decide.dependence import schedule
 from fusion.decide.partition import partition
 from fusion.kernels.lower import lower
 from fusion.patterns import symbols
-from fusion.patterns.graph import RecordedGraph, SubGraph
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.recorded import RecordedGraph
 
 # ---- large
 

@@ -16,7 +16,8 @@ from partitions import (
     tensor,
 )
 
-from fusion.patterns.graph import IslandNode, OpNode
+from fusion.patterns.graph import OpNode
+from fusion.patterns.recorded import IslandNode
 
 # ---- refusing
 

@@ -14,7 +14,8 @@ from fusion.decide.check import verify
 from fusion.decide.facts import Facts
 from fusion.decide.regions import Partition, make_region
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import RecordedGraph, Ref
+from fusion.patterns.leaves import Ref
+from fusion.patterns.recorded import RecordedGraph
 
 
 def program(x: torch.Tensor, w: torch.Tensor) -> Any:

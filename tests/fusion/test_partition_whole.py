@@ -30,8 +30,9 @@ from fusion.decide.partition import Partition, partition
 from fusion.decide.regions import make_region
 from fusion.patterns import ops
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import OpNode, RecordedGraph, SubGraph
+from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.match import match
+from fusion.patterns.recorded import RecordedGraph
 
 # ---- whole
 

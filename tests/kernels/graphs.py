@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.patterns import symbols
-from fusion.patterns.graph import OpNode, Ref, SubGraph, TensorSpec, map_leaves
+from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.leaves import Ref, map_leaves
+from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 
 LENGTH = 7  # the size the examples leave free; a prime that divides no other size, so it can be told apart

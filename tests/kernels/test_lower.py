@@ -18,8 +18,10 @@ from fusion.kernels.loops import Axis, LoopNest
 from fusion.kernels.lower import given_symbols, lower
 from fusion.patterns import reference, scalar, symbols
 from fusion.patterns.errors import GraphError, LoweringError
-from fusion.patterns.graph import OpNode, Ref, SubGraph, TensorSpec
+from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.leaves import Ref
 from fusion.patterns.scalar import Apply, Constant, Load, Reduce, Reduced, Scan, Scanned, Select
+from fusion.patterns.specs import TensorSpec
 from fusion.patterns.verify import accept
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

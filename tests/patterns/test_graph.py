@@ -13,10 +13,11 @@ import pytest
 import torch
 from graphs import DYNAMIC, EXAMPLES, LENGTH, add_rms_norm, normal, swiglu, trace
 
-from fusion.patterns import graph as graphs
 from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import Expect, OpNode, Ref, SubGraph, TensorSpec, canonicalize
+from fusion.patterns.graph import OpNode, SubGraph, canonicalize
+from fusion.patterns.leaves import Expect, Ref, decode, encode, map_leaves
+from fusion.patterns.specs import TensorSpec
 
 VECTOR = TensorSpec.contiguous(torch.float32, (symbols.symbol("n"),))
 
@@ -38,7 +39,7 @@ def renamed(graph: SubGraph, prefix: str, sizes: dict[str, str]) -> SubGraph:
         return symbols.substitute(d, new_sizes) if isinstance(d, symbols.sympy.Expr) else d
 
     nodes = tuple(
-        dataclasses.replace(n.renamed(prefix.__add__), args=graphs.map_leaves(dim, n.renamed(prefix.__add__).args))
+        dataclasses.replace(n.renamed(prefix.__add__), args=map_leaves(dim, n.renamed(prefix.__add__).args))
         for n in graph.nodes
     )
     specs = tuple(
@@ -155,23 +156,23 @@ def test_malformed_graphs_are_rejected(
     ids=str,
 )  # fmt: skip
 def test_leaves_round_trip_exactly(leaf: object) -> None:
-    back = graphs.decode(json.loads(json.dumps(graphs.encode(leaf))))
+    back = decode(json.loads(json.dumps(encode(leaf))))
     assert back == leaf and type(back) is type(leaf) and str(back) == str(leaf)
 
 
 def test_leaves_without_a_place_are_rejected() -> None:
     with pytest.raises(GraphError, match="has no place"):
-        graphs.encode(object())
+        encode(object())
     with pytest.raises(GraphError, match="no dtype"):
-        graphs.decode({"torch": "torch.load"})
+        decode({"torch": "torch.load"})
     with pytest.raises(GraphError, match="Unknown kind"):
-        graphs.decode({"pickle": "x"})
+        decode({"pickle": "x"})
 
 
 @pytest.mark.parametrize("text", ["__import__('os').getcwd()", "n.real", "(n", "1.5", "n if m else 2", "'n'"])
 def test_a_size_is_read_not_evaluated(text: str) -> None:
     with pytest.raises(GraphError, match="size expression"):
-        graphs.decode({"dim": text})
+        decode({"dim": text})
 
 
 def test_contiguity() -> None:

@@ -19,7 +19,7 @@ from graphs import trace
 
 from fusion.kernels.lower import lower
 from fusion.patterns import symbols
-from fusion.patterns.graph import Ref, TensorSpec, leaves, map_leaves
+from fusion.patterns.leaves import Ref, leaves, map_leaves
 from fusion.patterns.ops import TABLE, Call, Kind, Operator, Run, resolve
 from fusion.patterns.scalar import (
     PRIMITIVES,
@@ -33,6 +33,7 @@ from fusion.patterns.scalar import (
     compute_type,
     constant,
 )
+from fusion.patterns.specs import TensorSpec
 
 # A row is at most a dozen operations in float64, each within 4 ulp, at condition numbers below 100 on these samples:
 # 12 * 4 * 100 * 2**-52 = 1.1e-12. A wrong formula is off in the first digits.

@@ -13,18 +13,10 @@ import torch
 from fusion.capture.record import record
 from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import (
-    GraphInput,
-    HeldObject,
-    IslandNode,
-    OpNode,
-    RecordedGraph,
-    Ref,
-    SubGraph,
-    SymbolSource,
-    TensorSpec,
-    writes,
-)
+from fusion.patterns.graph import OpNode, SubGraph, writes
+from fusion.patterns.leaves import Ref
+from fusion.patterns.recorded import GraphInput, HeldObject, IslandNode, RecordedGraph, SymbolSource
+from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
 
 ROW = TensorSpec.contiguous(torch.float32, (symbols.symbol("s0"),))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fusion.kernels.store import Store
 from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import TensorSpec
+from fusion.patterns.specs import TensorSpec
 from fusion.runtime import native
 from fusion.runtime.native import ABSENT, PythonGuard, PythonSnapshot, SizeSource, make_guard, make_snapshot
 

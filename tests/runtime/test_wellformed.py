@@ -11,7 +11,8 @@ import torch
 
 from fusion.capture.record import record
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import IslandNode, RecordedGraph, Ref
+from fusion.patterns.leaves import Ref
+from fusion.patterns.recorded import IslandNode, RecordedGraph
 from fusion.runtime.codegen import Writer, write_plan
 from fusion.runtime.plan import KernelCall, Shape, Source
 from fusion.runtime.wellformed import check_steps, check_text

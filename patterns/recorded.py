@@ -1,0 +1,206 @@
+"""Recordings of a scope as immutable values: islands beside operator calls, and where everything comes from."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+from .graph import OpNode
+from .leaves import Leaf, Path, Ref, encode, leaves, path_text, sha256, show
+from .specs import TensorSpec, encode_spec
+
+
+@dataclass(frozen=True, slots=True)
+class IslandNode:
+    """A call that is made natively and never looked into: a method with Python side effects, a module that is a step of
+    its scope, a class whose instance the scope makes, a read of a tensor's data.
+
+    Attributes:
+        receiver: what it is called on: a path among the scope's arguments, or the `Ref` of an object or tensor.
+        method: the method's name; "" where the receiver itself is called; an attribute's name when `args` is None.
+        args, kwargs: as in `OpNode`; objects are `Ref`s or `Argument`s.
+        outputs: one leaf per flattened result: the name of a tensor, symbol or object it makes, or `Expect(value)`.
+        effect: True when the call changes state; False for a read, which a plan may check before any effect.
+        structure: how the flattened results nest: "leaf", "tuple", "list", or the text of a pytree structure.
+        given_up: results of earlier islands that nobody held any more when this call was made.
+        given: how the arguments nest where lists or dicts are among them: the text of a pytree structure of the
+            positional and the named ones, by name; `args` are its leaves then, and `kwargs` is empty. Else "".
+    """
+
+    receiver: Path | Ref
+    method: str
+    args: tuple[Leaf, ...] | None
+    kwargs: tuple[tuple[str, Leaf], ...]
+    outputs: tuple[Any, ...]
+    effect: bool
+    structure: str
+    given_up: tuple[str, ...] = ()
+    origin: str = field(default="", compare=False)
+    given: str = ""
+
+    @property
+    def refs(self) -> tuple[str, ...]:
+        """Names of the values it reads."""
+        read = leaves((self.receiver if isinstance(self.receiver, Ref) else None, self.args, self.kwargs))
+        return tuple(leaf.name for leaf in read if isinstance(leaf, Ref))
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInput:
+    """A tensor that enters a scope.
+
+    Attributes:
+        name: value name.
+        path: where it comes from: a parameter name, then keys: ("hidden_states",), ("position_embeddings", 0).
+    """
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HeldObject:
+    """An object that is no tensor and no argument, bound to a plan by name.
+
+    Attributes:
+        name: value name.
+        kind: "module" (a step of the scope), "class" (one it makes instances of) or "attribute" (one its modules hold).
+        path: dotted path from the scope's module, or the class's qualified name.
+    """
+
+    name: str
+    kind: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolSource:
+    """Where a size symbol's value is read.
+
+    Attributes:
+        symbol: its name.
+        value: the tensor value, or the integer result of a read island, it comes from.
+        kind: "shape", "stride" or "result".
+        dim: for shape and stride.
+    """
+
+    symbol: str
+    value: str
+    kind: str
+    dim: int = 0
+
+
+@dataclass(frozen=True)
+class RecordedGraph:
+    """One observed run of a scope, as an immutable value.
+
+    Attributes:
+        inputs: tensors that enter by argument.
+        parameters: (value name, path from the scope's module) of parameters, buffers and tensor attributes.
+        constants: value names of tensors made from Python data, in the order of the recording's constant list.
+        mutated: values whose memory the recording writes to after they are made; no fusion may touch them.
+        nodes: operator calls and islands in execution order.
+        outputs: the result's leaves: `Ref`s, Dims, Python constants, or `Argument(path)` for an argument handed back.
+            Where the recording sets items of dicts it was given, those of the result and then those of the values set.
+        structure: how the leaves nest, as text (see capture): the result, or a pair of the result and the values.
+        specs: TensorSpec of every tensor value.
+        symbols: where each size symbol's value comes from, in the order they were met.
+        guards: boolean expressions over the symbols, as Python text over symbol names.
+        opaque: results of operators whose shape torch cannot tell beforehand; a plan checks them when they are made.
+        objects: objects that islands call or are given.
+        outer_writes: indices of the calls that write to memory which outlives the run.
+        draws: indices of the calls that draw random numbers.
+        items: items of dicts among the arguments that the recording sets: the dict's path, and the key.
+    """
+
+    inputs: tuple[GraphInput, ...]
+    parameters: tuple[tuple[str, str], ...]
+    constants: tuple[str, ...]
+    mutated: tuple[str, ...]
+    nodes: tuple[OpNode | IslandNode, ...]
+    outputs: tuple[Any, ...]
+    structure: str
+    specs: tuple[tuple[str, TensorSpec], ...]
+    symbols: tuple[SymbolSource, ...]
+    guards: tuple[str, ...]
+    opaque: tuple[str, ...] = ()
+    objects: tuple[HeldObject, ...] = ()
+    outer_writes: tuple[int, ...] = ()
+    draws: tuple[int, ...] = ()
+    items: tuple[tuple[Path, str | int], ...] = ()
+
+    @functools.cached_property
+    def lasting(self) -> frozenset[int]:
+        """Indices of the calls whose effect outlives a run."""
+        return frozenset(self.outer_writes) | frozenset(self.draws)
+
+    @functools.cached_property
+    def spec(self) -> dict[str, TensorSpec]:
+        """Specs by value name."""
+        return dict(self.specs)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over the structure: equal for layers that differ only in their weights."""
+        return sha256(
+            {
+                "inputs": [[i.name, list(i.path)] for i in self.inputs],
+                "mutated": list(self.mutated),
+                "parameters": [list(p) for p in self.parameters],
+                "constants": list(self.constants),
+                "nodes": [_node_json(n) for n in self.nodes],
+                "outputs": encode(self.outputs),
+                "structure": self.structure,
+                "specs": [[name, encode_spec(s)] for name, s in self.specs],
+                "symbols": [[s.symbol, s.value, s.kind, s.dim] for s in self.symbols],
+                "guards": list(self.guards),
+                "opaque": list(self.opaque),
+                "objects": [[o.name, o.kind, o.path] for o in self.objects],
+                "outer_writes": list(self.outer_writes),
+                "draws": list(self.draws),
+                "items": [[list(path), key] for path, key in self.items],
+            }
+        )
+
+    @property
+    def ops(self) -> tuple[OpNode, ...]:
+        """The operator calls, without islands."""
+        return tuple(n for n in self.nodes if isinstance(n, OpNode))
+
+    def __str__(self) -> str:
+        lines = [
+            "recording(" + ", ".join(f"{path_text(i.path)}: {self.spec[i.name].text()}" for i in self.inputs) + ")"
+        ]
+        for node in self.nodes:
+            made = ", ".join(
+                f"{o}: {self.spec[o].text()}" if isinstance(o, str) and o in self.spec else str(o) for o in node.outputs
+            )
+            call = node.op if isinstance(node, OpNode) else f"island {island_text(node)}"
+            lines.append(f"  {made} = {call}({', '.join(map(show, node.args or ()))})")
+        lines += [f"  guard {g}" for g in self.guards]
+        lines += [f"  set {path_text((*path, key))}" for path, key in self.items]
+        lines.append(f"  return {', '.join(map(show, self.outputs))}")
+        return "\n".join(lines)
+
+
+def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
+    if isinstance(node, OpNode):
+        return node.to_json()
+    return {
+        "island": node.method,
+        "receiver": encode(node.receiver),
+        "args": encode(node.args),
+        "kwargs": [[k, encode(v)] for k, v in node.kwargs],
+        "outputs": encode(node.outputs),
+        "effect": node.effect,
+        "structure": node.structure,
+        "given_up": list(node.given_up),
+        "given": node.given,
+    }
+
+
+def island_text(node: IslandNode) -> str:
+    """What an island calls, for people: `past_key_values.update`."""
+    receiver = node.receiver.name if isinstance(node.receiver, Ref) else path_text(node.receiver)
+    return f"{receiver}.{node.method}" if node.method else receiver
