@@ -21,7 +21,7 @@ import opinfo_cases
 import pytest
 import torch
 from opinfo_cases import Case, Found, Sample
-from test_ops_rows import SAMPLES, called, tensors_of
+from row_samples import SAMPLES, called, tensors_of
 
 from fusion.kernels import compiler
 from fusion.kernels.elements import DTYPES
