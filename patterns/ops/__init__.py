@@ -1,10 +1,11 @@
 """The operator table. Importing this package fills it."""
 
-from . import creation, joins, pointwise, reductions, views
+from . import activations, creation, joins, pointwise, reductions, transcendental, views
 from .spellings import Spelling, canonical, functional, resolve
 from .table import FUSABLE, TABLE, Call, Kind, Operator, Read, Run, call_of, kind_of, lookup, register, row_of
 
 __all__ = [
-    "FUSABLE", "TABLE", "Call", "Kind", "Operator", "Read", "Run", "Spelling", "call_of", "canonical", "creation",
-    "functional", "joins", "kind_of", "lookup", "pointwise", "reductions", "register", "resolve", "row_of", "views",
+    "FUSABLE", "TABLE", "Call", "Kind", "Operator", "Read", "Run", "Spelling", "activations", "call_of", "canonical",
+    "creation", "functional", "joins", "kind_of", "lookup", "pointwise", "reductions", "register", "resolve", "row_of",
+    "transcendental", "views",
 ]  # fmt: skip

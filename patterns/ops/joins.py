@@ -12,7 +12,7 @@ from .. import indexing, symbols
 from ..indexing import Extents, Index
 from ..scalar import Scalar, Select, Size, apply, cast, compute_type, constant
 from ..symbols import Dim
-from .pointwise import sigmoid
+from .activations import sigmoid
 from .table import Call, Kind, Operator, Read, covered, register
 
 Case = Callable[[], Scalar]

@@ -130,6 +130,12 @@ class Operator:
     note: str = ""
 
 
+Number = float | int | bool  # what a call may be given where a row's function takes an element
+
+# What rows say of their precision.
+EXACT = "exact up to the rounding of the result"
+VECTOR = "within 2 ulp of float32 before the result is rounded"
+
 TABLE: dict[str, Operator] = {}
 
 
