@@ -1,61 +1,32 @@
-"""Lowering: the values a LoopNest stands for, its shape, and the graphs that are no kernel."""
+"""Lowering: the values a LoopNest stands for, and its shape."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from evaluate import evaluate
 from graphs import DYNAMIC, EXAMPLES, LENGTH, normal, rms_norm, swiglu, trace
+from lowered import check, nest_of
 
-from fusion.kernels import elements
-from fusion.kernels.loops import Axis, LoopNest
+from fusion.kernels.loops import Axis
 from fusion.kernels.lower import given_symbols, lower
-from fusion.patterns import reference, scalar, symbols
-from fusion.patterns.errors import GraphError, LoweringError
+from fusion.patterns import scalar, symbols
 from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.leaves import Ref
-from fusion.patterns.scalar import Apply, Constant, Load, Reduce, Reduced, Scan, Scanned, Select
+from fusion.patterns.scalar import Apply, Load, Select
 from fusion.patterns.specs import TensorSpec
-from fusion.patterns.verify import accept
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 S0 = symbols.symbol("s0")
 
 
-def check(graph: SubGraph, inputs: tuple[torch.Tensor, ...], *, numerics: str = "eager", given: Any = ()) -> LoopNest:
-    """Lowers `graph`, compares what the kernel means with eager by the acceptance rule, and returns the nest."""
-    nest = lower(graph, numerics=numerics)
-    before = [t.clone() for t in inputs]
-    made = evaluate(nest, *inputs, given=given)
-    named = dict(zip(graph.inputs, inputs, strict=True))
-    sizes = dict(zip(given_symbols(nest), given, strict=True))
-    eager, exact = reference.run(graph, named, sizes), reference.run_fp64(graph, named, sizes)
-    for name, result in zip(graph.outputs, made, strict=True):
-        verdict = accept(result, eager[name], exact[name])
-        assert verdict.ok, verdict.reason
-    assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
-    return nest
-
-
 def example(name: str, dtype: torch.dtype = torch.float32) -> SubGraph:
     fn, inputs = EXAMPLES[name]
     return trace(fn, *inputs(dtype, LENGTH), dynamic=DYNAMIC)
-
-
-def nest_of(fn: Callable[..., Any], *inputs: torch.Tensor, **options: Any) -> LoopNest:
-    return check(trace(fn, *inputs, **options), inputs)
-
-
-def refused(fn: Callable[..., Any], *inputs: torch.Tensor) -> LoweringError:
-    with pytest.raises(LoweringError) as caught:
-        lower(trace(fn, *inputs))
-    return caught.value
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -326,168 +297,6 @@ def test_lowering_does_not_depend_on_names() -> None:
     graph = example("add_rms_norm", torch.bfloat16)
     renamed = SubGraph.from_json(graph.canonical.to_json())
     assert str(lower(renamed)) == str(lower(graph))
-
-
-# Refusals
-
-
-def test_library_calls_are_not_fusable() -> None:
-    assert refused(lambda x: torch.relu(x @ x), normal(4, 4)).code == "not_fusable"
-
-
-def test_uses_the_table_does_not_cover() -> None:
-    error = refused(lambda x: x * torch.linalg.norm(x, 1, (0, 1)), normal(4, 4))
-    assert error.code == "operator_use" and "norm of a matrix" in str(error)
-
-
-def test_dtypes_no_kernel_holds() -> None:
-    assert refused(lambda x: x * x, torch.ones(4, dtype=torch.complex64)).code == "dtype"
-
-
-def test_outputs_that_are_not_dense() -> None:
-    assert refused(lambda x: x[:, :2], normal(4, 4)).code == "output_layout"
-    assert refused(lambda x: (x + 1).expand(3, 4), normal(1, 4)).code == "output_layout"
-
-
-def test_outputs_without_a_common_space() -> None:
-    assert refused(lambda x, y: (x + 1, y + 1), normal(4, 6), normal(5, 6)).code == "domain"
-
-
-def test_a_reduction_over_another_dimension_than_the_last() -> None:
-    over_first = nest_of(lambda x: F.softmax(x, 0), normal(4, 6))
-    assert over_first.rows == (Axis("i0", 6),) and over_first.column == Axis("j", 4)
-    turned = nest_of(lambda x: F.softmax(x, -1).transpose(0, 1).contiguous(), normal(4, 6))
-    assert turned.rows == (Axis("i0", 4),) and turned.column == Axis("j", 6)
-
-
-def test_a_reduction_over_neighbouring_dimensions_steps_through_memory_as_one() -> None:
-    nest = nest_of(lambda x: x - x.mean((-2, -1), keepdim=True), normal(3, 4, 5))
-    assert nest.column == Axis("j", 20)
-    assert {str(n.offset) for n in scalar.walk(*nest.roots) if isinstance(n, Load)} == {"20*i0 + j"}
-
-
-def test_reductions_that_would_repeat_for_every_column() -> None:
-    assert refused(lambda x: x - x.mean(0) - x.mean(1, keepdim=True), normal(4, 6)).code == "reduction_in_column"
-    assert (
-        refused(lambda x, y: x * y.sum(-1, keepdim=True), normal(3, 4, 6), normal(4, 6)).code == "reduction_in_column"
-    )
-
-
-def test_scans_that_are_not_read_along_the_column() -> None:
-    assert refused(lambda x: x.cumsum(-1).flip(-1) * 2.0, normal(4, 6)).code in ("scan_index", "not_fusable")
-    assert refused(lambda x: x.cumsum(-1)[:, 1:] * 2.0, normal(4, 6)).code == "scan_index"
-    assert refused(lambda x: torch.cat((x.cumsum(-1), x), -1), normal(4, 6)).code == "scan_index"
-    nest_of(lambda x: x.cumsum(-1)[:, :4] * 2.0, normal(4, 6))
-
-
-# What `verify` turns down
-
-
-def malformed(**changes: Any) -> str:
-    """What is said of a kernel of a sum and a scan of it with changes."""
-    nest = nest_of(lambda x: x.cumsum(-1) - x.sum(-1, keepdim=True), normal(4, 6))
-    with pytest.raises(GraphError) as caught:
-        dataclasses.replace(nest, **changes)
-    return str(caught.value)
-
-
-def test_malformed_reductions_and_scans() -> None:
-    nest = nest_of(lambda x: x.cumsum(-1) - x.sum(-1, keepdim=True), normal(4, 6))
-    scan, total = nest.reductions
-    (store,) = nest.stores
-    f32 = torch.float32
-    assert scan.running and not total.running
-    again = dataclasses.replace(total, name=scan.name)
-    assert "two reductions are called" in malformed(reductions=(scan, total, again))
-    assert "takes bools" in malformed(reductions=(scan, dataclasses.replace(total, body=Constant(torch.bool, True))))
-    assert "is no scan" in malformed(reductions=(dataclasses.replace(scan, fn="max"), total))
-    assert "is no reduction" in malformed(reductions=(scan, dataclasses.replace(total, fn="mean")))
-    over_column = dataclasses.replace(total, extent=symbols.index_symbol("j"))
-    assert "depends on the column" in malformed(reductions=(scan, over_column))
-    assert "uses ['s9']" in malformed(reductions=(scan, dataclasses.replace(total, extent=symbols.symbol("s9"))))
-    assert "before it is computed" in malformed(reductions=(total,))
-    for wrong in (Reduced(f32, scan.name), Scanned(f32, total.name)):
-        assert ", not so" in malformed(stores=(dataclasses.replace(store, value=wrong),))
-    per_row = dataclasses.replace(store, value=Scanned(f32, scan.name), offset=0, per_row=True)
-    assert "once per row but reads the scan" in malformed(stores=(per_row,))
-    assert "beyond its 6 columns" in malformed(column=Axis("j", 7))
-    nested = Reduce(f32, "sum", total.body, 6)
-    assert "not hoisted" in malformed(stores=(dataclasses.replace(store, value=nested),))
-    nested = Scan(f32, "sum", total.body, 6)
-    assert "not hoisted" in malformed(stores=(dataclasses.replace(store, value=nested),))
-
-
-def test_malformed_bounds_and_sizes() -> None:
-    """Every size, index and bound of a kernel is made of sizes and indices that it has."""
-    nest = nest_of(lambda x: x.cumsum(-1) - x.sum(-1, keepdim=True), normal(4, 6))
-    (store,), (argument,), (output,) = nest.stores, nest.inputs, nest.outputs
-    (row,) = nest.rows
-    one, strange = Constant(torch.float32, 1.0), symbols.symbol("s9")
-    j = symbols.index_symbol("j")
-
-    def storing(value: scalar.Scalar) -> str:
-        return malformed(stores=(dataclasses.replace(store, value=value),))
-
-    unknown = "uses ['s9'], which are no index or size"
-    assert unknown in storing(Select(torch.float32, j, (strange,), (one, one)))
-    assert unknown in storing(Select(torch.float32, strange, (3,), (one, one)))
-    assert "2 cases by 2 bounds" in storing(Select(torch.float32, j, (2, 3), (one, one)))
-    assert unknown in storing(scalar.Size(torch.float32, strange))
-    assert unknown in storing(Load(torch.float32, argument.name, strange, torch.float32))
-    assert unknown in malformed(stores=(dataclasses.replace(store, offset=strange),))
-    assert unknown in malformed(rows=(dataclasses.replace(row, extent=strange),))
-    assert unknown in malformed(column=Axis("j", strange))
-    assert unknown in malformed(inputs=(dataclasses.replace(argument, strides=(strange, 1)),))
-    assert unknown in malformed(outputs=(dataclasses.replace(output, shape=(strange, 6)),))
-
-
-def test_malformed_stores() -> None:
-    nest = nest_of(lambda x: x.cumsum(-1) - x.sum(-1, keepdim=True), normal(4, 6))
-    (store,), (argument,) = nest.stores, nest.inputs
-    j = symbols.index_symbol("j")
-    x = Load(torch.float32, argument.name, j, torch.float32)
-    assert "stores nothing" in malformed(stores=())
-    assert "'o9', which is no output" in malformed(stores=(dataclasses.replace(store, output="o9"),))
-    assert "without a column axis" in malformed(column=None)
-    nowhere = dataclasses.replace(x, argument="a9")
-    assert "loads from 'a9', which is no input" in malformed(stores=(dataclasses.replace(store, value=nowhere),))
-    per_row = dataclasses.replace(store, value=x, offset=0, per_row=True)
-    assert "once per row but depends on the column" in malformed(stores=(per_row,))
-    strange = dataclasses.replace(store, value=Apply(torch.float32, "sinc", (x,)))
-    assert "applies 'sinc', which is no primitive" in malformed(stores=(strange,))
-
-
-def test_reductions_of_rows_that_only_a_part_of_a_join_has() -> None:
-    """Hoisted, such a reduction would run for every row, and read outside its operand for most."""
-
-    def parts(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return torch.cat((rms_norm(x, w), rms_norm(y, w)), 0)
-
-    assert refused(parts, normal(4, 8), normal(5, 8), normal(8)).code == "reduction_in_join"
-    nest_of(lambda x, y, w: rms_norm(torch.cat((x, y), 0), w), normal(4, 8), normal(5, 8), normal(8))
-
-
-def test_regions_too_large_to_inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elements, "LIMIT", 16)
-    lower(trace(lambda x: x + 1.0, normal(4)))
-    assert refused(EXAMPLES["rope"].fn, *EXAMPLES["rope"].inputs()).code == "too_large"
-
-
-def test_chains_too_deep_to_inline() -> None:
-    def chain(x: torch.Tensor) -> torch.Tensor:
-        for _ in range(2000):
-            x = x + 1.0
-        return x
-
-    assert refused(chain, normal(4)).code == "too_large"
-
-
-def test_values_on_two_devices() -> None:
-    specs = [TensorSpec(torch.float32, (4,), (1,), device) for device in ("cpu", "cuda", "cuda")]
-    node = OpNode("aten.add.Tensor", (Ref("x"), Ref("y")), (), ("z",))
-    with pytest.raises(LoweringError) as caught:
-        lower(SubGraph(("x", "y"), (node,), ("z",), tuple(zip("xyz", specs, strict=True))))
-    assert caught.value.code == "device"
 
 
 @pytest.mark.parametrize("number", [3.3, 1001, torch.tensor(0.1234567), torch.tensor(3.3, dtype=torch.float64)])
