@@ -103,6 +103,15 @@ def test_a_function_weighs_more_than_a_sum_and_a_view_nothing() -> None:
     assert weight("aten.some_library_call.default") == 0
 
 
+def test_an_operator_of_integers_that_counts_in_floats_is_weighed() -> None:
+    def fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.logaddexp(x, y).sin()
+
+    whole = torch.arange(ROWS, dtype=torch.int64)
+    graph, parts = divided(fn, whole, torch.randn(ROWS, dtype=torch.float16))
+    assert names(graph, parts) == ["logaddexp sin"]
+
+
 def test_an_unknown_size_counts_as_some_hundreds() -> None:
     sizes = cost.Sizes({"s0": 3})
     assert sizes.size(symbols.symbol("s0") * 2) == 6
