@@ -304,7 +304,7 @@ class Scope:
         assert recording.graph is not None
         outcome = recording.given.outcome(plain, recording.graph.items)
         alike = same_results(outcome, recording.outcome, exact=False)
-        if not (alike and recording.undo.agrees(recording.left)):
+        if not (alike and same_results(recording.undo.now(), recording.left, exact=False)):
             self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
             return recording.result if steps else plain  # only the recorded run ran the steps
         self._guarded(key, lambda: self.adopt(recording, arguments))
@@ -414,9 +414,9 @@ class Scope:
                 recording.given.rewound(),
             ):
                 result, _, _, _ = known.checked_run(arguments, frozenset())
-                exact = same_results(result, recording.outcome)  # never so for MISS, which no forward returns
-                alike = exact or same_results(result, recording.outcome, exact=False)
-                agrees = alike and recording.undo.agrees(recording.left)
+                did, recorded = (result, recording.undo.now()), (recording.outcome, recording.left)
+                exact = same_results(did, recorded)  # never so for MISS, which no forward returns
+                agrees = exact or same_results(did, recorded, exact=False)
         except PlanStopped as stopped:
             known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
             return

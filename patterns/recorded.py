@@ -26,6 +26,8 @@ class IslandNode:
         given_up: results of earlier islands that nobody held any more when this call was made.
         given: how the arguments nest where lists or dicts are among them: the text of a pytree structure of the
             positional and the named ones, by name; `args` are its leaves then, and `kwargs` is empty. Else "".
+        kind: the exact class of the list, dict or object that a read gives; None for other results.
+        copied: whether a later native call writes to the tensor that a read gives, so that a plan takes a copy.
     """
 
     receiver: Path | Ref
@@ -38,6 +40,8 @@ class IslandNode:
     given_up: tuple[str, ...] = ()
     origin: str = field(default="", compare=False)
     given: str = ""
+    kind: type | None = None
+    copied: bool = False
 
     @property
     def refs(self) -> tuple[str, ...]:
@@ -197,6 +201,8 @@ def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
         "structure": node.structure,
         "given_up": list(node.given_up),
         "given": node.given,
+        "kind": f"{node.kind.__module__}.{node.kind.__qualname__}" if node.kind else "",
+        "copied": node.copied,
     }
 
 

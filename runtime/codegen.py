@@ -61,7 +61,10 @@ class Writer(GuardWriter):
             asked = ", ".join(map(self.text, node.args or ()))
             self.lines.append(f"{pad}r = {receiver}.{node.method}({asked})")
         elif node.args is None:
-            self.lines.append(f"{pad}r = {receiver}.{node.method}")
+            read = f"{receiver}.{node.method}"
+            if node.copied:
+                read = f"{self.name('as_it_is', as_it_is)}({read})"
+            self.lines.append(f"{pad}r = {read}")
             self.lines.append(f"{pad}log.append(r)")
             if log:
                 self.lines.append(f"{pad}SEEN.append([])")
@@ -75,10 +78,9 @@ class Writer(GuardWriter):
             else:
                 self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
                 self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
-                live = not node.effect and any(o in self.graph.spec for o in node.outputs if isinstance(o, str))
-                self.lines.append(
-                    f"{pad}log.append({self.name('as_it_is', as_it_is)}(r))" if live else f"{pad}log.append(r)"
-                )
+                if node.copied:
+                    self.lines.append(f"{pad}r = {self.name('as_it_is', as_it_is)}(r)")
+                self.lines.append(f"{pad}log.append(r)")
             if log:
                 every = leaves((node.args, tuple(value for _, value in node.kwargs)))
                 seen = [
@@ -105,6 +107,8 @@ class Writer(GuardWriter):
             elif isinstance(output, (Argument, Ref)):
                 self.miss(f"{target} is not {self.text(output)}", pad)
             elif output in self.made_objects:
+                if node.kind is not None:
+                    self.miss(f"{target}.__class__ is not {self.name('type', node.kind)}", pad)
                 self.lines.append(f"{pad}{output} = {target}")
             elif output in self.graph.spec:
                 if output in self.register or output in self.paths or output in self.given:

@@ -31,10 +31,12 @@ from fusion.patterns.ops import resolve
 from fusion.patterns.ops.effects import has_effect
 from fusion.patterns.recorded import IslandNode, RecordedGraph
 from fusion.runtime.nesting import flatten as flatten_result
+from fusion.runtime.plan import as_it_is
 
 from .effects import Effects, storage_key, tensors_written, view_in_place
 from .held import PLAIN
-from .islands import Island, NativeFunction
+from .islands import Island, NativeFunction, shown
+from .lookups import is_plain
 from .natively import as_tuples
 from .provenance import tensors_of
 from .reads import DATA_READS, LAYOUT_READS, NUMPY
@@ -130,11 +132,11 @@ class Follower(TorchDispatchMode):
         self.names = dict(inputs)
         self.real: dict[str, torch.Tensor] = {}
         self.held: dict[str, torch.Tensor] = {}
-        self.objects = objects
+        self.objects = dict(objects)
         self.log: list[Any] = []
         self.diverged: str | None = None
         self.effects = Effects()
-        self._overwritten: list[torch.Tensor] = []
+        self._alive: list[Any] = []  # alive, so that their ids stay their own
         self._parameters = parameters
         self._paths = dict(graph.parameters)
         self._expected = {path: name for name, path in graph.parameters}
@@ -196,7 +198,7 @@ class Follower(TorchDispatchMode):
         for tensor in tensors_written(func, args, kwargs):
             name = self.names.get(id(tensor))
             if name is not None and self.effects.made_here(tensor):
-                self._overwritten.append(tensor)  # alive, so that its id stays its own
+                self._alive.append(tensor)
                 self.real[name] = tensor.clone()
                 if name in self.held:
                     self.held[name] = self.real[name]
@@ -282,7 +284,6 @@ class Follower(TorchDispatchMode):
             result = original(receiver, *args, **kwargs)
         finally:
             self._paused -= 1
-        self.log.append(result)
         self._attempt(lambda: self._island(island, receiver, args, kwargs, result))
         return result
 
@@ -302,15 +303,33 @@ class Follower(TorchDispatchMode):
         )
         if not same or map_leaves(self._concrete, node.kwargs) != named:
             raise Diverged(f"other arguments of island {island.method}")
+        self._log(node, result)
         outputs = result if node.structure != "leaf" else (result,)
         if type(result) is not {"tuple": tuple, "list": list}.get(node.structure, type(result)):
             raise Diverged(f"island {island.method} returned something else")
         for output, value in zip(node.outputs, outputs, strict=True):
             self._island_result(output, value)
+        self._keep_copies(node)
         numbers = tuple(
             o if type(o) is int and type(t) is int else n for o, t, n in zip(ours, theirs, node.args, strict=True)
         )
         self.nodes.append(replace(node, args=numbers))
+
+    def _log(self, node: IslandNode, result: Any) -> None:
+        self.log.append(
+            as_it_is(result)
+            if node.copied
+            else list(result)
+            if isinstance(result, list) and is_plain(result)
+            else result
+        )
+
+    def _keep_copies(self, node: IslandNode) -> None:
+        """What a later native call writes to is kept as it is now."""
+        for name in node.outputs if node.copied else ():
+            if isinstance(name, str) and name in self.real:
+                self._alive.append(self.real[name])
+                self.real[name] = self.real[name].clone()
 
     def _island_result(self, output: Any, value: Any) -> None:
         if isinstance(output, Expect):
@@ -333,18 +352,44 @@ class Follower(TorchDispatchMode):
         return registered.function(*args, **kwargs)
 
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
-        """An attribute read on an argument object is compared with the recording's."""
-        if self.following and id(receiver) in self.objects:
-            self._attempt(lambda: self._attribute(receiver, name, value))
-        return value
+        """An attribute read on an argument object, or inside one, is compared with the recording's."""
+        return self._found(receiver, name, None, value)
 
-    def _attribute(self, receiver: Any, name: str, value: Any) -> None:
+    def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
+        """So is an item of a list or dict; integers may be the twin's own."""
+        return self._found(held, method, args, value)
+
+    def on_use(self, held: Any, method: str, changes: bool) -> None:
+        """Any other use of one: the twin made none."""
+        if self.following:
+            self.diverged = f"calls {method} of a {type(held).__name__}"
+
+    def _found(self, receiver: Any, method: str, args: tuple[Any, ...] | None, value: Any) -> Any:
+        if not self.following or id(receiver) not in self.objects:
+            return value
+        self._attempt(lambda: self._compare_found(receiver, method, args, value))
+        return shown(value)
+
+    def _compare_found(self, receiver: Any, method: str, args: tuple[Any, ...] | None, value: Any) -> None:
         node = self._next()
-        self.log.append(list(value) if isinstance(value, list) else value)
-        expected = (Expect(value),)
-        if not isinstance(node, IslandNode) or node.args is not None or (node.method, node.outputs) != (name, expected):
-            raise Diverged(f"attribute {name} where the recording differs")
-        self.nodes.append(node)
+        if not isinstance(node, IslandNode) or node.effect or (node.receiver, node.method) != (
+            self.objects[id(receiver)], method
+        ):  # fmt: skip
+            raise Diverged(f"{method} of a {type(receiver).__name__} where the recording differs")
+        if not _same_but_integers(args, node.args):
+            raise Diverged(f"other arguments of {method}")
+        self._log(node, value)
+        values = value if node.structure == "tuple" else (value,)
+        for output, leaf in zip(node.outputs, values, strict=True):
+            if isinstance(output, Expect) or isinstance(leaf, torch.Tensor):
+                self._island_result(output, leaf)
+            elif node.kind is not type(leaf) or not (isinstance(output, str) or self.objects.get(id(leaf)) == output):
+                raise Diverged(f"{method} of a {type(receiver).__name__} gives something else")
+            elif isinstance(output, str):
+                self.objects[id(leaf)] = Ref(output)
+                self._alive.append(leaf)
+        self._keep_copies(node)
+        self.nodes.append(replace(node, args=args))
 
     def on_write(self, receiver: Any, name: str) -> None:
         """A write to an object of the call's: the twin did none."""
@@ -378,6 +423,15 @@ class Follower(TorchDispatchMode):
                 raise Diverged("the result holds another constant")
             elif isinstance(recorded, sympy.Expr) and symbols.evaluate(recorded, self.values) != leaf:
                 raise Diverged("the result holds another size")
+
+
+def _same_but_integers(ours: tuple[Any, ...] | None, theirs: tuple[Any, ...] | None) -> bool:
+    """Whether arguments of two reads are the same; integers may differ."""
+    if ours is None or theirs is None:
+        return ours is theirs
+    return [(type(a), None if type(a) is int else a) for a in ours] == [
+        (type(b), None if type(b) is int else b) for b in theirs
+    ]
 
 
 class _Reads(TorchFunctionMode):
@@ -432,7 +486,9 @@ def follow(
         objects,
     )
     follower.real.update(inputs)
-    with below_autograd(follower, (), _Reads(follower)):
+    assert twin.conditions is not None
+    kinds = {kind for _, kind in twin.conditions.kinds}
+    with below_autograd(follower, tuple(kinds), _Reads(follower)):
         result = invoke()
     follower._attempt(lambda: follower.conclude(result) if follower.diverged is None else None)
     if follower.diverged is not None:

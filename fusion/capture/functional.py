@@ -57,6 +57,8 @@ class Settlement:
         self.made = {o: i for i, n in enumerate(self.nodes) for o in n.outputs if isinstance(o, str)}
         self.last: dict[str, int] = {name: i for i, n in enumerate(self.nodes) for name in n.refs}
         self.last.update(dict.fromkeys(self.returned, len(self.nodes)))
+        for name, i in recorder.copied:
+            self._copy(name, i)
         self._check_elided()
         for i in [i for i, _ in self.writes]:
             self._functionalize(i)
@@ -92,6 +94,21 @@ class Settlement:
         for name in self.recorder.effects.elided:
             if self.memory[name] in written:
                 raise Refused("guard", "whether contiguous() copies decides what an in-place operator writes to")
+
+    def _copy(self, name: str, i: int) -> None:
+        """A value found inside an object, which native call `i` writes to, is a copy in plans."""
+        key, fresh = self.memory[name], -2 * i - 1
+        older = [n for n, k in self.memory.items() if k == key and self._made(n) < i]
+        given = {self.memory[n] for n in (*(g.name for g in self.recorder.inputs), *self.recorder.parameters)}
+        if (
+            key in given
+            or any(self.last.get(n, -1) > i for n in older)
+            or any(k == key and j < i for j, k in self.writes)
+        ):
+            raise Refused("outer_write", "a native call writes to what an object holds and the forward uses otherwise")
+        self.memory.update(dict.fromkeys(older, fresh))
+        self.writes = [(j, k) for j, k in self.writes if (j, k) != (i, key)]
+        self.native.discard((i, key))
 
     def _check_native(self) -> None:
         """A native call is not made again when the rest of a run is, so nobody may have read what it overwrites."""

@@ -22,6 +22,8 @@ from fusion.capture.provenance import flatten
 from fusion.runtime.lent import Changed, take_over
 from fusion.runtime.plan import Raised
 
+from .lookups import is_container, is_object, looked_into
+
 
 @dataclass(frozen=True, slots=True)
 class Island:
@@ -129,6 +131,12 @@ class Session(Protocol):
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
         """Told of an attribute read on an argument object that is no island."""
 
+    def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
+        """Told of an item that is taken from a list or dict inside such an object."""
+
+    def on_use(self, held: Any, method: str, changes: bool) -> None:
+        """Told of anything else that is done with one."""
+
     def on_write(self, receiver: Any, name: str) -> None:
         """Told that an attribute of an object is set or deleted."""
 
@@ -153,13 +161,21 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
     """
     with _LOCK:
         saved: list[tuple[type, str, Any]] = []
-        previous = getattr(_SESSION, "handler", None)
-        _SESSION.handler = handler
+        previous = _SESSION.__dict__.copy()
+        watched: set[type] = set()
 
         def put(owner: Any, name: str, wrapper: Any) -> None:
             saved.append((owner, name, vars(owner).get(name)))
             setattr(owner, name, wrapper)
 
+        def watch(kind: type) -> None:
+            if kind not in watched:
+                watched.add(kind)
+                put(kind, "__getattribute__", _spy(kind.__getattribute__))
+                for name in ("__setattr__", "__delattr__"):
+                    put(kind, name, _watched_write(getattr(kind, name)))
+
+        _SESSION.handler, _SESSION.watch, _SESSION.shown = handler, watch, {}
         try:
             for island in _REGISTRY.values():
                 put(island.owner, island.method, _wrapped(island, vars(island.owner)[island.method]))
@@ -169,15 +185,14 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
                     if getattr(module, "__dict__", {}).get(name) is registered.function:
                         put(module, name, wrapper)
             for kind in kinds:
-                put(kind, "__getattribute__", _spy(kind.__getattribute__))
-                for name in ("__setattr__", "__delattr__"):
-                    put(kind, name, _watched_write(getattr(kind, name)))
+                watch(kind)
             for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
                 put(owner, "__call__", _module_call(vars(owner)["__call__"]))
             put(torch.nn.Module, "__init__", _module_made(torch.nn.Module.__init__))
             yield
         finally:
-            _SESSION.handler = previous
+            _SESSION.__dict__.clear()
+            _SESSION.__dict__.update(previous)
             for owner, name, original in reversed(saved):
                 if original is None:
                     delattr(owner, name)
@@ -260,9 +275,34 @@ def _watched_write(original: Callable[..., None]) -> Callable[..., None]:
     return write
 
 
+def current() -> Any:
+    """What records this thread's call, or runs one again; None without."""
+    return getattr(_SESSION, "handler", None)
+
+
 def in_session() -> bool:
     """Whether this thread is recording a call, or running one again."""
-    return getattr(_SESSION, "handler", None) is not None
+    return current() is not None
+
+
+def watch_kind(kind: type) -> None:
+    """From here on, tells this thread's session of attributes of `kind`'s instances that are read and written."""
+    _SESSION.watch(kind)
+
+
+def shown(value: Any) -> Any:
+    """What was found inside an object, as a forward gets it: lists and dicts tell the session what is taken from them.
+
+    Of an object, the session is told from here on what is read.
+    """
+    if is_object(value):
+        watch_kind(type(value))
+    if not is_container(value):
+        return value
+    known = _SESSION.shown.get(id(value))
+    if known is None:
+        known = _SESSION.shown[id(value)] = looked_into(value, current)
+    return known
 
 
 class Replay:
@@ -343,7 +383,22 @@ class Replay:
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
         """The logged value of an attribute that the plan read."""
         recorded = id(receiver) in self._objects or id(receiver) in self._steps
-        return self._answer() if recorded and self._answers and not callable(value) else value
+        return self._found(value) if recorded and not self.depth and not callable(value) else value
+
+    def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
+        """The logged item of a list or dict that the plan looked into."""
+        return self._found(value) if not self.depth else value
+
+    def on_use(self, held: Any, method: str, changes: bool) -> None:
+        """Other uses go through."""
+
+    def _found(self, value: Any) -> Any:
+        """What the plan found inside an object, or what there is past the end of the log."""
+        if self._answers:
+            value = self._answer()
+        if is_container(value) or is_object(value):
+            self._objects[id(value)] = value
+        return shown(value)
 
 
 @contextlib.contextmanager

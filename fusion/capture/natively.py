@@ -6,6 +6,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,10 @@ from fusion.patterns.recorded import HeldObject, IslandNode
 from fusion.runtime.lent import Contents, contents, is_nest, noted, take_over, unchanged
 from fusion.runtime.plan import Raised, as_it_is
 
-from .effects import Effects
+from .effects import Effects, storage_key
 from .given import Given
-from .islands import Island, NativeFunction, function_call, has_islands
+from .islands import Island, NativeFunction, function_call, has_islands, shown
+from .lookups import is_container, is_object, is_plain, real
 from .provenance import Atom, user_line
 from .shadow import Shadow, hint, is_symbolic
 
@@ -87,6 +89,8 @@ class NativeCalls:
         self._steps = {id(module): path for path, module in steps.items()}
         self._attributes = attributes
         self._made: list[Any] = []  # kept, so that their ids stay theirs
+        self.copied: list[tuple[str, int]] = []  # values that a native call overwrote later, and which
+        self._looked_up: dict[int, list[tuple[int, int, str]]] = {}  # by memory: place in the log, node, value
         self._handed_on: list[str] = []  # results of steps that the forward may still hold
 
     # ---- what is called
@@ -224,6 +228,7 @@ class NativeCalls:
         effect: bool,
         grows: tuple[int, ...],
     ) -> Any:
+        args, kwargs = tuple(map(real, args)), {key: real(value) for key, value in kwargs.items()}
         nests = any(map(_may_change, (*args, *kwargs.values())))
         given = contents((args, kwargs))
         if nests and not (effect and all(map(is_nest, (*args, *kwargs.values()))) and _distinct(given)):
@@ -244,7 +249,7 @@ class NativeCalls:
             raise
         self._handed_back((args, kwargs), before, method)
         self._quiet(self.effects.after_native)
-        self.log.append(noted(result, before) if effect else self._quiet(lambda: as_it_is(result)))
+        self.log.append(noted(result, before))
         handed = [result]
 
         def record() -> None:
@@ -257,6 +262,9 @@ class NativeCalls:
             if not method and any(type(leaf) is int for leaf in flat):
                 self.reader = self.reader or self.module  # how many rows each expert gets, say
             pairs = [self._native_result(leaf, like, grows, method) for leaf in flat]
+            for leaf, (name, _) in zip(flat, pairs, strict=True) if not effect else ():
+                if isinstance(leaf, torch.Tensor):
+                    self._look_up(leaf, name)
             how = pytree.treespec_dumps(nest) if nests else ""
             names = tuple(p[0] for p in pairs)
             self._node(receiver, method, arguments, names, effect, structure, given_up, how)
@@ -364,23 +372,85 @@ class NativeCalls:
     # ---- reads
 
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
-        """An attribute read on an object: a plain value becomes a condition, anything else a refusal."""
+        """An attribute read on an object: a plain value becomes a condition, what can be looked into a value of the
+        recording, anything else a refusal."""
         known = self._receiver(receiver)
-        if not self.recording or known is None:
-            if not self._paused and not callable(value) and (id(receiver) in self._steps or known is not None):
-                self.log.append(value)  # which a run that is made again asks for too
+        if known is None or self._paused or threading.get_ident() != self._thread:
             return value
         kind = type(receiver).__name__
-        if callable(value):
-            self.refuse("opaque_argument", f"{kind}.{name}() is not registered as an island")
-        elif _is_plain(value):
-            recorded = list(value) if isinstance(value, list) else value
-            self.log.append(recorded)
-            self.nodes.append(IslandNode(known, name, None, (), (Expect(recorded),), False, "leaf", origin=user_line()))
-        else:
+        if callable(value) and not is_object(value):
+            if self.recording:
+                self.refuse("opaque_argument", f"{kind}.{name}() is not registered as an island")
+            return value
+        if isinstance(receiver, torch.nn.Module) and not is_plain(value):
             self.log.append(value)
-            self.refuse("opaque_argument", f"{kind}.{name} is read; register an island for it")
-        return value
+            if self.recording:
+                self.refuse("opaque_argument", f"{kind}.{name} is read; register an island for it")
+            return value
+        return self._found(known, name, None, value, f"{kind}.{name}")
+
+    def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
+        """An item of a list or dict inside an object: as an attribute."""
+        known = self.objects.get(id(held))
+        if known is None or self._paused or threading.get_ident() != self._thread:
+            return value
+        return self._found(known, method, args, value, f"an item of a {type(held).__name__}")
+
+    def on_use(self, held: Any, method: str, changes: bool) -> None:
+        """Any other use of such a list or dict: a plan would not know of it."""
+        if self.recording:
+            what = f"{type(held).__name__}.{method} of what an object holds"
+            self.refuse(*(("python_state", f"the forward calls {what}") if changes else ("opaque_argument", what)))
+
+    def _found(self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, what: str) -> Any:
+        """What was found inside an object: the recording's name for it, and what the forward gets."""
+        recorded = list(value) if isinstance(value, list) and is_plain(value) else value
+        self.log.append(recorded)
+        if self.recording:
+            self._attempt(what, lambda: self._record_found(receiver, method, args, recorded, what))
+        elif is_container(value) or is_object(value):
+            self._new_object(value)
+        return shown(value)
+
+    def _record_found(
+        self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, what: str
+    ) -> None:
+        several = type(value) is tuple and not any(map(is_object, value)) and not is_plain(value)
+        outputs = tuple([self._found_leaf(leaf, method, what) for leaf in (value if several else (value,))])
+        kind = type(value) if is_container(value) or is_object(value) else None
+        structure = "tuple" if several else "leaf"
+        self.nodes.append(
+            IslandNode(receiver, method, args, (), outputs, False, structure, origin=user_line(), kind=kind)
+        )
+
+    def _found_leaf(self, leaf: Any, method: str, what: str) -> Any:
+        """What is found inside an object, as a read's result in the graph."""
+        if isinstance(leaf, torch.Tensor):
+            name, _ = self._native_result(leaf, [], (), method)
+            self._look_up(leaf, name)
+            return name
+        if is_plain(leaf) or isinstance(leaf, Atom):
+            return Expect(leaf)
+        if is_container(leaf) or is_object(leaf):
+            return self.object_leaf(leaf) or self._new_object(leaf)
+        raise Refused("opaque_argument", f"{what} is read; register an island for it", user_line())
+
+    def _look_up(self, tensor: torch.Tensor, name: str) -> None:
+        """Notes a tensor that the read which is recorded now gave."""
+        self._looked_up.setdefault(storage_key(tensor), []).append((len(self.log) - 1, len(self.nodes), name))
+
+    def before_native_write(self, tensor: torch.Tensor) -> None:
+        """A native call is about to write to memory that was found inside an object: what was found stays what it is,
+        in the log, among the values and, from then on, in plans."""
+        for place, index, name in self._looked_up.pop(storage_key(tensor), ()):
+            self.log[place] = self._quiet(lambda place=place: as_it_is(self.log[place]))
+            self._made.append(self.real[name])
+            self._names.pop(id(self.real[name]), None)  # whoever reads it from here on reads what is written now
+            self.real[name] = self._quiet(self.real[name].clone)
+            node = self.nodes[index]
+            assert isinstance(node, IslandNode)
+            self.nodes[index] = replace(node, copied=True)
+            self.copied.append((name, len(self.nodes)))
 
     def on_write(self, receiver: Any, name: str) -> None:
         """An attribute of an object is set: a plan would not do it again."""
@@ -435,12 +505,6 @@ def _may_change(argument: Any) -> bool:
 def _distinct(given: Contents) -> bool:
     """Whether no list or dict is among a call's arguments twice: a plan makes each anew."""
     return len({id(container) for container, _ in given}) == len(given)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(isinstance(v, _PLAIN) for v in value)
-    return isinstance(value, _PLAIN)
 
 
 def _flatten(result: Any) -> tuple[list[Any], str]:

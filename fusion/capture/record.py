@@ -26,6 +26,7 @@ from . import islands
 from .functional import Node, Settlement
 from .given import Given, Item
 from .held import Entry, Held
+from .lookups import real
 from .natively import as_tuples
 from .provenance import Atom, modules_of, tensors_of
 from .reads import SizeReads
@@ -230,7 +231,8 @@ def finish(
     """
     recorder.notice_fixed_size()
     leaves, tree = flatten_result(result)
-    plain = pytree.tree_unflatten(map(hint, leaves), tree) if any(map(is_symbolic, leaves)) else result
+    inside = any(is_symbolic(leaf) or real(leaf) is not leaf for leaf in leaves)
+    plain = pytree.tree_unflatten([real(hint(leaf)) for leaf in leaves], tree) if inside else result
     recording = Recording(plain, recorder.refusal, culprit=recorder.module, reader=recorder.reader)
     recording.undo = recorder.effects.undo
     recording.left = recording.undo.now()

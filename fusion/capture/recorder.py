@@ -168,7 +168,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._paused:
-            if self.in_step and self.refusal is None and func._schema.is_mutable:
+            if func._schema.is_mutable and (self.in_step or self._looked_up):
                 self._note_native_writes(func, args, kwargs)  # a step may write to what it was given
             return func(*args, **kwargs)  # the shadow's own calls, symbols and all
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
@@ -326,7 +326,10 @@ class Recorder(NativeCalls, TorchDispatchMode):
     def _note_native_writes(self, func: Any, args: Any, kwargs: Any) -> None:
         """A step, or another native call, writes to memory that the recording knows."""
         for tensor in tensors_written(func, args, kwargs):
-            if type(tensor) in _TENSOR_TYPES:
+            if type(tensor) not in _TENSOR_TYPES:
+                continue
+            self.before_native_write(tensor)
+            if self.in_step and self.refusal is None:
                 if self._outer is None:
                     self._outer = frozenset(storage_key(t) for _, t in self._parameters.values() if has_memory(t))
                 self.effects.native_write(len(self.nodes), tensor, self._outer)

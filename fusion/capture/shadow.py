@@ -77,10 +77,21 @@ def _reshaped(call: Any) -> Callable[..., torch.Tensor]:
     return shape
 
 
-# Shape functions in place of torch's, where those fix sizes that may vary.
-SHAPES: dict[Any, Callable[..., torch.Tensor]] = {
+def _moments(call: Any) -> Callable[..., Any]:
+    """The shadows of a spread and a mean: torch's own take `unbiased` by name only, the operator by position too."""
+
+    def shape(tensor: torch.Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False) -> Any:
+        return call(tensor, dim, correction=int(unbiased), keepdim=keepdim)
+
+    return shape
+
+
+# Shape functions in place of torch's, where those fix sizes that may vary or refuse what the operator takes.
+SHAPES: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.polar.default: _complex,
     torch.ops.aten.complex.default: _complex,
+    torch.ops.aten.std_mean.dim: _moments(torch.ops.aten.std_mean.correction),
+    torch.ops.aten.var_mean.dim: _moments(torch.ops.aten.var_mean.correction),
     **{op: _reshaped(op) for op in (torch.ops.aten.view.default, torch.ops.aten.reshape.default)},
 }
 

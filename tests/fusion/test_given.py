@@ -228,7 +228,7 @@ def test_layers_that_share_states(quick: fusion.FusionConfig) -> None:
 
 
 class Peeks(Shares):
-    """Its forward looks into what the layers share: no plan knows what is there."""
+    """Its forward looks into what the layers share."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shared = collections.UserDict()
@@ -241,4 +241,4 @@ def test_a_forward_that_looks_at_what_its_layers_share(quick: fusion.FusionConfi
     fused, eager = fusion.enable(Peeks().eval(), quick), Peeks().eval()
     for rows in (*ROWS, *ROWS):
         close(no_grad(fused, rand(rows)), no_grad(eager, rand(rows)))
-    assert "UserDict.data" in {row.name: row for row in fusion.report(fused).scopes}["Peeks"].reason
+    assert planned(fused)["Peeks"] >= 2 * len(ROWS) - 3

@@ -62,6 +62,14 @@ class PadsChunks(torch.nn.Module):
         return torch.nn.functional.pad(chunks.cumsum(1), (0, 0, 1, 0)).sigmoid() * 2
 
 
+class Spreads(torch.nn.Module):
+    """Calls an operator whose arguments torch's own shape function takes by name only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        spread, centre = torch.ops.aten.std_mean.dim(x, [-1], False)
+        return (x - centre[..., None]) / (spread[..., None] + 1)
+
+
 class Lists(torch.nn.Module):
     """Makes a tensor of Python numbers, as many as the input is long."""
 
@@ -99,7 +107,7 @@ class Around(Lists):
         return self.scales(super().forward(x))
 
 
-@pytest.mark.parametrize("kind", [Rotates, PadsChunks])
+@pytest.mark.parametrize("kind", [Rotates, PadsChunks, Spreads])
 def test_one_recording_serves_all_sizes(kind: Callable[[], torch.nn.Module], tmp_path: object) -> None:
     before, after, fused = many(kind(), tmp_path)
     assert before[0] > 0 and after == before

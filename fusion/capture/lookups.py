@@ -1,0 +1,148 @@
+"""Lists and dicts inside the objects that a call is given: a cache's layers, a layer's states.
+
+While a call is recorded or run again, such a container is handed out as a `SeenList` or `SeenDict`. It tells the
+session of every item that is taken, so that a plan takes the same item from the container it finds, and passes on what
+is done to it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+PLAIN = (type(None), bool, int, float, str)
+_IMMUTABLE, _HEAP = 1 << 8, 1 << 9  # flags of classes: Python code makes the latter alone
+# What no session is told of, or what is told of item by item.
+_OWN = frozenset(
+    {"__class__", "__new__", "__init__", "__getattribute__", "__setattr__", "__delattr__", "__init_subclass__"}
+    | {"__subclasshook__", "__doc__", "__dir__", "__dict__", "__class_getitem__", "__repr__", "__hash__"}
+    | {"__sizeof__", "__format__"}
+)  # fmt: skip
+_CHANGES = frozenset(
+    {"__setitem__", "__delitem__", "__iadd__", "__imul__", "__ior__", "append", "extend", "insert", "pop", "remove"}
+    | {"clear", "sort", "reverse", "update", "setdefault", "popitem"}
+)  # fmt: skip
+
+
+class Teller:
+    """Who is told; the session of the thread that asks, if it has one."""
+
+    def __init__(self, session: Callable[[], Any]) -> None:
+        self.session = session
+
+    def item(self, held: Any, method: str, arguments: tuple[Any, ...]) -> Any:
+        """What a read of a container gives."""
+        session = self.session()
+        if session is None:
+            return getattr(held, method)(*arguments)
+        if not all(type(argument) in PLAIN for argument in arguments):
+            return self.other(held, method, *arguments)
+        try:
+            value = getattr(held, method)(*arguments)
+        except Exception:
+            session.on_use(held, method, False)
+            raise
+        return session.on_item(held, method, arguments, value)
+
+    def other(self, held: Any, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """What any other use of a container gives."""
+        session = self.session()
+        if session is not None:
+            session.on_use(held, method, method in _CHANGES)
+        return getattr(held, method)(*arguments, **keywords)
+
+
+class _Seen:
+    """A container that stands for `_held`, and tells `_teller` of its uses."""
+
+    _held: Any
+    _teller: Teller
+
+    @property
+    def __class__(self) -> Any:
+        return type(self._held)  # which a plan that is run again asks for
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._teller.item(self._held, "__getitem__", (key,))
+
+    def __len__(self) -> int:
+        length: int = self._teller.item(self._held, "__len__", ())
+        return length
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+
+class SeenList(_Seen, list):  # type: ignore[type-arg]  # of anything
+    """A list that is looked into."""
+
+    def __init__(self, held: list[Any], teller: Teller) -> None:
+        list.__init__(self, held)
+        self._held, self._teller = held, teller
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[position] for position in range(len(self)))
+
+
+class SeenDict(_Seen, dict):  # type: ignore[type-arg]  # of anything
+    """A dict that is looked into."""
+
+    def __init__(self, held: dict[Any, Any], teller: Teller) -> None:
+        dict.__init__(self, held)
+        self._held, self._teller = held, teller
+
+    def __contains__(self, key: Any) -> bool:
+        found: bool = self._teller.item(self._held, "__contains__", (key,))
+        return found
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """As `dict.get`."""
+        return self._teller.item(self._held, "get", (key,) if default is None else (key, default))
+
+
+def _passed_on(method: str) -> Callable[..., Any]:
+    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        return self._teller.other(self._held, method, *arguments, **keywords)
+
+    return call
+
+
+for _kind, _base in ((SeenList, list), (SeenDict, dict)):
+    for _name in vars(_base):
+        if _name not in _OWN and not any(_name in vars(own) for own in (_kind, _Seen)) and callable(vars(_base)[_name]):
+            setattr(_kind, _name, _passed_on(_name))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value, or each item of a list or tuple, is one that is compared as it is."""
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(v, PLAIN) for v in value)
+    return isinstance(value, PLAIN)
+
+
+def is_container(value: Any) -> bool:
+    """Whether a value can be looked into item by item."""
+    return type(value) in (list, dict) and not is_plain(value)
+
+
+def is_object(value: Any) -> bool:
+    """Whether a value is an instance of a Python class whose attributes can be watched."""
+    return (
+        isinstance(getattr(value, "__dict__", None), dict)
+        and not isinstance(value, (torch.Tensor, torch.nn.Module, types.ModuleType, types.FunctionType, *PLAIN))
+        and not isinstance(value, (list, tuple, dict, set, torch.Generator))
+        and type(value).__flags__ & (_IMMUTABLE | _HEAP) == _HEAP
+    )
+
+
+def looked_into(value: Any, session: Callable[[], Any]) -> Any:
+    """A container as the forward gets it."""
+    return (SeenList if type(value) is list else SeenDict)(value, Teller(session))
+
+
+def real(value: Any) -> Any:
+    """The container behind one that is looked into; anything else as it is."""
+    return value._held if isinstance(value, _Seen) else value
