@@ -61,9 +61,9 @@ class _Seen:
     _held: Any
     _teller: Teller
 
-    @property
+    @property  # type: ignore[misc]  # it is one of `object`, too
     def __class__(self) -> Any:
-        return type(self._held)  # which a plan that is run again asks for
+        return type(self._held)  # for a plan that is run again, which checks it
 
     def __getitem__(self, key: Any) -> Any:
         return self._teller.item(self._held, "__getitem__", (key,))

@@ -443,7 +443,7 @@ class NativeCalls:
         """A native call is about to write to memory that was found inside an object: what was found stays what it is,
         in the log, among the values and, from then on, in plans."""
         for place, index, name in self._looked_up.pop(storage_key(tensor), ()):
-            self.log[place] = self._quiet(lambda place=place: as_it_is(self.log[place]))
+            self.log[place] = self._quiet(functools.partial(as_it_is, self.log[place]))
             self._made.append(self.real[name])
             self._names.pop(id(self.real[name]), None)  # whoever reads it from here on reads what is written now
             self.real[name] = self._quiet(self.real[name].clone)
