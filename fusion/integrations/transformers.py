@@ -16,7 +16,7 @@ _READS = (
     "get_seq_length", "get_mask_sizes", "get_max_length", "get_max_cache_shape", "get_query_offset",
     "has_previous_state", "__len__",
 )  # fmt: skip
-_MADE = ("DynamicCache",)  # what a forward makes when it is called without a cache
+_MADE = ("DynamicCache", "EncoderDecoderCache")  # what a forward makes when it is called without a cache
 _registered = False
 
 
