@@ -136,12 +136,14 @@ def _fusion_rows(measured: Results, row: Callable[..., None]) -> None:
     refused = _summed(measured, "refused")
     row("fusable operators inside kernels, median", _spread(shares), "%", Target("at least", 90), left=left)
     row("fusable operators inside kernels, 10th percentile", tenth, "%", Target("at least", 70), refused=refused)
-    fewer = {
-        n: f["launches_eager"] / max(1, f["launches_fused"])
-        for n, r in measured.items()
-        if (f := r.get("fusion")) is not None and f["launches_eager"]
-    }
-    row("fewer launches outside libraries, median", _spread(fewer), "x", Target("at least", 4))
+    steps = {n: 100 * v for n, v in _values(measured, "decode", "share").items()}
+    row("the same in a decode step, median", _spread(steps), "%", Target("at least", 90), by_name=steps)
+    tenth = sorted(steps.values())[len(steps) // 10] if steps else None
+    row("the same in a decode step, 10th percentile", tenth, "%", Target("at least", 70))
+    fewer = _fewer_launches(measured, "fusion")
+    row("fewer launches outside libraries, median", _spread(fewer), "x", Target("at least", 4), by_name=fewer)
+    fewer = _fewer_launches(measured, "decode")
+    row("fewer launches in a decode step, median", _spread(fewer), "x", Target("at least", 4), by_name=fewer)
     compiled = _values(measured, "recompiled", "kernels")
     worst = max(compiled.values(), default=None)
     again = {n: v for n, v in compiled.items() if v}
@@ -151,6 +153,14 @@ def _fusion_rows(measured: Results, row: Callable[..., None]) -> None:
     row(what, worst, "", Target("at most", 0), by_name=again, recorded=recorded)
     seconds = _values(measured, "fusion", "partition_and_emit_seconds")
     row("partition and emit, median", _spread(seconds), " s", Target("at most", 0.3))
+
+
+def _fewer_launches(measured: Results, part: str) -> dict[str, float]:
+    return {
+        n: f["launches_eager"] / max(1, f["launches_fused"])
+        for n, r in measured.items()
+        if (f := r.get(part)) is not None and f["launches_eager"]
+    }
 
 
 def _of(result: dict[str, Any], part: str, key: str) -> Any:

@@ -31,6 +31,7 @@ _TURNS = 4  # calls at one shape: recorded, checked beside eager at another shap
 _SHAPES = ((2, 7), (3, 11), (2, 19))
 _PROMPT = (2, 5)
 _STEPS = 8
+_CACHES = ("past_key_values", "cache_params", "state", "mems")  # what models call what they remember
 _PAIRS = 50  # (batch, length) pairs whose recompilations are counted
 _TIMED = (2, 8)  # so few tokens that a call's time is what its operators cost to launch
 
@@ -75,6 +76,7 @@ def _fused(model: Any, parts: tuple[str, ...], cache: str, quick: bool) -> dict[
                 _forward(watch.model, ids)
         if "fusion" in parts:
             found["fusion"] = _coverage(model, watch)
+            found["decode"] = _decode_coverage(model, watch)
             found["recompiled"] = _recompiled(watch, 6 if quick else _PAIRS)
         found["report"] = watch.report()
     finally:
@@ -115,9 +117,47 @@ def _equality(model: Any, watch: Watch) -> dict[str, Any]:
 def _coverage(model: Any, watch: Watch) -> dict[str, Any]:
     """How much of one whole forward runs inside kernels, and what does not."""
     ids = _ids(*_SHAPES[0], seed=7)
-    eager = count(lambda: _forward(model, ids))
+    found, ran = _covered(lambda m: lambda: _forward(m, ids), model, watch)
+    found["partition_and_emit_seconds"] = _partition_and_emit_seconds(watch, ran)
+    return found
+
+
+def _decode_coverage(model: Any, watch: Watch) -> dict[str, Any] | None:
+    """The same of one decode step with a cache; None for a model that hands out no cache."""
+    if _primed(model) is None:
+        return None
+    for _ in range(_TURNS):
+        step = _primed(watch.model)
+        for _ in range(_TURNS - 1) if step is not None else ():
+            step()
+    return _covered(_primed, model, watch)[0]
+
+
+def _primed(model: Any) -> Callable[[], Any] | None:
+    """Makes a prefill and a step; a call of what is returned is one more step. None without a cache."""
+    known = inspect.signature(type(model).forward).parameters
+    name = next((n for n in _CACHES if n in known), None)
+    made = model(input_ids=_ids(*_PROMPT, seed=99), use_cache=True) if name and "use_cache" in known else None
+    cache = getattr(made, name, None) if name else None
+    if cache is None:
+        return None
+    token = _ids(_PROMPT[0], 1, seed=100)
+
+    def step() -> Any:
+        return model(input_ids=token, use_cache=True, **{name: cache})
+
+    step()
+    return step
+
+
+def _covered(
+    prepare: Callable[[Any], Callable[[], Any] | None], model: Any, watch: Watch
+) -> tuple[dict[str, Any], list[Compiled]]:
+    """What of one call runs inside kernels, and the plans that ran; `prepare` gives the call of a model."""
+    calls_of = prepare(model), prepare(watch.model)
+    eager = count(calls_of[0])
     with watch.observed() as ran:
-        left = count(lambda: _forward(watch.model, ids))
+        left = count(calls_of[1])
     fused = sum(compiled.coverage[1] for compiled in ran)
     kernels = sum(kind == "region" for compiled in ran for kind, _ in compiled.steps)
     remaining = left["fusable"].total()
@@ -134,8 +174,7 @@ def _coverage(model: Any, watch: Watch) -> dict[str, Any]:
         "effects": dict(left["effect"].most_common(12)),
         "library": dict(left["library"].most_common(20)),
         "refused": dict(_refused(ran).most_common(20)),
-        "partition_and_emit_seconds": _partition_and_emit_seconds(watch, ran),
-    }
+    }, ran
 
 
 def _refused(ran: list[Compiled]) -> Counter[str]:
@@ -251,7 +290,7 @@ def _decode(model: Any, prompt: torch.Tensor) -> Decoded:
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=_STEPS + 1, do_sample=False, eos_token_id=None,
         pad_token_id=0, output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
-    cache = next((made[k] for k in ("past_key_values", "cache_params", "state", "mems") if made.get(k) is not None), ())
+    cache = next((made[k] for k in _CACHES if made.get(k) is not None), ())
     return Decoded(tuple(made.logits), made.sequences, cache)
 
 
