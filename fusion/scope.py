@@ -578,8 +578,7 @@ class Scope:
         known.failures = 1 if done - known.failed_at > _FORGIVEN_AFTER else known.failures + 1
         known.failed_at = done
         outgrown = isinstance(error, (Deoptimized, StructureMismatch))
-        most = 0 if known.reader in self._routed() else _MOST_ROUTES
-        if outgrown and self.outgrown >= most and self._route(known, known.structure):
+        if outgrown and self.outgrown >= _MOST_ROUTES and self._route(known, known.structure):
             return
         if outgrown and known in self.known and self.outgrown < _MOST_OUTGROWN:
             self.outgrown += 1
