@@ -131,7 +131,7 @@ class FusionScheduler:
         self.backends = Backends(self.config)
         self.decider = Decider(self.config, self.backends)
         self.templates: dict[str, Template] = {}
-        self.lists: dict[Any, Lists] = {}  # of numbers that calls were recorded with, by scopes' structure and form
+        self.lists: dict[Any, dict[Any, Lists]] = {}  # of calls, by scopes' structure and the calls' form
         self.routed: dict[Any, set[str]] = {}  # modules that data leads call by call: paths, by scopes' structure
         self.twins: dict[Any, list[Any]] = {}  # recordings that equal modules may follow, by their structure
         self._dispatchers: dict[Any, Any] = {}

@@ -96,6 +96,7 @@ class Scope:
         self.divide = divide
         self.surroundings = surroundings
         self._rests: dict[Any, int] = {}  # refused calls, by kinds of arguments
+        self._own_lists: dict[Any, Lists] = {}  # by the form of the calls, where no scope is like this one
         self._waits = bool(self.steps)  # steps record themselves in the first call
         self.statistics = Statistics()
         self.known: list[Known] = []
@@ -157,6 +158,7 @@ class Scope:
         self.known.clear()
         self.refused.clear()
         self._rests.clear()
+        self._lists_met().clear()
         self._publish()
 
     @contextmanager
@@ -170,7 +172,10 @@ class Scope:
             yield
             if held and not self._holds():
                 self.refresh()
-                self._publish()
+                if self.blocked is None:
+                    self._publish()
+                else:
+                    self.forget()
         finally:
             self._lock.release()
 
@@ -269,10 +274,12 @@ class Scope:
     def _lists(self, arguments: Sequence[Any]) -> Lists | None:
         """What is known of the lists of numbers in calls like this one, of equal scopes too; None where it has none."""
         form = self.signature.form(arguments)
-        if form is None:
-            return None
-        alike = id(self) if self.likeness is None else self.likeness.structure
-        return self.scheduler.lists.setdefault((alike, form), Lists())
+        return None if form is None else self._lists_met().setdefault(form, Lists())
+
+    def _lists_met(self) -> dict[Any, Lists]:
+        if self.likeness is None:
+            return self._own_lists
+        return self.scheduler.lists.setdefault(self.likeness.structure, {})
 
     def _listed(self, arguments: Sequence[Any], key: Any) -> Refusal | None:
         """Why a call is not recorded that is given other numbers in a list than those before it.
@@ -332,7 +339,7 @@ class Scope:
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
             if not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
-                if recording.refusal.code == "fixed_size" and lists is not None:
+                if recording.refusal.code == "fixed_size" and lists is not None and len(lists.keys) > 1:
                     lists.keys.discard(key)
                     lists.full = True  # the numbers fix a size, and vary as it does
                 elif recording.refusal.code == "fixed_size" and not self.divided:

@@ -192,6 +192,24 @@ def test_a_size_that_varying_numbers_fix_is_recorded_once(quick: fusion.FusionCo
     assert planned(fused)["Bins"] == before + 1
 
 
+class Rows(torch.nn.Module):
+    """Needs a size as a number; the list it is given is always the same."""
+
+    def forward(self, x: torch.Tensor, scales: list[int]) -> torch.Tensor:
+        return torch.tanh(x * scales[0] + float(int(x.shape[0]))) * scales[1]
+
+
+def test_a_list_that_stays_the_same_is_no_reason_to_stay_eager(quick: fusion.FusionConfig) -> None:
+    eager = Rows().eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    for rows in (3, 4, 5, 6, 3, 4, 5, 6):
+        agree(fused, eager, rand(rows), [2, 3])
+    before = planned(fused)["Rows"]
+    for rows in (3, 4, 5, 6):
+        agree(fused, eager, rand(rows), [2, 3])
+    assert planned(fused)["Rows"] == before + 4, "a plan for each size"
+
+
 def test_equal_layers_are_recorded_by_following_the_first(
     quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
