@@ -102,6 +102,19 @@ class Template:
     sources: dict[Any, Source] = field(default_factory=dict)
 
 
+@dataclass
+class Lists:
+    """Lists of numbers that calls of one form were recorded with.
+
+    Attributes:
+        keys: the structures of those calls, numbers included.
+        full: whether no further ones are recorded: they fix a size, and vary as it does.
+    """
+
+    keys: set[Any] = field(default_factory=set)
+    full: bool = False
+
+
 class FusionScheduler:
     """Compiles recordings and remembers what it compiled.
 
@@ -118,6 +131,8 @@ class FusionScheduler:
         self.backends = Backends(self.config)
         self.decider = Decider(self.config, self.backends)
         self.templates: dict[str, Template] = {}
+        self.lists: dict[Any, dict[Any, Lists]] = {}  # of calls, by scopes' structure and the calls' form
+        self.routed: dict[Any, set[str]] = {}  # modules that data leads call by call: paths, by scopes' structure
         self.twins: dict[Any, list[Any]] = {}  # recordings that equal modules may follow, by their structure
         self._dispatchers: dict[Any, Any] = {}
 
@@ -270,6 +285,8 @@ class FusionScheduler:
     def clear_cache(self) -> None:
         """Forgets every kernel and decision, in memory and on disk. Scopes that run already keep their plans."""
         self.templates.clear()
+        self.lists.clear()
+        self.routed.clear()
         self.twins.clear()
         self._dispatchers.clear()
         self.backends.kernels.clear()

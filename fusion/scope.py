@@ -24,13 +24,14 @@ from fusion.patterns.leaves import Path
 from fusion.runtime.native import make_snapshot
 from fusion.runtime.plan import MISS, Deoptimized, Raised
 from fusion.runtime.undo import Undo
-from fusion.scheduler import FusionScheduler
+from fusion.scheduler import FusionScheduler, Lists
 from fusion.signature import Signature
 
 _MOST_FAILURES = 3  # a plan that failed this often is dropped
 _FORGIVEN_AFTER = 1000  # planned calls of the scope after which a failure no longer counts
 _MOST_OUTGROWN = 4  # recordings that may make room for others before a scope's failing plans are refused instead
 _MOST_ROUTES = 1  # recordings that data led elsewhere before the module that reads it becomes an eager step
+_MOST_LISTS = 2  # of numbers that calls of one form are recorded with
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 _RESTS_AFTER = 8  # refused calls of one kind, after which only every `_LOOKS_UP`th is asked what it is
 _LOOKS_UP = 64
@@ -95,6 +96,7 @@ class Scope:
         self.divide = divide
         self.surroundings = surroundings
         self._rests: dict[Any, int] = {}  # refused calls, by kinds of arguments
+        self._own_lists: dict[Any, Lists] = {}  # by the form of the calls, where no scope is like this one
         self._waits = bool(self.steps)  # steps record themselves in the first call
         self.statistics = Statistics()
         self.known: list[Known] = []
@@ -148,7 +150,7 @@ class Scope:
         if changing:
             self.forget()
             return
-        self.known = [known for known in self.known if known.reader != path]
+        self.known = [known for known in self.known if known.reader != path or known.structure != key]
         self._publish()
 
     def forget(self) -> None:
@@ -156,7 +158,26 @@ class Scope:
         self.known.clear()
         self.refused.clear()
         self._rests.clear()
+        self._lists_met().clear()
         self._publish()
+
+    @contextmanager
+    def outlasting(self) -> Iterator[None]:
+        """Inside the block modules become scopes: what was recorded through them stands, if it stood before."""
+        if not self.known or not self._lock.acquire(blocking=False):
+            yield  # nothing to lose; or in use just now, so that the call after finds out
+            return
+        try:
+            held = self._holds()
+            yield
+            if held and not self._holds():
+                self.refresh()
+                if self.blocked is None:
+                    self._publish()
+                else:
+                    self.forget()
+        finally:
+            self._lock.release()
 
     def _watched(self) -> list[tuple[Any, ...]]:
         """Snapshot entries for everything the callable depends on beside its arguments."""
@@ -221,9 +242,10 @@ class Scope:
         if self.blocked is not None:
             return self._eager(arguments, self.blocked)
         key = self.signature.structure(arguments)
-        if key in self.refused:
+        refusal = self.refused.get(key) or self._listed(arguments, key)
+        if refusal is not None:
             self._rests.setdefault(kinds, 1)
-            return self._eager(arguments, self.refused[key])
+            return self._eager(arguments, refusal)
         self._rests.pop(kinds, None)
         routed = 0
         for known in self.known:
@@ -249,6 +271,26 @@ class Scope:
             return self._eager(arguments)
         return self._record(arguments, key)
 
+    def _lists(self, arguments: Sequence[Any]) -> Lists | None:
+        """What is known of the lists of numbers in calls like this one, of equal scopes too; None where it has none."""
+        form = self.signature.form(arguments)
+        return None if form is None else self._lists_met().setdefault(form, Lists())
+
+    def _lists_met(self) -> dict[Any, Lists]:
+        if self.likeness is None:
+            return self._own_lists
+        return self.scheduler.lists.setdefault(self.likeness.structure, {})
+
+    def _listed(self, arguments: Sequence[Any], key: Any) -> Refusal | None:
+        """Why a call is not recorded that is given other numbers in a list than those before it.
+
+        How many rows each expert gets, say, is data: every list would want a recording, and kernels, of its own.
+        """
+        met = self._lists(arguments)
+        if met is None or key in met.keys or not (met.full or len(met.keys) >= _MOST_LISTS):
+            return None
+        return Refusal("data_read", "the numbers in a list that it is given vary from call to call")
+
     def _holds(self) -> bool:
         """Whether the modules are as they were when they were last looked at."""
         if self.snapshot is not None:
@@ -272,6 +314,11 @@ class Scope:
 
     def _record(self, arguments: Sequence[Any], key: Any) -> Any:
         config = self.scheduler.config
+        lists = self._lists(arguments)
+        if lists is not None:
+            lists.keys.add(key)  # also what is refused in the end: asking costs a recording each time
+        for path in sorted(self._routed() - self.steps_of(key).keys()):
+            self._lead(path, key)
         steps = self.steps_of(key)
         twin = None if steps else self._twin(arguments)
         if twin is not None:
@@ -292,7 +339,10 @@ class Scope:
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
             if not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
-                if recording.refusal.code == "fixed_size" and not self.divided:
+                if recording.refusal.code == "fixed_size" and lists is not None and len(lists.keys) > 1:
+                    lists.keys.discard(key)
+                    lists.full = True  # the numbers fix a size, and vary as it does
+                elif recording.refusal.code == "fixed_size" and not self.divided:
                     self.whole = True  # a plan for each size then, up to `max_plans`
                 else:
                     self.refused[key] = recording.refusal
@@ -316,11 +366,23 @@ class Scope:
         Returns:
             whether it did; recordings that went through it are void then.
         """
-        reader = None if known.reader is None else self.modules[""].get_submodule(known.reader)
-        if reader is None or any(part is step for part in reader.modules() for step in self.steps.values()):
+        if known.reader is None or not self._lead(known.reader, key):
+            return False
+        if self.likeness is not None:
+            self.scheduler.routed.setdefault(self.likeness.structure, set()).add(known.reader)
+        return True
+
+    def _lead(self, path: str, key: Any) -> bool:
+        """Makes a module that data leads an eager step, unless steps that go on their own are inside."""
+        reader = self.modules[""].get_submodule(path)
+        if any(part is step for part in reader.modules() for step in self.steps.values()):
             return False
         refusal = Refusal("data_read", "values of tensors decide, call by call, what it does")
         return self.divide(self, key, refusal, reader, False)
+
+    def _routed(self) -> set[str]:
+        """Paths of modules that data led elsewhere in this scope, or in an equal one."""
+        return set() if self.likeness is None else self.scheduler.routed.get(self.likeness.structure, set())
 
     def _varying(self, arguments: Sequence[Any]) -> set[tuple[Path, int]]:
         """(path, dimension) of tensor arguments' sizes that earlier recordings fixed to other numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
 from collections.abc import Mapping
@@ -116,8 +117,11 @@ class Session:
         """Makes the largest modules below `module` scopes, next to those that are; whether there were any."""
         taken = {s.name: m for m, s in self.scopes}
         found = parts(module, taken, path)
-        for at, part in found.items():
-            self._add(at, part, taken)
+        with contextlib.ExitStack() as stack:
+            for _, scope in self.scopes:
+                stack.enter_context(scope.outlasting())
+            for at, part in found.items():
+                self._add(at, part, taken)
         return bool(found)
 
     def remove(self) -> None:

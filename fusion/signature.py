@@ -108,14 +108,25 @@ class Signature:
 
     def structure(self, arguments: Sequence[Any]) -> Any:
         """What a refusal is remembered by: the arguments' nesting, types, dtypes and plain values, without sizes."""
-
-        def leaf(x: Any) -> Any:
-            if isinstance(x, torch.Tensor):
-                return (x.dtype, x.device, tuple(min(s, 2) for s in x.shape))
-            return x if isinstance(x, (type(None), bool, int, float, str)) else type(x)
-
         leaves, tree = pytree.tree_flatten(tuple(arguments))
-        return (str(tree), tuple(map(leaf, leaves)))
+        return (str(tree), tuple(map(_kind, leaves)))
+
+    def form(self, arguments: Sequence[Any]) -> Any:
+        """The structure without the numbers in lists of numbers; None where there is no such list."""
+        leaves, tree = pytree.tree_flatten(tuple(arguments), is_leaf=_is_numbers)
+        lists = tuple(len(x) if _is_numbers(x) else None for x in leaves)
+        return (str(tree), tuple(map(_kind, leaves)), lists) if any(lists) else None
+
+
+def _kind(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return (leaf.dtype, leaf.device, tuple(min(s, 2) for s in leaf.shape))
+    return leaf if isinstance(leaf, (type(None), bool, int, float, str)) else type(leaf)
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether a value is a list of whole numbers."""
+    return type(value) is list and len(value) > 0 and all(type(item) is int for item in value)
 
 
 class ClassForward:

@@ -12,6 +12,7 @@ shape before it is trusted.
 
 from __future__ import annotations
 
+import collections
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +83,7 @@ def likeness(module: torch.nn.Module) -> Likeness:
 
 def _nested(value: Any) -> list[Any]:
     """What nested containers hold, keys included; a container of another class counts as held."""
-    if type(value) is dict:
+    if type(value) in (dict, collections.OrderedDict):  # torch keeps hooks in the latter
         return [leaf for item in (*value, *value.values()) for leaf in _nested(item)]
     if type(value) in (list, set, tuple):
         return [leaf for item in value for leaf in _nested(item)]
