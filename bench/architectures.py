@@ -248,7 +248,7 @@ def _consistent(default: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[s
         found["axial_pos_embds_dim"] = [share * fields["hidden_size"] // sum(shares) for share in shares]
     if fields.get("rope_parameters") == {} and fields.get("layer_types"):
         rotary = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2]}  # halves of a head of 16
-        found["rope_parameters"] = {kind: rotary for kind in fields["layer_types"]}
+        found["rope_parameters"] = dict.fromkeys(fields["layer_types"], rotary)
     if fields.get("default_language", 0) is None and fields.get("languages"):
         found["default_language"] = fields["languages"][0]
     if fields.get("hash_seed", 0) is None:

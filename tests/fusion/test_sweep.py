@@ -67,9 +67,9 @@ def test_the_same_architecture_is_built_the_same_twice() -> None:
     assert all(float(p.std()) > 0 for p in first.parameters() if p.numel() > 1), "a parameter is constant"
 
 
-# What a default configuration leaves out or contradicts once it is small: kinds of rotary tables, a language, sizes of an
-# index, a base handed to a part, heads that a state's size follows from, vocabularies of hashes, parts known by their
-# default only, layers of two kinds, books of codes, widths that positions are split into.
+# What a default configuration leaves out, or contradicts once it is small: kinds of rotary tables, a language, sizes of
+# an index, a base handed to a part, heads that a state's size follows from, vocabularies of hashes, parts known by
+# their default only, layers of two kinds, books of codes, widths that positions share out.
 @pytest.mark.parametrize(
     "name",
     [
