@@ -14,6 +14,7 @@ from torch._prims_common import corresponding_complex_dtype, is_contiguous_or_fa
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils import _pytree as pytree
 from torch.utils._sympy.printers import PythonPrinter
 
 from fusion.patterns import symbols
@@ -49,6 +50,15 @@ def hint(value: Any) -> Any:
         return value
     known = value.node.hint
     return known if known is not None else value.node.shape_env.size_hint(value.node.expr)
+
+
+def real_nest(nest: Any) -> Any:
+    """A nest of arguments with real numbers for symbolic ones. torch's pytrees would make plain tuples of shapes."""
+
+    def leaf(x: Any) -> Any:
+        return torch.Size(map(hint, x)) if type(x) is torch.Size else hint(x)
+
+    return pytree.tree_map(leaf, nest, is_leaf=lambda x: type(x) is torch.Size)
 
 
 def has_unknown_size(fake: Any) -> bool:
