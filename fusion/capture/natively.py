@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,14 @@ from fusion.runtime.plan import Raised, as_it_is
 
 from .effects import Effects, storage_key
 from .given import Given
+from .held import is_library
 from .islands import Island, NativeFunction, function_call, has_islands, shown
 from .lookups import is_container, is_object, is_plain, real
 from .provenance import Atom, user_line
 from .shadow import Shadow, is_symbolic, real_nest
 
 _PLAIN = (type(None), bool, int, float, str)
+_HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 Receiver = Path | Ref
 
 
@@ -196,7 +198,7 @@ class NativeCalls:
             if id(module) not in self._steps:
                 return original(module, *args, **kwargs)
             return self._unrecorded(lambda a, k: original(module, *a, **k), args, kwargs)
-        if self._watched is not None and id(module) not in self._watched:
+        if self._watched is not None and id(module) not in self._watched and not _is_a_function(module):
             kind = type(module).__name__
             self.refuse("python_state", f"calls a {kind} that no module of the scope holds; make it an attribute")
             return original(module, *args, **kwargs)
@@ -485,6 +487,25 @@ def _references(held: Mapping[str, Any], name: str) -> int:
 
 
 _ALONE = _references({"": object()}, "")  # of what nobody else holds
+
+
+def _is_a_function(module: torch.nn.Module) -> bool:
+    """Whether a module stands for a function of an installed library: one without tensors, parts and hooks that the
+    library keeps as a global beside its class, and calls itself. What libraries keep for themselves is not watched."""
+    if any(map(vars(module).get, _HELD)):
+        return False
+    home = type(module).__module__
+    callers = (name for name in _callers() if name.partition(".")[0] != "fusion")
+    same = next(callers, "").partition(".")[0] == home.partition(".")[0]
+    return same and is_library(home) and any(held is module for held in vars(sys.modules[home]).values())
+
+
+def _callers() -> Iterator[str]:
+    """Names of the modules whose code is running, the innermost first."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        yield frame.f_globals.get("__name__", "")
 
 
 def as_tuples(tree: Any) -> Any:
