@@ -6,8 +6,9 @@ by what holds between them, so an architecture that comes tomorrow is made small
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +50,10 @@ _SIZES: dict[str, int] = {
     "index_n_heads": 2,
     "index_head_dim": 16,
     "index_topk": 4,
+    **dict.fromkeys(("indexer_n_heads", "indexer_compress_ratio"), 2),
+    **dict.fromkeys(("indexer_kv_heads",), 1),
+    "indexer_head_dim": 16,
+    "indexer_budget": 4,
     "hidden_size_per_layer_input": 16,
     "num_kv_shared_layers": 0,
     "image_size": 32,
@@ -56,12 +61,19 @@ _SIZES: dict[str, int] = {
     "attn_layer_offset": 1,
     "mamba_d_ssm": 128,
     "attention_head_dim": 32,
+    "mamba_dt_rank": 4,
+    "hidden_size_global": 64,
+    "attention_head_size": 16,
+    **dict.fromkeys(("local_attn_chunk_length", "lsh_attn_chunk_length"), 4),
+    **dict.fromkeys(("encoder_hash_byte_group_vocab", "ngram_vocab_size_base"), _VOCABULARY),
+    "ple_embed_dim": 64,
 }
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _EXACT = ("head_dim", "encoder_layers", "decoder_layers", *_TOKENS)  # set even above the default
 # Set where the default leaves them out.
 _WHERE_NONE = (
     "head_dim", "num_key_value_heads", "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "pad_token_id",
+    "indexer_n_heads", "indexer_kv_heads", "indexer_head_dim", "indexer_budget", "indexer_compress_ratio",
 )  # fmt: skip
 
 
@@ -102,6 +114,10 @@ _VARIANTS: tuple[Mapping[str, Any], ...] = (
     {"layer_types": ["full_attention", "conv", "full_attention"]},
     {"layer_types": ["mamba", "attention", "mamba"]},
     {"attn_layer_indices": [1]},
+    {"num_codebooks": 1},  # else the token ids of a text are those of several books
+    {"qk_dim_factor": 1.0},
+    {"clip_qkv": 8},
+    {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
 )
 
 
@@ -125,8 +141,20 @@ def _build(model_type: str, variant: Mapping[str, Any], seed: int) -> Any:
         model = made._from_config(config).float().eval()
         _scatter(model)
         with torch.inference_mode():
-            model(input_ids=torch.randint(3, 100, (2, 7)))
+            forward(model, torch.randint(3, 100, (2, 7)))
     return model
+
+
+def forward(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a forward without a cache, where the model has one to leave out.
+
+    Args:
+        ids: token ids, (batch, length) int64.
+    """
+    known = inspect.signature(type(model).forward).parameters
+    without = {"use_cache": False} if "use_cache" in known else {}
+    logits: torch.Tensor = model(input_ids=ids, **without).logits
+    return logits
 
 
 def _scatter(model: torch.nn.Module) -> None:
@@ -148,11 +176,16 @@ def tiny_config(configuration: Any, variant: Mapping[str, Any]) -> Any:
     default = configuration()
     fields = default.to_dict()
     renamed = getattr(configuration, "attribute_map", {}) or {}
+    declared = getattr(configuration, "sub_configs", {}) or {}
+    kinds = {
+        name: kind if hasattr(kind, "to_dict") else type(getattr(default, name)) for name, kind in declared.items()
+    }
     parts = {
         name: tiny_config(part, variant)
-        for name, part in (getattr(configuration, "sub_configs", {}) or {}).items()
+        for name, part in kinds.items()
         if hasattr(part, "to_dict") and hasattr(part, "model_type") and fields.get(name) is not None
     }
+    _hand_down(fields, parts.values())
     small = {k: v for k, v in _small(fields) if k not in renamed and k not in parts}
     small |= _layer_lists(fields, small)
     small |= _consistent(fields, {**fields, **small})
@@ -188,6 +221,14 @@ def _layer_lists(fields: Mapping[str, Any], small: Mapping[str, Any]) -> dict[st
     return {**cut, **{name: len(kept) for name in counts}}
 
 
+def _hand_down(fields: Mapping[str, Any], parts: Iterable[Any]) -> None:
+    """Gives parts without rotary parameters of their own the whole's base, which some of them are read for."""
+    theta = (fields.get("rope_parameters") or {}).get("rope_theta")
+    for part in parts:
+        if theta is not None and not hasattr(part, "rope_parameters"):
+            part.rope_theta = theta
+
+
 def _consistent(default: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that follow from others: `default` holds them as they were, `fields` as they are now."""
     found: dict[str, Any] = {}
@@ -201,6 +242,17 @@ def _consistent(default: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[s
         found["qk_head_dim"] = fields["qk_rope_head_dim"] + fields["qk_nope_head_dim"]
     if {"expand", "state_size", "num_heads", "head_dim"} <= set(fields):
         found["head_dim"] = fields["hidden_size"] * fields["expand"] // fields["num_heads"]
+    if {"mamba_d_ssm", "mamba_n_heads", "mamba_d_head"} <= set(fields):
+        found["mamba_d_ssm"] = fields["mamba_n_heads"] * fields["mamba_d_head"]
+    if isinstance(shares := default.get("axial_pos_embds_dim"), list) and "hidden_size" in default:
+        found["axial_pos_embds_dim"] = [share * fields["hidden_size"] // sum(shares) for share in shares]
+    if fields.get("rope_parameters") == {} and fields.get("layer_types"):
+        rotary = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2]}  # halves of a head of 16
+        found["rope_parameters"] = dict.fromkeys(fields["layer_types"], rotary)
+    if fields.get("default_language", 0) is None and fields.get("languages"):
+        found["default_language"] = fields["languages"][0]
+    if fields.get("hash_seed", 0) is None:
+        found["hash_seed"] = 0  # without one a forward hashes by chance, and two runs of it differ
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from fusion.runtime.plan import MISS
 from fusion.scheduler import Compiled, FusionScheduler
 from fusion.session import Session
 
-from .architectures import build
+from .architectures import build, forward
 from .equality import difference, errors
 from .measure import calls, interleave
 from .op_counts import count, launches
@@ -73,7 +72,7 @@ def _fused(model: Any, parts: tuple[str, ...], cache: str, quick: bool) -> dict[
             found["equality"] = _equality(model, watch)
         else:
             for ids in _forwards():
-                _forward(watch.model, ids)
+                forward(watch.model, ids)
         if "fusion" in parts:
             found["fusion"] = _coverage(model, watch)
             found["decode"] = _decode_coverage(model, watch)
@@ -92,7 +91,7 @@ def _equality(model: Any, watch: Watch) -> dict[str, Any]:
     compared: set[str] = set()
     decoded: bool | str = True  # or why eager itself has no decode
     decodes = [_ids(*_PROMPT, seed=99 + turn) for turn in range(_TURNS)]
-    for name, call, inputs in (("forward", _forward, list(_forwards())), ("decode", _decode, decodes)):
+    for name, call, inputs in (("forward", forward, list(_forwards())), ("decode", _decode, decodes)):
         pairs = [(_attempt(call, model, ids), _attempt(call, exact, ids)) for ids in inputs]
         worst = errors(pairs)
         compared |= {name} if worst else set()
@@ -117,7 +116,7 @@ def _equality(model: Any, watch: Watch) -> dict[str, Any]:
 def _coverage(model: Any, watch: Watch) -> dict[str, Any]:
     """How much of one whole forward runs inside kernels, and what does not."""
     ids = _ids(*_SHAPES[0], seed=7)
-    found, ran = _covered(lambda m: lambda: _forward(m, ids), model, watch)
+    found, ran = _covered(lambda m: lambda: forward(m, ids), model, watch)
     found["partition_and_emit_seconds"] = _partition_and_emit_seconds(watch, ran)
     return found
 
@@ -219,7 +218,7 @@ def _recompiled(watch: Watch, pairs: int) -> dict[str, int]:
         ids = _ids(batch, length, seed=number)
         for _ in range(2):  # checked beside eager where that is due, then planned
             with watch.observed() as ran:
-                _forward(watch.model, ids)
+                forward(watch.model, ids)
         runs += bool(ran)
     kernels, recordings, fallbacks = (after - b for after, b in zip(counts(), before, strict=True))
     return {
@@ -236,12 +235,12 @@ def _timed(model: Any, cache: str, quick: bool) -> dict[str, Any]:
     try:
         ids = _ids(*_TIMED, seed=5)
         for shape in (*[_TIMED] * 3, *[(3, 12)] * 3, *[_TIMED] * 2):
-            _forward(watch.model, _ids(*shape, seed=6))
+            forward(watch.model, _ids(*shape, seed=6))
         with watch.observed() as ran:
-            _forward(watch.model, ids)
+            forward(watch.model, ids)
         planned = len(ran)
-        sides = {"eager": calls(lambda: _forward(model, ids), samples=3)}
-        sides["fused"] = calls(lambda: _forward(watch.model, ids), samples=3)
+        sides = {"eager": calls(lambda: forward(model, ids), samples=3)}
+        sides["fused"] = calls(lambda: forward(watch.model, ids), samples=3)
         rounds = interleave(sides, 4 if quick else 20)
     finally:
         watch.session.remove()
@@ -274,14 +273,6 @@ def _forwards() -> Iterator[torch.Tensor]:
     for number, shape in enumerate(_SHAPES):
         for turn in range(_TURNS):
             yield _ids(*shape, seed=10 * number + turn)
-
-
-def _forward(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of a forward without a cache, where the model has one to leave out."""
-    known = inspect.signature(type(model).forward).parameters
-    without = {"use_cache": False} if "use_cache" in known else {}
-    logits: torch.Tensor = model(input_ids=ids, **without).logits
-    return logits
 
 
 def _decode(model: Any, prompt: torch.Tensor) -> Decoded:

@@ -17,6 +17,7 @@ from .calls import call
 from .guards import GuardWriter, head
 from .handed_on import HandedOn, restored
 from .lent import Changed, contents, noted
+from .nesting import tree_of
 from .plan import KernelCall, Shape, Source, Step, as_it_is, bound_later
 from .wellformed import check_steps
 
@@ -89,7 +90,7 @@ class Writer(GuardWriter):
                 self.lines.append(f"{pad}SEEN.append([{', '.join(seen)}])")
         self.effects = self.effects or node.effect
         if node.structure not in ("leaf", "tuple", "list"):
-            flatten, tree = self.name("flatten", pytree.tree_flatten), pytree.treespec_loads(node.structure)
+            flatten, tree = self.name("flatten", pytree.tree_flatten), tree_of(node.structure)
             self.lines.append(f"{pad}r, tree = {flatten}(r)")
             self.miss(f"tree != {self.name('tree', tree)}", pad)
         elif node.structure != "leaf":
@@ -132,7 +133,7 @@ class Writer(GuardWriter):
         pad = "        "
         noted_, before = self.name("noted", noted), f"{self.name('contents', contents)}(nest)"
         self.lines += [
-            f"{pad}nest = {self._nested(pytree.treespec_loads(given), iter(leaves))}",
+            f"{pad}nest = {self._nested(tree_of(given), iter(leaves))}",
             f"{pad}before = {before}",
             f"{pad}try: r = {called}(*nest[0], **nest[1])",
             f"{pad}except Exception as e: log.append(Raised(e, before)); raise",
@@ -266,8 +267,10 @@ class Writer(GuardWriter):
         if tree.is_leaf():
             return next(leaves)
         if tree.type not in (tuple, list, dict):
-            unflatten = self.name("unflatten", pytree.tree_unflatten)
             taken = ", ".join(next(leaves) for _ in range(tree.num_leaves))
+            if tree.type is torch.Size:  # which torch's pytrees would make a plain tuple
+                return f"{self.name('Size', torch.Size)}([{taken}])"
+            unflatten = self.name("unflatten", pytree.tree_unflatten)
             return f"{unflatten}([{taken}], {self.name('tree', tree)})"
         inner = [self._nested(child, leaves) for child in tree.children()]
         if tree.type is dict:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch.utils import _pytree as pytree
+
 Contents = list[tuple[Any, Any]]  # each list and dict of a nest with a copy of it, the outer ones first
 
 
@@ -22,8 +24,12 @@ class Changed:
 
 
 def is_nest(value: Any) -> bool:
-    """Whether a value is no container, or a plain list, dict or tuple of such, with keys that are text or int."""
-    if type(value) in (tuple, list):
+    """Whether a value is no container, or a plain list, a dict with keys that are text or int, or a tuple of such.
+
+    A tuple may be of a class that torch's pytrees make again: named, a shape, what an operator returns.
+    """
+    known = pytree.is_namedtuple_instance(value) or type(value) in pytree.SUPPORTED_NODES
+    if type(value) is list or (isinstance(value, tuple) and known):
         return all(map(is_nest, value))
     if type(value) is dict:
         return all(type(key) in (str, int) for key in value) and all(map(is_nest, value.values()))
@@ -37,7 +43,7 @@ def contents(nest: Any) -> Contents:
     def visit(value: Any) -> None:
         if type(value) in (list, dict):
             found.append((value, value.copy()))
-        if type(value) in (tuple, list):
+        if isinstance(value, (tuple, list)):
             for item in value:
                 visit(item)
         elif type(value) is dict:

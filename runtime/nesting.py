@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch.utils import _pytree as pytree
@@ -33,6 +33,40 @@ def _put_together(values: Any, context: Any) -> Any:
 
 
 pytree.register_pytree_node(_Instance, _take_apart, _put_together)
+
+
+_TREES: dict[str, Any] = {}  # structures that torch has no text for, by ours
+
+
+def tree_text(tree: Any) -> str:
+    """A text that says how leaves nest, from which `tree_of` makes the tree again in this process.
+
+    Args:
+        tree: a pytree structure; the classes of its named tuples are told by their full names.
+    """
+    try:
+        text = pytree.treespec_dumps(tree)
+        if pytree.treespec_loads(text) == tree:
+            return text
+    except (NotImplementedError, TypeError):  # named tuples, keys that are no text
+        pass
+    text = f"{tree} of {', '.join(_named_tuples(tree))}"
+    while _TREES.setdefault(text, tree) != tree:  # another class of that name
+        text += "'"
+    return text
+
+
+def tree_of(text: str) -> Any:
+    """The tree that `tree_text` told in this process."""
+    known = _TREES.get(text)
+    return pytree.treespec_loads(text) if known is None else known
+
+
+def _named_tuples(tree: Any) -> Iterator[str]:
+    if isinstance(tree.context, type):
+        yield f"{tree.context.__module__}.{tree.context.__qualname__}"
+    for child in tree.children():
+        yield from _named_tuples(child)
 
 
 def fields_of(value: Any) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import CodeType
@@ -143,7 +144,7 @@ class Source:
         Args:
             values: objects for the names that differ between scopes of one shape.
         """
-        namespace = {**self.names, **values}
+        namespace = {"math": math, **self.names, **values}  # guards may round a share of a size
         exec(_compiled(self.text, frozenset(namespace)), namespace)
         return Plan(namespace["plan"], self.text)
 

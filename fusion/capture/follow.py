@@ -13,6 +13,7 @@ shape before it is trusted.
 from __future__ import annotations
 
 import collections
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -411,7 +412,9 @@ class Follower(TorchDispatchMode):
         if len(self.nodes) != len(self.graph.nodes):
             raise Diverged("fewer calls than recorded")
         for guard in self.graph.guards:
-            if not eval(guard, {"__builtins__": {}, "max": max, "min": min}, dict(self.values)):
+            if not eval(
+                guard, {"__builtins__": {}, "max": max, "min": min, "float": float, "math": math}, dict(self.values)
+            ):
                 raise Diverged(f"the guard {guard} does not hold")
         flat, tree = flatten_result(result)
         if str(tree) != self.graph.structure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,19 @@ from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Path, Ref
 from fusion.patterns.recorded import HeldObject, IslandNode
 from fusion.runtime.lent import Contents, contents, is_nest, noted, take_over, unchanged
+from fusion.runtime.nesting import tree_of, tree_text
 from fusion.runtime.plan import Raised, as_it_is
 
 from .effects import Effects, storage_key
 from .given import Given
+from .held import is_library
 from .islands import Island, NativeFunction, function_call, has_islands, shown
 from .lookups import is_container, is_object, is_plain, real
 from .provenance import Atom, user_line
-from .shadow import Shadow, hint, is_symbolic
+from .shadow import Shadow, is_symbolic, real_nest
 
 _PLAIN = (type(None), bool, int, float, str)
+_HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 Receiver = Path | Ref
 
 
@@ -141,7 +144,7 @@ class NativeCalls:
         if island.owner is not kind:
             self.refuse("opaque_argument", f"{kind.__name__} is made; register it with fusion.register_made")
             return self._unrecorded(lambda a, k: original(made, *a, **k), args, kwargs, made)
-        real = pytree.tree_map(hint, (args, kwargs))
+        real = real_nest((args, kwargs))
         self._quiet(lambda: original(made, *real[0], **real[1]))
         self.log.append(made)
 
@@ -168,7 +171,7 @@ class NativeCalls:
                 return function(*args, **kwargs)
             return self._unrecorded(lambda a, k: function(*a, **k), args, kwargs)
         if meaning is not None:
-            real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
+            real_args, real_kwargs = real_nest((args, kwargs))
             problem = self._quiet(lambda: meaning.problem(real_args, real_kwargs))
             if problem is not None:
                 self.refuse("inaccurate", problem)
@@ -195,7 +198,7 @@ class NativeCalls:
             if id(module) not in self._steps:
                 return original(module, *args, **kwargs)
             return self._unrecorded(lambda a, k: original(module, *a, **k), args, kwargs)
-        if self._watched is not None and id(module) not in self._watched:
+        if self._watched is not None and id(module) not in self._watched and not _is_a_function(module):
             kind = type(module).__name__
             self.refuse("python_state", f"calls a {kind} that no module of the scope holds; make it an attribute")
             return original(module, *args, **kwargs)
@@ -229,14 +232,14 @@ class NativeCalls:
         grows: tuple[int, ...],
     ) -> Any:
         args, kwargs = tuple(map(real, args)), {key: real(value) for key, value in kwargs.items()}
-        nests = any(map(_may_change, (*args, *kwargs.values())))
+        nests = any(map(_is_made_anew, (*args, *kwargs.values())))
         given = contents((args, kwargs))
         if nests and not (effect and all(map(is_nest, (*args, *kwargs.values()))) and _distinct(given)):
-            self.refuse("opaque_argument", f"{method or 'a step'} is given a list or dict, which it may change")
+            self.refuse("opaque_argument", f"{method or 'a step'} is given a container, which it may change")
             return self._unrecorded(call, args, kwargs)
         if self.given.changes():
             self.refuse("python_state", f"{method or 'a step'} is called after a dict of the caller's is written to")
-        real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
+        real_args, real_kwargs = real_nest((args, kwargs))
         given_up = self._given_up()
         before = contents((real_args, real_kwargs))
         self._quiet(self.effects.before_native)
@@ -265,7 +268,7 @@ class NativeCalls:
             for leaf, (name, _) in zip(flat, pairs, strict=True) if not effect else ():
                 if isinstance(leaf, torch.Tensor):
                     self._look_up(leaf, name)
-            how = pytree.treespec_dumps(nest) if nests else ""
+            how = tree_text(nest) if nests else ""
             names = tuple(p[0] for p in pairs)
             self._node(receiver, method, arguments, names, effect, structure, given_up, how)
             if effect and isinstance(receiver, Ref) and structure == "leaf" and isinstance(result, torch.Tensor):
@@ -281,7 +284,7 @@ class NativeCalls:
         if self._paused or threading.get_ident() != self._thread:
             return call(args, kwargs)  # inside of a native call
         if any(map(is_symbolic, pytree.tree_leaves((args, kwargs)))):
-            args, kwargs = pytree.tree_map(hint, (args, kwargs))
+            args, kwargs = real_nest((args, kwargs))
         before = contents((args, kwargs))
         self._quiet(self.effects.before_native)
         try:
@@ -486,6 +489,25 @@ def _references(held: Mapping[str, Any], name: str) -> int:
 _ALONE = _references({"": object()}, "")  # of what nobody else holds
 
 
+def _is_a_function(module: torch.nn.Module) -> bool:
+    """Whether a module stands for a function of an installed library: one without tensors, parts and hooks that the
+    library keeps as a global beside its class, and calls itself. What libraries keep for themselves is not watched."""
+    if any(map(vars(module).get, _HELD)):
+        return False
+    home = type(module).__module__
+    callers = (name for name in _callers() if name.partition(".")[0] != "fusion")
+    same = next(callers, "").partition(".")[0] == home.partition(".")[0]
+    return same and is_library(home) and any(held is module for held in vars(sys.modules[home]).values())
+
+
+def _callers() -> Iterator[str]:
+    """Names of the modules whose code is running, the innermost first."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        yield frame.f_globals.get("__name__", "")
+
+
 def as_tuples(tree: Any) -> Any:
     """Lists in an argument tree as tuples."""
     if isinstance(tree, (list, tuple)):
@@ -495,11 +517,12 @@ def as_tuples(tree: Any) -> Any:
     return tree
 
 
-def _may_change(argument: Any) -> bool:
-    """Whether an argument holds a container that a call could put something into."""
+def _is_made_anew(argument: Any) -> bool:
+    """Whether an argument holds a container that a plan makes for each call: one that the call could put something
+    into, or a tuple of a kind of its own."""
     if type(argument) is tuple:
-        return any(map(_may_change, argument))
-    return isinstance(argument, (list, dict, set))
+        return any(map(_is_made_anew, argument))
+    return isinstance(argument, (list, dict, set, tuple))
 
 
 def _distinct(given: Contents) -> bool:
@@ -511,10 +534,10 @@ def _flatten(result: Any) -> tuple[list[Any], str]:
     if type(result) in (tuple, list) and not any(isinstance(r, (tuple, list, dict)) for r in result):
         return list(result), type(result).__name__
     flat, tree = pytree.tree_flatten(result)
-    return flat, "leaf" if tree.is_leaf() else pytree.treespec_dumps(tree)
+    return flat, "leaf" if tree.is_leaf() else tree_text(tree)
 
 
 def _unflatten(structure: str, leaves: list[Any]) -> Any:
     if structure in ("tuple", "list"):
         return {"tuple": tuple, "list": list}[structure](leaves)
-    return leaves[0] if structure == "leaf" else pytree.tree_unflatten(leaves, pytree.treespec_loads(structure))
+    return leaves[0] if structure == "leaf" else pytree.tree_unflatten(leaves, tree_of(structure))

@@ -14,6 +14,8 @@ from torch._prims_common import corresponding_complex_dtype, is_contiguous_or_fa
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils import _pytree as pytree
+from torch.utils._sympy.functions import CeilToInt, FloorDiv, FloorToInt, IntTrueDiv, TruncToInt
 from torch.utils._sympy.printers import PythonPrinter
 
 from fusion.patterns import symbols
@@ -49,6 +51,15 @@ def hint(value: Any) -> Any:
         return value
     known = value.node.hint
     return known if known is not None else value.node.shape_env.size_hint(value.node.expr)
+
+
+def real_nest(nest: Any) -> Any:
+    """A nest of arguments with real numbers for symbolic ones. torch's pytrees would make plain tuples of shapes."""
+
+    def leaf(x: Any) -> Any:
+        return torch.Size(map(hint, x)) if type(x) is torch.Size else hint(x)
+
+    return pytree.tree_map(leaf, nest, is_leaf=lambda x: type(x) is torch.Size)
 
 
 def has_unknown_size(fake: Any) -> bool:
@@ -263,7 +274,7 @@ class Translation:
         if not expression.is_Symbol and not expression.is_number:
             bounds = self.env.bound_sympy(expression)
             expression = bounds.lower if bounds.is_singleton() else expression.xreplace(self.numbers)
-        return symbols.as_dim(expression.xreplace(self.names))
+        return symbols.as_dim(self._whole(expression).xreplace(self.names))
 
     def _numbers(self) -> dict[Any, Any]:
         """What the guards say expressions of sizes come to."""
@@ -271,7 +282,21 @@ class Translation:
         return {e.lhs: e.rhs for e in equal if isinstance(e, sympy.Eq) and e.rhs.is_Integer}
 
     def _renamed(self, expression: Any) -> Any:
-        return self.env.replace(expression).xreplace(self.names)
+        return self._whole(self.env.replace(expression)).xreplace(self.names)
+
+    def _whole(self, expression: Any) -> Any:
+        """Quotients of sizes that Python rounds (`math.ceil(n / 2)`, `int(n / 2)`), as divisions of whole numbers."""
+
+        def rounded(x: Any) -> bool:
+            return isinstance(x, (CeilToInt, FloorToInt, TruncToInt)) and isinstance(x.args[0], IntTrueDiv)
+
+        def divided(x: Any) -> Any:
+            size, by = x.args[0].args
+            if not (by.is_Integer and by > 0 and self.env.bound_sympy(size).lower >= 0):
+                return x
+            return FloorDiv(size + by - 1 if isinstance(x, CeilToInt) else size, by)
+
+        return expression.replace(rounded, divided) if expression.has(IntTrueDiv) else expression
 
     def _guards(self, settled: Sequence[tuple[str, Any]]) -> list[str]:
         printer = PythonPrinter()
@@ -285,7 +310,7 @@ class Translation:
             unknown = expression.free_symbols - set(self.names.values())
             if unknown:
                 raise GuardError(f"a condition on sizes that have no source: {guard.expr}")
-            found.setdefault(printer.doprint(expression))
+            found.setdefault(printer.doprint(expression).replace("torch.sym_float(", "float("))  # of plain numbers
         return list(found)
 
 

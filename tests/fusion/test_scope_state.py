@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -151,3 +153,60 @@ def test_a_module_that_the_forward_makes(quick: fusion.FusionConfig) -> None:
         x = rand(rows, 0)
         torch.testing.assert_close(no_grad(model, x), no_grad(eager, x), rtol=1e-5, atol=1e-6)
     assert planned(model)["MakesItsOwn"] >= 2
+
+
+_LIBRARY = """
+import torch
+
+class Wave(torch.nn.Module):
+    def forward(self, x):
+        return torch.sin(x) * 2
+
+class Weighted(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return x * self.weight
+
+wave, weighted = Wave(), Weighted()
+
+class Head(torch.nn.Module):
+    def forward(self, x, weigh=False):
+        return (weighted if weigh else wave)(torch.exp(x)) + 1
+"""
+
+
+@pytest.fixture
+def library(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An installed library that keeps modules as globals."""
+    folder, name = tmp_path / "site-packages", "keeps_modules_as_globals"
+    folder.mkdir()
+    (folder / f"{name}.py").write_text(_LIBRARY)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
+
+
+def test_a_module_that_a_library_uses_as_a_function_is_looked_into(library: Any, quick: fusion.FusionConfig) -> None:
+    eager = library.Head().eval()
+    fused = fusion.enable(library.Head().eval(), quick)
+    for turn, rows in enumerate((3, 3, 5, 5, 4, 4)):
+        x = rand(rows, turn)
+        torch.testing.assert_close(no_grad(fused, x), no_grad(eager, x), rtol=1e-5, atol=1e-6)
+    report = fusion.report(fused).scopes[0]
+    assert report.fused_calls >= 3 and {r.ops for r in report.regions} == {("exp", "sin", "mul", "add")}
+
+
+def test_a_module_with_weights_or_of_the_users_is_no_function(library: Any, quick: fusion.FusionConfig) -> None:
+    class Mine(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return library.wave(torch.exp(x)) + 1
+
+    for model, arguments in ((library.Head(), (True,)), (Mine(), ())):
+        fused = fusion.enable(model.eval(), quick)
+        for turn in range(4):
+            no_grad(fused, rand(3, turn), *arguments)
+        report = fusion.report(fused).scopes[0]
+        assert report.fused_calls == 0 and "that no module of the scope holds" in report.reason

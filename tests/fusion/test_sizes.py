@@ -1,6 +1,7 @@
 """Sizes that vary between calls: after two shapes no kernel is compiled and nothing recorded."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -70,6 +71,22 @@ class Spreads(torch.nn.Module):
         return (x - centre[..., None]) / (spread[..., None] + 1)
 
 
+class RoundsUp(torch.nn.Module):
+    """Pads to an even length by a quotient of sizes that Python rounds, and uses the length as a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        even = math.ceil(x.shape[1] / 2) * 2
+        whole = torch.nn.functional.pad(x, (0, 0, 0, even - x.shape[1]))
+        return whole.reshape(x.shape[0], math.floor(even / 2), 2, WIDTH).sum(2).sigmoid() * even
+
+
+class Compares(torch.nn.Module):
+    """Goes by a share of a size that Python rounds."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.exp() + 1 if math.ceil(x.shape[1] * 0.3) < 100 else x.exp() - 1
+
+
 class Lists(torch.nn.Module):
     """Makes a tensor of Python numbers, as many as the input is long."""
 
@@ -107,7 +124,7 @@ class Around(Lists):
         return self.scales(super().forward(x))
 
 
-@pytest.mark.parametrize("kind", [Rotates, PadsChunks, Spreads])
+@pytest.mark.parametrize("kind", [Rotates, PadsChunks, Spreads, RoundsUp, Compares])
 def test_one_recording_serves_all_sizes(kind: Callable[[], torch.nn.Module], tmp_path: object) -> None:
     before, after, fused = many(kind(), tmp_path)
     assert before[0] > 0 and after == before

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("transformers", reason="the sweep's models need transformers; pip install 'opfusion[hf]'")
 
-from bench.architectures import build, names
+from bench.architectures import build, forward, names
 from bench.equality import difference, errors
 from bench.op_counts import count
 from bench.options import Options
@@ -65,6 +65,25 @@ def test_the_same_architecture_is_built_the_same_twice() -> None:
     first, second = build(name), build(name)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert all(float(p.std()) > 0 for p in first.parameters() if p.numel() > 1), "a parameter is constant"
+
+
+# What a default configuration leaves out, or contradicts once it is small: kinds of rotary tables, a language, sizes of
+# an index, a base handed to a part, heads that a state's size follows from, vocabularies of hashes, parts known by
+# their default only, layers of two kinds, books of codes, widths that positions share out.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cohere_compass_text", "xmod", "qwen4_exp_text", "dbrx", "falcon_h1", "blt", "got_ocr2", "zamba", "musicgen",
+        "reformer", "xlstm",
+    ],
+)  # fmt: skip
+def test_rules_complete_what_default_configurations_leave_open(name: str) -> None:
+    if name not in names():
+        pytest.skip(f"this transformers has no {name}")
+    model, ids = build(name), torch.randint(3, 100, (2, 5))
+    with torch.inference_mode():
+        first, second = forward(model, ids), forward(model, ids)
+    assert first.shape[0] == 2 and first.isfinite().all() and torch.equal(first, second)
 
 
 def _builds(name: str) -> bool:
