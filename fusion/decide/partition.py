@@ -20,10 +20,11 @@ from fusion.patterns.ops import Kind
 from . import cost
 from .bundle import bundle
 from .check import verify
-from .dependence import Dependence, schedule
+from .dependence import schedule
 from .facts import Extents, Facts, No
 from .growth import Grower, Growth
-from .merge import merge, spread
+from .merge import merge
+from .reach import Reach
 from .refusal import CODES, Refusal
 from .regions import Partition, Region, make_region, stored
 
@@ -116,7 +117,7 @@ class _Search:
         self.refused: dict[int, No] = {}
         self.regions: list[tuple[Region, Extents]] = []
         self._contiguous: dict[TensorSpec, bool] = {}
-        self.reach = _reach(facts.dependence)
+        self.reach = Reach(facts)
         self.grower = Grower(facts, self.sizes, self.taken, self.refused, self.holders, self.reach)
 
     def run(self) -> None:
@@ -184,7 +185,7 @@ class _Search:
             held = frozenset(region.nodes)
             for i in region.nodes:
                 self.holders.setdefault(i, []).append(held)
-            self._contract(region)
+            self.reach.join(region.owned)
         return no
 
     def _trial(self, nodes: set[int], shared: set[int]) -> No | None:
@@ -226,25 +227,3 @@ class _Search:
 
     def _is_known(self, spec: TensorSpec) -> bool:
         return all(isinstance(d, int) or all(s.name in self.values for s in d.free_symbols) for d in spec.shape)
-
-    def _contract(self, region: Region) -> None:
-        """Makes what reaches one call of a region reach all that the region reaches: it runs as one step."""
-        owned = region.owned
-        mask = sum(1 << i for i in owned)
-        reached = 0
-        for i in owned:
-            reached |= self.reach[i]
-        if not reached & ~mask & ~self.reach[owned[-1]]:
-            return
-        spread(self.reach, owned, mask, reached)
-
-
-def _reach(facts: Dependence) -> list[int]:
-    """For each node, a bit set of the nodes that depend on it."""
-    reach = [0] * len(facts.after)
-    for i in reversed(range(len(reach))):
-        bits = 0
-        for later in facts.after[i]:
-            bits |= reach[later] | 1 << later
-        reach[i] = bits
-    return reach
