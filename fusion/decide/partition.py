@@ -15,7 +15,6 @@ from fusion.kernels.bundle import Nest
 from fusion.kernels.lower import lower
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import IslandNode, RecordedGraph, SubGraph, TensorSpec
-from fusion.patterns.ops import Kind
 
 from . import cost
 from .bundle import bundle
@@ -24,6 +23,7 @@ from .dependence import schedule
 from .facts import Extents, Facts, No
 from .growth import Grower, Growth
 from .merge import merge
+from .plain import Plain
 from .reach import Reach
 from .refusal import CODES, Refusal
 from .regions import Partition, Region, make_region, stored
@@ -116,7 +116,7 @@ class _Search:
         self.outside = [True] * len(facts.graph.nodes)  # whether a node runs in no region; known once decided on
         self.refused: dict[int, No] = {}
         self.regions: list[tuple[Region, Extents]] = []
-        self._contiguous: dict[TensorSpec, bool] = {}
+        self.plain = Plain(facts)
         self.reach = Reach(facts)
         self.grower = Grower(facts, self.sizes, self.taken, self.refused, self.holders, self.reach)
 
@@ -208,22 +208,7 @@ class _Search:
         return self._unlawful(region) is None
 
     def _unlawful(self, region: Region) -> No | None:
-        return None if self._is_plain(region) else self.verdict(region.subgraph)
-
-    def _is_plain(self, region: Region) -> bool:
-        """Whether a region lowers for certain: pointwise calls of contiguous values, all results of one shape."""
-        facts = self.facts
-        if len(region.nodes) > cost.MOST_OPERATORS:
-            return False
-        if any(facts.view[i] or facts.kind(i) is not Kind.POINTWISE for i in region.nodes):
-            return False
-        specs = [facts.graph.spec[name] for name in region.outputs]
-        return all(spec.shape == specs[0].shape and self._is_contiguous(spec) for spec in specs)
-
-    def _is_contiguous(self, spec: TensorSpec) -> bool:
-        if spec not in self._contiguous:
-            self._contiguous[spec] = spec.is_contiguous
-        return self._contiguous[spec]
+        return None if self.plain.is_kernel(region) else self.verdict(region.subgraph)
 
     def _is_known(self, spec: TensorSpec) -> bool:
         return all(isinstance(d, int) or all(s.name in self.values for s in d.free_symbols) for d in spec.shape)
