@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import cost
 from .facts import Extents, Facts
+from .legality import Legality
 from .reach import Reach
 from .regions import Region, make_region
 
@@ -43,7 +44,7 @@ def merge(
     facts: Facts,
     regions: Sequence[tuple[Region, Extents]],
     reach: Reach,
-    legal: Callable[[Region], bool],
+    legality: Legality,
 ) -> list[Region]:
     """Fewer regions that compute the same.
 
@@ -55,7 +56,7 @@ def merge(
         facts: of the recording.
         regions: with the iteration space of each.
         reach: what depends on what, each region as one step; changed in place.
-        legal: whether a region is one kernel.
+        legality: tells whether a region is one kernel.
     """
     merging = Merging(facts, reach)
     open_groups: dict[tuple[str, Extents], list[Group]] = {}
@@ -70,13 +71,11 @@ def merge(
             alike.remove(joined)
         alike.append(joined)
     copies = Counter(i for region, _ in regions for i in region.shared)
-    made = [region for group in groups for region in _kernels(facts, group.members, copies, legal)]
+    made = [region for group in groups for region in _kernels(facts, group.members, copies, legality)]
     return sorted(made, key=lambda region: region.nodes[-1])
 
 
-def _kernels(
-    facts: Facts, members: list[Region], copies: Counter[int], legal: Callable[[Region], bool]
-) -> list[Region]:
+def _kernels(facts: Facts, members: list[Region], copies: Counter[int], legality: Legality) -> list[Region]:
     """The members as one region where that is legal, else the halves; a half of a legal order is a legal order."""
     if len(members) == 1:
         return members
@@ -84,10 +83,10 @@ def _kernels(
     owned = {i for region in members for i in region.owned}
     elsewhere = copies - Counter(i for region in members for i in region.shared)
     whole = make_region(facts, nodes, nodes - owned, elsewhere, tuple(region.nodes for region in members))
-    if legal(whole):
+    if legality(whole) is None:
         return [whole]
     half = len(members) // 2
-    return _kernels(facts, members[:half], copies, legal) + _kernels(facts, members[half:], copies, legal)
+    return _kernels(facts, members[:half], copies, legality) + _kernels(facts, members[half:], copies, legality)
 
 
 class Merging:
