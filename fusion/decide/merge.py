@@ -81,7 +81,8 @@ def _kernels(facts: Facts, members: list[Region], copies: Counter[int], legality
         return members
     nodes = {i for region in members for i in region.nodes}
     owned = {i for region in members for i in region.owned}
-    elsewhere = copies - Counter(i for region in members for i in region.shared)
+    own = Counter(i for region in members for i in region.shared)
+    elsewhere = {i for i in nodes if copies[i] > own[i]}
     whole = make_region(facts, nodes, nodes - owned, elsewhere, tuple(region.nodes for region in members))
     if legality(whole) is None:
         return [whole]
