@@ -71,7 +71,12 @@ def merge(
             alike.remove(joined)
         alike.append(joined)
     copies = Counter(i for region, _ in regions for i in region.shared)
-    made = [region for group in groups for region in _kernels(facts, group.members, copies, legality)]
+    made: list[Region] = []
+    for group in groups:
+        kernels = _kernels(facts, group.members, copies, legality)
+        if len(kernels) > 1:
+            reach.divide([region.owned for region in kernels])
+        made += kernels
     return sorted(made, key=lambda region: region.nodes[-1])
 
 

@@ -11,8 +11,8 @@ class Reach:
     """For each node, the nodes that depend on it: reading `reach[i]` gives them as a bit set.
 
     Nodes that were joined are one step: what one of them reaches all reach, and so does whatever reaches one of them.
-    The bit sets of a step are equal and leave out its own nodes. What depends on one node of a step has a bit for that
-    node alone; `step` gives the bits of all.
+    Of a step that depends on a node, the bits of some nodes are set; `step` gives the bits of all. A step has bits of its
+    own nodes that depend on others of them, which count once it is divided again.
 
     Args:
         facts: of the recording.
@@ -37,19 +37,25 @@ class Reach:
     def join(self, nodes: Iterable[int]) -> None:
         """Makes `nodes`, and what they run with already, one step; no path may lead from them out and back in."""
         together = tuple(dict.fromkeys(k for i in nodes for k in self._steps.get(i, (i,))))
-        mask = bit_set(together)
         reached = 0
         for i in together:
             reached |= self._bits[i]
-        reached &= ~mask
         short = [i for i in together if reached & ~self._bits[i]]
         for i in together:
             self._bits[i] = reached
-        self._steps.update(dict.fromkeys(together, together))
-        self._masks.update(dict.fromkeys(together, mask))
-        self._spread(short, reached, mask)
+        self._run_together(together)
+        self._spread(short, reached)
 
-    def _spread(self, changed: Sequence[int], reached: int, inside: int) -> None:
+    def divide(self, parts: Iterable[Sequence[int]]) -> None:
+        """Makes each of `parts`, which were one step together, a step of its own; they go on reaching the same."""
+        for nodes in parts:
+            self._run_together(tuple(nodes))
+
+    def _run_together(self, nodes: tuple[int, ...]) -> None:
+        self._steps.update(dict.fromkeys(nodes, nodes))
+        self._masks.update(dict.fromkeys(nodes, bit_set(nodes)))
+
+    def _spread(self, changed: Sequence[int], reached: int) -> None:
         """Makes what reaches a node of `changed` reach `reached`.
 
         Whatever reaches a node reaches what that one reaches, so the walk ends at nodes that reach all of it already:
@@ -58,7 +64,7 @@ class Reach:
         waiting = [p for i in changed for p in self._before[i]]
         while waiting:
             i = waiting.pop()
-            if inside >> i & 1 or not reached & ~self._bits[i]:
+            if not reached & ~self._bits[i]:
                 continue
             for k in self._steps.get(i, (i,)):
                 self._bits[k] |= reached
