@@ -11,8 +11,8 @@ class Reach:
     """For each node, the nodes that depend on it: reading `reach[i]` gives them as a bit set.
 
     Nodes that were joined are one step: what one of them reaches all reach, and so does whatever reaches one of them.
-    Of a step that depends on a node, the bits of some nodes are set; `step` gives the bits of all. A step has bits of its
-    own nodes that depend on others of them, which count once it is divided again.
+    Of a step that depends on a node, the bits of some nodes are set; `step` gives the bits of all. A step has bits of
+    its own nodes that depend on others of them, which count once it is divided again.
 
     Args:
         facts: of the recording.

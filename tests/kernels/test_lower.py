@@ -15,6 +15,7 @@ from graphs import DYNAMIC, EXAMPLES, LENGTH, normal, rms_norm, swiglu, trace
 
 from fusion.kernels import elements
 from fusion.kernels.loops import Axis, LoopNest
+from fusion.kernels.lower import check as check_only
 from fusion.kernels.lower import given_symbols, lower
 from fusion.patterns import reference, scalar, symbols
 from fusion.patterns.errors import GraphError, LoweringError
@@ -28,6 +29,7 @@ S0 = symbols.symbol("s0")
 
 def check(graph: SubGraph, inputs: tuple[torch.Tensor, ...], *, numerics: str = "eager", given: Any = ()) -> LoopNest:
     """Lowers `graph`, compares what the kernel means with eager by the acceptance rule, and returns the nest."""
+    check_only(graph)
     nest = lower(graph, numerics=numerics)
     before = [t.clone() for t in inputs]
     made = evaluate(nest, *inputs, given=given)
@@ -53,6 +55,9 @@ def nest_of(fn: Callable[..., Any], *inputs: torch.Tensor, **options: Any) -> Lo
 def refused(fn: Callable[..., Any], *inputs: torch.Tensor) -> LoweringError:
     with pytest.raises(LoweringError) as caught:
         lower(trace(fn, *inputs))
+    with pytest.raises(LoweringError) as found:
+        check_only(trace(fn, *inputs))
+    assert str(found.value) == str(caught.value), "a check refuses what lowering refuses, in its words"
     return caught.value
 
 
