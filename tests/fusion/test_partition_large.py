@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from partitions import (
@@ -115,7 +114,7 @@ def test_three_thousand_calls_with_the_real_judge(kind: str) -> None:
 
 
 def cpu_seconds(calls: int) -> float:
-    """CPU time of partitioning a tangled graph, without the collector's, whose turns fall anywhere: the best of four."""
+    """CPU time of partitioning a tangled graph, the collector of garbage left out: the best of four."""
     graph, times = tangled(calls, seed=0), []
     gc.collect()
     gc.disable()
@@ -130,7 +129,7 @@ def cpu_seconds(calls: int) -> float:
 
 
 def test_tangled_calls_take_under_a_second_and_grow_linearly() -> None:
-    """A quiet Xeon core takes 0.5 s for 3,000; the bound leaves a shared one three times that, and growth is a ratio."""
+    """A quiet Xeon core takes 0.5 s for 3,000; the bound leaves a shared one three times that."""
     partition(tangled(300, seed=1), values={"s0": 2, "s1": 9})  # what is looked up once per process
     small, large = cpu_seconds(3000), cpu_seconds(6000)
     assert small < 1.5
