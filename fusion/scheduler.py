@@ -157,7 +157,6 @@ class FusionScheduler:
                 min_nodes=self.config.min_nodes,
                 min_elements=self.config.min_tensor_elements,
                 values=values,
-                judge=self.backends.lower,
             )
             regions = tuple(replace(r, subgraph=r.subgraph.with_pattern(match(r.subgraph))) for r in split.regions)
             split = replace(split, regions=regions)

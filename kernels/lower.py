@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,6 +59,20 @@ def lower_kernel(graph: SubGraph, *, numerics: str = "eager") -> Nest:
     return Bundle(_name(graph), graph.digest, inputs, outputs, nests, sizes, numerics, _origins(graph))
 
 
+def check(graph: SubGraph) -> None:
+    """Whether `graph` is one kernel, at a fraction of what lowering it takes; whichever the numerics.
+
+    It builds the elements of the outputs, where all refusals arise, and leaves out what is made of them.
+
+    Args, Raises: as `lower`.
+    """
+    canonical = graph.canonical
+    check_calls(canonical)
+    for part, outputs in _parts(canonical, _outputs(canonical)):
+        with _limited_depth(graph):
+            _suited(part, outputs, eager=True)
+
+
 _Head = tuple[tuple[Argument, ...], tuple[Output, ...], tuple[SizeParameter, ...]]
 
 
@@ -69,15 +84,9 @@ def _nests(graph: SubGraph, numerics: str) -> tuple[tuple[LoopNest, ...], _Head]
     check_calls(canonical)
     inputs, outputs = _inputs(canonical), _outputs(canonical)
     made: list[tuple[SubGraph, tuple[Output, ...], Body]] = []
-    left = iter(outputs)
-    for part in canonical.parts:
-        own = tuple(itertools.islice(left, len(part.outputs)))
-        try:
+    for part, own in _parts(canonical, outputs):
+        with _limited_depth(graph):
             made.append((part, own, _body(part, own, eager=numerics == "eager")))
-        except RecursionError as error:
-            raise LoweringError(
-                "too_large", f"A chain of {len(graph.nodes)} operators is too deep for one kernel.", remedy=_CUT
-            ) from error
     sizes = _sizes([body for _, _, body in made], inputs, outputs)
     nests = tuple(
         LoopNest(
@@ -96,6 +105,24 @@ def _nests(graph: SubGraph, numerics: str) -> tuple[tuple[LoopNest, ...], _Head]
         for part, own, body in made
     )
     return nests, (inputs, outputs, sizes)
+
+
+def _parts(canonical: SubGraph, outputs: tuple[Output, ...]) -> Iterator[tuple[SubGraph, tuple[Output, ...]]]:
+    """The parts of a bundle, or the graph alone, each with its outputs."""
+    left = iter(outputs)
+    for part in canonical.parts:
+        yield part, tuple(itertools.islice(left, len(part.outputs)))
+
+
+@contextlib.contextmanager
+def _limited_depth(graph: SubGraph) -> Iterator[None]:
+    """Turns the interpreter's limit on nested calls into a refusal."""
+    try:
+        yield
+    except RecursionError as error:
+        raise LoweringError(
+            "too_large", f"A chain of {len(graph.nodes)} operators is too deep for one kernel.", remedy=_CUT
+        ) from error
 
 
 def _inputs(canonical: SubGraph) -> tuple[Argument, ...]:
@@ -122,15 +149,25 @@ _OTHER_SPACE = ("reduction_in_column", "scan_index", "domain")
 
 def _body(canonical: SubGraph, outputs: tuple[Output, ...], *, eager: bool) -> Body:
     """Loops, reductions and stores over the first space that suits the graph."""
+    space, stores = _suited(canonical, outputs, eager=eager)
+    reductions, values = hoist([s.value for s in stores])
+    stores = [replace(s, value=value) for s, value in zip(stores, values, strict=True)]
+    return merged(Body(space.rows, space.column, reductions, tuple(stores)))
+
+
+def _suited(canonical: SubGraph, outputs: tuple[Output, ...], *, eager: bool) -> tuple[Space, list[Store]]:
+    """The first space that suits the graph, with what is stored in it."""
     specs = [canonical.spec[name] for name in canonical.outputs]
     orders = [output.order for output in outputs]
     over = [_reduced_sizes(node, canonical) for node in canonical.nodes if ops.kind_of(node.op) is Kind.REDUCTION]
     if not over:
-        return merged(_filled(canonical, outputs, column_space(specs, orders), eager=eager))
+        space = column_space(specs, orders)
+        return space, _filled(canonical, outputs, space, eager=eager)
     no: LoweringError | None = None
     for column in column_candidates(specs, orders, over):
         try:
-            return merged(_filled(canonical, outputs, space_of(specs, orders, column), eager=eager))
+            space = space_of(specs, orders, column)
+            return space, _filled(canonical, outputs, space, eager=eager)
         except LoweringError as error:
             if error.code not in _OTHER_SPACE:
                 raise
@@ -146,8 +183,8 @@ def _reduced_sizes(node: OpNode, canonical: SubGraph) -> ReducedSizes:
     return call.inputs[0].shape, row.dims(call)
 
 
-def _filled(canonical: SubGraph, outputs: tuple[Output, ...], space: Space, *, eager: bool) -> Body:
-    """The loops of `space` with what they compute.
+def _filled(canonical: SubGraph, outputs: tuple[Output, ...], space: Space, *, eager: bool) -> list[Store]:
+    """What is stored at one point of the loops of `space`, with reductions inside the expressions.
 
     Raises:
         LoweringError: as `lower`; "reduction_in_column" also where a reduction would run again for every index of a row
@@ -168,9 +205,7 @@ def _filled(canonical: SubGraph, outputs: tuple[Output, ...], space: Space, *, e
             "A reduction does not depend on all rows of the kernel, so it would be computed again for each.",
             remedy="Cut the region at this operator.",
         )
-    reductions, values = hoist([s.value for s in stores])
-    stores = [replace(s, value=value) for s, value in zip(stores, values, strict=True)]
-    return Body(space.rows, space.column, reductions, tuple(stores))
+    return stores
 
 
 def hoist(roots: Sequence[Scalar]) -> tuple[tuple[Reduction, ...], list[Scalar]]:

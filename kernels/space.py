@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,27 +45,35 @@ def memory_order(name: str, spec: TensorSpec) -> tuple[int, ...]:
     Raises:
         LoweringError: "output_layout": the tensor is not dense in any order.
     """
-    left = list(range(len(spec.shape)))
-    if any(isinstance(size, int) and size == 0 for size in spec.shape):
+    order = _dense_order(spec.shape, spec.strides)
+    if order is None:
+        text = ", ".join(symbols.render(s) for s in spec.strides)
+        raise LoweringError(
+            "output_layout",
+            f"The output {name} is {spec.text()} with strides [{text}], which is dense in no order.",
+            remedy="Make it the input of a copy, or leave the view outside the region.",
+        )
+    return order
+
+
+@functools.lru_cache(maxsize=1 << 12)  # the tensors of a model have few different structures
+def _dense_order(shape: tuple[Dim, ...], strides: tuple[Dim, ...]) -> tuple[int, ...] | None:
+    left = list(range(len(shape)))
+    if any(isinstance(size, int) and size == 0 for size in shape):
         return tuple(left)
     order: list[int] = []
     running: Dim = 1
-    strides = tuple(map(symbols.nonempty, spec.strides))
+    steps = tuple(map(symbols.nonempty, strides))
     while left:
-        fitting = [d for d in left if symbols.same(strides[d], running)]
-        fitting = fitting or [d for d in left if _is_one(spec.shape[d])]
+        fitting = [d for d in left if symbols.same(steps[d], running)]
+        fitting = fitting or [d for d in left if _is_one(shape[d])]
         if not fitting:
-            text = ", ".join(symbols.render(s) for s in spec.strides)
-            raise LoweringError(
-                "output_layout",
-                f"The output {name} is {spec.text()} with strides [{text}], which is dense in no order.",
-                remedy="Make it the input of a copy, or leave the view outside the region.",
-            )
+            return None
         # A dimension of size 1 leaves the running stride as it is, so it has to go first.
-        taken = max(fitting, key=lambda d: (_is_one(spec.shape[d]), d))
+        taken = max(fitting, key=lambda d: (_is_one(shape[d]), d))
         left.remove(taken)
         order.append(taken)
-        running = symbols.as_dim(running * spec.shape[taken])
+        running = symbols.as_dim(running * shape[taken])
     return tuple(reversed(order))
 
 

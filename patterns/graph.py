@@ -282,16 +282,20 @@ def canonicalize(graph: SubGraph) -> tuple[SubGraph, dict[str, str], dict[str, D
         return symbols.substitute(dim, order)
 
     def leaf_of(leaf: Leaf) -> Leaf:
+        if isinstance(leaf, Ref):
+            return Ref(names[leaf.name])
         return dim_of(leaf) if isinstance(leaf, sympy.Expr) else leaf
+
+    def call_of(n: OpNode) -> OpNode:
+        made = tuple(names[out] for out in n.outputs)
+        return OpNode(n.op, map_leaves(leaf_of, n.args), map_leaves(leaf_of, n.kwargs), made, n.origin)
 
     def spec_of(s: TensorSpec) -> TensorSpec:
         return TensorSpec(s.dtype, tuple(map(dim_of, s.shape)), tuple(map(dim_of, s.strides)), s.device)
 
-    nodes = tuple(n.renamed(names.__getitem__) for n in graph.nodes)
-    nodes = tuple(replace(n, args=map_leaves(leaf_of, n.args), kwargs=map_leaves(leaf_of, n.kwargs)) for n in nodes)
     canonical = SubGraph(
         tuple(names[i] for i in graph.inputs),
-        nodes,
+        tuple(map(call_of, graph.nodes)),
         tuple(names[o] for o in graph.outputs),
         tuple((new, spec_of(spec[old])) for old, new in names.items()),
         graph.pattern,

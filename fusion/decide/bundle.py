@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from . import cost
 from .facts import Facts
 from .merge import Group, Merging
+from .reach import Reach
 from .regions import Region, bundled
 
 _WINDOW = 8  # bundles of one device, the latest ones, that a region is tried with: keeps bundling linear
 
 
-def bundle(facts: Facts, regions: Sequence[Region], reach: list[int], values: Mapping[str, int]) -> list[Region]:
+def bundle(facts: Facts, regions: Sequence[Region], reach: Reach, values: Mapping[str, int]) -> list[Region]:
     """Fewer regions that compute the same: small ones that run at once, as parts of one kernel.
 
     Two regions on one device are bundled where neither needs the other, directly or through what runs outside; where
@@ -22,10 +23,10 @@ def bundle(facts: Facts, regions: Sequence[Region], reach: list[int], values: Ma
     Args:
         facts: of the recording.
         regions: in the order of their last calls.
-        reach: for each node, a bit set of the nodes that depend on it, each region as one step; changed in place.
+        reach: what depends on what, each region as one step; changed in place.
         values: size symbols' values.
     """
-    merging = Merging(facts, reach, regions)
+    merging = Merging(facts, reach)
     open_bundles: dict[str, list[Group]] = {}
     groups: list[Group] = []
     for region in regions:
@@ -34,7 +35,7 @@ def bundle(facts: Facts, regions: Sequence[Region], reach: list[int], values: Ma
             groups.append(mine)
             continue
         latest = open_bundles.setdefault(facts.graph.spec[region.outputs[0]].device, [])
-        fitting = (g for g in latest[-1 : -_WINDOW - 1 : -1] if _fits(facts, g, region) and merging.are_apart(g, mine))
+        fitting = (g for g in latest[-1 : -_WINDOW - 1 : -1] if _fits(facts, g, mine) and merging.are_apart(g, mine))
         joined = next(fitting, None)
         if joined is None:
             groups.append(mine)
@@ -47,12 +48,11 @@ def bundle(facts: Facts, regions: Sequence[Region], reach: list[int], values: Ma
     return sorted(made, key=lambda region: region.nodes[-1])
 
 
-def _fits(facts: Facts, group: Group, region: Region) -> bool:
+def _fits(facts: Facts, group: Group, mine: Group) -> bool:
     """Whether the kernel keeps to the footprint, and neither makes what the other reads, not even for itself alone."""
-    nodes = group.nodes.union(region.nodes)
-    if sum(not facts.view[i] for i in nodes) > cost.MOST_OPERATORS:
+    operators, values = group.footprint_with(mine)
+    if operators > cost.MOST_OPERATORS or values > cost.MOST_VALUES:
         return False
-    together = (*group.members, region)
-    if len({name for r in together for name in (*r.inputs, *r.outputs)}) > cost.MOST_VALUES:
-        return False
-    return all(facts.dependence.producer.get(name) not in nodes for r in together for name in r.inputs)
+    producer = facts.dependence.producer
+    inputs = (name for r in (*group.members, *mine.members) for name in r.inputs)
+    return all((maker := producer.get(name)) not in group.nodes and maker not in mine.nodes for name in inputs)

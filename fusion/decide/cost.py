@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,7 @@ class Sizes:
     def __init__(self, values: Mapping[str, int]) -> None:
         self.values = values
         self._dims: dict[Dim, int] = {}
+        self._elements: dict[tuple[Dim, ...], int] = {}
 
     def size(self, dim: Dim) -> int:
         """The value of one size."""
@@ -170,13 +171,17 @@ class Sizes:
             known = self._dims[dim] = max(symbols.evaluate(dim, names), 0)
         return known
 
-    def elements(self, shape: Iterable[Dim]) -> int:
+    def elements(self, shape: tuple[Dim, ...]) -> int:
         """How many elements a tensor of `shape` has."""
-        return math.prod(map(self.size, shape))
+        known = self._elements.get(shape)
+        if known is None:
+            known = self._elements[shape] = math.prod(map(self.size, shape))
+        return known
 
     def bytes(self, spec: TensorSpec) -> int:
         """The memory a tensor covers; what is expanded counts once."""
-        shape = (d for d, s in zip(spec.shape, spec.strides, strict=True) if not (isinstance(s, int) and s == 0))
+        pairs = zip(spec.shape, spec.strides, strict=True)
+        shape = tuple(d for d, s in pairs if not (isinstance(s, int) and s == 0))
         return self.elements(shape) * spec.dtype.itemsize
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from . import cost
 from .facts import Extents, Facts, No
+from .reach import Reach
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Grower:
         taken: nodes that other regions own; the caller adds to it.
         refused: nodes that stay outside; the caller adds to it.
         holders: for nodes that regions hold, of their own or shared, the nodes of each such region; the caller adds.
-        reach: for each node, a bit set of the nodes that depend on it; the caller keeps it.
+        reach: what depends on what, each region as one step; the caller keeps it.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Grower:
         taken: Collection[int],
         refused: Mapping[int, No],
         holders: Mapping[int, Sequence[Collection[int]]],
-        reach: Sequence[int],
+        reach: Reach,
     ) -> None:
         self.facts = facts
         self.sizes = sizes

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import cost
 from .facts import Extents, Facts
+from .legality import Legality
+from .reach import Reach
 from .regions import Region, make_region
 
 _WINDOW = 8  # groups of one space, the latest ones, that a region is tried with: keeps merging linear
@@ -20,21 +22,29 @@ class Group:
     Attributes:
         members: the regions, in an order they could run in.
         nodes: all their nodes.
-        owned: bit set of those that no one else runs.
-        needs: bit set of the nodes they depend on directly and do not hold.
+        computing: those of `nodes` that are no views.
+        owned: those of `nodes` that no one else runs.
+        needs: the nodes they depend on directly and do not hold.
+        values: names of the inputs and outputs of the members.
     """
 
     members: list[Region]
     nodes: set[int]
-    owned: int
-    needs: int
+    computing: set[int]
+    owned: set[int]
+    needs: set[int]
+    values: set[str]
+
+    def footprint_with(self, other: Group) -> tuple[int, int]:
+        """Operators that compute, and values read or written, of both groups together."""
+        return len(self.computing | other.computing), len(self.values | other.values)
 
 
 def merge(
     facts: Facts,
     regions: Sequence[tuple[Region, Extents]],
-    reach: list[int],
-    legal: Callable[[Region], bool],
+    reach: Reach,
+    legality: Legality,
 ) -> list[Region]:
     """Fewer regions that compute the same.
 
@@ -45,10 +55,10 @@ def merge(
     Args:
         facts: of the recording.
         regions: with the iteration space of each.
-        reach: for each node, a bit set of the nodes that depend on it, each region as one step; changed in place.
-        legal: whether a region is one kernel.
+        reach: what depends on what, each region as one step; changed in place.
+        legality: tells whether a region is one kernel.
     """
-    merging = Merging(facts, reach, [region for region, _ in regions])
+    merging = Merging(facts, reach)
     open_groups: dict[tuple[str, Extents], list[Group]] = {}
     groups: list[Group] = []
     for region, space in sorted(regions, key=lambda pair: pair[0].nodes[-1]):
@@ -61,71 +71,55 @@ def merge(
             alike.remove(joined)
         alike.append(joined)
     copies = Counter(i for region, _ in regions for i in region.shared)
-    made = [region for group in groups for region in _kernels(facts, group.members, copies, legal)]
+    made: list[Region] = []
+    for group in groups:
+        kernels = _kernels(facts, group.members, copies, legality)
+        if len(kernels) > 1:
+            reach.divide([region.owned for region in kernels])
+        made += kernels
     return sorted(made, key=lambda region: region.nodes[-1])
 
 
-def _kernels(
-    facts: Facts, members: list[Region], copies: Counter[int], legal: Callable[[Region], bool]
-) -> list[Region]:
+def _kernels(facts: Facts, members: list[Region], copies: Counter[int], legality: Legality) -> list[Region]:
     """The members as one region where that is legal, else the halves; a half of a legal order is a legal order."""
     if len(members) == 1:
         return members
     nodes = {i for region in members for i in region.nodes}
     owned = {i for region in members for i in region.owned}
-    elsewhere = copies - Counter(i for region in members for i in region.shared)
+    own = Counter(i for region in members for i in region.shared)
+    elsewhere = {i for i in nodes if copies[i] > own[i]}
     whole = make_region(facts, nodes, nodes - owned, elsewhere, tuple(region.nodes for region in members))
-    if legal(whole):
+    if legality(whole) is None:
         return [whole]
     half = len(members) // 2
-    return _kernels(facts, members[:half], copies, legal) + _kernels(facts, members[half:], copies, legal)
-
-
-def spread(reach: list[int], together: Iterable[int], bits: int, reached: int) -> None:
-    """Makes what reaches one of some nodes that run together reach all that they reach.
-
-    Args:
-        reach: for each node, a bit set of the nodes that depend on it; changed.
-        together: the nodes.
-        bits: the same as a bit set.
-        reached: what they reach together.
-    """
-    for i in [i for i, later in enumerate(reach) if later & bits]:
-        reach[i] |= reached
-    for i in together:
-        reach[i] |= reached
+    return _kernels(facts, members[:half], copies, legality) + _kernels(facts, members[half:], copies, legality)
 
 
 class Merging:
-    """Which regions reach which, as they are joined.
+    """Which regions may be joined, and what reaches what once they are.
 
     Args:
         facts: of the recording.
-        reach: for each node, a bit set of the nodes that depend on it, each region as one step; changed in place.
-        regions: all of them.
+        reach: what depends on what, each region as one step; changed in place.
     """
 
-    def __init__(self, facts: Facts, reach: list[int], regions: Sequence[Region]) -> None:
+    def __init__(self, facts: Facts, reach: Reach) -> None:
         self.facts = facts
         self.reach = reach
-        self.step: dict[int, int] = {}  # for each owned node, the bit set of the nodes it runs with
-        for region in regions:
-            self._run_together(region.owned, _bits(region.owned))
-
-    def _run_together(self, owned: Sequence[int], bits: int) -> None:
-        self.step.update(dict.fromkeys(owned, bits))
 
     def alone(self, region: Region) -> Group:
         """A group of one."""
-        needs = {p for i in region.nodes for p in self.facts.before[i]} - set(region.nodes)
-        return Group([region], set(region.nodes), _bits(region.owned), _bits(needs))
+        facts, nodes = self.facts, set(region.nodes)
+        needs = {p for i in region.nodes for p in facts.before[i]} - nodes
+        computing = {i for i in region.nodes if not facts.view[i]}
+        return Group([region], nodes, computing, set(region.owned), needs, {*region.inputs, *region.outputs})
 
     def join(self, region: Region, space: Extents, groups: Sequence[Group]) -> Group | None:
         """The group that `region` was added to: one it shares values with before others; None where none will do."""
         mine = self.alone(region)
-        related = [g for g in groups if g.owned & mine.needs or g.needs & mine.needs]
+        related = [g for g in groups if not (mine.needs.isdisjoint(g.owned) and mine.needs.isdisjoint(g.needs))]
         for group in (*related, *(g for g in groups if g not in related)):
-            if not self._fits(group, region, space):
+            if not self._fits(group, mine, space):
                 continue
             if self.may_follow(group, mine):
                 self.add(group, mine, [*group.members, region])
@@ -135,66 +129,42 @@ class Merging:
                 return group
         return None
 
-    def _fits(self, group: Group, region: Region, space: Extents) -> bool:
-        computing = sum(not self.facts.view[i] for i in group.nodes.union(region.nodes))
-        if computing > cost.MOST_OPERATORS:
+    def _fits(self, group: Group, mine: Group, space: Extents) -> bool:
+        operators, values = group.footprint_with(mine)
+        if operators > cost.MOST_OPERATORS or values > cost.MOST_VALUES:
             return False
-        values = {name for r in (*group.members, region) for name in (*r.inputs, *r.outputs)}
-        if len(values) > cost.MOST_VALUES:
-            return False
-        whole = [o for r in (*group.members, region) for o in r.outputs if self.facts.extents(o) == space]
+        outputs = (o for r in (*group.members, *mine.members) for o in r.outputs)
+        whole = [o for o in outputs if self.facts.extents(o) == space]
         return all(self.facts.together(whole[0], name) for name in whole[1:])
 
     def may_follow(self, first: Group, second: Group) -> bool:
         """Whether nothing outside that `second` depends on depends on `first`, nor `first` on `second`."""
-        return not self._reached(second) & first.owned and not self._leads_around(first, second)
+        return not self._reaches(second, first) and not self._leads_around(first, second)
 
     def are_apart(self, first: Group, second: Group) -> bool:
         """Whether neither group needs the other, directly or through what runs outside of both.
 
         What both compute for themselves binds neither to the other.
         """
-        if first.needs & second.owned or second.needs & first.owned:
+        if not (first.needs.isdisjoint(second.owned) and second.needs.isdisjoint(first.owned)):
             return False
         return not self._leads_around(first, second) and not self._leads_around(second, first)
 
+    def _reaches(self, first: Group, second: Group) -> bool:
+        """Whether a call that `second` owns depends on one that `first` owns."""
+        return bool(self.reach[min(first.owned)] & self.reach.step(min(second.owned)))
+
     def _leads_around(self, first: Group, second: Group) -> bool:
         """Whether something outside of both that `second` depends on depends on `first`."""
-        reached = self._reached(first)
-        return any(reached & self.step.get(p, 1 << p) for p in _ones(second.needs & ~first.owned))
-
-    def _reached(self, group: Group) -> int:
-        bits = 0
-        for i in _ones(group.owned):
-            bits |= self.reach[i]
-        return bits
+        reached = self.reach[min(first.owned)]
+        return any(reached & self.reach.step(p) for p in second.needs if p not in first.owned)
 
     def add(self, group: Group, other: Group, members: list[Region]) -> None:
         """Makes `group` the `members` of itself and `other`, in an order they could run in."""
-        owned = group.owned | other.owned
-        first, second = self._reached(group), self._reached(other)
-        if (first ^ second) & ~owned:  # what reached one of them reaches now what the other reaches
-            reached = first | second
-            spread(self.reach, _ones(owned), owned, reached)
+        self.reach.join((min(group.owned), min(other.owned)))
         group.members = members
         group.nodes |= other.nodes
-        group.owned = owned
-        group.needs = (group.needs | other.needs) & ~_bits(group.nodes)
-        self._run_together([i for r in group.members for i in r.owned], owned)
-
-
-def _bits(numbers: Iterable[int]) -> int:
-    bits = 0
-    for i in numbers:
-        bits |= 1 << i
-    return bits
-
-
-def _ones(bits: int) -> list[int]:
-    """The positions of the ones in a bit set."""
-    found = []
-    while bits:
-        low = bits & -bits
-        found.append(low.bit_length() - 1)
-        bits ^= low
-    return found
+        group.computing |= other.computing
+        group.owned |= other.owned
+        group.needs = (group.needs | other.needs) - group.nodes
+        group.values |= other.values

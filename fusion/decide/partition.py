@@ -8,31 +8,23 @@ outcome.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from fusion.kernels.bundle import Nest
-from fusion.kernels.lower import lower
-from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import SubGraph
-from fusion.patterns.ops import Kind
 from fusion.patterns.recorded import IslandNode, RecordedGraph
 from fusion.patterns.specs import TensorSpec
 
 from . import cost
 from .bundle import bundle
 from .check import verify
-from .dependence import Dependence, schedule
+from .dependence import schedule
 from .facts import Extents, Facts, No
 from .growth import Grower, Growth
-from .merge import merge, spread
-from .refusal import CODES, Refusal
+from .legality import Judge, Legality
+from .merge import merge
+from .reach import Reach
+from .refusal import Refusal
 from .regions import Partition, Region, make_region, stored
-
-Judge = Callable[[SubGraph], Nest]
-
-# Codes of a LoweringError that go by another name in a report.
-_LOWERING_CODES = {"domain": "different_domain", "index": "operator_use"}
 
 
 def partition(
@@ -51,37 +43,19 @@ def partition(
         min_elements: elements of the largest output below which a region is refused as "few_elements".
         values: the size of each symbol in the recorded call, for `min_elements` and the cost model; an output whose
             size depends on a symbol it lacks counts as large enough.
-        judge: lowers a SubGraph or raises LoweringError; `kernels.lower.lower` by default. Called once per digest, and
-            only for regions whose structure leaves the answer open.
+        judge: as `Legality`'s.
 
     Raises:
         GraphError: the outcome is malformed; `verify` says how.
     """
-    search = _Search(Facts(graph), min_nodes, min_elements, values, _remembered(judge or lower))
+    search = _Search(Facts(graph), min_nodes, min_elements, values, judge)
     facts = search.facts
     search.run()
-    merged = merge(facts, search.regions, search.reach, search.is_legal)
+    merged = merge(facts, search.regions, search.reach, search.legality)
     regions = tuple(bundle(facts, merged, search.reach, values))
     made = Partition(regions, tuple(_refusals(search, regions)), schedule(graph, regions, facts.dependence))
     verify(made, graph, facts)
     return made
-
-
-def _remembered(judge: Judge) -> Callable[[SubGraph], No | None]:
-    """Why a SubGraph does not lower, or None; asked once per digest."""
-    known: dict[str, No | None] = {}
-
-    def verdict(graph: SubGraph) -> No | None:
-        if graph.digest not in known:
-            try:
-                judge(graph)
-                known[graph.digest] = None
-            except LoweringError as error:
-                code = _LOWERING_CODES.get(error.code, error.code)
-                known[graph.digest] = (code if code in CODES else "not_fusable", error.message)
-        return known[graph.digest]
-
-    return verdict
 
 
 def _refusals(search: _Search, regions: Iterable[Region]) -> Iterable[tuple[int, Refusal]]:
@@ -104,21 +78,20 @@ class _Search:
         min_nodes: int,
         min_elements: int,
         values: Mapping[str, int],
-        verdict: Callable[[SubGraph], No | None],
+        judge: Judge | None,
     ) -> None:
         self.facts = facts
         self.min_nodes = min_nodes
         self.min_elements = min_elements
         self.values = values
         self.sizes = cost.Sizes(values)
-        self.verdict = verdict
+        self.legality = Legality(facts, judge)
         self.taken: set[int] = set()
         self.holders: dict[int, list[frozenset[int]]] = {}  # the nodes of the regions that hold a node
         self.outside = [True] * len(facts.graph.nodes)  # whether a node runs in no region; known once decided on
         self.refused: dict[int, No] = {}
         self.regions: list[tuple[Region, Extents]] = []
-        self._contiguous: dict[TensorSpec, bool] = {}
-        self.reach = _reach(facts.dependence)
+        self.reach = Reach(facts)
         self.grower = Grower(facts, self.sizes, self.taken, self.refused, self.holders, self.reach)
 
     def run(self) -> None:
@@ -186,7 +159,7 @@ class _Search:
             held = frozenset(region.nodes)
             for i in region.nodes:
                 self.holders.setdefault(i, []).append(held)
-            self._contract(region)
+            self.reach.join(region.owned)
         return no
 
     def _trial(self, nodes: set[int], shared: set[int]) -> No | None:
@@ -202,51 +175,7 @@ class _Search:
                 return "few_elements", f"{most} elements, fewer than min_tensor_elements={self.min_elements}"
         if computing == 1 and not cost.device(specs[0].device).lone_operators:
             return "no_gain", f"one operator alone saves no bytes and no launch on {specs[0].device}"
-        return self._unlawful(make_region(self.facts, nodes, shared, self.holders))
-
-    def is_legal(self, region: Region) -> bool:
-        """Whether a region is one kernel."""
-        return self._unlawful(region) is None
-
-    def _unlawful(self, region: Region) -> No | None:
-        return None if self._is_plain(region) else self.verdict(region.subgraph)
-
-    def _is_plain(self, region: Region) -> bool:
-        """Whether a region lowers for certain: pointwise calls of contiguous values, all results of one shape."""
-        facts = self.facts
-        if len(region.nodes) > cost.MOST_OPERATORS:
-            return False
-        if any(facts.view[i] or facts.kind(i) is not Kind.POINTWISE for i in region.nodes):
-            return False
-        specs = [facts.graph.spec[name] for name in region.outputs]
-        return all(spec.shape == specs[0].shape and self._is_contiguous(spec) for spec in specs)
-
-    def _is_contiguous(self, spec: TensorSpec) -> bool:
-        if spec not in self._contiguous:
-            self._contiguous[spec] = spec.is_contiguous
-        return self._contiguous[spec]
+        return self.legality(make_region(self.facts, nodes, shared, self.holders))
 
     def _is_known(self, spec: TensorSpec) -> bool:
         return all(isinstance(d, int) or all(s.name in self.values for s in d.free_symbols) for d in spec.shape)
-
-    def _contract(self, region: Region) -> None:
-        """Makes what reaches one call of a region reach all that the region reaches: it runs as one step."""
-        owned = region.owned
-        mask = sum(1 << i for i in owned)
-        reached = 0
-        for i in owned:
-            reached |= self.reach[i]
-        if not reached & ~mask & ~self.reach[owned[-1]]:
-            return
-        spread(self.reach, owned, mask, reached)
-
-
-def _reach(facts: Dependence) -> list[int]:
-    """For each node, a bit set of the nodes that depend on it."""
-    reach = [0] * len(facts.after)
-    for i in reversed(range(len(reach))):
-        bits = 0
-        for later in facts.after[i]:
-            bits |= reach[later] | 1 << later
-        reach[i] = bits
-    return reach

@@ -79,6 +79,20 @@ def test_what_does_not_lower_together_is_cut_into_what_does() -> None:
     assert names(graph, parts) == ["mul softmax mul softmax | mul softmax mul softmax"]
 
 
+def test_what_does_not_lower_together_still_waits_for_each_other() -> None:
+    def judge(graph: SubGraph) -> Any:
+        if graph.ops.count("softmax") > 1:
+            raise LoweringError("domain", "one at most")
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        first = torch.softmax(x, -1)
+        second = torch.softmax(first + 1, -1)
+        return torch.softmax(second[:, 4:], -1)  # apart from `first` but for `second`, which stood with it
+
+    graph, parts = divided(fn, tensor(ROWS, WIDTH), judge=judge)
+    assert names(graph, parts) == ["softmax", "add softmax", "softmax"]
+
+
 def test_a_merged_kernel_keeps_within_its_footprint() -> None:
     _, parts = divided(lambda x: [(x * k).relu() for k in range(2 * cost.MOST_VALUES)], tensor(ROWS, WIDTH))
     assert len(parts.regions) > 1

@@ -11,6 +11,7 @@ from evaluate import evaluate
 from graphs import trace
 
 from fusion.kernels.loops import LoopNest
+from fusion.kernels.lower import check as check_only
 from fusion.kernels.lower import given_symbols, lower
 from fusion.patterns import reference
 from fusion.patterns.errors import LoweringError
@@ -20,6 +21,7 @@ from fusion.patterns.verify import accept
 
 def check(graph: SubGraph, inputs: tuple[torch.Tensor, ...], *, numerics: str = "eager", given: Any = ()) -> LoopNest:
     """Lowers `graph`, compares what the kernel means with eager by the acceptance rule, and returns the nest."""
+    check_only(graph)
     nest = lower(graph, numerics=numerics)
     before = [t.clone() for t in inputs]
     made = evaluate(nest, *inputs, given=given)
@@ -40,4 +42,7 @@ def nest_of(fn: Callable[..., Any], *inputs: torch.Tensor, **options: Any) -> Lo
 def refused(fn: Callable[..., Any], *inputs: torch.Tensor) -> LoweringError:
     with pytest.raises(LoweringError) as caught:
         lower(trace(fn, *inputs))
+    with pytest.raises(LoweringError) as found:
+        check_only(trace(fn, *inputs))
+    assert str(found.value) == str(caught.value), "a check refuses what lowering refuses, in its words"
     return caught.value
