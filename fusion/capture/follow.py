@@ -150,6 +150,13 @@ class Follower(TorchDispatchMode):
         """Whether the run still agrees with the recording, and this thread is looking."""
         return not self._paused and self.diverged is None and threading.get_ident() == self._thread
 
+    def _quiet(self, build: Callable[[], Any]) -> Any:
+        self._paused += 1
+        try:
+            return build()
+        finally:
+            self._paused -= 1
+
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
             step()
@@ -281,11 +288,7 @@ class Follower(TorchDispatchMode):
         """Calls natively and compares the call; integers among the arguments may be the twin's own."""
         if not self.following:
             return original(receiver, *args, **kwargs)
-        self._paused += 1
-        try:
-            result = original(receiver, *args, **kwargs)
-        finally:
-            self._paused -= 1
+        result = self._quiet(lambda: original(receiver, *args, **kwargs))
         self._attempt(lambda: self._island(island, receiver, args, kwargs, result))
         return result
 
@@ -318,20 +321,16 @@ class Follower(TorchDispatchMode):
         self.nodes.append(replace(node, args=numbers))
 
     def _log(self, node: IslandNode, result: Any) -> None:
-        self.log.append(
-            as_it_is(result)
-            if node.copied
-            else list(result)
-            if isinstance(result, list) and is_plain(result)
-            else result
-        )
+        if node.copied:
+            result = self._quiet(lambda: as_it_is(result))
+        self.log.append(list(result) if isinstance(result, list) and is_plain(result) else result)
 
     def _keep_copies(self, node: IslandNode) -> None:
         """What a later native call writes to is kept as it is now."""
         for name in node.outputs if node.copied else ():
             if isinstance(name, str) and name in self.real:
                 self._alive.append(self.real[name])
-                self.real[name] = self.real[name].clone()
+                self.real[name] = self._quiet(self.real[name].clone)
 
     def _island_result(self, output: Any, value: Any) -> None:
         if isinstance(output, Expect):
