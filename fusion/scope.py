@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from fusion.capture import islands
-from fusion.capture.follow import Likeness, follow, likeness, twins
+from fusion.capture.follow import follow
 from fusion.capture.given import Given
+from fusion.capture.likeness import Likeness, likeness, twins
 from fusion.capture.meanings import by_meaning
 from fusion.capture.provenance import flatten
 from fusion.capture.record import Recording, changed, plain_state, python_state, record

@@ -12,12 +12,11 @@ shape before it is trusted.
 
 from __future__ import annotations
 
-import collections
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -36,80 +35,12 @@ from fusion.runtime.nesting import flatten as flatten_result
 from fusion.runtime.plan import as_it_is
 
 from .effects import Effects, storage_key, tensors_written, view_in_place
-from .held import PLAIN
 from .islands import Island, NativeFunction, shown
 from .lookups import is_plain
 from .natively import as_tuples
 from .provenance import tensors_of
 from .reads import DATA_READS, LAYOUT_READS, NUMPY
 from .record import Recording, below_autograd
-
-_MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """What two modules must share to be twins.
-
-    Attributes:
-        structure: equal for modules of the same classes, tensors and attributes, integers left out.
-        integers: integer attributes by path.
-    """
-
-    structure: Any
-    integers: tuple[tuple[str, int], ...]
-
-
-def likeness(module: torch.nn.Module) -> Likeness:
-    """A module tree's classes, tensor layouts, plain attributes, and the identity of everything else it holds."""
-    structure: list[Any] = []
-    integers: list[tuple[str, int]] = []
-    for path, child in module.named_modules():
-        structure.append((path, id(type(child)), id(type(child).forward)))
-        for name, value in vars(child).items():
-            if name in _MODULE_INTERNALS or name == "forward":
-                continue
-            if type(value) is int:
-                integers.append((f"{path}.{name}", value))
-            elif isinstance(value, (type(None), bool, float, str)):
-                structure.append((path, name, value))
-            elif isinstance(value, (dict, list, set, tuple)):
-                structure.append((path, name, repr(value) if all(map(_is_plain, _nested(value))) else id(value)))
-            elif not isinstance(value, torch.Tensor):
-                structure.append((path, name, id(value)))
-    for path, tensor in tensors_of(module):
-        structure.append((path, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device))
-    return Likeness(tuple(structure), tuple(integers))
-
-
-def _nested(value: Any) -> list[Any]:
-    """What nested containers hold, keys included; a container of another class counts as held."""
-    if type(value) in (dict, collections.OrderedDict):  # torch keeps hooks in the latter
-        return [leaf for item in (*value, *value.values()) for leaf in _nested(item)]
-    if type(value) in (list, set, tuple):
-        return [leaf for item in value for leaf in _nested(item)]
-    return [value]
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (*PLAIN, torch.Size))
-
-
-def twins(first: Likeness, second: Likeness, graph: RecordedGraph) -> bool:
-    """Whether a recording of the first module may be followed by the second."""
-    if first.structure != second.structure or len(first.integers) != len(second.integers):
-        return False
-    in_islands = {
-        leaf
-        for node in graph.nodes
-        if isinstance(node, IslandNode)
-        for leaf in leaves(node.args or ())
-        if type(leaf) is int
-    }
-    differ = [(a, b) for a, b in zip(first.integers, second.integers, strict=True) if a != b]
-    names = {a[0].rpartition(".")[2] for a, _ in differ}
-    numbers = {(a[1], b[1]) for a, b in differ}
-    return len(names) <= 1 and len(numbers) <= 1 and all(a[0] == b[0] and a[1] in in_islands for a, b in differ)
 
 
 class Diverged(Exception):
