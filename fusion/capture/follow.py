@@ -35,8 +35,8 @@ from fusion.runtime.nesting import flatten as flatten_result
 from fusion.runtime.plan import as_it_is
 
 from .effects import Effects, storage_key, tensors_written, view_in_place
-from .islands import Island, NativeFunction, shown
-from .lookups import is_plain
+from .islands import Island, NativeFunction, own, refresh, shown
+from .lookups import is_looked_into, is_plain
 from .natively import as_tuples
 from .provenance import tensors_of
 from .reads import DATA_READS, LAYOUT_READS, NUMPY
@@ -217,9 +217,11 @@ class Follower(TorchDispatchMode):
 
     def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
         """Calls natively and compares the call; integers among the arguments may be the twin's own."""
+        args, kwargs = own((args, kwargs))
         if not self.following:
             return original(receiver, *args, **kwargs)
         result = self._quiet(lambda: original(receiver, *args, **kwargs))
+        refresh()
         self._attempt(lambda: self._island(island, receiver, args, kwargs, result))
         return result
 
@@ -268,6 +270,10 @@ class Follower(TorchDispatchMode):
             if type(value) is not type(output.value) or value != output.value:
                 raise Diverged("an island returned another value")
         elif isinstance(value, torch.Tensor):
+            if id(value) in self._parameters or output in self._paths:
+                if self._name(value) != output:
+                    raise Diverged("an island returned another parameter")
+                return
             if id(value) in self.names and output not in self.real:  # its argument, handed back
                 self._check(output, value)
                 self._bind(output, value)
@@ -281,6 +287,7 @@ class Follower(TorchDispatchMode):
     def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
         """Recordings with registered functions are not followed."""
         self.diverged = self.diverged or f"{registered.function.__name__} is called"
+        args, kwargs = own((args, kwargs))
         return registered.function(*args, **kwargs)
 
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
@@ -295,6 +302,12 @@ class Follower(TorchDispatchMode):
         """Any other use of one: the twin made none."""
         if self.following:
             self.diverged = f"calls {method} of a {type(held).__name__}"
+
+    def on_failed_read(self, held: Any, name: str, error: Exception) -> Any:
+        """A read that raised: the twin made none."""
+        if self.following:
+            self.diverged = f"reads {name} of a {type(held).__name__}, which has none"
+        raise error
 
     def _found(self, receiver: Any, method: str, args: tuple[Any, ...] | None, value: Any) -> Any:
         if not self.following or id(receiver) not in self.objects:
@@ -381,6 +394,8 @@ class _Reads(TorchFunctionMode):
         if follower.following:
             if func in DATA_READS or func in NUMPY or func in LAYOUT_READS:
                 follower.diverged = f"{func} reads tensor data"
+            elif any(map(is_looked_into, (*args, *(kwargs or {}).values()))):
+                follower.diverged = f"{func} is given a list that an object holds"
             elif func is torch.Tensor.contiguous and result is args[0]:
                 follower._attempt(lambda: follower.elided_contiguous(args[0]))
         return result

@@ -22,7 +22,7 @@ from fusion.capture.provenance import flatten
 from fusion.runtime.lent import Changed, take_over
 from fusion.runtime.plan import Raised
 
-from .lookups import is_container, is_object, looked_into
+from .lookups import is_container, is_object, looked_into, real
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,8 @@ class NativeFunction:
 
 
 _MODULE_INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
+# Attributes through which all of an object's state is read at once: copies, `vars`.
+_WHOLE = frozenset({"__dict__", "__reduce_ex__", "__reduce__", "__getstate__", "__copy__", "__deepcopy__"})
 _REGISTRY: dict[tuple[type, str], Island] = {}
 _FUNCTIONS: dict[int, NativeFunction] = {}
 _SESSION = threading.local()
@@ -135,7 +137,10 @@ class Session(Protocol):
         """Told of an item that is taken from a list or dict inside such an object."""
 
     def on_use(self, held: Any, method: str, changes: bool) -> None:
-        """Told of anything else that is done with one."""
+        """Told of anything else that is done with one, or with an object as a whole."""
+
+    def on_failed_read(self, held: Any, name: str, error: Exception) -> Any:
+        """Answers a read of an attribute or item that raised, or raises."""
 
     def on_write(self, receiver: Any, name: str) -> None:
         """Told that an attribute of an object is set or deleted."""
@@ -247,13 +252,25 @@ def _module_made(original: Callable[..., None]) -> Callable[..., None]:
 def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
     def read(self: Any, name: str) -> Any:
         handler = getattr(_SESSION, "handler", None)
-        if handler is None or _SESSION.__dict__.get("reading") or _is_internal(self, name):
+        if handler is None or _SESSION.__dict__.get("reading"):
+            return original(self, name)
+        if _is_internal(self, name):
+            if name in _WHOLE:
+                handler.on_use(self, name, False)
             return original(self, name)
         _SESSION.reading = True  # what a property reads in turn is part of it
         try:
             value = original(self, name)
+        except Exception as error:
+            if isinstance(error, AttributeError) and hasattr(type(self), "__getattr__"):
+                raise  # Python asks that then
+            failed = error
+        else:
+            failed = None
         finally:
             _SESSION.reading = False
+        if failed is not None:
+            return handler.on_failed_read(self, name, failed)
         return value if island_of(type(self), name) is not None else handler.on_attribute(self, name, value)
 
     return read
@@ -270,7 +287,7 @@ def _watched_write(original: Callable[..., None]) -> Callable[..., None]:
         handler = getattr(_SESSION, "handler", None)
         if handler is not None:
             handler.on_write(self, name)
-        original(self, name, *value)
+        original(self, name, *map(real, value))
 
     return write
 
@@ -303,6 +320,24 @@ def shown(value: Any) -> Any:
     if known is None:
         known = _SESSION.shown[id(value)] = looked_into(value, current)
     return known
+
+
+def refresh() -> None:
+    """A native call may have changed the lists and dicts that the forward was shown."""
+    for known in _SESSION.shown.values():
+        known.refresh()
+
+
+def own(nest: Any) -> Any:
+    """Arguments with the objects' own containers for those the forward was shown; lists and dicts stay themselves."""
+    if not _SESSION.__dict__.get("shown"):
+        return nest
+    if type(nest) is tuple:
+        return tuple(map(own, nest))
+    if type(nest) in (list, dict):
+        for key, value in list(enumerate(nest) if type(nest) is list else nest.items()):
+            nest[key] = own(value)
+    return real(nest)
 
 
 class Replay:
@@ -342,11 +377,13 @@ class Replay:
             return call()
         finally:
             self.depth -= 1
+            refresh()
 
     def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
         """The logged answer; nested calls, and calls past the log, run natively."""
         if island.method == "__init__" and island.owner is not type(receiver) and not has_islands(type(receiver)):
             return original(receiver, *args, **kwargs)  # an object like any other
+        args, kwargs = own((args, kwargs))
         if not self._answers:
             return self._natively(lambda: original(receiver, *args, **kwargs))
         answer = self._answer(args, kwargs)
@@ -362,6 +399,7 @@ class Replay:
             return registered.function(*args, **kwargs)
         if registered.meaning is not None:
             return registered.meaning.decomposition(*args, **kwargs)
+        args, kwargs = own((args, kwargs))
         if not self._answers:
             return self._natively(lambda: registered.function(*args, **kwargs))
         return self._answer(args, kwargs)
@@ -370,6 +408,7 @@ class Replay:
         """The logged answer for a step; other modules are run."""
         if id(module) not in self._steps or self.depth:
             return original(module, *args, **kwargs)
+        args, kwargs = own((args, kwargs))
         if not self._answers:
             return self._natively(lambda: original(module, *args, **kwargs))
         return self._answer(args, kwargs)
@@ -387,7 +426,13 @@ class Replay:
 
     def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
         """The logged item of a list or dict that the plan looked into."""
-        return self._found(value) if not self.depth else value
+        return self._found(value) if not self.depth and id(held) in self._objects else value
+
+    def on_failed_read(self, held: Any, name: str, error: Exception) -> Any:
+        """The logged value, which what was done since has taken away, or the logged error."""
+        if self._answers and (id(held) in self._objects or id(held) in self._steps):
+            return self._found(None)
+        raise error
 
     def on_use(self, held: Any, method: str, changes: bool) -> None:
         """Other uses go through."""

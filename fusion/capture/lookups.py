@@ -7,6 +7,8 @@ is done to it.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,17 +44,23 @@ class Teller:
             return self.other(held, method, *arguments)
         try:
             value = getattr(held, method)(*arguments)
-        except Exception:
-            session.on_use(held, method, False)
-            raise
+        except Exception as error:
+            return session.on_failed_read(held, method, error)
         return session.on_item(held, method, arguments, value)
+
+    def use(self, held: Any, method: str) -> None:
+        """A use that changes nothing."""
+        session = self.session()
+        if session is not None:
+            session.on_use(held, method, False)
 
     def other(self, held: Any, method: str, *arguments: Any, **keywords: Any) -> Any:
         """What any other use of a container gives."""
         session = self.session()
         if session is not None:
             session.on_use(held, method, method in _CHANGES)
-        return getattr(held, method)(*arguments, **keywords)
+        keywords = {name: real(value) for name, value in keywords.items()}
+        return getattr(held, method)(*map(real, arguments), **keywords)
 
 
 class _Seen:
@@ -75,6 +83,19 @@ class _Seen:
     def __bool__(self) -> bool:
         return len(self) > 0
 
+    def __copy__(self) -> Any:
+        return self._teller.other(self._held, "copy")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self._teller.use(self._held, "__deepcopy__")
+        return copy.deepcopy(self._held, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._teller.other(self._held, "__reduce_ex__", protocol)
+
+    def refresh(self) -> None:
+        """Holds what the container holds now, for code below Python, which reads memory rather than methods."""
+
 
 class SeenList(_Seen, list):  # type: ignore[type-arg]  # of anything
     """A list that is looked into."""
@@ -85,6 +106,13 @@ class SeenList(_Seen, list):  # type: ignore[type-arg]  # of anything
 
     def __iter__(self) -> Iterator[Any]:
         return (self[position] for position in range(len(self)))
+
+    def __radd__(self, other: list[Any]) -> list[Any]:
+        self._teller.use(self._held, "__radd__")  # else a list would take this one's memory as it is
+        return other + self._held
+
+    def refresh(self) -> None:
+        list.__setitem__(self, slice(None), self._held)
 
 
 class SeenDict(_Seen, dict):  # type: ignore[type-arg]  # of anything
@@ -101,6 +129,10 @@ class SeenDict(_Seen, dict):  # type: ignore[type-arg]  # of anything
     def get(self, key: Any, default: Any = None) -> Any:
         """As `dict.get`."""
         return self._teller.item(self._held, "get", (key,) if default is None else (key, default))
+
+    def refresh(self) -> None:
+        dict.clear(self)
+        dict.update(self, self._held)
 
 
 def _passed_on(method: str) -> Callable[..., Any]:
@@ -131,11 +163,18 @@ def is_container(value: Any) -> bool:
 def is_object(value: Any) -> bool:
     """Whether a value is an instance of a Python class whose attributes can be watched."""
     return (
-        isinstance(getattr(value, "__dict__", None), dict)
+        isinstance(_state(value), dict)
         and not isinstance(value, (torch.Tensor, torch.nn.Module, types.ModuleType, types.FunctionType, *PLAIN))
         and not isinstance(value, (list, tuple, dict, set, torch.Generator))
         and type(value).__flags__ & (_IMMUTABLE | _HEAP) == _HEAP
     )
+
+
+def _state(value: Any) -> Any:
+    """An object's attributes, without telling anyone; None where it has none."""
+    with contextlib.suppress(AttributeError):
+        return object.__getattribute__(value, "__dict__")
+    return None
 
 
 def looked_into(value: Any, session: Callable[[], Any]) -> Any:
@@ -146,3 +185,15 @@ def looked_into(value: Any, session: Callable[[], Any]) -> Any:
 def real(value: Any) -> Any:
     """The container behind one that is looked into; anything else as it is."""
     return value._held if isinstance(value, _Seen) else value
+
+
+def is_looked_into(value: Any) -> bool:
+    """Whether a value stands for a container."""
+    return isinstance(value, _Seen)
+
+
+def put_back(value: Any) -> None:
+    """Replaces containers that an object's attributes hold for others by those."""
+    state = _state(value)
+    for name in [name for name, held in state.items() if isinstance(held, _Seen)] if isinstance(state, dict) else ():
+        state[name] = state[name]._held

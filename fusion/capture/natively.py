@@ -23,8 +23,8 @@ from fusion.runtime.plan import Raised, as_it_is
 from .effects import Effects, storage_key
 from .given import Given
 from .held import is_library
-from .islands import Island, NativeFunction, function_call, has_islands, shown
-from .lookups import is_container, is_object, is_plain, real
+from .islands import Island, NativeFunction, function_call, has_islands, own, refresh, shown
+from .lookups import is_container, is_looked_into, is_object, is_plain
 from .provenance import Atom, user_line
 from .shadow import Shadow, is_symbolic, real_nest
 
@@ -54,6 +54,7 @@ class NativeCalls:
         effects: Effects
         given: Given
         _names: dict[int, str]
+        _parameters: Mapping[int, tuple[str, torch.Tensor]]
         _paused: int
         _thread: int
 
@@ -64,6 +65,7 @@ class NativeCalls:
         def notice_fixed_size(self) -> None: ...
         def _quiet(self, build: Callable[[], Any]) -> Any: ...
         def _leaf(self, leaf: Any) -> Any: ...
+        def _known(self, tensor: torch.Tensor) -> str: ...
         def _bind(self, name: str, tensor: torch.Tensor, fake: torch.Tensor) -> str: ...
 
     def set_up_native_calls(
@@ -94,6 +96,7 @@ class NativeCalls:
         self._made: list[Any] = []  # kept, so that their ids stay theirs
         self.copied: list[tuple[str, int]] = []  # values that a native call overwrote later, and which
         self._looked_up: dict[int, list[tuple[int, int, str]]] = {}  # by memory: place in the log, node, value
+        self._lists: list[tuple[list[Any], list[Any]]] = []  # of plain values, that were found, and as they were
         self._handed_on: list[str] = []  # results of steps that the forward may still hold
 
     # ---- what is called
@@ -144,7 +147,7 @@ class NativeCalls:
         if island.owner is not kind:
             self.refuse("opaque_argument", f"{kind.__name__} is made; register it with fusion.register_made")
             return self._unrecorded(lambda a, k: original(made, *a, **k), args, kwargs, made)
-        real = real_nest((args, kwargs))
+        real = own(real_nest((args, kwargs)))
         self._quiet(lambda: original(made, *real[0], **real[1]))
         self.log.append(made)
 
@@ -231,12 +234,15 @@ class NativeCalls:
         effect: bool,
         grows: tuple[int, ...],
     ) -> Any:
-        args, kwargs = tuple(map(real, args)), {key: real(value) for key, value in kwargs.items()}
+        if any(map(is_looked_into, pytree.tree_leaves((args, kwargs)))):
+            self.refuse("opaque_argument", f"{method or 'a step'} is given a list or dict that an object holds")
+            return self._unrecorded(call, args, kwargs)
         nests = any(map(_is_made_anew, (*args, *kwargs.values())))
         given = contents((args, kwargs))
         if nests and not (effect and all(map(is_nest, (*args, *kwargs.values()))) and _distinct(given)):
             self.refuse("opaque_argument", f"{method or 'a step'} is given a container, which it may change")
             return self._unrecorded(call, args, kwargs)
+        self.check_lists()
         if self.given.changes():
             self.refuse("python_state", f"{method or 'a step'} is called after a dict of the caller's is written to")
         real_args, real_kwargs = real_nest((args, kwargs))
@@ -252,6 +258,7 @@ class NativeCalls:
             raise
         self._handed_back((args, kwargs), before, method)
         self._quiet(self.effects.after_native)
+        self._after_native()
         self.log.append(noted(result, before))
         handed = [result]
 
@@ -285,6 +292,7 @@ class NativeCalls:
             return call(args, kwargs)  # inside of a native call
         if any(map(is_symbolic, pytree.tree_leaves((args, kwargs)))):
             args, kwargs = real_nest((args, kwargs))
+        args, kwargs = own((args, kwargs))
         before = contents((args, kwargs))
         self._quiet(self.effects.before_native)
         try:
@@ -293,10 +301,21 @@ class NativeCalls:
             self.log.append(_raised(error, before))
             raise
         self._quiet(self.effects.after_native)
+        self._after_native()
         if made is not None:
             self._new_object(made)
         self.log.append(noted(result if made is None else made, before))
         return result
+
+    def check_lists(self) -> None:
+        """Refuses a forward that has changed a list of plain values which an object holds: a plan would not."""
+        if any(len(now) != len(then) or any(map(_differ, now, then)) for now, then in self._lists):
+            self.refuse("python_state", "the forward changes a list that an object holds")
+
+    def _after_native(self) -> None:
+        """A native call may have changed what objects hold."""
+        refresh()
+        self._lists = [(now, list(now)) for now, _ in self._lists]
 
     def _given_up(self) -> tuple[str, ...]:
         """Results of steps that only the recorder still holds: whatever the forward does from here on, catching an
@@ -342,6 +361,8 @@ class NativeCalls:
     ) -> tuple[Any, Any]:
         """What a result is called in the graph, and what the forward gets: a size becomes a symbol."""
         if isinstance(leaf, torch.Tensor):
+            if id(leaf) in self._parameters:
+                self._known(leaf)  # it is the module's, whoever holds it, too: a plan checks that it is
             before = self._names.get(id(leaf))
             name = f"v{len(self.real)}"
             if before is not None and any(self.fakes[before] is fake for fake in like):  # its argument: a result all
@@ -401,13 +422,24 @@ class NativeCalls:
 
     def on_use(self, held: Any, method: str, changes: bool) -> None:
         """Any other use of such a list or dict: a plan would not know of it."""
-        if self.recording:
+        if self.recording and id(held) in self.objects:
             what = f"{type(held).__name__}.{method} of what an object holds"
             self.refuse(*(("python_state", f"the forward calls {what}") if changes else ("opaque_argument", what)))
 
+    def on_failed_read(self, held: Any, name: str, error: Exception) -> Any:
+        """A read that raised: a plan would not know whether it does again."""
+        if id(held) in self.objects and not self._paused and threading.get_ident() == self._thread:
+            self.log.append(Raised(error))
+            if self.recording:
+                self.refuse("opaque_argument", f"reads {name} of a {type(held).__name__}, which has none")
+        raise error
+
     def _found(self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, what: str) -> Any:
         """What was found inside an object: the recording's name for it, and what the forward gets."""
-        recorded = list(value) if isinstance(value, list) and is_plain(value) else value
+        recorded = value
+        if isinstance(value, list) and is_plain(value):
+            recorded = list(value)
+            self._lists.append((value, recorded))
         self.log.append(recorded)
         if self.recording:
             self._attempt(what, lambda: self._record_found(receiver, method, args, recorded, what))
@@ -418,7 +450,8 @@ class NativeCalls:
     def _record_found(
         self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, what: str
     ) -> None:
-        several = type(value) is tuple and not any(map(is_object, value)) and not is_plain(value)
+        several = type(value) is tuple and not is_plain(value)
+        several = several and not any(isinstance(leaf, (list, dict)) or is_object(leaf) for leaf in value)
         outputs = tuple([self._found_leaf(leaf, method, what) for leaf in (value if several else (value,))])
         kind = type(value) if is_container(value) or is_object(value) else None
         structure = "tuple" if several else "leaf"
@@ -475,6 +508,10 @@ class NativeCalls:
         leaf, seen = self._number(value) if method == "item" and type(value) is int else (Expect(value), value)
         self.nodes.append(IslandNode(self._leaf(tensor), method, args, (), (leaf,), False, "leaf", origin=user_line()))
         return seen
+
+
+def _differ(now: Any, then: Any) -> bool:
+    return now is not then and (type(now) is not type(then) or bool(now != then))
 
 
 def _raised(error: Exception, before: Contents) -> Raised:

@@ -11,6 +11,7 @@ from fusion.decide.refusal import Refused
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Ref
 
+from .lookups import is_looked_into
 from .provenance import user_line
 from .recorder import Recorder, unsupported
 
@@ -47,6 +48,9 @@ class SizeReads(TorchFunctionMode):
         kwargs = kwargs or {}
         recorder = self.recorder
         if not recorder.recording:
+            return func(*args, **kwargs)
+        if any(map(is_looked_into, (*args, *kwargs.values()))):
+            recorder.refuse("opaque_argument", f"{func.__name__} is given a list that an object holds")
             return func(*args, **kwargs)
         if args and id(args[0]) in recorder._parameters and unsupported(args[0]) is None:
             self._fake(args[0])  # a plan guards what the forward asked about, such as the dtype, used or not

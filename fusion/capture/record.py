@@ -26,7 +26,7 @@ from . import islands
 from .functional import Node, Settlement
 from .given import Given, Item
 from .held import Entry, Held
-from .lookups import real
+from .lookups import put_back, real
 from .natively import as_tuples
 from .provenance import Atom, modules_of, tensors_of
 from .reads import SizeReads
@@ -230,9 +230,12 @@ def finish(
         items: of dicts among the arguments, which the run has set.
     """
     recorder.notice_fixed_size()
+    recorder.check_lists()
     leaves, tree = flatten_result(result)
     inside = any(is_symbolic(leaf) or real(leaf) is not leaf for leaf in leaves)
     plain = pytree.tree_unflatten([real(hint(leaf)) for leaf in leaves], tree) if inside else result
+    for leaf in leaves:
+        put_back(leaf)
     recording = Recording(plain, recorder.refusal, culprit=recorder.module, reader=recorder.reader)
     recording.undo = recorder.effects.undo
     recording.left = recording.undo.now()
@@ -396,9 +399,10 @@ def _changing(
 
 
 def plain_state(modules: Mapping[str, torch.nn.Module]) -> None:
-    """Replaces symbolic sizes that a recorded forward left in module attributes by numbers."""
+    """Replaces symbolic sizes that a recorded forward left in module attributes by numbers; lists by real ones."""
     for module in modules.values():
         for child in module.modules():
+            put_back(child)
             for name, value in list(child.__dict__.items()):
                 if is_symbolic(value):
                     child.__dict__[name] = hint(value)
