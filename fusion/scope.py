@@ -16,7 +16,7 @@ from fusion.capture.given import Given
 from fusion.capture.likeness import Likeness, likeness, twins
 from fusion.capture.meanings import by_meaning
 from fusion.capture.provenance import flatten
-from fusion.capture.record import Recording, changed, plain_state, python_state, record
+from fusion.capture.record import Recording, changed, plain_state, python_state, record, unseen
 from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal, Refused
 from fusion.known import Known, PlanStopped, same_results
@@ -431,6 +431,7 @@ class Scope:
         result, recording, why = follow(
             twin.recording, values, module, inputs, objects, lambda: self.original(arguments)
         )
+        result = unseen(result)
         self.statistics.eager += 1
         change = changed(before, python_state(self.modules))
         if change is None and given.set_items() != ():
@@ -512,7 +513,7 @@ class Scope:
         left = undo.now()
         undo.rewind()
         with self._replay(log, arguments, known) as replay:
-            eager = self._eager(arguments)
+            eager = unseen(self._eager(arguments))
         outcome = given.outcome(eager, known.graph.items)
         same = same_results(result, outcome) and same_results(seen, replay.seen) and undo.agrees(left)
         if not same:
@@ -538,7 +539,7 @@ class Scope:
     def _replayed(self, arguments: Sequence[Any], log: list[Any], known: Known) -> Any:
         """The original with the islands that already ran answering from the log."""
         with self._replay(log, arguments, known):
-            return self._eager(arguments)
+            return unseen(self._eager(arguments))
 
     @contextmanager
     def _replay(self, log: list[Any], arguments: Sequence[Any], of: Recording | Known) -> Iterator[islands.Replay]:

@@ -258,6 +258,7 @@ def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
             if name in _WHOLE:
                 handler.on_use(self, name, False)
             return original(self, name)
+        failed: Exception | None = None
         _SESSION.reading = True  # what a property reads in turn is part of it
         try:
             value = original(self, name)
@@ -265,8 +266,6 @@ def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
             if isinstance(error, AttributeError) and hasattr(type(self), "__getattr__"):
                 raise  # Python asks that then
             failed = error
-        else:
-            failed = None
         finally:
             _SESSION.reading = False
         if failed is not None:

@@ -20,7 +20,7 @@ _IMMUTABLE, _HEAP = 1 << 8, 1 << 9  # flags of classes: Python code makes the la
 # What no session is told of, or what is told of item by item.
 _OWN = frozenset(
     {"__class__", "__new__", "__init__", "__getattribute__", "__setattr__", "__delattr__", "__init_subclass__"}
-    | {"__subclasshook__", "__doc__", "__dir__", "__dict__", "__class_getitem__", "__repr__", "__hash__"}
+    | {"__subclasshook__", "__doc__", "__dir__", "__dict__", "__class_getitem__", "__hash__"}
     | {"__sizeof__", "__format__"}
 )  # fmt: skip
 _CHANGES = frozenset(
@@ -109,7 +109,7 @@ class SeenList(_Seen, list):  # type: ignore[type-arg]  # of anything
 
     def __radd__(self, other: list[Any]) -> list[Any]:
         self._teller.use(self._held, "__radd__")  # else a list would take this one's memory as it is
-        return other + self._held
+        return [*other, *self._held]
 
     def refresh(self) -> None:
         list.__setitem__(self, slice(None), self._held)
@@ -163,14 +163,14 @@ def is_container(value: Any) -> bool:
 def is_object(value: Any) -> bool:
     """Whether a value is an instance of a Python class whose attributes can be watched."""
     return (
-        isinstance(_state(value), dict)
+        isinstance(state_of(value), dict)
         and not isinstance(value, (torch.Tensor, torch.nn.Module, types.ModuleType, types.FunctionType, *PLAIN))
         and not isinstance(value, (list, tuple, dict, set, torch.Generator))
         and type(value).__flags__ & (_IMMUTABLE | _HEAP) == _HEAP
     )
 
 
-def _state(value: Any) -> Any:
+def state_of(value: Any) -> Any:
     """An object's attributes, without telling anyone; None where it has none."""
     with contextlib.suppress(AttributeError):
         return object.__getattribute__(value, "__dict__")
@@ -194,6 +194,6 @@ def is_looked_into(value: Any) -> bool:
 
 def put_back(value: Any) -> None:
     """Replaces containers that an object's attributes hold for others by those."""
-    state = _state(value)
+    state = state_of(value)
     for name in [name for name, held in state.items() if isinstance(held, _Seen)] if isinstance(state, dict) else ():
         state[name] = state[name]._held

@@ -24,7 +24,7 @@ from .effects import Effects, storage_key
 from .given import Given
 from .held import is_library
 from .islands import Island, NativeFunction, function_call, has_islands, own, refresh, shown
-from .lookups import is_container, is_looked_into, is_object, is_plain
+from .lookups import is_container, is_looked_into, is_object, is_plain, state_of
 from .provenance import Atom, user_line
 from .shadow import Shadow, is_symbolic, real_nest
 
@@ -97,6 +97,8 @@ class NativeCalls:
         self.copied: list[tuple[str, int]] = []  # values that a native call overwrote later, and which
         self._looked_up: dict[int, list[tuple[int, int, str]]] = {}  # by memory: place in the log, node, value
         self._lists: list[tuple[list[Any], list[Any]]] = []  # of plain values, that were found, and as they were
+        self._overwritten: set[int] = set()  # tensors that were found and then overwritten by native calls
+        self._python_writes: list[Callable[[], None]] = []  # what takes them back, since the last native call
         self._handed_on: list[str] = []  # results of steps that the forward may still hold
 
     # ---- what is called
@@ -315,7 +317,13 @@ class NativeCalls:
     def _after_native(self) -> None:
         """A native call may have changed what objects hold."""
         refresh()
+        self._python_writes.clear()
         self._lists = [(now, list(now)) for now, _ in self._lists]
+
+    def take_back_python_writes(self) -> None:
+        """Before a run that failed is made again: objects hold what they held, but for what native calls did."""
+        for take_back in reversed(self._python_writes):
+            take_back()
 
     def _given_up(self) -> tuple[str, ...]:
         """Results of steps that only the recorder still holds: whatever the forward does from here on, catching an
@@ -361,6 +369,12 @@ class NativeCalls:
     ) -> tuple[Any, Any]:
         """What a result is called in the graph, and what the forward gets: a size becomes a symbol."""
         if isinstance(leaf, torch.Tensor):
+            if id(leaf) in self._overwritten:  # another object, so that what the forward read before is not known
+                again = self._quiet(leaf.detach)
+                name = f"v{len(self.real)}"
+                return self._bind(
+                    name, again, self._quiet(lambda: self.shadow.of_result(name, leaf, like, grows))
+                ), again
             if id(leaf) in self._parameters:
                 self._known(leaf)  # it is the module's, whoever holds it, too: a plan checks that it is
             before = self._names.get(id(leaf))
@@ -422,6 +436,8 @@ class NativeCalls:
 
     def on_use(self, held: Any, method: str, changes: bool) -> None:
         """Any other use of such a list or dict: a plan would not know of it."""
+        if changes and not self._paused and threading.get_ident() == self._thread:
+            self._python_writes.append(functools.partial(_hold_again, held, held.copy()))
         if self.recording and id(held) in self.objects:
             what = f"{type(held).__name__}.{method} of what an object holds"
             self.refuse(*(("python_state", f"the forward calls {what}") if changes else ("opaque_argument", what)))
@@ -442,33 +458,44 @@ class NativeCalls:
             self._lists.append((value, recorded))
         self.log.append(recorded)
         if self.recording:
-            self._attempt(what, lambda: self._record_found(receiver, method, args, recorded, what))
+            found = [value]
+
+            def record() -> None:
+                found[0] = self._record_found(receiver, method, args, recorded, value, what)
+
+            self._attempt(what, record)
+            value = found[0]
         elif is_container(value) or is_object(value):
             self._new_object(value)
         return shown(value)
 
     def _record_found(
-        self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, what: str
-    ) -> None:
+        self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, handed: Any, what: str
+    ) -> Any:
+        """Records a read that gave `value`; what the forward gets in place of `handed`."""
         several = type(value) is tuple and not is_plain(value)
         several = several and not any(isinstance(leaf, (list, dict)) or is_object(leaf) for leaf in value)
-        outputs = tuple([self._found_leaf(leaf, method, what) for leaf in (value if several else (value,))])
+        pairs = [self._found_leaf(leaf, method, what) for leaf in (value if several else (value,))]
+        outputs = tuple([output for output, _ in pairs])
         kind = type(value) if is_container(value) or is_object(value) else None
         structure = "tuple" if several else "leaf"
         self.nodes.append(
             IslandNode(receiver, method, args, (), outputs, False, structure, origin=user_line(), kind=kind)
         )
+        if several:
+            return tuple([leaf for _, leaf in pairs])
+        return pairs[0][1] if isinstance(value, torch.Tensor) else handed
 
-    def _found_leaf(self, leaf: Any, method: str, what: str) -> Any:
-        """What is found inside an object, as a read's result in the graph."""
+    def _found_leaf(self, leaf: Any, method: str, what: str) -> tuple[Any, Any]:
+        """What is found inside an object, as a read's result in the graph and as the forward gets it."""
         if isinstance(leaf, torch.Tensor):
-            name, _ = self._native_result(leaf, [], (), method)
+            name, handed = self._native_result(leaf, [], (), method)
             self._look_up(leaf, name)
-            return name
+            return name, handed
         if is_plain(leaf) or isinstance(leaf, Atom):
-            return Expect(leaf)
+            return Expect(leaf), leaf
         if is_container(leaf) or is_object(leaf):
-            return self.object_leaf(leaf) or self._new_object(leaf)
+            return self.object_leaf(leaf) or self._new_object(leaf), leaf
         raise Refused("opaque_argument", f"{what} is read; register an island for it", user_line())
 
     def _look_up(self, tensor: torch.Tensor, name: str) -> None:
@@ -481,6 +508,7 @@ class NativeCalls:
         for place, index, name in self._looked_up.pop(storage_key(tensor), ()):
             self.log[place] = self._quiet(functools.partial(as_it_is, self.log[place]))
             self._made.append(self.real[name])
+            self._overwritten.add(id(self.real[name]))
             self._names.pop(id(self.real[name]), None)  # whoever reads it from here on reads what is written now
             self.real[name] = self._quiet(self.real[name].clone)
             node = self.nodes[index]
@@ -490,6 +518,9 @@ class NativeCalls:
 
     def on_write(self, receiver: Any, name: str) -> None:
         """An attribute of an object is set: a plan would not do it again."""
+        state = state_of(receiver)
+        if isinstance(state, dict) and not self._paused and threading.get_ident() == self._thread:
+            self._python_writes.append(functools.partial(_set_again, state, name, state.get(name, _NOTHING)))
         if self.recording and self._receiver(receiver) is not None:
             self.refuse("python_state", f"the forward sets {type(receiver).__name__}.{name}")
 
@@ -508,6 +539,23 @@ class NativeCalls:
         leaf, seen = self._number(value) if method == "item" and type(value) is int else (Expect(value), value)
         self.nodes.append(IslandNode(self._leaf(tensor), method, args, (), (leaf,), False, "leaf", origin=user_line()))
         return seen
+
+
+_NOTHING = object()
+
+
+def _hold_again(held: Any, before: Any) -> None:
+    """Makes a list or dict hold what it held."""
+    held.clear()
+    (held.extend if isinstance(held, list) else held.update)(before)
+
+
+def _set_again(state: dict[str, Any], name: str, before: Any) -> None:
+    """Makes an object's attribute what it was."""
+    if before is _NOTHING:
+        state.pop(name, None)
+    else:
+        state[name] = before
 
 
 def _differ(now: Any, then: Any) -> bool:

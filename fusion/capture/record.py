@@ -26,7 +26,7 @@ from . import islands
 from .functional import Node, Settlement
 from .given import Given, Item
 from .held import Entry, Held
-from .lookups import put_back, real
+from .lookups import is_looked_into, put_back, real
 from .natively import as_tuples
 from .provenance import Atom, modules_of, tensors_of
 from .reads import SizeReads
@@ -188,6 +188,7 @@ def record(
     if failure is not None:
         plain_state(modules)
         recorder.effects.undo.rewind()
+        recorder.take_back_python_writes()
         given.rewind()
         recorder.refuse("recorder_error", f"{type(failure).__name__} while sizes were symbols: {failure}", "")
         with islands.replay(recorder.log, arguments, steps.values()):
@@ -232,10 +233,8 @@ def finish(
     recorder.notice_fixed_size()
     recorder.check_lists()
     leaves, tree = flatten_result(result)
-    inside = any(is_symbolic(leaf) or real(leaf) is not leaf for leaf in leaves)
-    plain = pytree.tree_unflatten([real(hint(leaf)) for leaf in leaves], tree) if inside else result
-    for leaf in leaves:
-        put_back(leaf)
+    inside = any(map(is_symbolic, leaves))
+    plain = unseen(pytree.tree_unflatten([hint(leaf) for leaf in leaves], tree) if inside else result)
     recording = Recording(plain, recorder.refusal, culprit=recorder.module, reader=recorder.reader)
     recording.undo = recorder.effects.undo
     recording.left = recording.undo.now()
@@ -256,6 +255,16 @@ def finish(
         recording.values_set = pytree.tree_map(hint, recorder.given.values(items))
     recording.seconds = time.perf_counter() - start
     return recording
+
+
+def unseen(result: Any) -> Any:
+    """A result with the caller's own lists and dicts for those that told a session what was taken from them."""
+    leaves, tree = flatten_result(result)
+    for leaf in leaves:
+        put_back(leaf)
+    if not any(map(is_looked_into, leaves)):
+        return result
+    return pytree.tree_unflatten(list(map(real, leaves)), tree)
 
 
 def _fill(

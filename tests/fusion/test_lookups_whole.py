@@ -43,8 +43,11 @@ class Shelf:
     def keep(self, value: Any) -> None:
         self.kept = value
 
+    def put(self, value: torch.Tensor) -> torch.Tensor:
+        return self.layers[0].state.copy_(value)
 
-for _method in ("push", "pop", "keep"):
+
+for _method in ("push", "pop", "keep", "put"):
     fusion.register_island(Shelf, _method)
 
 
@@ -81,7 +84,8 @@ def run(
         for name in ("layers", "chunks", "extra", "table", "sizes"):
             ours, others = getattr(mine, name), getattr(theirs, name)
             assert type(ours) is type(others) and len(ours) == len(others), name
-        assert mine.sizes == theirs.sizes
+        assert mine.sizes == theirs.sizes and mine.extra["on"] == theirs.extra["on"]
+        assert [layer.limit for layer in mine.layers] == [layer.limit for layer in theirs.layers]
     return fused, mine, found
 
 
@@ -136,10 +140,37 @@ def reads_a_dict_of_a_tuple(module: Any, x: torch.Tensor, shelf: Shelf) -> torch
     return torch.tanh(x) * weight * held["gain"]
 
 
+def prints(module: Any, x: torch.Tensor, shelf: Shelf) -> torch.Tensor:
+    return torch.tanh(x) * len(f"{shelf.table}") + len(repr(shelf.table))
+
+
+def counts_then_fails_with_symbols(module: Any, x: torch.Tensor, shelf: Shelf) -> torch.Tensor:
+    rows = x.shape[0]
+    shelf.layers[0].limit += 1
+    shelf.extra["on"] = not shelf.extra["on"]
+    shelf.chunks.append(x)
+    assert type(rows) is int
+    return torch.tanh(x) * shelf.layers[0].limit * len(shelf.chunks) + shelf.extra["on"]
+
+
+def uses_what_was_overwritten(module: Any, x: torch.Tensor, shelf: Shelf) -> torch.Tensor:
+    state = shelf.layers[0].state
+    now = shelf.put(x * 2)
+    return torch.tanh(state) * 2 + now
+
+
+def uses_what_it_found_twice(module: Any, x: torch.Tensor, shelf: Shelf) -> torch.Tensor:
+    state = shelf.layers[0].state
+    before = torch.exp(state)
+    shelf.put(x * 2)
+    return torch.tanh(shelf.layers[0].state) + before + state
+
+
 def more(shelf: Shelf, step: int) -> None:
     """Other values from the fourth call on."""
     if step > 2:
         shelf.chunks.append(torch.ones(2, WIDTH))
+        shelf.table.append([3.0])
         shelf.late = shelf.layers[0].late = shelf.scale = float(step)
         shelf.pair[1]["gain"] = float(step)
         for layer in shelf.layers:
@@ -148,7 +179,8 @@ def more(shelf: Shelf, step: int) -> None:
 
 REFUSED = [
     adds, copies, copies_deeply, pickles, concatenates, concatenates_what_an_island_appends, counts,
-    asks_for_what_is_not_there, reads_all_attributes, copies_the_object, reads_a_dict_of_a_tuple,
+    asks_for_what_is_not_there, reads_all_attributes, copies_the_object, reads_a_dict_of_a_tuple, prints,
+    counts_then_fails_with_symbols, uses_what_was_overwritten, uses_what_it_found_twice,
 ]  # fmt: skip
 
 
@@ -228,3 +260,18 @@ def test_a_parameter_that_an_object_holds_too(quick: fusion.FusionConfig) -> Non
             found.append(no_grad(module, x, shelf))
         torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
     assert planned(fused)["Forward"] >= 4
+
+
+def sometimes_hands_out(module: Any, x: torch.Tensor, shelf: Shelf) -> Any:
+    y = torch.tanh(x) * 2
+    shelf.push(y)
+    return y if shelf.extra["on"] else (y, shelf.layers)
+
+
+def test_a_plan_that_ends_half_way_hands_out_what_the_caller_holds(quick: fusion.FusionConfig) -> None:
+    def switch(shelf: Shelf, step: int) -> None:
+        shelf.extra["on"] = step != 6
+
+    fused, shelf, (_, layers) = run(sometimes_hands_out, quick, switch)
+    (scope,) = scopes(fused).values()
+    assert layers is shelf.layers and scope.statistics.fallbacks == 1
