@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import enum
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -151,8 +152,13 @@ for _kind, _base in ((SeenList, list), (SeenDict, dict)):
 def is_plain(value: Any) -> bool:
     """Whether a value, or each item of a list or tuple, is one that is compared as it is."""
     if isinstance(value, (list, tuple)):
-        return all(isinstance(v, PLAIN) for v in value)
-    return isinstance(value, PLAIN)
+        return state_of(value) is None and all(map(_is_one, value))
+    return _is_one(value)
+
+
+def _is_one(value: Any) -> bool:
+    """Whether a value is plain by itself; a number with attributes is more than that number."""
+    return isinstance(value, PLAIN) and (isinstance(value, enum.Enum) or state_of(value) is None)
 
 
 def is_container(value: Any) -> bool:

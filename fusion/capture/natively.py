@@ -492,7 +492,7 @@ class NativeCalls:
             name, handed = self._native_result(leaf, [], (), method)
             self._look_up(leaf, name)
             return name, handed
-        if is_plain(leaf) or isinstance(leaf, Atom):
+        if is_plain(leaf) or (isinstance(leaf, Atom) and not isinstance(leaf, _PLAIN)):
             return Expect(leaf), leaf
         if is_container(leaf) or is_object(leaf):
             return self.object_leaf(leaf) or self._new_object(leaf), leaf

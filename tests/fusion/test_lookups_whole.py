@@ -24,6 +24,12 @@ class Layer:
         self.state, self.limit = torch.full((2, WIDTH), start), 4.0
 
 
+class Count(int):
+    """A number with an attribute."""
+
+    wide = False
+
+
 class Shelf:
     """Layers, tensors and numbers, and islands that change what there is."""
 
@@ -32,6 +38,7 @@ class Shelf:
         self.chunks = [torch.full((2, WIDTH), k + 1.0) for k in range(3)]
         self.extra: dict[str, Any] = {"on": True}
         self.table, self.sizes, self.scale = [[1.0], [2.0]], [1, 2], 2.0
+        self.count = Count(4)
         self.pair = (torch.ones(WIDTH), {"gain": 2.0})
 
     def push(self, value: torch.Tensor) -> None:
@@ -166,11 +173,16 @@ def uses_what_it_found_twice(module: Any, x: torch.Tensor, shelf: Shelf) -> torc
     return torch.tanh(shelf.layers[0].state) + before + state
 
 
+def reads_an_attribute_of_a_number(module: Any, x: torch.Tensor, shelf: Shelf) -> torch.Tensor:
+    return torch.tanh(x) * (2 if shelf.count.wide else 3)
+
+
 def more(shelf: Shelf, step: int) -> None:
     """Other values from the fourth call on."""
     if step > 2:
         shelf.chunks.append(torch.ones(2, WIDTH))
         shelf.table.append([3.0])
+        shelf.count.wide = True
         shelf.late = shelf.layers[0].late = shelf.scale = float(step)
         shelf.pair[1]["gain"] = float(step)
         for layer in shelf.layers:
@@ -180,7 +192,7 @@ def more(shelf: Shelf, step: int) -> None:
 REFUSED = [
     adds, copies, copies_deeply, pickles, concatenates, concatenates_what_an_island_appends, counts,
     asks_for_what_is_not_there, reads_all_attributes, copies_the_object, reads_a_dict_of_a_tuple, prints,
-    counts_then_fails_with_symbols, uses_what_was_overwritten, uses_what_it_found_twice,
+    reads_an_attribute_of_a_number, counts_then_fails_with_symbols, uses_what_was_overwritten, uses_what_it_found_twice,
 ]  # fmt: skip
 
 
