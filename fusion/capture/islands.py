@@ -7,6 +7,7 @@ or re-run, methods are replaced by wrappers that ask the thread's active session
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import sys
@@ -22,6 +23,7 @@ from fusion.capture.provenance import flatten
 from fusion.runtime.lent import Changed, take_over
 from fusion.runtime.plan import Raised
 
+from .extremes import EXTREMES
 from .lookups import is_container, is_object, looked_into, real
 
 
@@ -194,6 +196,8 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
             for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
                 put(owner, "__call__", _module_call(vars(owner)["__call__"]))
             put(torch.nn.Module, "__init__", _module_made(torch.nn.Module.__init__))
+            for name, wrapper in EXTREMES.items():
+                put(builtins, name, wrapper)
             yield
         finally:
             _SESSION.__dict__.clear()
