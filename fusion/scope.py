@@ -17,6 +17,7 @@ from fusion.capture.likeness import Likeness, likeness, twins
 from fusion.capture.meanings import by_meaning
 from fusion.capture.provenance import flatten
 from fusion.capture.record import Recording, changed, plain_state, python_state, record, unseen
+from fusion.capture.replay import Replay, replay
 from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal, Refused
 from fusion.known import Known, PlanStopped, same_results
@@ -512,10 +513,10 @@ class Scope:
             return MISS
         left = undo.now()
         undo.rewind()
-        with self._replay(log, arguments, known) as replay:
+        with self._replay(log, arguments, known) as answers:
             eager = unseen(self._eager(arguments))
         outcome = given.outcome(eager, known.graph.items)
-        same = same_results(result, outcome) and same_results(seen, replay.seen) and undo.agrees(left)
+        same = same_results(result, outcome) and same_results(seen, answers.seen) and undo.agrees(left)
         if not same:
             known.refusal = Refusal("plan_mismatch", "the plan's result differs from eager's at another shape")
             self._publish()
@@ -542,15 +543,15 @@ class Scope:
             return unseen(self._eager(arguments))
 
     @contextmanager
-    def _replay(self, log: list[Any], arguments: Sequence[Any], of: Recording | Known) -> Iterator[islands.Replay]:
+    def _replay(self, log: list[Any], arguments: Sequence[Any], of: Recording | Known) -> Iterator[Replay]:
         """A session in which islands answer from `log`, and operators are what they were recorded as.
 
         So do the modules that were steps when `of` was recorded: a step that came later is looked into.
         """
         named = dict(zip(self.signature.names, arguments, strict=True))
         steps = [held for held in of.objects.values() if isinstance(held, torch.nn.Module)]
-        with islands.replay(log, named, steps) as replay, by_meaning():
-            yield replay
+        with replay(log, named, steps) as answers, by_meaning():
+            yield answers
 
     def _failed(self, known: Known) -> tuple[Callable[..., Any], Callable[[Exception], None]]:
         """What a plan does when it fails, and when a kernel of it does that eager operators then stand in for."""

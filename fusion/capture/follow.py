@@ -144,7 +144,7 @@ class Follower(TorchDispatchMode):
                     self.held[name] = self.real[name]
 
     def _operator(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        if func is torch.ops.aten.lift_fresh.default:
+        if func is torch.ops.aten.lift_fresh.default and id(args[0]) not in {**self.names, **self._parameters}:
             self.effects.made.add(storage_key(result))
             self._constant(result)
             return

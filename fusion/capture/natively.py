@@ -1,4 +1,4 @@
-"""What a recorder does with calls that a plan makes natively: islands, steps, objects the scope makes, data reads."""
+"""What a recorder does with calls that a plan makes natively: islands, steps, objects the scope makes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,30 +17,27 @@ from fusion.patterns.leaves import Argument, Expect, Path, Ref
 from fusion.patterns.recorded import HeldObject, IslandNode
 from fusion.runtime.lent import Contents, contents, is_nest, noted, take_over, unchanged
 from fusion.runtime.nesting import tree_of, tree_text
-from fusion.runtime.plan import Raised, as_it_is
+from fusion.runtime.plan import Raised
 
-from .effects import Effects, storage_key
+from .effects import Effects
+from .found import PLAIN, ObjectReads, Receiver
 from .given import Given
 from .held import is_library
-from .islands import Island, NativeFunction, function_call, has_islands, own, refresh, shown
-from .lookups import is_container, is_looked_into, is_object, is_plain, state_of
+from .islands import Island, NativeFunction, function_call, has_islands, own
+from .lookups import is_looked_into
 from .provenance import Atom, user_line
 from .shadow import Shadow, is_symbolic, real_nest
 
-_PLAIN = (type(None), bool, int, float, str)
 _HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
-Receiver = Path | Ref
 
 
-class NativeCalls:
-    """The part of a recorder that is told of calls and reads which are not torch's.
+class NativeCalls(ObjectReads):
+    """The part of a recorder that is told of calls which are not torch's.
 
     Attributes:
         objects: argument objects and objects the scope made, by id: how a plan names them.
         held: objects that are bound to plans by name: steps, classes, attributes of modules.
         numbers: sizes that islands returned, by value name.
-        log: results of islands, steps and attribute reads, in order.
-        module: the innermost module of the scope that is running; None in the scope's own forward.
         in_step: whether a step is running, which may write to what it was given.
     """
 
@@ -83,22 +79,15 @@ class NativeCalls:
             attributes: other objects that the scope's modules hold, by id: their paths and themselves.
             watched: the modules whose state the plan's snapshot watches; None where nothing is watched.
         """
+        self.set_up_reads()
         self._watched = None if watched is None else {id(module): module for module in watched}
         self.objects: dict[int, Receiver] = dict(objects)
         self.held: dict[str, tuple[HeldObject, Any]] = {}
         self.numbers: dict[str, int] = {}
-        self.log: list[Any] = []
-        self.module: torch.nn.Module | None = None
-        self.reader: torch.nn.Module | None = None  # in whose forward data decided, first, what Python did next
         self.in_step = False
         self._steps = {id(module): path for path, module in steps.items()}
         self._attributes = attributes
         self._made: list[Any] = []  # kept, so that their ids stay theirs
-        self.copied: list[tuple[str, int]] = []  # values that a native call overwrote later, and which
-        self._looked_up: dict[int, list[tuple[int, int, str]]] = {}  # by memory: place in the log, node, value
-        self._lists: list[tuple[list[Any], list[Any]]] = []  # of plain values, that were found, and as they were
-        self._overwritten: set[int] = set()  # tensors that were found and then overwritten by native calls
-        self._python_writes: list[Callable[[], None]] = []  # what takes them back, since the last native call
         self._handed_on: list[str] = []  # results of steps that the forward may still hold
 
     # ---- what is called
@@ -260,7 +249,7 @@ class NativeCalls:
             raise
         self._handed_back((args, kwargs), before, method)
         self._quiet(self.effects.after_native)
-        self._after_native()
+        self.after_native()
         self.log.append(noted(result, before))
         handed = [result]
 
@@ -303,27 +292,11 @@ class NativeCalls:
             self.log.append(_raised(error, before))
             raise
         self._quiet(self.effects.after_native)
-        self._after_native()
+        self.after_native()
         if made is not None:
             self._new_object(made)
         self.log.append(noted(result if made is None else made, before))
         return result
-
-    def check_lists(self) -> None:
-        """Refuses a forward that has changed a list of plain values which an object holds: a plan would not."""
-        if any(len(now) != len(then) or any(map(_differ, now, then)) for now, then in self._lists):
-            self.refuse("python_state", "the forward changes a list that an object holds")
-
-    def _after_native(self) -> None:
-        """A native call may have changed what objects hold."""
-        refresh()
-        self._python_writes.clear()
-        self._lists = [(now, list(now)) for now, _ in self._lists]
-
-    def take_back_python_writes(self) -> None:
-        """Before a run that failed is made again: objects hold what they held, but for what native calls did."""
-        for take_back in reversed(self._python_writes):
-            take_back()
 
     def _given_up(self) -> tuple[str, ...]:
         """Results of steps that only the recorder still holds: whatever the forward does from here on, catching an
@@ -388,7 +361,7 @@ class NativeCalls:
             return self._bind(name, leaf, fake), leaf
         if type(leaf) is int:
             return self._number(leaf)
-        if isinstance(leaf, _PLAIN):
+        if isinstance(leaf, PLAIN):
             return Expect(leaf), leaf
         if isinstance(leaf, Atom):
             return Expect(leaf), leaf
@@ -406,160 +379,6 @@ class NativeCalls:
             return Expect(value), value
         self.numbers[name] = value
         return name, number
-
-    # ---- reads
-
-    def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
-        """An attribute read on an object: a plain value becomes a condition, what can be looked into a value of the
-        recording, anything else a refusal."""
-        known = self._receiver(receiver)
-        if known is None or self._paused or threading.get_ident() != self._thread:
-            return value
-        kind = type(receiver).__name__
-        if callable(value) and not is_object(value):
-            if self.recording:
-                self.refuse("opaque_argument", f"{kind}.{name}() is not registered as an island")
-            return value
-        if isinstance(receiver, torch.nn.Module) and not is_plain(value):
-            self.log.append(value)
-            if self.recording:
-                self.refuse("opaque_argument", f"{kind}.{name} is read; register an island for it")
-            return value
-        return self._found(known, name, None, value, f"{kind}.{name}")
-
-    def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
-        """An item of a list or dict inside an object: as an attribute."""
-        known = self.objects.get(id(held))
-        if known is None or self._paused or threading.get_ident() != self._thread:
-            return value
-        return self._found(known, method, args, value, f"an item of a {type(held).__name__}")
-
-    def on_use(self, held: Any, method: str, changes: bool) -> None:
-        """Any other use of such a list or dict: a plan would not know of it."""
-        if changes and not self._paused and threading.get_ident() == self._thread:
-            self._python_writes.append(functools.partial(_hold_again, held, held.copy()))
-        if self.recording and id(held) in self.objects:
-            what = f"{type(held).__name__}.{method} of what an object holds"
-            self.refuse(*(("python_state", f"the forward calls {what}") if changes else ("opaque_argument", what)))
-
-    def on_failed_read(self, held: Any, name: str, error: Exception) -> Any:
-        """A read that raised: a plan would not know whether it does again."""
-        if id(held) in self.objects and not self._paused and threading.get_ident() == self._thread:
-            self.log.append(Raised(error))
-            if self.recording:
-                self.refuse("opaque_argument", f"reads {name} of a {type(held).__name__}, which has none")
-        raise error
-
-    def _found(self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, what: str) -> Any:
-        """What was found inside an object: the recording's name for it, and what the forward gets."""
-        recorded = value
-        if isinstance(value, list) and is_plain(value):
-            recorded = list(value)
-            self._lists.append((value, recorded))
-        self.log.append(recorded)
-        if self.recording:
-            found = [value]
-
-            def record() -> None:
-                found[0] = self._record_found(receiver, method, args, recorded, value, what)
-
-            self._attempt(what, record)
-            value = found[0]
-        elif is_container(value) or is_object(value):
-            self._new_object(value)
-        return shown(value)
-
-    def _record_found(
-        self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, handed: Any, what: str
-    ) -> Any:
-        """Records a read that gave `value`; what the forward gets in place of `handed`."""
-        several = type(value) is tuple and not is_plain(value)
-        several = several and not any(isinstance(leaf, (list, dict)) or is_object(leaf) for leaf in value)
-        pairs = [self._found_leaf(leaf, method, what) for leaf in (value if several else (value,))]
-        outputs = tuple([output for output, _ in pairs])
-        kind = type(value) if is_container(value) or is_object(value) else None
-        structure = "tuple" if several else "leaf"
-        self.nodes.append(
-            IslandNode(receiver, method, args, (), outputs, False, structure, origin=user_line(), kind=kind)
-        )
-        if several:
-            return tuple([leaf for _, leaf in pairs])
-        return pairs[0][1] if isinstance(value, torch.Tensor) else handed
-
-    def _found_leaf(self, leaf: Any, method: str, what: str) -> tuple[Any, Any]:
-        """What is found inside an object, as a read's result in the graph and as the forward gets it."""
-        if isinstance(leaf, torch.Tensor):
-            name, handed = self._native_result(leaf, [], (), method)
-            self._look_up(leaf, name)
-            return name, handed
-        if is_plain(leaf) or (isinstance(leaf, Atom) and not isinstance(leaf, _PLAIN)):
-            return Expect(leaf), leaf
-        if is_container(leaf) or is_object(leaf):
-            return self.object_leaf(leaf) or self._new_object(leaf), leaf
-        raise Refused("opaque_argument", f"{what} is read; register an island for it", user_line())
-
-    def _look_up(self, tensor: torch.Tensor, name: str) -> None:
-        """Notes a tensor that the read which is recorded now gave."""
-        self._looked_up.setdefault(storage_key(tensor), []).append((len(self.log) - 1, len(self.nodes), name))
-
-    def before_native_write(self, tensor: torch.Tensor) -> None:
-        """A native call is about to write to memory that was found inside an object: what was found stays what it is,
-        in the log, among the values and, from then on, in plans."""
-        for place, index, name in self._looked_up.pop(storage_key(tensor), ()):
-            self.log[place] = self._quiet(functools.partial(as_it_is, self.log[place]))
-            self._made.append(self.real[name])
-            self._overwritten.add(id(self.real[name]))
-            self._names.pop(id(self.real[name]), None)  # whoever reads it from here on reads what is written now
-            self.real[name] = self._quiet(self.real[name].clone)
-            node = self.nodes[index]
-            assert isinstance(node, IslandNode)
-            self.nodes[index] = replace(node, copied=True)
-            self.copied.append((name, len(self.nodes)))
-
-    def on_write(self, receiver: Any, name: str) -> None:
-        """An attribute of an object is set: a plan would not do it again."""
-        state = state_of(receiver)
-        if isinstance(state, dict) and not self._paused and threading.get_ident() == self._thread:
-            self._python_writes.append(functools.partial(_set_again, state, name, state.get(name, _NOTHING)))
-        if self.recording and self._receiver(receiver) is not None:
-            self.refuse("python_state", f"the forward sets {type(receiver).__name__}.{name}")
-
-    def _receiver(self, receiver: Any) -> Receiver | None:
-        """How a plan names an argument object, one that the scope made, or a step."""
-        if id(receiver) in self._steps and self.recording:
-            return self._hold("module", self._steps[id(receiver)], receiver)
-        return self.objects.get(id(receiver))
-
-    def on_data_read(self, tensor: torch.Tensor, method: str, args: tuple[Any, ...], value: Any) -> Any:
-        """Python asked for a value of a tensor: a plan asks again, and goes on if the answer is the same."""
-        if self.refusal is not None:
-            return value
-        if not isinstance(value, bool):
-            self.reader = self.reader or self.module
-        leaf, seen = self._number(value) if method == "item" and type(value) is int else (Expect(value), value)
-        self.nodes.append(IslandNode(self._leaf(tensor), method, args, (), (leaf,), False, "leaf", origin=user_line()))
-        return seen
-
-
-_NOTHING = object()
-
-
-def _hold_again(held: Any, before: Any) -> None:
-    """Makes a list or dict hold what it held."""
-    held.clear()
-    (held.extend if isinstance(held, list) else held.update)(before)
-
-
-def _set_again(state: dict[str, Any], name: str, before: Any) -> None:
-    """Makes an object's attribute what it was."""
-    if before is _NOTHING:
-        state.pop(name, None)
-    else:
-        state[name] = before
-
-
-def _differ(now: Any, then: Any) -> bool:
-    return now is not then and (type(now) is not type(then) or bool(now != then))
 
 
 def _raised(error: Exception, before: Contents) -> Raised:

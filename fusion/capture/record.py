@@ -31,6 +31,7 @@ from .natively import as_tuples
 from .provenance import Atom, modules_of, tensors_of
 from .reads import SizeReads
 from .recorder import Recorder
+from .replay import replay
 from .shadow import GuardError, Translation, hint, is_symbolic
 from .state import alike
 
@@ -191,7 +192,7 @@ def record(
         recorder.take_back_python_writes()
         given.rewind()
         recorder.refuse("recorder_error", f"{type(failure).__name__} while sizes were symbols: {failure}", "")
-        with islands.replay(recorder.log, arguments, steps.values()):
+        with replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),

@@ -121,6 +121,10 @@ class Recorder(NativeCalls, TorchDispatchMode):
         """The value name of a tensor that is known."""
         return self._names.get(id(tensor))
 
+    def _is_known(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is a value of the recording, or may become one."""
+        return id(tensor) in self._names or id(tensor) in self._parameters
+
     def _known(self, tensor: torch.Tensor) -> str:
         name = self._names.get(id(tensor))
         if name is not None:
@@ -174,7 +178,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
         if threading.get_ident() != self._thread or func is torch.ops.aten.detach_.default:
             return func(*real_args, **real_kwargs)  # detach_ ends torch.tensor() and changes no data
-        if self.recording and func is torch.ops.aten.lift_fresh.default:
+        if self.recording and func is torch.ops.aten.lift_fresh.default and not self._is_known(args[0]):
             return self._lift(func, args)
         meaning = meaning_of(func)
         if meaning is not None and self.recording:
