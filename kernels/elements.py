@@ -188,6 +188,8 @@ class Elements:
         compute = scalar.compute_type(dtype)
         if isinstance(leaf, (bool, int, float)):
             value = torch.tensor(leaf, dtype=dtype).item() if narrowed and dtype in HALF_TYPES else leaf
+            if type(leaf) is int and dtype in scalar.NARROW_TYPES:
+                value = torch.tensor(leaf).to(dtype).item()  # -1 is 255 where there is no sign
             return scalar.constant(value, compute)
         return Size(compute, leaf) if isinstance(leaf, sympy.Expr) else leaf
 

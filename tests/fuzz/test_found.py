@@ -41,6 +41,9 @@ FOUND = {
     "an argument that is lifted": program(
         {"x0": (("B", "N"), FLOAT)}, "v0 = torch.ops.aten.lift_fresh.default(x0)", "v1 = v0.tanh() * 2"
     ),
+    "a negative bound of what has no sign": program(
+        {"x0": (("B", "N"), torch.uint8)}, "v0 = x0 > -1", "v1 = torch.clamp(x0, -1, 1) + v0"
+    ),
     "the double reference of a bool": program({"x0": ((1,), BOOL)}, "v0 = -1.5 / x0"),
     "a bool squared": program({"x0": (("B", "N"), FLOAT)}, "v0 = x0 > x0.mean()", "v1 = v0.flip(0)", "v2 = v1**2"),
     "a list of one result": program(
