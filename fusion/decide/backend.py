@@ -18,6 +18,7 @@ from fusion.kernels.bundle import Nest
 from fusion.kernels.compiler import compile_cpp
 from fusion.kernels.emit.triton import emit as emit_triton
 from fusion.kernels.emit.triton import schedule_for
+from fusion.kernels.emit.triton_schedule import forms
 from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
 from fusion.kernels.toolchain import cpp, triton, triton_script
@@ -192,7 +193,10 @@ class Backends:
         device = graph.spec[graph.outputs[0]].device
         machine = torch.cuda.get_device_name() if device == "cuda" else _cpp_identity()
         parts = [graph.digest, self.config.numerics, self.config.fusion_ratio, str(bucket), machine, torch.__version__]
-        text = kernel.compiled.digest if kernel.compiled is not None else emit_triton(kernel.nest)
+        if kernel.compiled is not None:
+            text = kernel.compiled.digest
+        else:
+            text = "".join(emit_triton(nest, schedule) for nest, schedule in forms(kernel.nest))
         parts += [text, triton.version(), torch.get_num_threads(), self.config.verify, self.config.profile]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -108,6 +108,8 @@ class _Emitter:
                 done.add(online[reduction.name].second.name)
             elif reduction.name not in done:
                 self._reduction(reduction)
+        if self.kind is Kind.TILE and self.nest.reductions:
+            self._columns()
         per_row = [s for s in self.nest.stores if s.per_row]
         per_column = [s for s in self.nest.stores if not s.per_row]
         self._stores(per_row)
@@ -129,23 +131,30 @@ class _Emitter:
         self.outer += [f"{s.symbol} = tl.cast({s.symbol}, INDEX)" for s in nest.sizes]
         if not self._is_part():
             self.outer.append("program = tl.program_id(0).to(INDEX)")
-        column = "tl.arange(0, COLS).to(INDEX)"
         if self.kind is Kind.FLAT:
-            self.outer.append(f"j = program * COLS + {column}")
+            self.outer.append("j = program * COLS + tl.arange(0, COLS).to(INDEX)")
             return
         if self.kind is Kind.TILE and not self._one_block():
             self.outer.append(f"blocks = ({columns} + (COLS - 1)) // COLS")
             self.outer.append("row = (program // blocks) * ROWS + tl.arange(0, ROWS).to(INDEX)[:, None]")
-            self.outer.append(f"j = (program % blocks) * COLS + {column}[None, :]")
         else:
             self.outer.append("row = program * ROWS + tl.arange(0, ROWS).to(INDEX)[:, None]")
-            if self.kind is not Kind.LOOPED:
-                self.outer.append(f"j = {column}[None, :]")
+        if not self._loops():
+            self._columns()
         rest = "row"
         for k, axis in reversed(list(enumerate(nest.rows))):
             extent = symbols.print_python(axis.extent)
             self.outer.append(f"{axis.name} = {rest}" if k == 0 else f"{axis.name} = {rest} % {extent}")
             rest = f"({rest} // {extent})"
+
+    def _columns(self) -> None:
+        """The columns of a program that has one block of them."""
+        before = "" if self.kind is Kind.ROWS or self._one_block() else "(program % blocks) * COLS + "
+        self.outer.append(f"j = {before}tl.arange(0, COLS).to(INDEX)[None, :]")
+
+    def _loops(self) -> bool:
+        """Whether reductions are taken in chunks of columns."""
+        return self.kind is Kind.LOOPED or (self.kind is Kind.TILE and bool(self.nest.reductions))
 
     def _is_part(self) -> bool:
         """Whether the number of the program, among those of its part, is handed to it."""
@@ -157,7 +166,7 @@ class _Emitter:
 
     def _reduction(self, reduction: Reduction) -> None:
         identity, combine, reduce = triton_primitives.reduction(reduction.fn, reduction.body.dtype)
-        if self.kind is not Kind.LOOPED:
+        if not self._loops():
             with self._over(reduction.extent, self.columns):
                 value = self._masked(reduction, identity)
             scan = triton_primitives.SCANS[reduction.fn] if reduction.running else f"{reduce}[:, None]"
