@@ -19,6 +19,7 @@ TILE = 1024  # elements of a program otherwise: 8 per thread of 4 warps, 16 byte
 LOOP_TILE = 1024
 LONG = 32  # chunks of a row that is worth more launches than one: each chunk waits for memory, for about 0.5 us
 SHORT = 2  # chunks, at least, in a piece of it
+MOST = 256  # pieces: every program that reads what they come to puts all of them together
 ACROSS = 64  # rows side by side: 128 bytes of half precision, a memory transaction
 SYMBOLIC_COLUMNS = 256  # a column of unknown length is as likely short as long
 INT32_LIMIT = 2**31 - 2**20  # offsets up to here fit 32 bits, and so do those of masked lanes beyond the end
@@ -140,10 +141,9 @@ def pieces(nest: Nest, schedule: AnySchedule, values: Mapping[str, int], process
     if isinstance(nest, Bundle) or not isinstance(schedule, Schedule) or not _may_cut(nest, schedule):
         return ()
     chunks = [-(-symbols.evaluate(extent, values) // schedule.columns) for extent in extents(nest)]
-    longest = max(chunks)
-    programs = schedule.programs(symbols.evaluate(row_count(nest), values), 1)
-    splits = min(processors // max(1, programs), longest // SHORT)
-    if not programs or longest < LONG or splits < 2:
+    longest, rows = max(chunks), symbols.evaluate(row_count(nest), values)
+    splits = min(processors * schedule.rows // max(1, rows), longest // SHORT, MOST)
+    if not rows or longest < LONG or splits < 2:
         return ()
     splits = -(-longest // -(-longest // splits))  # as many as whole chunks make
     return (splits, *(-(-count // splits) * schedule.columns for count in chunks))
