@@ -56,7 +56,8 @@ def make_cuda_launcher(
     Args:
         nest: the kernel.
         schedule: its launch data; by default by rule.
-        processors: multiprocessors to keep busy; by default those of the inputs' device, and one under the interpreter.
+        processors: multiprocessors to keep busy with few rows; by default those of the inputs' device, and 1 under the
+            interpreter.
 
     Raises:
         BackendUnavailable: Triton kernels cannot run here.
@@ -99,7 +100,7 @@ class _Launcher:
     def phases(self) -> tuple[_Launcher, ...]:
         """Launchers of the nests that take this one's place where its rows are cut."""
         assert isinstance(self.nest, LoopNest) and isinstance(self.schedule, Schedule)
-        # One processor is busy with whatever there is: a phase is not cut again.
+        # One processor: a phase is not cut again.
         return tuple(_Launcher(nest, schedule, processors=1) for nest, schedule in in_phases(self.nest, self.schedule))
 
     def _run_phases(

@@ -132,7 +132,7 @@ def pieces(nest: Nest, schedule: AnySchedule, values: Mapping[str, int], process
         nest: the kernel.
         schedule: its launch data.
         values: its sizes.
-        processors: multiprocessors of the device, each of which runs a program at a time or more.
+        processors: multiprocessors of the device, each of which runs a program at a time or more; 1 cuts nothing.
 
     Returns:
         The number of pieces of a row, then the columns in a piece of each of `extents(nest)`: what the nests of
@@ -143,7 +143,7 @@ def pieces(nest: Nest, schedule: AnySchedule, values: Mapping[str, int], process
     chunks = [-(-symbols.evaluate(extent, values) // schedule.columns) for extent in extents(nest)]
     longest, rows = max(chunks), symbols.evaluate(row_count(nest), values)
     splits = min(processors * schedule.rows // max(1, rows), longest // SHORT, MOST)
-    if not rows or longest < LONG or splits < 2:
+    if processors < 2 or not rows or longest < LONG or splits < 2:
         return ()
     splits = -(-longest // -(-longest // splits))  # as many as whole chunks make
     return (splits, *(-(-count // splits) * schedule.columns for count in chunks))

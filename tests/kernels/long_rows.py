@@ -41,6 +41,7 @@ def _several(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 # Results in bfloat16 where eager's CPU kernels sum float32 in double and a GPU does not: last bits are not the matter.
 LONG_ROWS = {
     "sum": Case(lambda x: x.sum(-1).bfloat16(), 1),
+    "sum of all": Case(lambda x: x.sum().bfloat16(), 1),
     "mean": Case(lambda x: x.mean(-1).bfloat16(), 1),
     "amax": Case(lambda x: x.amax(-1), 1),
     "amin": Case(lambda x: x.amin(-1), 1),

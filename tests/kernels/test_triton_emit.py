@@ -13,7 +13,7 @@ from graphs import LENGTH, trace
 
 from fusion.kernels.emit import triton_math, triton_primitives
 from fusion.kernels.emit.neighbours import row_neighbours
-from fusion.kernels.emit.triton import Kind, emit, launch_options, parameters, schedule_for
+from fusion.kernels.emit.triton import Kind, emit, emit_all, launch_options, parameters, schedule_for
 from fusion.kernels.emit.triton_schedule import (
     column_count,
     forms,
@@ -172,6 +172,7 @@ def test_rows_that_are_neighbours_are_cut_together(rows: int) -> None:
     level, own = in_phases(nest, schedule)[0]
     assert schedule.rows == own.rows == 64 and row_neighbours(level) == level.rows[1]
     assert programs(level, own, {"s0": 8192, "splits": splits, "chunk0": chunk}) == splits * rows // 64 <= 132
+    assert pieces(nest, schedule, {"s0": 8192}, 1) == ()
 
 
 def test_only_rows_in_chunks_are_cut() -> None:
@@ -185,12 +186,14 @@ def test_only_rows_in_chunks_are_cut() -> None:
 def test_what_takes_the_place_of_cut_rows() -> None:
     nest = nests.row_sum(S1)
     whole, level, last = forms(nest)
-    assert whole == (nest, launch_options(nest)) and (level, last) == in_phases(nest, launch_options(nest))
+    assert whole == (nest, launch_options(nest))
+    assert [phase.name for phase, _ in (level, last)] == ["row_sum_level0", "row_sum_last"]
     assert (level[1].kind, last[1].kind) == (Kind.LOOPED, Kind.TILE)
     assert "for start in range(0, chunk0, COLS):" in emit(*level) and "range(0, s1" not in emit(*level)
     lines = emit(*last).splitlines()
     loop = next(i for i, line in enumerate(lines) if "for start in range(0, splits, COLS):" in line)
     tile = next(i for i, line in enumerate(lines) if "j = (program % blocks) * COLS" in line)
+    assert emit_all(nest) == "\n\n".join(emit(*form) for form in (whole, level, last))
     assert loop < tile, "the columns that are stored are those of the program, not of the loop"
 
 
