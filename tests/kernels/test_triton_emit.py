@@ -172,7 +172,14 @@ def test_rows_that_are_neighbours_are_cut_together(rows: int) -> None:
     level, own = in_phases(nest, schedule)[0]
     assert schedule.rows == own.rows == 64 and row_neighbours(level) == level.rows[1]
     assert programs(level, own, {"s0": 8192, "splits": splits, "chunk0": chunk}) == splits * rows // 64 <= 132
-    assert pieces(nest, schedule, {"s0": 8192}, 1) == ()
+
+
+def test_one_processor_takes_whole_rows_however_many_go_together() -> None:
+    nest = lower(trace(lambda x: x.sum(0), torch.randn(LENGTH, 5), dynamic={LENGTH: "s0", 5: "s1"}))
+    schedule = launch_options(nest)
+    lengths = {s.symbol: 8192 if s.dim == 0 else 2 for s in nest.sizes}
+    assert schedule.rows == 64
+    assert pieces(nest, schedule, lengths, 2) == (64, 128) and pieces(nest, schedule, lengths, 1) == ()
 
 
 def test_only_rows_in_chunks_are_cut() -> None:
