@@ -17,7 +17,7 @@ from .neighbours import row_neighbours
 LONGEST_ROW = 16384  # elements a program keeps in registers: 32 per thread of 16 warps
 TILE = 1024  # elements of a program otherwise: 8 per thread of 4 warps, 16 bytes of half precision each
 LOOP_TILE = 1024
-LONG = 32  # chunks of a row that is worth more launches than one: each chunk waits for memory, for about 0.5 us
+LONG = 32  # chunks of a row that is worth several launches, as one program waits for memory that often; not measured
 SHORT = 2  # chunks, at least, in a piece of it
 MOST = 256  # pieces: every program that reads what they come to puts all of them together
 ACROSS = 64  # rows side by side: 128 bytes of half precision, a memory transaction
