@@ -61,7 +61,7 @@ LONG_ROWS = {
     "rms_norm of bfloat16": Case(lambda x: rms_norm(x, (x.shape[-1],)), 1, torch.bfloat16),
     "softmax of a norm": Case(lambda x: layer_norm(x, (x.shape[-1],)).softmax(-1).bfloat16(), 4),
     "several outputs": Case(_several, 1),
-    "sum of float64": Case(lambda x: x.sum(-1), 1, torch.float64),
+    "sum of float64": Case(lambda x: x.sum(-1).float(), 1, torch.float64),
     "sum of integers": Case(lambda x: x.sum(-1), 1, torch.int64),
     "max of integers": Case(lambda x: x.amax(-1), 1, torch.int32),
     "sum over rows": Case(lambda x: x.sum(0).bfloat16(), 1, along=0),

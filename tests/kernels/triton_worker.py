@@ -233,13 +233,15 @@ def launched() -> Iterator[list[int]]:
     grids: list[int] = []
     original = cuda_launch._Launcher._run_jit
 
-    def recorded(self: cuda_launch._Launcher, launch: cuda_launch._Launch, tensors: tuple[torch.Tensor, ...]) -> None:
+    def recorded(self: cuda_launch._Launcher, launch: cuda_launch._Launch, tensors: tuple[torch.Tensor, ...]) -> object:
         grids.append(launch.grid)
-        original(self, launch, tensors)
+        return original(self, launch, tensors)  # on a GPU what was compiled, which the launcher keeps
 
     cuda_launch._Launcher._run_jit = recorded
-    yield grids
-    cuda_launch._Launcher._run_jit = original
+    try:
+        yield grids
+    finally:
+        cuda_launch._Launcher._run_jit = original
 
 
 def empty_pieces() -> dict[str, object]:
