@@ -22,7 +22,7 @@ def kernel_sources(nest: Nest) -> dict[str, str]:
     Both texts are made here; no compiler and no GPU is needed.
     """
     sources = {"loops": str(nest)}
-    writers: dict[str, Callable[[Nest], str]] = {"cpp": lambda n: cpp.translation_unit([n]), "triton": triton.emit}
+    writers: dict[str, Callable[[Nest], str]] = {"cpp": lambda n: cpp.translation_unit([n]), "triton": triton.emit_all}
     for name, write in writers.items():
         try:
             sources[name] = write(nest)

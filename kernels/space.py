@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import sympy
@@ -332,28 +332,30 @@ def _steps(body: Body, axes: set[str]) -> tuple[list[dict[str, Dim]], set[str]]:
     return steps, fixed
 
 
-def _moved(body: Body, moved: Mapping[sympy.Expr, Dim]) -> Body:
+def _moved(body: Body, by: Mapping[sympy.Expr, Dim]) -> Body:
     """`body` with index symbols replaced."""
     memo: dict[int, Scalar] = {}
+    reductions = tuple(replace(r, body=moved(r.body, by, memo)) for r in body.reductions)
+    stores = tuple(
+        replace(s, offset=symbols.substitute(s.offset, by), value=moved(s.value, by, memo)) for s in body.stores
+    )
+    return replace(body, reductions=reductions, stores=stores)
 
-    def dims(values: Iterable[Dim]) -> tuple[Dim, ...]:
-        return tuple(symbols.substitute(d, moved) for d in values)
+
+def moved(root: Scalar, by: Mapping[sympy.Expr, Dim], memo: dict[int, Scalar]) -> Scalar:
+    """An expression with index symbols replaced; `memo` keeps what expressions share shared."""
 
     def change(node: Scalar) -> Scalar | None:
         match node:
             case Load(offset=offset):
-                return replace(node, offset=symbols.substitute(offset, moved))
+                return replace(node, offset=symbols.substitute(offset, by))
             case Size(dim=dim):
-                return replace(node, dim=symbols.substitute(dim, moved))
+                return replace(node, dim=symbols.substitute(dim, by))
             case Select(index=index, bounds=bounds, cases=cases):
                 parts = tuple(scalar.rebuild(c, change, memo) for c in cases)
-                return Select(node.dtype, symbols.substitute(index, moved), dims(bounds), parts)
+                there = tuple(symbols.substitute(d, by) for d in bounds)
+                return Select(node.dtype, symbols.substitute(index, by), there, parts)
             case _:
                 return None
 
-    reductions = tuple(replace(r, body=scalar.rebuild(r.body, change, memo)) for r in body.reductions)
-    stores = tuple(
-        replace(s, offset=symbols.substitute(s.offset, moved), value=scalar.rebuild(s.value, change, memo))
-        for s in body.stores
-    )
-    return replace(body, reductions=reductions, stores=stores)
+    return scalar.rebuild(root, change, memo)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from fusion.kernels.bundle import Nest
-from fusion.kernels.emit.triton import AnySchedule, emit, schedule_for
-from fusion.kernels.emit.triton_schedule import needs_int64, programs
-from fusion.kernels.loops import Argument
+from fusion.kernels.emit.triton import AnySchedule, Schedule, emit, schedule_for
+from fusion.kernels.emit.triton_schedule import in_phases, needs_int64, pieces, programs
+from fusion.kernels.loops import Argument, LoopNest
 from fusion.kernels.toolchain import triton as toolchain
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, StructureMismatch
@@ -30,6 +30,7 @@ class _Launch:
         outputs: shape, strides and dtype of each output.
         grid: number of programs.
         wide: whether offsets need 64 bits.
+        pieces: how few long rows are cut, as `triton_schedule.pieces` says; () where they are not.
         divisible: what a specialisation of the kernel may assume of each size: (it is 1, it is a multiple of 16, it
             needs 64 bits).
     """
@@ -38,17 +39,25 @@ class _Launch:
     outputs: tuple[tuple[tuple[int, ...], tuple[int, ...], torch.dtype], ...]
     grid: int
     wide: bool
+    pieces: tuple[int, ...]
     divisible: tuple[tuple[bool, bool, bool], ...]
 
 
 def make_cuda_launcher(
-    nest: Nest, *, schedule: AnySchedule | None = None
+    nest: Nest, *, schedule: AnySchedule | None = None, processors: int | None = None
 ) -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
     """A function that runs `nest` on a GPU, or on the CPU under TRITON_INTERPRET=1.
 
     It is called with the input tensors in order, then the integers of the sizes whose source is "given". It returns
     the one output, or a tuple of them, and raises StructureMismatch, naming the input, for tensors whose dtype, shape,
-    strides or device are not those of `nest.inputs`. It runs on the current stream of the inputs' device.
+    strides or device are not those of `nest.inputs`. It runs on the current stream of the inputs' device: as one
+    launch, or, where rows are few and long, as one for each of the nests of `kernels/phases.py`.
+
+    Args:
+        nest: the kernel.
+        schedule: its launch data; by default by rule.
+        processors: multiprocessors to keep busy with few rows; by default those of the inputs' device, and 1 under the
+            interpreter.
 
     Raises:
         BackendUnavailable: Triton kernels cannot run here.
@@ -56,13 +65,14 @@ def make_cuda_launcher(
     """
     if reason := toolchain.available():
         raise BackendUnavailable(f"{nest.name} cannot run: {reason}")
-    return _Launcher(nest, schedule or schedule_for(nest))
+    return _Launcher(nest, schedule or schedule_for(nest), processors)
 
 
 class _Launcher:
-    def __init__(self, nest: Nest, schedule: AnySchedule) -> None:
+    def __init__(self, nest: Nest, schedule: AnySchedule, processors: int | None = None) -> None:
         self.nest = nest
         self.schedule = schedule
+        self.processors = processors
         self.source = emit(nest, schedule)
         self.kernel = toolchain.load(self.source, nest.name)
         self.given = sum(s.source == "given" for s in nest.sizes)
@@ -76,6 +86,8 @@ class _Launcher:
         count = len(self.nest.inputs)
         tensors, given = arguments[:count], arguments[count:]
         launch = self._launch(tensors, given)
+        if launch.pieces:
+            return self._run_phases(tensors, (*given, *launch.pieces))
         device = tensors[0].device if tensors else _current_device()
         outputs = tuple(
             torch.empty_strided(shape, strides, dtype=dtype, device=device) for shape, strides, dtype in launch.outputs
@@ -83,6 +95,22 @@ class _Launcher:
         if launch.grid > 0:
             self._run(launch, (*tensors, *outputs), device)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    @functools.cached_property
+    def phases(self) -> tuple[_Launcher, ...]:
+        """Launchers of the nests that take this one's place where its rows are cut."""
+        assert isinstance(self.nest, LoopNest) and isinstance(self.schedule, Schedule)
+        # One processor: a phase is not cut again.
+        return tuple(_Launcher(nest, schedule, processors=1) for nest, schedule in in_phases(self.nest, self.schedule))
+
+    def _run_phases(
+        self, tensors: tuple[torch.Tensor, ...], given: tuple[int, ...]
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        *levels, last = self.phases
+        for level in levels:
+            made = level(*tensors, *given)
+            tensors += made if isinstance(made, tuple) else (made,)
+        return last(*tensors, *given)
 
     def _launch(self, tensors: tuple[Any, ...], given: tuple[Any, ...]) -> _Launch:
         """The launch data for these inputs; worked out and checked once per structure."""
@@ -101,7 +129,8 @@ class _Launcher:
         key = (tuple((t.dtype, t.shape, t.stride(), t.device) for t in tensors), given)
         launch = self.launches.get(key)
         if launch is None:
-            launch = prepare(self.nest, self.schedule, tensors, given)
+            processors = self.processors or _processors(tensors[0].device if tensors else _current_device())
+            launch = prepare(self.nest, self.schedule, tensors, given, processors)
             if len(self.launches) >= REMEMBERED:
                 self.launches.clear()
             self.launches[key] = launch
@@ -130,7 +159,9 @@ class _Launcher:
         return self.kernel[(launch.grid,)](*tensors, *launch.sizes, **self.constants[launch.wide], **options)
 
 
-def prepare(nest: Nest, schedule: AnySchedule, tensors: tuple[torch.Tensor, ...], given: tuple[int, ...]) -> _Launch:
+def prepare(
+    nest: Nest, schedule: AnySchedule, tensors: tuple[torch.Tensor, ...], given: tuple[int, ...], processors: int
+) -> _Launch:
     """Checks the inputs against `nest.inputs` and works out what a launch needs.
 
     Raises:
@@ -153,7 +184,9 @@ def prepare(nest: Nest, schedule: AnySchedule, tensors: tuple[torch.Tensor, ...]
         outputs.append((shape, _dense(shape, output.order), output.dtype))
     sizes = tuple(values[s.symbol] for s in nest.sizes)
     divisible = tuple((n == 1, n % 16 == 0, n >= 2**31) for n in sizes)
-    return _Launch(sizes, tuple(outputs), programs(nest, schedule, values), needs_int64(nest, values), divisible)
+    cut = pieces(nest, schedule, values, processors)
+    grid, wide = programs(nest, schedule, values), needs_int64(nest, values)
+    return _Launch(sizes, tuple(outputs), grid, wide, cut, divisible)
 
 
 def _current_device() -> torch.device:
@@ -196,6 +229,12 @@ def _dense(shape: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
         strides[dim] = running
         running *= max(1, shape[dim])
     return tuple(strides)
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    """Multiprocessors of a device; the interpreter runs one program after the other."""
+    return 1 if toolchain.interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.cache

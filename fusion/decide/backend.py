@@ -16,8 +16,7 @@ from fusion.config import FusionConfig
 from fusion.kernels import kernel_sources
 from fusion.kernels.bundle import Nest
 from fusion.kernels.compiler import compile_cpp
-from fusion.kernels.emit.triton import emit as emit_triton
-from fusion.kernels.emit.triton import schedule_for
+from fusion.kernels.emit.triton import emit, emit_all, schedule_for
 from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
 from fusion.kernels.toolchain import cpp, triton, triton_script
@@ -58,7 +57,7 @@ class Kernel:
         """A program that runs this kernel alone, on random inputs; it needs torch and the backend's compiler."""
         if self.compiled is not None:
             return str(self.compiled.to_script())
-        return triton_script.standalone(self.nest, schedule_for(self.nest), emit_triton(self.nest))
+        return triton_script.standalone(self.nest, schedule_for(self.nest), emit(self.nest))
 
 
 @dataclass
@@ -192,7 +191,7 @@ class Backends:
         device = graph.spec[graph.outputs[0]].device
         machine = torch.cuda.get_device_name() if device == "cuda" else _cpp_identity()
         parts = [graph.digest, self.config.numerics, self.config.fusion_ratio, str(bucket), machine, torch.__version__]
-        text = kernel.compiled.digest if kernel.compiled is not None else emit_triton(kernel.nest)
+        text = kernel.compiled.digest if kernel.compiled is not None else emit_all(kernel.nest)
         parts += [text, triton.version(), torch.get_num_threads(), self.config.verify, self.config.profile]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

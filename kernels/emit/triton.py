@@ -7,7 +7,6 @@ bundle's kernel has those of each part, and calls the function of the part that 
 
 from __future__ import annotations
 
-import keyword
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 import torch
 
 from fusion.patterns import scalar, symbols
-from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
@@ -24,19 +22,21 @@ from ..loops import LoopNest, Reduction, Store
 from . import triton_math, triton_online, triton_primitives
 from .triton_bundle import divided
 from .triton_guards import any_path, guards_of, uses_of
+from .triton_names import check_names, printable
 from .triton_primitives import TYPES
 from .triton_schedule import (
     AnySchedule,
     Kind,
     Schedule,
     column_count,
+    forms,
     launch_options,
     parameters,
     row_count,
     schedule_for,
 )
 
-__all__ = ["AnySchedule", "Kind", "Schedule", "emit", "launch_options", "parameters", "schedule_for"]
+__all__ = ["AnySchedule", "Kind", "Schedule", "emit", "emit_all", "launch_options", "parameters", "schedule_for"]
 
 _ROW, _COLUMN = 1, 2  # bits: what an expression varies with
 _LONG = 60  # an expression longer than this gets a name
@@ -55,7 +55,7 @@ def emit(nest: Nest, schedule: AnySchedule | None = None) -> str:
     """
     schedule = schedule or schedule_for(nest)
     for part in parts_of(nest):
-        _check_names(part)
+        check_names(part)
     texts = [
         _Emitter(part, own, f"{nest.name}_part{k}" if isinstance(nest, Bundle) else nest.name).text()
         for k, (part, own) in enumerate(zip(parts_of(nest), schedule.parts, strict=True))
@@ -63,10 +63,19 @@ def emit(nest: Nest, schedule: AnySchedule | None = None) -> str:
     body = "\n\n".join([*texts, *([divided(nest, schedule)] if isinstance(nest, Bundle) else [])])
     helpers = triton_math.source_of(set(re.findall(r"\b_\w+", body)))
     loop_nest = "\n".join(f"# {line}" for line in str(nest).splitlines())
-    origin = "\n".join(f"#   {_printable(line)}" for line in nest.origin)
+    origin = "\n".join(f"#   {printable(line)}" for line in nest.origin)
     head = f"{loop_nest}\n# made of\n{origin}\n" if origin else f"{loop_nest}\n"
     imports = "import triton\nimport triton.language as tl\n"
     return "\n\n".join(filter(None, (f"{head}\n{imports}", helpers, body)))
+
+
+def emit_all(nest: Nest) -> str:
+    """The text of all that a launcher may run for `nest`: a module, and those that take its place where rows are cut.
+
+    Raises:
+        LoweringError: as `emit`.
+    """
+    return "\n\n".join(emit(*form) for form in forms(nest))
 
 
 class _Scope:
@@ -108,6 +117,8 @@ class _Emitter:
                 done.add(online[reduction.name].second.name)
             elif reduction.name not in done:
                 self._reduction(reduction)
+        if self.kind is Kind.TILE and self.nest.reductions:
+            self._columns()
         per_row = [s for s in self.nest.stores if s.per_row]
         per_column = [s for s in self.nest.stores if not s.per_row]
         self._stores(per_row)
@@ -129,23 +140,30 @@ class _Emitter:
         self.outer += [f"{s.symbol} = tl.cast({s.symbol}, INDEX)" for s in nest.sizes]
         if not self._is_part():
             self.outer.append("program = tl.program_id(0).to(INDEX)")
-        column = "tl.arange(0, COLS).to(INDEX)"
         if self.kind is Kind.FLAT:
-            self.outer.append(f"j = program * COLS + {column}")
+            self.outer.append("j = program * COLS + tl.arange(0, COLS).to(INDEX)")
             return
         if self.kind is Kind.TILE and not self._one_block():
             self.outer.append(f"blocks = ({columns} + (COLS - 1)) // COLS")
             self.outer.append("row = (program // blocks) * ROWS + tl.arange(0, ROWS).to(INDEX)[:, None]")
-            self.outer.append(f"j = (program % blocks) * COLS + {column}[None, :]")
         else:
             self.outer.append("row = program * ROWS + tl.arange(0, ROWS).to(INDEX)[:, None]")
-            if self.kind is not Kind.LOOPED:
-                self.outer.append(f"j = {column}[None, :]")
+        if not self._loops():
+            self._columns()
         rest = "row"
         for k, axis in reversed(list(enumerate(nest.rows))):
             extent = symbols.print_python(axis.extent)
             self.outer.append(f"{axis.name} = {rest}" if k == 0 else f"{axis.name} = {rest} % {extent}")
             rest = f"({rest} // {extent})"
+
+    def _columns(self) -> None:
+        """The columns of a program that has one block of them."""
+        before = "" if self.kind is Kind.ROWS or self._one_block() else "(program % blocks) * COLS + "
+        self.outer.append(f"j = {before}tl.arange(0, COLS).to(INDEX)[None, :]")
+
+    def _loops(self) -> bool:
+        """Whether reductions are taken in chunks of columns."""
+        return self.kind is Kind.LOOPED or (self.kind is Kind.TILE and bool(self.nest.reductions))
 
     def _is_part(self) -> bool:
         """Whether the number of the program, among those of its part, is handed to it."""
@@ -157,7 +175,7 @@ class _Emitter:
 
     def _reduction(self, reduction: Reduction) -> None:
         identity, combine, reduce = triton_primitives.reduction(reduction.fn, reduction.body.dtype)
-        if self.kind is not Kind.LOOPED:
+        if not self._loops():
             with self._over(reduction.extent, self.columns):
                 value = self._masked(reduction, identity)
             scan = triton_primitives.SCANS[reduction.fn] if reduction.running else f"{reduce}[:, None]"
@@ -394,26 +412,3 @@ class _Emitter:
 
     def _rank(self) -> str:
         return "[1]" if self.kind is Kind.FLAT else "[1, 1]"
-
-
-_OF_OURS = re.compile(r"(v|end)\d+|\w+_(block|carry|mean|count|next|off)")
-_OURS = {"j", "row", "program", "blocks", "start", "tl", "triton", "ROWS", "COLS", "INDEX", "range", "float"}
-
-
-def _check_names(nest: LoopNest) -> None:
-    """Nothing but plain names of our own making reaches a source file."""
-    names = [nest.name, *parameters(nest), *(a.name for a in nest.rows), *(r.name for r in nest.reductions)]
-    for name in names:
-        if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_]*", name) or keyword.iskeyword(name) or name in _OURS:
-            raise LoweringError(
-                "triton-name",
-                f"{name!r} cannot be a name in a Triton kernel.",
-                remedy="Use letters, digits and underscores, and none of " + ", ".join(sorted(_OURS)) + ".",
-            )
-    if len(set(names)) != len(names) or any(_OF_OURS.fullmatch(n) for n in names[1:]):
-        raise LoweringError("triton-name", f"{nest.name}: names that clash: {names}.", remedy="Give each its own name.")
-
-
-def _printable(line: str) -> str:
-    """A line fit for a comment: a file's name may hold anything."""
-    return "".join(c if c.isprintable() else "?" for c in line)

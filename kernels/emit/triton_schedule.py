@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from fusion.patterns import symbols
@@ -11,11 +11,15 @@ from fusion.patterns.symbols import Dim
 
 from ..bundle import Bundle, Nest, parts_of
 from ..loops import Argument, LoopNest, Output
+from ..phases import can_split, extents, phases
 from .neighbours import row_neighbours
 
 LONGEST_ROW = 16384  # elements a program keeps in registers: 32 per thread of 16 warps
 TILE = 1024  # elements of a program otherwise: 8 per thread of 4 warps, 16 bytes of half precision each
 LOOP_TILE = 1024
+LONG = 32  # chunks of a row that is worth several launches, as one program waits for memory that often; not measured
+SHORT = 2  # chunks, at least, in a piece of it
+MOST = 256  # pieces: every program that reads what they come to puts all of them together
 ACROSS = 64  # rows side by side: 128 bytes of half precision, a memory transaction
 SYMBOLIC_COLUMNS = 256  # a column of unknown length is as likely short as long
 INT32_LIMIT = 2**31 - 2**20  # offsets up to here fit 32 bits, and so do those of masked lanes beyond the end
@@ -25,7 +29,7 @@ class Kind(Enum):
     """The shapes a kernel can take."""
 
     FLAT = "flat"  # no rows, no reductions: a one-dimensional block per program
-    TILE = "tile"  # no reductions: a block of rows by a block of columns per program
+    TILE = "tile"  # a block of rows by a block of columns per program, which loops over reductions, if any, for itself
     ROWS = "rows"  # whole rows in registers, one or several per program
     LOOPED = "looped"  # a row per program, or several neighbours, in chunks: once per reduction, once for the stores
 
@@ -121,6 +125,50 @@ def launch_options(nest: LoopNest) -> Schedule:
     return Schedule(Kind.ROWS, rows, block, _warps(rows * block))
 
 
+def pieces(nest: Nest, schedule: AnySchedule, values: Mapping[str, int], processors: int) -> tuple[int, ...]:
+    """How the rows of a kernel are cut where they are too few to keep a device busy, and long.
+
+    Args:
+        nest: the kernel.
+        schedule: its launch data.
+        values: its sizes.
+        processors: multiprocessors of the device, each of which runs a program at a time or more; 1 cuts nothing.
+
+    Returns:
+        The number of pieces of a row, then the columns in a piece of each of `extents(nest)`: what the nests of
+        `in_phases` are given. () where each row is one program's.
+    """
+    if isinstance(nest, Bundle) or not isinstance(schedule, Schedule) or not _may_cut(nest, schedule):
+        return ()
+    chunks = [-(-symbols.evaluate(extent, values) // schedule.columns) for extent in extents(nest)]
+    longest, rows = max(chunks), symbols.evaluate(row_count(nest), values)
+    splits = min(processors * schedule.rows // max(1, rows), longest // SHORT, MOST)
+    if processors < 2 or not rows or longest < LONG or splits < 2:
+        return ()
+    splits = -(-longest // -(-longest // splits))  # as many as whole chunks make
+    return (splits, *(-(-count // splits) * schedule.columns for count in chunks))
+
+
+def in_phases(nest: LoopNest, schedule: Schedule) -> tuple[tuple[LoopNest, Schedule], ...]:
+    """The nests that take the place of one whose rows are cut, in order, with their launch data.
+
+    Args:
+        nest: a kernel that reduces its rows and scans none.
+        schedule: its launch data, of chunks of rows.
+    """
+    *levels, last = phases(nest)
+    stored = schedule if last.column is None else replace(schedule, kind=Kind.TILE)
+    return (*((level, schedule) for level in levels), (last, stored))
+
+
+def forms(nest: Nest) -> tuple[tuple[Nest, AnySchedule], ...]:
+    """Everything a launcher may run for a kernel: itself, then the nests of `in_phases` where its rows may be cut."""
+    schedule = schedule_for(nest)
+    if isinstance(nest, LoopNest) and isinstance(schedule, Schedule) and _may_cut(nest, schedule):
+        return ((nest, schedule), *in_phases(nest, schedule))
+    return ((nest, schedule),)
+
+
 def tensors(nest: Nest) -> tuple[Argument | Output, ...]:
     """The inputs, then the outputs: the order of the kernel's pointers."""
     return (*nest.inputs, *nest.outputs)
@@ -155,6 +203,10 @@ def needs_int64(nest: Nest, values: Mapping[str, int]) -> bool:
         spans += [rows * symbols.evaluate(width, values) for width in widths]
     spans += [span(tensor.shape, tensor.strides) for tensor in tensors(nest)]
     return max(spans) >= INT32_LIMIT
+
+
+def _may_cut(nest: LoopNest, schedule: Schedule) -> bool:
+    return schedule.kind is Kind.LOOPED and can_split(nest)
 
 
 def _pointwise(nest: LoopNest, columns: int | None) -> Schedule:

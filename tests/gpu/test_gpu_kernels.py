@@ -13,9 +13,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+import long_rows
 import triton_nests as nests
 import triton_worker as cases
 from graphs import EXAMPLES, LENGTH
+from reduction_cases import judge
 
 from fusion.patterns import reference, verify
 from fusion.runtime.cuda_launch import make_cuda_launcher
@@ -126,3 +128,21 @@ def test_rows_of_any_length(columns: int) -> None:
         bound = columns * 2.0**-24 * x.double().abs().sum(-1)  # any order of summing
         off = (total.double() - x.double().sum(-1)).abs()
         assert torch.equal(total.isnan(), x.isnan().any(-1)) and bool((off <= bound)[~total.isnan()].all())
+
+
+@pytest.mark.parametrize("shape", [(1, 128256), (3, 1_000_003), (2, 50000)], ids=str)
+@pytest.mark.parametrize("name", long_rows.LONG_ROWS)
+def test_few_long_rows_are_cut_into_pieces(name: str, shape: tuple[int, int]) -> None:
+    """By the fp64 rule, and the same to the bit in a second call, which goes by the remembered binaries."""
+    case, (graph, nest) = long_rows.LONG_ROWS[name], long_rows.lowered(name)
+    rows, columns = shape if case.along else (64 * shape[0], shape[1] // 16)
+    x = long_rows.values(name, rows, columns).to(DEVICE)
+    run = make_cuda_launcher(nest)
+    with cases.launched() as grids:
+        made = run(x)
+    assert len(grids) == case.levels + 1
+    made = made if isinstance(made, tuple) else (made,)
+    again = run(x)
+    again = again if isinstance(again, tuple) else (again,)
+    assert not judge(graph, made, (x,))
+    assert all(torch.equal(a.nan_to_num(9e9), b.nan_to_num(9e9)) for a, b in zip(made, again, strict=True))

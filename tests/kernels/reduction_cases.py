@@ -239,6 +239,9 @@ def cases() -> Iterator[tuple[str, list[Case]]]:
 
 
 CASES = dict(cases())
+# A variance of float32 is taken in double by eager's CPU kernels, in float32 by kernels of GPUs. Those "of all" are of
+# float32.
+FAIR = [n for n in CASES if not (n.startswith(("var", "std")) and n.endswith(("float32", "of all")))]
 
 
 def judge(graph: SubGraph, made: tuple[torch.Tensor, ...], inputs: tuple[torch.Tensor, ...]) -> str:

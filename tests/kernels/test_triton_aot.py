@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import bundles
 import graphs
+import long_rows
 import pytest
 import torch
 import triton_nests as nests
@@ -15,7 +16,7 @@ from graphs import EXAMPLES
 from triton_worker import lowered
 
 from fusion.kernels.emit.triton import emit, launch_options
-from fusion.kernels.emit.triton_schedule import Kind, tensors
+from fusion.kernels.emit.triton_schedule import Kind, forms, tensors
 from fusion.kernels.lower import lower, lower_kernel
 from fusion.kernels.toolchain import triton as toolchain
 from fusion.patterns import scalar
@@ -159,6 +160,25 @@ REDUCING = {
 def test_reductions_over_any_dimensions_compile(name: str, target: str) -> None:
     nest = lower(graphs.trace(lambda x: REDUCING[name](x), BFLOAT16))
     assert nest.reductions and not toolchain.compile_ahead(nest, target).spills
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", long_rows.LONG_ROWS)
+def test_every_nest_of_cut_rows_compiles_without_spills(name: str, target: str) -> None:
+    _, nest = long_rows.lowered(name)
+    _, *cut = forms(nest)
+    assert len(cut) == long_rows.LONG_ROWS[name].levels + 1
+    for phase, schedule in cut:
+        assert not toolchain.compile_ahead(phase, target, schedule=schedule).spills
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_pieces_of_rows_move_16_bytes_at_a_time(target: str) -> None:
+    x = graphs.normal(1, 128256, dtype=torch.bfloat16)
+    _, *cut = forms(lower(graphs.trace(lambda x: x.softmax(-1), x)))
+    texts = [toolchain.compile_ahead(nest, target, schedule=schedule).asm["ptx"] for nest, schedule in cut]
+    assert len(texts) == 3 and all(re.search(FULL_LOAD, ptx) for ptx in texts)
+    assert re.search(FULL_STORE, texts[-1])
 
 
 def test_rows_that_are_neighbours_in_memory_are_loaded_side_by_side() -> None:

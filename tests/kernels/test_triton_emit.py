@@ -9,11 +9,21 @@ import bundles
 import pytest
 import torch
 import triton_nests as nests
+from graphs import LENGTH, trace
 
 from fusion.kernels.emit import triton_math, triton_primitives
-from fusion.kernels.emit.triton import Kind, emit, launch_options, parameters, schedule_for
-from fusion.kernels.emit.triton_schedule import column_count, needs_int64, programs, row_count
-from fusion.kernels.lower import lower_kernel
+from fusion.kernels.emit.neighbours import row_neighbours
+from fusion.kernels.emit.triton import Kind, emit, emit_all, launch_options, parameters, schedule_for
+from fusion.kernels.emit.triton_schedule import (
+    column_count,
+    forms,
+    in_phases,
+    needs_int64,
+    pieces,
+    programs,
+    row_count,
+)
+from fusion.kernels.lower import lower, lower_kernel
 from fusion.patterns import scalar, symbols
 from fusion.patterns.errors import LoweringError
 
@@ -122,6 +132,76 @@ def test_blocks_are_powers_of_two_that_hold_the_row(columns: int) -> None:
     assert schedule.columns >= columns and schedule.columns.bit_count() == schedule.rows.bit_count() == 1
     assert schedule.num_warps in (1, 2, 4, 8, 16)
     assert schedule.rows * schedule.columns <= 32 * 32 * schedule.num_warps  # at most 32 elements a thread
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "processors", "made"),
+    [
+        (1, 1_000_000, 132, (123, 8192)),  # 977 chunks of 1024: 8 to a piece, the last piece with 1
+        (1, 128256, 132, (63, 2048)),  # pieces of at least two chunks
+        (1, 32000, 132, (16, 2048)),
+        (1, 31744, 132, ()),  # 31 chunks are not worth two launches
+        (8, 128256, 132, (16, 8192)),
+        (66, 128256, 132, (2, 64512)),
+        (67, 128256, 132, ()),  # half of the multiprocessors at least have a row
+        (4096, 128256, 132, ()),
+        (0, 128256, 132, ()),
+        (1, 128256, 1, ()),
+        (1, 128256, 20, (18, 7168)),
+        (1, 10**9, 1000, (256, 3815 * 1024)),  # what the pieces come to is put together by every program
+    ],
+)
+def test_few_long_rows_are_cut_into_pieces(rows: int, columns: int, processors: int, made: tuple[int, ...]) -> None:
+    nest = nests.row_sum(S1)
+    cut = pieces(nest, launch_options(nest), {"s0": rows, "s1": columns}, processors)
+    assert cut == made
+    if cut:
+        assert (cut[0] - 1) * cut[1] < columns <= cut[0] * cut[1]  # no piece is empty, none is missing
+        level, schedule = in_phases(nest, launch_options(nest))[0]
+        values = {"s0": rows, "s1": columns, "splits": cut[0], "chunk0": cut[1]}
+        assert programs(nest, launch_options(nest), values) < programs(level, schedule, values) == rows * cut[0]
+        assert programs(level, schedule, values) <= processors
+
+
+@pytest.mark.parametrize("rows", [64, 4096])
+def test_rows_that_are_neighbours_are_cut_together(rows: int) -> None:
+    x = torch.randn(LENGTH, rows)
+    nest = lower(trace(lambda x: x.sum(0), x, dynamic={LENGTH: "s0"}))
+    schedule = launch_options(nest)
+    splits, chunk = pieces(nest, schedule, {"s0": 8192}, 132)
+    level, own = in_phases(nest, schedule)[0]
+    assert schedule.rows == own.rows == 64 and row_neighbours(level) == level.rows[1]
+    assert programs(level, own, {"s0": 8192, "splits": splits, "chunk0": chunk}) == splits * rows // 64 <= 132
+
+
+def test_one_processor_takes_whole_rows_however_many_go_together() -> None:
+    nest = lower(trace(lambda x: x.sum(0), torch.randn(LENGTH, 5), dynamic={LENGTH: "s0", 5: "s1"}))
+    schedule = launch_options(nest)
+    lengths = {s.symbol: 8192 if s.dim == 0 else 2 for s in nest.sizes}
+    assert schedule.rows == 64
+    assert pieces(nest, schedule, lengths, 2) == (64, 128) and pieces(nest, schedule, lengths, 1) == ()
+
+
+def test_only_rows_in_chunks_are_cut() -> None:
+    scanned = lower(trace(lambda x: x.cumsum(-1).amax(-1), torch.randn(3, LENGTH), dynamic={LENGTH: "s0"}))
+    for nest in (scanned, nests.row_sum(4096), nests.rotate(64), lower_kernel(bundles.graph_of())):
+        values = {s.symbol: 2**20 for s in nest.sizes} | {"s0": 1}
+        assert pieces(nest, schedule_for(nest), values, 132) == ()
+        assert forms(nest) == ((nest, schedule_for(nest)),)
+
+
+def test_what_takes_the_place_of_cut_rows() -> None:
+    nest = nests.row_sum(S1)
+    whole, level, last = forms(nest)
+    assert whole == (nest, launch_options(nest))
+    assert [phase.name for phase, _ in (level, last)] == ["row_sum_level0", "row_sum_last"]
+    assert (level[1].kind, last[1].kind) == (Kind.LOOPED, Kind.TILE)
+    assert "for start in range(0, chunk0, COLS):" in emit(*level) and "range(0, s1" not in emit(*level)
+    lines = emit(*last).splitlines()
+    loop = next(i for i, line in enumerate(lines) if "for start in range(0, splits, COLS):" in line)
+    tile = next(i for i, line in enumerate(lines) if "j = (program % blocks) * COLS" in line)
+    assert emit_all(nest) == "\n\n".join(emit(*form) for form in (whole, level, last))
+    assert loop < tile, "the columns that are stored are those of the program, not of the loop"
 
 
 def test_64_thread_warps_are_half_as_many() -> None:

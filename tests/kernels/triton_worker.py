@@ -15,9 +15,11 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import bundles
+import long_rows
 import reduction_cases
 import torch
 import triton_nests as nests
@@ -34,9 +36,11 @@ from fusion.kernels.toolchain.triton_script import standalone
 from fusion.patterns import reference, verify
 from fusion.patterns.errors import LoweringError, StructureMismatch
 from fusion.patterns.graph import SubGraph
+from fusion.runtime import cuda_launch
 from fusion.runtime.cuda_launch import make_cuda_launcher
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PROCESSORS = 16  # of a device small enough to interpret
 Case = Callable[[], dict[str, object]]
 
 _INF = float("inf")
@@ -100,6 +104,8 @@ def cases() -> Iterator[tuple[str, Case]]:
     for name in (
         "bundle",
         "bundle_script",
+        "empty_pieces",
+        "whole_rows",
         "looped_sum",
         "looped_max",
         "nan_max",
@@ -110,14 +116,12 @@ def cases() -> Iterator[tuple[str, Case]]:
         *LONG,
     ):
         yield f"feature/{name}", LONG.get(name) or globals()[name]
+    for name in long_rows.LONG_ROWS:
+        yield f"pieces/{name}", lambda n=name: few_long_rows(n)
     for name in EXAMPLES:
         for dtype in DTYPES:
             yield f"example/{name}-{_short(dtype)}", lambda n=name, d=dtype: example(n, d)
-    # A variance of float32 is taken in double by eager's CPU kernels, in float32 here and by its GPU kernels.
-    # Those "of all" are of float32.
-    unfair = ("float32", "of all")
-    fair = [n for n in reduction_cases.CASES if not (n.startswith(("var", "std")) and n.endswith(unfair))]
-    for k, (name, group) in enumerate((name, reduction_cases.CASES[name]) for name in fair[::3]):
+    for k, (name, group) in enumerate((name, reduction_cases.CASES[name]) for name in reduction_cases.FAIR[::3]):
         chosen = group[5 * k % len(group)]
         yield f"reduction/{name}", lambda c=chosen: reduction(c)
 
@@ -155,7 +159,7 @@ def reduction(case: reduction_cases.Case) -> dict[str, object]:
     return {"ok": True}
 
 
-def long_rows(fn: Callable[[torch.Tensor], object], loops: int) -> dict[str, object]:
+def long_looped(fn: Callable[[torch.Tensor], object], loops: int) -> dict[str, object]:
     """A kernel of rows of any length in `loops` loops, on rows with special values among them, by the fp64 rule."""
     graph = trace(fn, torch.randn(6, LENGTH), dynamic={LENGTH: "s0"})
     nest = lower(graph)
@@ -177,13 +181,79 @@ def long_rows(fn: Callable[[torch.Tensor], object], loops: int) -> dict[str, obj
 # Reductions in pairs take one loop; the last loop stores. Results in bfloat16: the sums are float32 here and double in
 # eager's CPU kernels, and whether their last bits agree is not the matter.
 LONG = {
-    "long_softmax": lambda: long_rows(lambda x: (x.softmax(-1) * 2.0).bfloat16(), 2),
-    "long_log_softmax": lambda: long_rows(lambda x: x.log_softmax(-1).bfloat16(), 2),
-    "long_layer_norm": lambda: long_rows(lambda x: layer_norm(x, (x.shape[-1],)).bfloat16(), 2),
-    "long_var": lambda: long_rows(lambda x: x.var(-1, correction=0).bfloat16(), 1),
-    "long_argmax": lambda: long_rows(lambda x: x.argmax(-1), 2),
-    "long_cumsum": lambda: long_rows(lambda x: x.round().cumsum(-1) * 0.5, 1),
+    "long_softmax": lambda: long_looped(lambda x: (x.softmax(-1) * 2.0).bfloat16(), 2),
+    "long_log_softmax": lambda: long_looped(lambda x: x.log_softmax(-1).bfloat16(), 2),
+    "long_layer_norm": lambda: long_looped(lambda x: layer_norm(x, (x.shape[-1],)).bfloat16(), 2),
+    "long_var": lambda: long_looped(lambda x: x.var(-1, correction=0).bfloat16(), 1),
+    "long_argmax": lambda: long_looped(lambda x: x.argmax(-1), 2),
+    "long_cumsum": lambda: long_looped(lambda x: x.round().cumsum(-1) * 0.5, 1),
 }
+
+
+def few_long_rows(name: str) -> dict[str, object]:
+    """A kernel on few rows, each cut into pieces, by the fp64 rule."""
+    case, (graph, nest) = long_rows.LONG_ROWS[name], long_rows.lowered(name)
+    schedule = dataclasses.replace(launch_options(nest), columns=16)
+    run = make_cuda_launcher(nest, schedule=schedule, processors=PROCESSORS)
+    for rows, columns in ((1, 513), (2, 530)) if case.along else ((70, 513),):
+        x = long_rows.values(name, rows, columns)
+        with launched() as grids:
+            made = run(x)
+        grid = f"{rows} rows of {columns}: launches of {grids} programs"
+        if len(grids) != case.levels + 1 or not PROCESSORS // 2 <= grids[0] <= PROCESSORS:
+            return {"ok": False, "why": grid}
+        why = reduction_cases.judge(graph, made if isinstance(made, tuple) else (made,), (x,))
+        if why:
+            return {"ok": False, "why": f"{grid}: {why}"}
+    return {"ok": True}
+
+
+def whole_rows() -> dict[str, object]:
+    """Rows that are many, or short, or none, take one launch of the kernel whose few long rows take several."""
+    graph, nest = long_rows.lowered("several outputs")
+    schedule = dataclasses.replace(launch_options(nest), columns=16)
+    run = make_cuda_launcher(nest, schedule=schedule, processors=PROCESSORS)
+    busy = PROCESSORS // 2 + 1
+    for rows, columns, grid in ((1, 496, [1]), (busy, 513, [busy]), (0, 513, []), (3, 513, [15, 3 * 33])):
+        x = long_rows.values("several outputs", rows, columns)
+        with launched() as grids:
+            made = run(x)
+        why = reduction_cases.judge(graph, made, (x,)) if rows else ""
+        if grids != grid or why:
+            return {"ok": False, "why": f"{rows} rows of {columns}: launches of {grids} programs; {why}"}
+    run = make_cuda_launcher(nest, schedule=schedule)  # the interpreter is busy with one program
+    with launched() as grids:
+        run(long_rows.values("several outputs", 3, 513))
+    return {"ok": grids == [3], "why": f"launches of {grids} programs"}
+
+
+@contextmanager
+def launched() -> Iterator[list[int]]:
+    """The number of programs of each launch inside."""
+    grids: list[int] = []
+    original = cuda_launch._Launcher._run_jit
+
+    def recorded(self: cuda_launch._Launcher, launch: cuda_launch._Launch, tensors: tuple[torch.Tensor, ...]) -> object:
+        grids.append(launch.grid)
+        return original(self, launch, tensors)  # on a GPU what was compiled, which the launcher keeps
+
+    cuda_launch._Launcher._run_jit = recorded
+    try:
+        yield grids
+    finally:
+        cuda_launch._Launcher._run_jit = original
+
+
+def empty_pieces() -> dict[str, object]:
+    """A long row and a short one in one kernel: most pieces of the short one have no columns."""
+    x, y = normal(2, 700), normal(2, 20, seed=1)
+    graph = trace(lambda x, y: (x.amax(-1) + y.sum(-1) - y.amin(-1)).bfloat16(), x, y)
+    nest = lower(graph)
+    schedule = dataclasses.replace(launch_options(nest), kind=Kind.LOOPED, rows=1, columns=16)
+    with launched() as grids:
+        made = make_cuda_launcher(nest, schedule=schedule, processors=PROCESSORS)(x, y)
+    why = reduction_cases.judge(graph, (made,), (x, y))
+    return {"ok": len(grids) == 2 and not why, "why": why or f"launches of {grids} programs"}
 
 
 def unary(fn: str) -> dict[str, object]:
