@@ -127,6 +127,8 @@ def _specified(base: str, args: Any, kwargs: Any, given: list[torch.Tensor]) -> 
         raise Unspecified("torch's vector library makes NaN of the gelu of infinity")
     if base in ("var_mean", "std_mean") and bool(given[0].isinf().any()):
         raise Unspecified("torch's running mean of a row with an infinity is that or NaN, by the order of the terms")
+    if base == "sinc" and bool(((given[0] != 0) & (given[0] == given[0].double().round())).any()):
+        raise Unspecified("sinc of a whole number is 0, and what torch returns is what rounding leaves of that")
     whole = [t for t in given if t.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)]
     if base in DIVIDES and len(whole) and any((t == torch.iinfo(t.dtype).min).any() for t in whole):
         raise Unspecified("the lowest integer divided by -1 does not exist")
