@@ -35,7 +35,7 @@ INLINE float exp_of(float x) {
     const float small = float_of(u + (64u << 23)) * 5.42101086e-20f;
     const float scaled = x < -87.0f ? small : float_of(u);
     const float bounded = x < -104.0f ? 0.0f : scaled;
-    return x <= 88.7228394f ? bounded : x + __builtin_inff();  // inf and NaN
+    return x <= 88.7228317f ? bounded : x + __builtin_inff();  // inf and NaN
 }
 // the same where subnormal results do not matter, because something larger is added: those are 0
 INLINE float exp_normal_of(float x) {
@@ -43,7 +43,7 @@ INLINE float exp_normal_of(float x) {
     const float y = 1.0f + split_exp(x, shifted);
     const float scaled = float_of(bits_of(y) + (bits_of(shifted) << 23));
     const float bounded = x < -87.0f ? 0.0f : scaled;
-    return x <= 88.7228394f ? bounded : x + __builtin_inff();  // inf and NaN
+    return x <= 88.7228317f ? bounded : x + __builtin_inff();  // inf and NaN
 }
 INLINE double exp_normal_of(double x) { return __builtin_exp(x); }
 // within 2 ulp; 2^n*(q + 1) - 1 with one rounding, halved so that 2^n does not overflow early

@@ -162,7 +162,9 @@ def test_every_primitive_compiles_in_every_dtype_it_has():
 @pytest.mark.parametrize("fn", BELOW_ULP)
 def test_vector_math_over_the_full_range(fn):
     bits = torch.arange(-(2**31), 2**31, 1009, dtype=torch.int64).to(torch.int32)
-    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -1.0, 1.0, 1e-45, -1e-45, 88.72283, -103.9])
+    special = torch.tensor(
+        [0.0, -0.0, torch.inf, -torch.inf, torch.nan, -1.0, 1.0, 1e-45, -1e-45, 88.72283, 88.72284, -103.9]
+    )
     more = torch.linspace(-110, 110, 100_001), torch.linspace(-1.5, 1.5, 100_001)
     x = torch.cat([bits.view(torch.float32), special, *more])
     (y,) = run(flat(fn, apply(fn, load()), [torch.float32], torch.float32), x)
