@@ -123,8 +123,8 @@ def _coverage(model: Any, watch: Watch) -> dict[str, Any]:
 
 
 def _decode_coverage(model: Any, watch: Watch) -> dict[str, Any] | None:
-    """The same of one decode step with a cache; None for a model that hands out no cache."""
-    if _primed(model) is None:
+    """The same of one decode step with a cache; None for a model that hands out no cache, or cannot go on with it."""
+    if isinstance(_attempt(_primed, model), Exception | None):
         return None
     for _ in range(_TURNS):
         step = _primed(watch.model)
