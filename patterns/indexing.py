@@ -83,13 +83,13 @@ def _bound(value: sympy.Expr, extents: Extents, *, highest: bool) -> sympy.Expr 
 
 def _at_least(value: Dim, bound: int) -> bool:
     """Whether a polynomial in size symbols is provably at least `bound`, given that each symbol is at least 1."""
-    lowest = 0
+    lowest = sympy.Integer(0)
     for term in sympy.Add.make_args(sympy.expand(sympy.sympify(value))):
         number, factors = term.as_coeff_Mul()
         if factors != 1 and (number < 0 or not factors.is_polynomial(*factors.free_symbols)):
             return False
         lowest += number
-    return bool(lowest >= bound)
+    return lowest.is_extended_real is True and bool(lowest >= bound)  # a quotient by a size of 0 is no number
 
 
 def linearize(index: Sequence[Dim], shape: Sequence[Dim]) -> Dim:

@@ -44,6 +44,13 @@ FOUND = {
     "a negative bound of what has no sign": program(
         {"x0": (("B", "N"), torch.uint8)}, "v0 = x0 > -1", "v1 = torch.clamp(x0, -1, 1) + v0"
     ),
+    "a mean of products over nothing": program(
+        {"x0": (("B", "N", 0), HALF)},
+        "v0 = x0 * 2",
+        "v1 = v0.unflatten(1, (-1, 1))",
+        "v2 = v0.prod(1)",
+        "v3 = v2.mean()",
+    ),
     "the double reference of a bool": program({"x0": ((1,), BOOL)}, "v0 = -1.5 / x0"),
     "a bool squared": program({"x0": (("B", "N"), FLOAT)}, "v0 = x0 > x0.mean()", "v1 = v0.flip(0)", "v2 = v1**2"),
     "a list of one result": program(
