@@ -131,8 +131,10 @@ def _specified(base: str, args: Any, kwargs: Any, given: list[torch.Tensor]) -> 
         raise Unspecified("sinc of a whole number is 0, and what torch returns is what rounding leaves of that")
     if base in ("median", "nanmedian") and torch._debug_has_internal_overlap(given[0]):
         raise Unspecified("torch sorts overlapping memory in place, and not to the same end each time")
-    if base == "erf" and any(bool((t.abs() < torch.finfo(t.dtype).tiny).any()) for t in _floats(given)):
-        raise Unspecified("torch's vector library makes 0 of the erf of a subnormal")
+    if base in ("erf", "fmod", "remainder") and any(
+        (t.abs() < torch.finfo(t.dtype).tiny).any() for t in _floats(given)
+    ):
+        raise Unspecified("torch's vector library takes a subnormal for 0 here, its scalar code does not")
     whole = [t for t in given if t.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)]
     if base in DIVIDES and len(whole) and any((t == torch.iinfo(t.dtype).min).any() for t in whole):
         raise Unspecified("the lowest integer divided by -1 does not exist")

@@ -167,6 +167,7 @@ def test_what_torch_does_not_specify_is_noticed() -> None:
         lambda x: torch.std_mean(x / 0),
         torch.sinc,
         lambda x: (x * 1e-39).erf(),
+        lambda x: x % (x * 1e-39),
         lambda x: x.expand(2, 3).median(0),
     ):
         with pytest.raises(Unspecified), Watch():
