@@ -18,10 +18,9 @@ from fusion.runtime.plan import Raised, as_it_is
 
 from .effects import storage_key
 from .islands import refresh, shown
-from .lookups import is_container, is_object, is_plain, state_of
+from .lookups import PLAIN, is_container, is_object, is_plain, state_of
 from .provenance import Atom, user_line
 
-PLAIN = (type(None), bool, int, float, str)
 Receiver = Path | Ref
 
 

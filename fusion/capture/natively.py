@@ -20,11 +20,11 @@ from fusion.runtime.nesting import tree_of, tree_text
 from fusion.runtime.plan import Raised
 
 from .effects import Effects
-from .found import PLAIN, ObjectReads, Receiver
+from .found import ObjectReads, Receiver
 from .given import Given
 from .held import is_library
 from .islands import Island, NativeFunction, function_call, has_islands, own
-from .lookups import is_looked_into
+from .lookups import PLAIN, is_looked_into
 from .provenance import Atom, user_line
 from .shadow import Shadow, is_symbolic, real_nest
 

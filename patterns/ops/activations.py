@@ -48,7 +48,7 @@ def _elu(x: Scalar, alpha: Scalar | Number = 1, scale: Scalar | Number = 1, inpu
 
 
 def _celu(x: Scalar, alpha: Scalar | Number = 1.0) -> Scalar:
-    value = float(alpha.value if isinstance(alpha, Constant) else alpha)  # type: ignore[arg-type]
+    value = float(alpha.value if isinstance(alpha, Constant) else alpha)  # type: ignore[arg-type]  # a number, never computed
     return _elu(x, value, 1.0, 1.0 / value)
 
 

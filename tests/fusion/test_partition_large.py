@@ -129,7 +129,7 @@ def cpu_seconds(calls: int) -> float:
     return min(times)
 
 
-def test_tangled_calls_take_under_a_second_and_grow_linearly() -> None:
+def test_tangled_calls_are_quick_and_grow_linearly() -> None:
     """A quiet Xeon core takes 0.5 s for 3,000; the bound leaves a shared one three times that."""
     partition(tangled(300, seed=1), values={"s0": 2, "s1": 9})  # what is looked up once per process
     small, large = cpu_seconds(3000), cpu_seconds(6000)
