@@ -75,7 +75,9 @@ class Output:
 class Reduction:
     """One pass over a row: `name` becomes `fn` over `body` for column 0..extent. Earlier reductions may be read.
 
-    A running one, a scan, has a value at every column below `extent`: `fn` over the columns up to that one.
+    A running one, a scan, has a value at every column below `extent`: `fn` over the columns up to that one. `halves`
+    are terms whose running total is a float32 on processors, as eager's is: it goes past float32's range where eager's
+    does.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Reduction:
     body: Scalar
     extent: Dim
     running: bool = False
+    halves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +163,8 @@ class LoopNest:
             lines.append(f"{indent}for {axis.name} in {symbols.render(axis.extent)}:")
             indent += "  "
         for r in self.reductions:
-            along = "along" if r.running else "over"
-            lines.append(f"{indent}{r.name} = {r.fn} {along} j in {symbols.render(r.extent)} of {text.of(r.body)}")
+            fn = f"{r.fn} {'along' if r.running else 'over'}{' halves' if r.halves else ''}"
+            lines.append(f"{indent}{r.name} = {fn} j in {symbols.render(r.extent)} of {text.of(r.body)}")
         for per_row in (True, False):
             stores = [s for s in self.stores if s.per_row == per_row]
             if not per_row and stores and self.column:

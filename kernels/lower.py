@@ -222,7 +222,8 @@ def hoist(roots: Sequence[Scalar]) -> tuple[tuple[Reduction, ...], list[Scalar]]
         if key not in table:
             if isinstance(made, (Reduce, Scan)):
                 name, running = f"r{len(reductions)}", isinstance(made, Scan)
-                reductions.append(Reduction(name, made.fn, made.body, made.extent, running))
+                halves = isinstance(made, Scan) and made.halves
+                reductions.append(Reduction(name, made.fn, made.body, made.extent, running, halves))
                 made = Scanned(made.dtype, name) if running else Reduced(made.dtype, name)
             table[key] = made
         shared[id(node)] = table[key]
@@ -243,8 +244,10 @@ def _structure(node: Scalar) -> tuple[Any, ...]:
             return "apply", node.dtype, fn, below
         case Select(index=index, bounds=bounds):
             return "select", node.dtype, index, bounds, below
-        case Reduce(fn=fn, extent=extent) | Scan(fn=fn, extent=extent):
-            return type(node).__name__, node.dtype, fn, extent, below
+        case Reduce(fn=fn, extent=extent):
+            return "reduce", node.dtype, fn, extent, below
+        case Scan(fn=fn, extent=extent, halves=halves):
+            return "scan", node.dtype, fn, extent, halves, below
         case _:
             return "node", id(node)
 

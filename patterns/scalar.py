@@ -131,12 +131,14 @@ class Reduce(Scalar):
 class Scan(Scalar):
     """`fn` over `body` for the column index from 0 up to where it stands, inclusive; a value for every column.
 
-    `extent` is how far the column may run.
+    `extent` is how far the column may run. `halves`: the terms are stored in half precision, so that eager on a
+    processor adds them up in float32, not in float64.
     """
 
     fn: str
     body: Scalar
     extent: Dim
+    halves: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -289,6 +291,6 @@ def with_children(node: Scalar, parts: tuple[Scalar, ...]) -> Scalar:
         case Reduce():
             return Reduce(node.dtype, node.fn, parts[0], node.extent)
         case Scan():
-            return Scan(node.dtype, node.fn, parts[0], node.extent)
+            return Scan(node.dtype, node.fn, parts[0], node.extent, node.halves)
         case _:
             return node

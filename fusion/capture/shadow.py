@@ -25,6 +25,9 @@ from fusion.patterns.symbols import Dim
 from .provenance import user_line
 
 
+_CHOICES = ("self", "Scalar", "ScalarSelf", "ScalarOther")  # the overloads of `where` with something to choose
+
+
 class _QuietLog:
     """Keeps torch from logging that a shape function failed: whoever asks knows another way."""
 
@@ -97,6 +100,16 @@ def _moments(call: Any) -> Callable[..., Any]:
     return shape
 
 
+def _where(call: Any) -> Callable[..., torch.Tensor]:
+    """The shadow of a choice: torch's own takes no condition of bytes, which the operator still does."""
+
+    def shape(condition: torch.Tensor, *choices: Any) -> torch.Tensor:
+        made: torch.Tensor = call(condition.bool(), *choices)
+        return made
+
+    return shape
+
+
 # Shape functions in place of torch's, where those fix sizes that may vary or refuse what the operator takes.
 SHAPES: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.polar.default: _complex,
@@ -104,6 +117,7 @@ SHAPES: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.std_mean.dim: _moments(torch.ops.aten.std_mean.correction),
     torch.ops.aten.var_mean.dim: _moments(torch.ops.aten.var_mean.correction),
     **{op: _reshaped(op) for op in (torch.ops.aten.view.default, torch.ops.aten.reshape.default)},
+    **{getattr(torch.ops.aten.where, o): _where(getattr(torch.ops.aten.where, o)) for o in _CHOICES},
 }
 
 

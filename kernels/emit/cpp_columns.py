@@ -59,11 +59,12 @@ class Running:
     name: str
     fn: str
     body: Scalar
+    halves: bool = False
 
 
-def wide(kind: str, fn: str) -> str:
+def wide(kind: str, fn: str, halves: bool = False) -> str:
     """The type that partial results of a reduction are put together in: their number must not add to the error."""
-    return "double" if kind == "float" and fn in ("sum", "prod") else kind
+    return "double" if kind == "float" and fn in ("sum", "prod") and not halves else kind
 
 
 class Column:
@@ -188,7 +189,7 @@ class Column:
         for scan in needed:
             total, kind = self.values.fresh("total"), COMPUTE[scan.body.dtype]
             start = literal(scalar.identity(scan.fn, scan.body.dtype), scan.body.dtype)
-            block.lines.append(f"{wide(kind, scan.fn)} {total} = {start};")
+            block.lines.append(f"{wide(kind, scan.fn, scan.halves)} {total} = {start};")
             carried.append((scan, total))
         return carried
 

@@ -85,7 +85,7 @@ class Lanes:
         result = self.values.fresh("part")
         start = literal(scalar.identity(reduction.fn, reduction.body.dtype), reduction.body.dtype)
         block.lines += [
-            f"{wide(kind, reduction.fn)} {total}[{LANES}];",
+            f"{wide(kind, reduction.fn, reduction.halves)} {total}[{LANES}];",
             f"{kind} {result}[{LANES}];",
             f"for (int64_t at = 0; at < {LANES}; ++at) {total}[at] = {start};",
         ]

@@ -34,7 +34,7 @@ class Row:
         self.values = Values(plain_bfloat16=kinds <= {torch.bfloat16})
         self.interned = Interner()
         self.reductions = [(r, self.interned(r.body)) for r in nest.reductions]
-        self.scans = [Running(r.name, r.fn, body) for r, body in self.reductions if r.running]
+        self.scans = [Running(r.name, r.fn, body, r.halves) for r, body in self.reductions if r.running]
         kinds_out = {o.name: o.dtype for o in nest.outputs}
         self.sinks = [
             (

@@ -13,7 +13,7 @@ import torch
 
 from .. import symbols
 from ..leaves import Ref
-from ..scalar import Reduce, Scalar, Scan, Size, apply, cast, compute_type, constant
+from ..scalar import HALF_TYPES, Reduce, Scalar, Scan, Size, apply, cast, compute_type, constant
 from ..symbols import Dim
 from .table import Call, Kind, Operator, Run, register
 
@@ -225,7 +225,7 @@ def _operand(call: Call, position: int, name: str) -> int | None:
 def _scan(fn: str) -> Expression:
     def expression(call: Call, run: Run, number: int) -> Scalar:
         x = _accumulated(call, run)
-        return Scan(x.dtype, fn, x, run.extent)
+        return Scan(x.dtype, fn, x, run.extent, call.outputs[number].dtype in HALF_TYPES)
 
     return expression
 

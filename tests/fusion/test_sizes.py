@@ -71,6 +71,14 @@ class Spreads(torch.nn.Module):
         return (x - centre[..., None]) / (spread[..., None] + 1)
 
 
+class ChoosesByBytes(torch.nn.Module):
+    """Has a condition of bytes, which torch's own shape function does not take."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        above = (x > 0).to(torch.uint8)
+        return torch.ops.aten.where.self(above, x, torch.ops.aten.where.Scalar(above + above, 2.0, 0.5))
+
+
 class RoundsUp(torch.nn.Module):
     """Pads to an even length by a quotient of sizes that Python rounds, and uses the length as a number."""
 
@@ -134,7 +142,7 @@ class Around(Lists):
         return self.scales(super().forward(x))
 
 
-@pytest.mark.parametrize("kind", [Rotates, PadsChunks, Spreads, RoundsUp, Compares])
+@pytest.mark.parametrize("kind", [Rotates, PadsChunks, Spreads, ChoosesByBytes, RoundsUp, Compares])
 def test_one_recording_serves_all_sizes(kind: Callable[[], torch.nn.Module], tmp_path: object) -> None:
     before, after, fused = many(kind(), tmp_path)
     assert before[0] > 0 and after == before

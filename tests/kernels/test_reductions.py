@@ -146,6 +146,24 @@ def test_integers_wrap_and_reach_their_limits() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", [2, 40])
+def test_scans_leave_the_range_where_eager_does(dtype: torch.dtype, rows: int) -> None:
+    """Eager's running total of halves is a float32, of float32 a float64."""
+    inf = float("inf")
+    terms = [[1e-30, 1e-20, inf, 1.0], [1e30, 1e20, 0.0, 1.0], [3e38, 3e38, -3e38, -3e38], [1.0, 0.3, 0.1, -7.0]]
+    x = torch.tensor(terms, dtype=dtype).repeat(rows // 2, 1)
+    cases = [
+        (lambda x, f=f, d=d: f(x, d), x if d else x.t().contiguous())
+        for f in (torch.cumprod, torch.cumsum)
+        for d in (0, 1)
+    ]
+    kernels = compiler.compile_cpp([lower(trace(fn, x)) for fn, x in cases], None)
+    for (fn, x), kernel in zip(cases, kernels, strict=True):
+        torch.testing.assert_close(compiler.run_ctypes(kernel, (x,))[0], fn(x), rtol=0, atol=0, equal_nan=True)
+
+
+@needs_compiler
 @pytest.mark.parametrize("fn", [torch.Tensor.sum, torch.Tensor.var, torch.Tensor.cumsum], ids=["sum", "var", "cumsum"])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_double_precision_accumulates_in_double(fn: Callable[..., torch.Tensor], dim: int) -> None:
