@@ -159,6 +159,17 @@ def test_every_primitive_compiles_in_every_dtype_it_has():
         assert result.shape == (19,)
 
 
+@pytest.mark.parametrize("fn", ["max", "min"])
+@pytest.mark.parametrize("made", ["and", "or", "xor"])
+def test_the_larger_of_two_made_bools(fn, made):
+    a, b = load(0, torch.bool), load(1, torch.bool)
+    value = apply(fn, apply(made, a, b), apply("eq", a, b))
+    x, y = torch.tensor([False, False, True, True]), torch.tensor([False, True, False, True])
+    (result,) = run(flat(f"{fn}_{made}", value, [torch.bool] * 2, torch.bool), x, y)
+    of_two = {"and": x & y, "or": x | y, "xor": x ^ y}[made]
+    assert torch.equal(result, {"max": torch.maximum, "min": torch.minimum}[fn](of_two, x == y))
+
+
 @pytest.mark.parametrize("fn", BELOW_ULP)
 def test_vector_math_over_the_full_range(fn):
     bits = torch.arange(-(2**31), 2**31, 1009, dtype=torch.int64).to(torch.int32)
