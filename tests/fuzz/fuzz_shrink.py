@@ -7,25 +7,31 @@ fifty checks.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from fuzz_program import Group, Program
 
+MOST_SECONDS = 120.0  # what takes longer to shrink is reported as small as it got by then
 _NAME = re.compile(r"\b[vxbp]\d+\b")
 
 
-def shrunk(program: Program, fails: Callable[[Program], bool]) -> Program:
+def shrunk(program: Program, fails: Callable[[Program], bool], seconds: float = MOST_SECONDS) -> Program:
     """A program without the steps, results, inputs and properties that `program` can do without and still fail.
 
     Args:
         program: one that fails.
         fails: whether a program does; it is asked about broken ones too, which do not.
+        seconds: after so many no other program is asked about.
     """
+    last = time.monotonic() + seconds
     going = True
     while going:
         going = False
         for smaller in _smaller(program):
+            if time.monotonic() > last:
+                break
             if fails(smaller):
                 program, going = smaller, True
                 break

@@ -16,6 +16,7 @@ from fuzz_failure import script
 from fuzz_numerics import Unspecified, Watch
 from fuzz_program import Group, Program, Step, Tensor
 from fuzz_run import Tally, run
+from fuzz_shrink import shrunk
 
 from fusion.decide import backend
 from fusion.kernels.loops import LoopNest
@@ -120,6 +121,13 @@ def test_a_failure_is_shrunk_and_written_as_a_script(tmp_path: Path) -> None:
     forward = next(n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.name == "forward")
     assert "torch.cat" in ast.unparse(forward)
     assert len(forward.body) <= 3, ast.unparse(forward)  # the cat, at most a step that it needs, and the return
+
+
+def test_shrinking_ends_when_its_time_is_up() -> None:
+    asked: list[Program] = []
+    assert shrunk(EXACT, lambda p: not asked.append(p), seconds=0) is EXACT
+    assert not asked
+    assert shrunk(EXACT, lambda p: not asked.append(p)) is not EXACT
 
 
 @needs_compiler
