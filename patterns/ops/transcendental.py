@@ -101,9 +101,12 @@ def _exp2(x: Scalar) -> Scalar:
     return _wide(lambda wide: apply("exp", wide * math.log(2.0)))(x)  # type: ignore[no-any-return]
 
 
-def _logit(x: Scalar, eps: float | None = None) -> Scalar:
+def _logit(x: Scalar, eps: float | None = None, *, result: torch.dtype) -> Scalar:
+    """The bounds are of the result's dtype; the lower one wins where an eps above a half puts it above the other."""
     if eps is not None and eps >= 0:
-        x = apply("min", apply("max", x, eps), 1.0 - eps)
+        low = cast(round_to(constant(eps, x.dtype), result), x.dtype)
+        high = cast(round_to(1.0 - low, result), x.dtype)
+        x = apply("where", apply("lt", x, low), low, apply("where", apply("gt", x, high), high, x))
     return apply("log", x / (1.0 - x))
 
 
@@ -133,6 +136,6 @@ for _op, _formula in {
 }.items():  # fmt: skip
     pointwise(f"{_op}.default", _wide(_formula), note=_WIDE)
 pointwise("exp2.default", _exp2, note=_WIDE)
-pointwise("logit.default", _logit, note=VECTOR)
+pointwise("logit.default", _logit, typed=True, note=VECTOR)
 pointwise(("xlogy.Tensor", "xlogy.Scalar_Other", "xlogy.Scalar_Self"), _xlogy, typed=True, narrows=True, note=VECTOR)
 pointwise("logaddexp.default", _logaddexp, note=VECTOR)

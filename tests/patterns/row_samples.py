@@ -104,7 +104,7 @@ POINTWISE: dict[str, list[Sample]] = {
     "atan2.default": binary(),
     "hypot.default": binary(),
     "logaddexp.default": binary(),
-    "logit.default": [sample(X.sigmoid()), sample(X, 0.1), sample(X.sigmoid(), 0.2)],
+    "logit.default": [sample(X.sigmoid()), sample(X, 0.1), sample(X.sigmoid(), 0.2), sample(X, 0.7), sample(X, 1e-6)],
     "xlogy.Tensor": [sample(X, positive(4, 6)), sample(SPECIAL, OTHER)],
     "xlogy.Scalar_Other": [sample(SPECIAL, 0.5)],
     "xlogy.Scalar_Self": [sample(0.0, SPECIAL), sample(2.0, positive(4, 6))],
