@@ -393,7 +393,7 @@ class Scope:
         for known in self.known:
             for entered in known.graph.inputs:
                 tensor, dims = given.get(entered.path), known.graph.spec[entered.name].shape
-                if isinstance(tensor, torch.Tensor) and tensor.ndim == len(dims):
+                if isinstance(tensor, torch.Tensor) and tensor.ndim == len(dims) and not tensor.is_nested:
                     pairs = enumerate(zip(dims, tensor.shape, strict=True))
                     found |= {(entered.path, d) for d, (was, now) in pairs if type(was) is int and 1 < was != now > 1}
         return found

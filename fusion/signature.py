@@ -119,7 +119,7 @@ class Signature:
 
 
 def _kind(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor):
+    if isinstance(leaf, torch.Tensor) and not leaf.is_nested:  # which has no sizes to ask for
         return (leaf.dtype, leaf.device, tuple(min(s, 2) for s in leaf.shape))
     return leaf if isinstance(leaf, (type(None), bool, int, float, str)) else type(leaf)
 

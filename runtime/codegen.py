@@ -234,18 +234,15 @@ class Writer(GuardWriter):
         if not fresh:
             self.lines.append(f"        {source}")
         else:
-            several = len(node.outputs) > 1 or self._returns_list(node)
+            returns = resolve(node.op)._schema.returns
+            rest = ", *_" if 1 < len(returns) > len(node.outputs) else ""  # what the operator leaves undefined
+            several = len(node.outputs) > 1 or isinstance(returns[0].type, torch.ListType)
             targets = ", ".join(self.allocate(o) for o in node.outputs)
-            self.lines.append(f"        {targets}{',' if several else ''} = {source}")
+            self.lines.append(f"        {targets}{rest or (',' if several else '')} = {source}")
         if unsure:
             self.guard(unsure, [self.shape.devices[0]] * len(unsure), "        ")
             self.flush("        ")
         return fresh
-
-    @staticmethod
-    def _returns_list(node: OpNode) -> bool:
-        returns = resolve(node.op)._schema.returns
-        return len(returns) == 1 and isinstance(returns[0].type, torch.ListType)
 
     def finish(self, log: bool) -> None:
         """What the plan returns, and the items it sets of dicts it was given: last, where nothing can fail any more.

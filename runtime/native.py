@@ -275,7 +275,9 @@ class PythonGuard:
 
 def in_plain_memory(tensor: Any) -> bool:
     """Whether C code may read a tensor's elements where they lie: no subclass or wrapper, no layout, no lazy bits."""
-    if type(tensor) not in TENSOR_TYPES or tensor.layout is not torch.strided or tensor.is_quantized:
+    if type(tensor) not in TENSOR_TYPES or tensor.is_nested:
+        return False
+    if tensor.layout is not torch.strided or tensor.is_quantized:
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_neg() or tensor.is_conj():
         return False

@@ -21,7 +21,6 @@ from typing import Any
 
 import sympy
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -39,8 +38,9 @@ from .islands import Island, NativeFunction, own, refresh, shown
 from .lookups import is_looked_into, is_plain
 from .natively import as_tuples
 from .provenance import tensors_of
-from .reads import DATA_READS, LAYOUT_READS, NUMPY
+from .reads import DATA_READS, LAYOUT_READS, NUMPY, Unseen
 from .record import Recording, below_autograd
+from .recorder import results_of
 
 
 class Diverged(Exception):
@@ -152,7 +152,7 @@ class Follower(TorchDispatchMode):
         named_args, named_kwargs = pytree.tree_map(
             lambda a: Ref(self._name(a)) if isinstance(a, torch.Tensor) else a, (args, kwargs)
         )
-        results = () if not func._schema.returns else result if isinstance(result, (tuple, list)) else (result,)
+        results = results_of(func, result)
         known = [self.names.get(id(r)) for r in results]
         given = {
             leaf.name for leaf in leaves(as_tuples((named_args, list(named_kwargs.values())))) if isinstance(leaf, Ref)
@@ -165,6 +165,8 @@ class Follower(TorchDispatchMode):
         ours = (as_tuples(named_args), tuple(sorted((k, as_tuples(v)) for k, v in named_kwargs.items())))
         if map_leaves(self._concrete, (node.args, node.kwargs)) != ours:
             raise Diverged(f"other arguments of {func}")
+        if len(node.outputs) != len(results):
+            raise Diverged(f"{func} returns other results")
         for name, tensor in zip(node.outputs, results, strict=True):
             if id(tensor) in targets:
                 self._check(name, tensor)
@@ -381,7 +383,7 @@ def _same_but_integers(ours: tuple[Any, ...] | None, theirs: tuple[Any, ...] | N
     ]
 
 
-class _Reads(TorchFunctionMode):
+class _Reads(Unseen):
     """Notices what the dispatch mode cannot see: data reads, and `contiguous()` that did nothing."""
 
     def __init__(self, follower: Follower) -> None:

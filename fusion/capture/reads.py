@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -37,7 +38,43 @@ LAYOUT_READS = {torch.Tensor.is_contiguous}
 _INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
 
 
-class SizeReads(TorchFunctionMode):
+class Unseen(TorchFunctionMode):
+    """A function mode that torch's own Python code does not ask about.
+
+    Some of its modules take another path where there is a mode, and a function of `torch.nn.functional` would be handed
+    to the mode whole, to be run without it: what such a function asks of sizes would not be seen.
+    """
+
+    def __enter__(self) -> Any:
+        self._asked = [(module, name, getattr(module, name)) for module in _ASKING for name in _ANSWERS]
+        for module, name, _ in self._asked:
+            setattr(module, name, _ANSWERS[name])
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for module, name, answer in self._asked:
+            setattr(module, name, answer)
+
+
+def _overrides(arguments: Iterable[Any]) -> bool:
+    """Whether one of the arguments is of a class that overrides torch's functions, modes apart."""
+    return any(
+        type(a) not in (torch.Tensor, torch.nn.Parameter) and getattr(a, "__torch_function__", _PLAIN) is not _PLAIN
+        for a in arguments
+    )
+
+
+_PLAIN = torch._C._disabled_torch_function_impl
+_ASKING = (torch.overrides, torch.nn.functional, torch.functional)
+_ANSWERS: dict[str, Callable[..., bool]] = {
+    "has_torch_function": _overrides,
+    "has_torch_function_unary": lambda argument: _overrides((argument,)),
+    "has_torch_function_variadic": lambda *arguments: _overrides(arguments),
+}
+
+
+class SizeReads(Unseen):
     """Answers `.shape` and its kin with the shadow's symbols, and notices reads of tensor data."""
 
     def __init__(self, recorder: Recorder) -> None:

@@ -230,7 +230,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         if draws(func, args, kwargs):
             self.effects.after_draw()
         graph_args, graph_kwargs = pytree.tree_map(self._leaf, (args, kwargs))
-        results = () if not func._schema.returns else result if isinstance(result, (tuple, list)) else (result,)
+        results = results_of(func, result)
         targets = {id(t): self._known(t) for t in tensors_written(func, args, kwargs)}
         view = view_in_place(func)
         if view is not None and not all(map(self.effects.made_here, tensors_written(func, args, kwargs))):
@@ -361,6 +361,13 @@ def _results(made: Any) -> Sequence[Any]:
     return made if isinstance(made, (tuple, list)) else (made,)
 
 
+def results_of(func: Any, result: Any) -> Sequence[Any]:
+    """What an operator returned, without what it left undefined at the end: weights that nobody asked attention for."""
+    results = _results(result) if func._schema.returns else ()
+    defined = [k for k, r in enumerate(results) if r is not None]
+    return results[: defined[-1] + 1] if defined else ()
+
+
 def unsupported(tensor: torch.Tensor) -> str | None:
     """What about a tensor the recorder does not cover, in words, or None."""
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -371,6 +378,8 @@ def unsupported(tensor: torch.Tensor) -> str | None:
         return f"a tensor of layout {tensor.layout} that is not plain strided"
     if tensor.device.type not in ("cpu", "cuda"):
         return f"a tensor on {tensor.device}"
+    if tensor.is_nested:
+        return "a nested tensor"
     if not has_memory(tensor):
         return "a tensor inside a torch.func transform"
     return None

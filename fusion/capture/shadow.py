@@ -24,7 +24,6 @@ from fusion.patterns.symbols import Dim
 
 from .provenance import user_line
 
-
 _CHOICES = ("self", "Scalar", "ScalarSelf", "ScalarOther")  # the overloads of `where` with something to choose
 
 

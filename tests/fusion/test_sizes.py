@@ -26,10 +26,12 @@ def counts(model: torch.nn.Module) -> tuple[int, int]:
     return report.totals.cache_hits + report.totals.cache_misses, sum(s.recordings for s in report.scopes)
 
 
-def many(module: torch.nn.Module, tmp_path: object) -> tuple[tuple[int, int], tuple[int, int], torch.nn.Module]:
+def many(
+    module: torch.nn.Module, tmp_path: object, again: Callable[[], torch.nn.Module] | None = None
+) -> tuple[tuple[int, int], tuple[int, int], torch.nn.Module]:
     """The counts after two shapes and after all others, every result compared with eager's; the fused module."""
     eager = module.eval()
-    fused = fusion.enable(type(module)().eval(), {"profile": False, "cache_dir": str(tmp_path)})
+    fused = fusion.enable((again or type(module))().eval(), {"profile": False, "cache_dir": str(tmp_path)})
     fused.load_state_dict(eager.state_dict())
     for shape in [s for s in SHAPES for _ in range(4)]:
         agree(fused, eager, batch(*shape))

@@ -1,0 +1,98 @@
+"""torch.nn's own attention, transformers and recurrent layers: eager's path, one recording for all sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import fusion
+
+from .test_sizes import WIDTH, agree, batch, many
+
+
+class Attends(nn.Module):
+    def __init__(self, weights: bool, batch_first: bool) -> None:
+        super().__init__()
+        self.weights = weights
+        self.attention = nn.MultiheadAttention(WIDTH, 4, batch_first=batch_first)
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + self.attention(x, x, x, need_weights=self.weights)[0])
+
+
+class Recurs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(WIDTH, WIDTH, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.lstm(x)[0]) * 2 + x
+
+
+class Decodes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Transformer(WIDTH, 4, 2, 2, 32, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.whole(x, x * 0.5)
+
+
+class Encodes(nn.Module):
+    """Its layers are called with nested tensors where positions are masked, which have no sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 4, 32, batch_first=True), 2)
+
+    def forward(self, x: torch.Tensor, masked: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.tanh(self.layers(x, src_key_padding_mask=masked)) * 2
+
+
+MODULES = {
+    "attention": lambda: Attends(False, True),
+    "attention and its weights": lambda: Attends(True, True),
+    "attention over the first dimension": lambda: Attends(False, False),
+    "lstm": Recurs,
+    "transformer": Decodes,
+    "encoder": Encodes,
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_one_recording_serves_all_sizes(name: str, tmp_path: object) -> None:
+    kind: Callable[[], nn.Module] = MODULES[name]
+    eager = kind().eval()
+    before, after, fused = many(eager, tmp_path, kind)
+    assert after == before
+    root = fusion.report(fused).scopes
+    assert all(s.state in ("fused", "unfused plan") for s in root), [(s.name, s.reason) for s in root]
+    assert any(s.fused_ops for s in root)
+
+
+def test_a_recording_takes_the_path_that_eager_takes() -> None:
+    """torch's encoder layer is one operator where no mode watches; a recording must not make it take the other path."""
+    layers = fusion.enable(Encodes().eval(), {"enable_cache": False, "profile": False})
+    with torch.inference_mode():
+        for _ in range(3):
+            layers(batch(2, 7))
+    assert "aten._transformer_encoder_layer_fwd.default is a library call" in str(fusion.report(layers))
+
+
+def test_nested_tensors_run_eagerly_and_leave_plans_alone() -> None:
+    eager = Encodes().eval()
+    fused = fusion.enable(Encodes().eval(), {"enable_cache": False, "profile": False})
+    fused.load_state_dict(eager.state_dict())
+    masked = torch.zeros(2, 7, dtype=torch.bool)
+    masked[0, -2:] = True
+    for _ in range(4):
+        for mask in (None, masked, None):
+            with torch.inference_mode():
+                torch.testing.assert_close(fused(batch(2, 7), mask), eager(batch(2, 7), mask), rtol=1e-5, atol=1e-5)
+    layer = next(s for s in fusion.report(fused).scopes if s.name.startswith("layers.layers.0"))
+    assert layer.fused_calls > 0 and layer.eager_calls > 0
+    agree(fused, eager, batch(3, 11))
