@@ -38,6 +38,9 @@ MISS: Any = _Miss()
 class Deoptimized(Exception):
     """A guard failed after an island had an effect; the original forward takes over."""
 
+    def __str__(self) -> str:
+        return "something that the forward was given or found is not as it was recorded"
+
 
 @dataclass(frozen=True, slots=True)
 class Raised:

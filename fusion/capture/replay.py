@@ -32,6 +32,7 @@ class Replay:
         self.seen: list[list[Any]] = []
         self._objects = {id(o): o for o in objects}  # held, so that their ids stay theirs
         self._steps = {id(m) for m in steps}
+        self._made: dict[int, Any] = {}  # objects that this run makes, by the ids of those the log has in their place
 
     def _answer(self, args: Any = (), kwargs: Any = None) -> Any:
         answer = self.log[self.position]
@@ -67,6 +68,7 @@ class Replay:
         if island.method != "__init__":
             return answer
         self._objects[id(receiver)] = receiver
+        self._made[id(answer)] = receiver
         receiver.__dict__ = answer.__dict__  # the object the plan made, under the identity the re-run gave it
         return None
 
@@ -118,6 +120,7 @@ class Replay:
         """What the plan found inside an object, or what there is past the end of the log."""
         if self._answers:
             value = self._answer()
+            value = self._made.get(id(value), value)
         if is_container(value) or is_object(value):
             self._objects[id(value)] = value
         return shown(value)

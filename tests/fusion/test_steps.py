@@ -145,6 +145,33 @@ def test_a_module_that_becomes_a_step_after_it_was_recorded_inside(quick: fusion
     assert planned(fused)["Around"] >= 2 and "inner" in fusion.api._enabled(fused).eager
 
 
+class Both:
+    """An object made of others that a forward makes, which are found in it again."""
+
+    def __init__(self, first: Memory, second: Memory) -> None:
+        self.first = first
+        self.second = second
+
+
+fusion.register_made(Both)
+
+
+class Pairs(torch.nn.Module):
+    """Makes an object of two that it makes, as encoders and decoders share one cache."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = Both(Memory(), Memory())
+        kept = both.first.add(torch.exp(x) + 1) * 2
+        return both.second.add(kept.tanh() + 1) * 3
+
+
+def test_an_object_made_of_made_objects(quick: fusion.FusionConfig) -> None:
+    fused, eager = fusion.enable(Pairs().eval(), quick), Pairs().eval()
+    for rows in (3, 3, 3, 5, 5, 4, 4):
+        agree(fused, eager, rand(rows))
+    assert planned(fused)["Pairs"] >= 3
+
+
 class Pads(Memory):
     """Hands back what it was given, or something longer where that is short: as caches of convolutions do."""
 
