@@ -91,14 +91,22 @@ def why_missing() -> str:
 def openmp_runtime() -> str:
     """Path of the OpenMP runtime that this process has loaded (torch brings its own), or ""."""
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
+        return _loaded_openmp_runtime()
+    except LookupError:
         return ""
+
+
+@functools.cache  # which keeps no error: a runtime stays once it is loaded, and may come later
+def _loaded_openmp_runtime() -> str:
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError as error:
+        raise LookupError from error
     for line in lines:
         path = line.partition("/")[2]
         if path and _OPENMP_RUNTIME.match(os.path.basename(path)):
             return f"/{path}"
-    return ""
+    raise LookupError
 
 
 def compile_c_extension(source_path: Path, out_path: Path) -> None:
