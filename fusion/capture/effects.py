@@ -117,8 +117,9 @@ class Effects:
 
     def after(self, args: Any, kwargs: Any, result: Any) -> None:
         """To be called after every operator: memory that came with no argument is the run's own."""
-        given = {storage_key(t) for t in _members((args, kwargs)) if has_memory(t)}
-        self.made.update({storage_key(t) for t in _members(result) if has_memory(t)} - given)
+        fresh = {storage_key(t) for t in _members(result) if has_memory(t)} - self.made
+        if fresh:
+            self.made |= fresh - {storage_key(t) for t in _members((args, kwargs)) if has_memory(t)}
 
     def _states(self) -> list[torch.Tensor]:
         return [g.get_state() for g in self._watched]

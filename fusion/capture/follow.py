@@ -163,7 +163,8 @@ class Follower(TorchDispatchMode):
         keywords = tuple(sorted((k, self._named(v)) for k, v in kwargs.items()))
         results = results_of(func, result)
         known = [self.names.get(id(r)) for r in results]
-        if known and not func._schema.is_mutable and set(known) <= set(ref_names(named, keywords)):
+        handed_back = known and None not in known and not func._schema.is_mutable
+        if handed_back and set(known) <= set(ref_names(named, keywords)):
             return
         node = self._next()
         if not isinstance(node, OpNode) or node.op != (view_in_place(func) or str(func)):

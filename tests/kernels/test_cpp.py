@@ -458,4 +458,4 @@ def test_threads_are_torchs_own():
 
 def test_a_compile_error_carries_the_compilers_words(tmp_path):
     with pytest.raises(CompileError, match=r"error: .*nonsense"):
-        find_toolchain().compile_library("int f() { return nonsense; }", tmp_path / "x.so")
+        find_toolchain().compile_library(("int f() { return nonsense; }",), tmp_path / "x.so")
