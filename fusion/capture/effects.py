@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fusion.decide.refusal import Refused
-from fusion.patterns.ops.effects import draws, written
+from fusion.patterns.ops.effects import draws, tagged, written
 from fusion.runtime.undo import Undo, default_generators
 
 from .provenance import user_line
@@ -67,7 +67,7 @@ def view_in_place(function: Any) -> str | None:
     Raises:
         Refused: it changes more than the shape.
     """
-    if torch.Tag.inplace_view not in function.tags:
+    if not tagged(function, torch.Tag.inplace_view):
         return None
     name, overload = str(function).rsplit(".", 1)
     if name not in _VIEWS_IN_PLACE:

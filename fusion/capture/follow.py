@@ -28,7 +28,7 @@ from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Expect, Ref, map_leaves, ref_names
 from fusion.patterns.ops import resolve
 from fusion.patterns.ops.effects import has_effect
-from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.recorded import IslandNode, RecordedGraph, SymbolSource
 from fusion.patterns.symbols import Dim
 from fusion.runtime.nesting import flatten as flatten_result
 from fusion.runtime.plan import as_it_is
@@ -70,6 +70,9 @@ class Follower(TorchDispatchMode):
         self.diverged: str | None = None
         self.effects = Effects()
         self._numbers: dict[sympy.Expr, int] = {}
+        self._sources: dict[str, list[SymbolSource]] = {}
+        for source in graph.symbols:
+            self._sources.setdefault(source.value, []).append(source)
         self._alive: list[Any] = []  # alive, so that their ids stay their own
         self._parameters = parameters
         self._paths = dict(graph.parameters)
@@ -199,8 +202,8 @@ class Follower(TorchDispatchMode):
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
         """The result has the recorded dtype and layout; symbols that it is the source of take their values from it."""
-        for source in self.graph.symbols:
-            if source.value == name and source.symbol not in self.values:
+        for source in self._sources.get(name, ()):
+            if source.symbol not in self.values:
                 held = tensor.shape if source.kind == "shape" else tensor.stride()
                 self.values[source.symbol] = int(held[source.dim])
                 if source.kind == "shape" and held[source.dim] < 2:
