@@ -6,10 +6,11 @@ on. Whoever reads `v1` reads what was written, so only names older than a write 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from fusion.decide.refusal import Refused
 from fusion.patterns.ops.effects import draws, tagged, written
@@ -50,6 +51,17 @@ def _members(nest: Any) -> list[Any]:
         else:
             found.append(value)
     return found
+
+
+def mapped(function: Callable[[Any], Any], nest: Any) -> Any:
+    """An operator's arguments with a function applied to what they hold; as torch's own `tree_map`, faster."""
+    if type(nest) is tuple:
+        return tuple([mapped(function, value) for value in nest])
+    if type(nest) is list:
+        return [mapped(function, value) for value in nest]
+    if type(nest) is dict:
+        return {key: mapped(function, value) for key, value in nest.items()}
+    return pytree.tree_map(function, nest) if isinstance(nest, (tuple, list, dict)) else function(nest)
 
 
 def has_memory(value: Any) -> bool:

@@ -146,7 +146,7 @@ class _Symbols(ShapeEnv):
         return super().evaluate_sym_node(sym_node, *arguments, **keywords)
 
     def _get_user_frame(self) -> None:
-        """No line of Python for torch's logs: to tell whose it is, torch imports its exporter, for a third of a second."""
+        """No line for torch's logs: to tell the user's from its own, torch imports its exporter, for 0.3 s."""
 
     def _set_replacement(self, *arguments: Any) -> None:
         super()._set_replacement(*arguments)
