@@ -152,7 +152,7 @@ def _compiles(toolchain: Any) -> Finding:
     try:
         with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
             library = Path(folder, "probe.so")
-            toolchain.compile_library(_PROBE, library)
+            toolchain.compile_library((_PROBE,), library)
             answer = ctypes.CDLL(str(library)).answer()
     except (FusionError, OSError) as error:
         return Finding(CPU_KERNELS, "missing", " ".join(str(error).split()), "Name another compiler in CXX.")

@@ -6,6 +6,7 @@ result, so that the second of 28 equal layers costs a binding of names.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -57,7 +58,7 @@ class Compiled:
     calls: tuple[KernelCall, ...]
     kernels: tuple[Kernel, ...]
 
-    @property
+    @functools.cached_property
     def refusals(self) -> tuple[tuple[int, Refusal], ...]:
         """For each operator call that no kernel computes, its index and why, ascending."""
         fused = {i for c in self.candidates if c.kernel is not None for i in c.region.nodes}
@@ -69,7 +70,7 @@ class Compiled:
                 why[i] = Refusal(code if code in CODES else "not_fusable", reason, origin)
         return tuple((i, why[i]) for i in sorted(why) if i not in fused)
 
-    @property
+    @functools.cached_property  # every report asks for it, and for each of 28 equal layers
     def launches(self) -> tuple[int, int]:
         """Operator and kernel calls of one run, eager and planned; views launch nothing."""
         graph = self.shape.graph
@@ -82,7 +83,7 @@ class Compiled:
         after = sum(kind == "region" or counts(i) for kind, i in self.steps)
         return before, after
 
-    @property
+    @functools.cached_property
     def coverage(self) -> tuple[int, int]:
         """Operator calls of a kind that kernels can hold in one run, and how many of them run inside kernels."""
         nodes = self.shape.graph.nodes

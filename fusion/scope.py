@@ -71,6 +71,7 @@ class Scope:
             run changed the modules' Python state; True when it took the scope, or its steps, apart, so that a later
             call may be recorded.
         surroundings: gives the modules, and further snapshot entries, where they are found rather than given.
+        in_place: whether the modules are as calls will find them; without it, `refresh` is called once they are.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Scope:
         steps: Mapping[str, torch.nn.Module] | None = None,
         divide: Callable[[Scope, Any, Refusal, torch.nn.Module | None, bool], bool] = lambda *_: False,
         surroundings: Callable[[], tuple[dict[str, torch.nn.Module], list[tuple[Any, ...]]]] | None = None,
+        in_place: bool = True,
     ) -> None:
         self.name = name
         self.call = call
@@ -115,7 +117,8 @@ class Scope:
         self.signature = Signature(call)
         self._plans: list[Callable[..., Any]] = []
         self.entry = self.signature.entry(self._plans, self.statistics.planned, self._slow)
-        self.refresh()
+        if in_place:
+            self.refresh()
 
     # ---- the fast path
 

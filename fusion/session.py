@@ -74,6 +74,7 @@ class Session:
             watch=self._watch,
             steps={at.removeprefix(prefix): step for at, step in inside.items() if at.startswith(prefix)},
             divide=functools.partial(self._divide, path),
+            in_place=False,
         )
         self.scopes.append((module, scope))
         forward = Forward(scope.entry)

@@ -1,10 +1,11 @@
-"""LoopNests to callable kernels: emitted together, compiled as one unit, kept in a store."""
+"""LoopNests to callable kernels: emitted together, compiled to one library, kept in a store."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from fusion.kernels.toolchain.cpp import Toolchain, find_toolchain, why_missing
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, StructureMismatch
 
+_MOST_UNITS = 8  # of one library: each costs a start of the compiler, which takes as long as a small kernel
+
 
 @dataclass(frozen=True, slots=True)
 class CompiledKernel:
@@ -36,7 +39,7 @@ class CompiledKernel:
         source: a translation unit that holds this kernel alone.
         library: path of the shared library it is in.
         symbol: its C name; the library has `<symbol>_prepare` and `<symbol>_run`.
-        compile_seconds: time the compiler took for the unit it came from; 0 if it came from the store.
+        compile_seconds: time the compiler took for the library it is in; 0 if it came from the store.
         from_cache: whether it came from the store.
     """
 
@@ -59,7 +62,7 @@ class CompiledKernel:
 
 
 def compile_cpp(nests: Sequence[Nest], store: Store | None, toolchain: Toolchain | None = None) -> list[CompiledKernel]:
-    """Compiles `nests`, in order; those that the store does not have, together as one translation unit.
+    """Compiles `nests`, in order; those that the store does not have, together, to one library.
 
     Args:
         nests: what to compile; equal ones are compiled once.
@@ -68,7 +71,7 @@ def compile_cpp(nests: Sequence[Nest], store: Store | None, toolchain: Toolchain
 
     Raises:
         BackendUnavailable: there is no compiler.
-        CompileError: the unit did not compile.
+        CompileError: a kernel did not compile.
         LoweringError: a kernel has no C++ form.
     """
     toolchain = toolchain or find_toolchain()
@@ -160,12 +163,24 @@ def _digest(nest: Nest, toolchain: Toolchain) -> str:
 
 
 def _build(missing: dict[str, Nest], store: Store | None, toolchain: Toolchain) -> dict[str, Path]:
-    """Compiles kernels as one unit and keeps the library under the digest of each."""
+    """Compiles kernels to one library and keeps it under the digest of each."""
     unit = hashlib.sha256("".join(missing).encode()).hexdigest()
     library = _private_folder() / f"{unit[:32]}.so"
-    toolchain.compile_library(cpp.translation_unit(list(missing.values())), library)
+    toolchain.compile_library(_units(list(missing.values())), library)
     kept = {digest: store.put_file(digest, library) if store else None for digest in missing}
     return {digest: path or library for digest, path in kept.items()}
+
+
+def _units(nests: list[Nest]) -> tuple[str, ...]:
+    """Translation units of `nests` that take the compiler about equally long, one for each processor at most."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    units: list[list[Nest]] = [[] for _ in range(min(len(nests), processors, _MOST_UNITS))]
+    lengths = [0] * len(units)
+    for nest in sorted(nests, key=lambda nest: -len(cpp.code(nest))):
+        shortest = lengths.index(min(lengths))
+        units[shortest].append(nest)
+        lengths[shortest] += len(cpp.code(nest))
+    return tuple(map(cpp.translation_unit, units))
 
 
 def _private_folder() -> Path:

@@ -6,14 +6,14 @@ on. Whoever reads `v1` reads what was written, so only names older than a write 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from fusion.decide.refusal import Refused
-from fusion.patterns.ops.effects import draws, written
+from fusion.patterns.ops.effects import draws, tagged, written
 from fusion.runtime.undo import Undo, default_generators
 
 from .provenance import user_line
@@ -32,7 +32,36 @@ def storage_key(tensor: torch.Tensor) -> int:
 
 def tensors_written(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
     """The tensors a call writes to."""
-    return [t for t in pytree.tree_leaves(list(written(function, args, kwargs))) if has_memory(t)]
+    return [t for t in _members(list(written(function, args, kwargs))) if has_memory(t)]
+
+
+def _members(nest: Any) -> list[Any]:
+    """What an operator's arguments or results hold: nothing but lists, tuples and dicts nests in them.
+
+    torch's own walk, which knows every class that was ever registered, takes ten times as long, for each operator.
+    """
+    found: list[Any] = []
+    waiting = [nest]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (list, tuple)):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+        else:
+            found.append(value)
+    return found
+
+
+def mapped(function: Callable[[Any], Any], nest: Any) -> Any:
+    """An operator's arguments with a function applied to what they hold; as torch's own `tree_map`, faster."""
+    if type(nest) is tuple:
+        return tuple([mapped(function, value) for value in nest])
+    if type(nest) is list:
+        return [mapped(function, value) for value in nest]
+    if type(nest) is dict:
+        return {key: mapped(function, value) for key, value in nest.items()}
+    return pytree.tree_map(function, nest) if isinstance(nest, (tuple, list, dict)) else function(nest)
 
 
 def has_memory(value: Any) -> bool:
@@ -50,7 +79,7 @@ def view_in_place(function: Any) -> str | None:
     Raises:
         Refused: it changes more than the shape.
     """
-    if torch.Tag.inplace_view not in function.tags:
+    if not tagged(function, torch.Tag.inplace_view):
         return None
     name, overload = str(function).rsplit(".", 1)
     if name not in _VIEWS_IN_PLACE:
@@ -100,8 +129,9 @@ class Effects:
 
     def after(self, args: Any, kwargs: Any, result: Any) -> None:
         """To be called after every operator: memory that came with no argument is the run's own."""
-        given = {storage_key(t) for t in pytree.tree_leaves((args, kwargs)) if has_memory(t)}
-        self.made.update({storage_key(t) for t in pytree.tree_leaves(result) if has_memory(t)} - given)
+        fresh = {storage_key(t) for t in _members(result) if has_memory(t)} - self.made
+        if fresh:
+            self.made |= fresh - {storage_key(t) for t in _members((args, kwargs)) if has_memory(t)}
 
     def _states(self) -> list[torch.Tensor]:
         return [g.get_state() for g in self._watched]

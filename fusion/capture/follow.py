@@ -21,15 +21,15 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.patterns import symbols
 from fusion.patterns.graph import OpNode
-from fusion.patterns.leaves import Expect, Ref, leaves, map_leaves
+from fusion.patterns.leaves import Expect, Ref, map_leaves, ref_names
 from fusion.patterns.ops import resolve
 from fusion.patterns.ops.effects import has_effect
-from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.recorded import IslandNode, RecordedGraph, SymbolSource
+from fusion.patterns.symbols import Dim
 from fusion.runtime.nesting import flatten as flatten_result
 from fusion.runtime.plan import as_it_is
 
@@ -69,6 +69,10 @@ class Follower(TorchDispatchMode):
         self.log: list[Any] = []
         self.diverged: str | None = None
         self.effects = Effects()
+        self._numbers: dict[sympy.Expr, int] = {}
+        self._sources: dict[str, list[SymbolSource]] = {}
+        for source in graph.symbols:
+            self._sources.setdefault(source.value, []).append(source)
         self._alive: list[Any] = []  # alive, so that their ids stay their own
         self._parameters = parameters
         self._paths = dict(graph.parameters)
@@ -116,7 +120,16 @@ class Follower(TorchDispatchMode):
         return self.graph.nodes[len(self.nodes)]
 
     def _concrete(self, leaf: Any) -> Any:
-        return symbols.evaluate(leaf, self.values) if isinstance(leaf, sympy.Expr) else leaf
+        return self._number(leaf) if isinstance(leaf, sympy.Expr) else leaf
+
+    def _number(self, dim: Dim) -> int:
+        """What a size of the recording is in this run; a symbol that has a value keeps it."""
+        if isinstance(dim, int):
+            return dim
+        known = self._numbers.get(dim)
+        if known is None:
+            known = self._numbers[dim] = symbols.evaluate(dim, self.values)
+        return known
 
     # ---- operators
 
@@ -149,21 +162,17 @@ class Follower(TorchDispatchMode):
             self._constant(result)
             return
         targets = {id(t) for t in tensors_written(func, args, kwargs)}
-        named_args, named_kwargs = pytree.tree_map(
-            lambda a: Ref(self._name(a)) if isinstance(a, torch.Tensor) else a, (args, kwargs)
-        )
+        named = self._named(args)
+        keywords = tuple(sorted((k, self._named(v)) for k, v in kwargs.items()))
         results = results_of(func, result)
         known = [self.names.get(id(r)) for r in results]
-        given = {
-            leaf.name for leaf in leaves(as_tuples((named_args, list(named_kwargs.values())))) if isinstance(leaf, Ref)
-        }
-        if known and not func._schema.is_mutable and all(k in given for k in known):
+        handed_back = known and None not in known and not func._schema.is_mutable
+        if handed_back and set(known) <= set(ref_names(named, keywords)):
             return
         node = self._next()
         if not isinstance(node, OpNode) or node.op != (view_in_place(func) or str(func)):
             raise Diverged(f"{func} where the recording differs")
-        ours = (as_tuples(named_args), tuple(sorted((k, as_tuples(v)) for k, v in named_kwargs.items())))
-        if map_leaves(self._concrete, (node.args, node.kwargs)) != ours:
+        if map_leaves(self._concrete, (node.args, node.kwargs)) != (named, keywords):
             raise Diverged(f"other arguments of {func}")
         if len(node.outputs) != len(results):
             raise Diverged(f"{func} returns other results")
@@ -175,6 +184,14 @@ class Follower(TorchDispatchMode):
                 self._made(name, tensor)
         self.nodes.append(node)
 
+    def _named(self, argument: Any) -> Any:
+        """An operator's argument as a recording has it: tensors by name, lists as tuples."""
+        if isinstance(argument, torch.Tensor):
+            return Ref(self._name(argument))
+        if isinstance(argument, (list, tuple)):
+            return tuple(map(self._named, argument))
+        return as_tuples(argument)
+
     def _made(self, name: str, tensor: torch.Tensor) -> None:
         if self.names.get(id(tensor)) == name:
             return
@@ -185,17 +202,17 @@ class Follower(TorchDispatchMode):
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
         """The result has the recorded dtype and layout; symbols that it is the source of take their values from it."""
-        for source in self.graph.symbols:
-            if source.value == name and source.symbol not in self.values:
+        for source in self._sources.get(name, ()):
+            if source.symbol not in self.values:
                 held = tensor.shape if source.kind == "shape" else tensor.stride()
                 self.values[source.symbol] = int(held[source.dim])
                 if source.kind == "shape" and held[source.dim] < 2:
                     raise Diverged("a size of 0 or 1")
         spec = self.graph.spec[name]
-        shape = tuple(symbols.evaluate(d, self.values) for d in spec.shape)
+        shape = tuple(map(self._number, spec.shape))
         if spec.dtype != tensor.dtype or spec.device != tensor.device.type or shape != tuple(tensor.shape):
             raise Diverged(f"{name} has another type or shape")
-        strides = [symbols.evaluate(d, self.values) for d in spec.strides]
+        strides = list(map(self._number, spec.strides))
         differ = any(a != b and size > 1 for a, b, size in zip(strides, tensor.stride(), shape, strict=True))
         if differ and 0 not in shape:
             raise Diverged(f"{name} has another layout")
@@ -285,6 +302,7 @@ class Follower(TorchDispatchMode):
             if type(value) is not int or value < 2:
                 raise Diverged("an island returned a size of 0 or 1")
             self.values[symbol] = value
+            self._numbers.clear()
 
     def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
         """Recordings with registered functions are not followed."""

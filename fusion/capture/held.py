@@ -209,8 +209,9 @@ def _slots(kind: type) -> list[str]:
     return [
         name
         for base in kind.__mro__
+        if "__slots__" in vars(base)
         for name, held in vars(base).items()
-        if isinstance(held, types.MemberDescriptorType) and "__slots__" in vars(base)
+        if isinstance(held, types.MemberDescriptorType)
     ]
 
 

@@ -111,7 +111,8 @@ def island_of(kind: type, name: str) -> Island | None:
 
 def has_islands(kind: type) -> bool:
     """Whether instances of `kind` may be arguments of a scope. That a forward may make a class says so of it alone."""
-    inherited = any((base, n) in _REGISTRY for base in kind.__mro__ for n in vars(base) if n != "__init__")
+    bases = kind.__mro__
+    inherited = any(owner in bases and n in vars(owner) for owner, n in _REGISTRY if n != "__init__")
     return inherited or (kind, "__init__") in _REGISTRY
 
 

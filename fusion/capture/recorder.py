@@ -28,7 +28,7 @@ from fusion.patterns.ops.effects import draws
 from fusion.patterns.recorded import GraphInput, IslandNode
 from fusion.runtime.undo import identity
 
-from .effects import Effects, has_memory, storage_key, tensors_written, view_in_place
+from .effects import Effects, has_memory, mapped, storage_key, tensors_written, view_in_place
 from .given import Given
 from .meanings import meaning_of
 from .natively import NativeCalls, as_tuples
@@ -175,7 +175,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
             if func._schema.is_mutable and (self.in_step or self._looked_up):
                 self._note_native_writes(func, args, kwargs)  # a step may write to what it was given
             return func(*args, **kwargs)  # the shadow's own calls, symbols and all
-        real_args, real_kwargs = pytree.tree_map(hint, (args, kwargs))
+        real_args, real_kwargs = mapped(hint, (args, kwargs))
         if threading.get_ident() != self._thread or func is torch.ops.aten.detach_.default:
             return func(*real_args, **real_kwargs)  # detach_ ends torch.tensor() and changes no data
         if self.recording and func is torch.ops.aten.lift_fresh.default and not self._is_known(args[0]):
@@ -229,7 +229,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
             raise Refused("data_read", "a value of a tensor decides what Python does next", user_line())
         if draws(func, args, kwargs):
             self.effects.after_draw()
-        graph_args, graph_kwargs = pytree.tree_map(self._leaf, (args, kwargs))
+        graph_args, graph_kwargs = mapped(self._leaf, (args, kwargs))
         results = results_of(func, result)
         targets = {id(t): self._known(t) for t in tensors_written(func, args, kwargs)}
         view = view_in_place(func)
@@ -275,7 +275,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         """
         if func in _SIZED_BY_DATA:
             return (None,) * count
-        fake_args, fake_kwargs = pytree.tree_map(
+        fake_args, fake_kwargs = mapped(
             lambda a: self.fakes[self._known(a)] if isinstance(a, torch.Tensor) else a, (args, kwargs)
         )
 

@@ -31,11 +31,11 @@ class _QuietLog:
     """Keeps torch from logging that a shape function failed: whoever asks knows another way."""
 
     def __enter__(self) -> None:
-        self.level = _FAKE_LOG.level
-        _FAKE_LOG.setLevel(logging.CRITICAL)
+        self.disabled = _FAKE_LOG.disabled
+        _FAKE_LOG.disabled = True  # a level would do too, but changing one empties the caches of every logger
 
     def __exit__(self, *error: Any) -> None:
-        _FAKE_LOG.setLevel(self.level)
+        _FAKE_LOG.disabled = self.disabled
 
 
 _FAKE_LOG = logging.getLogger(fake_tensor.__name__)
@@ -144,6 +144,9 @@ class _Symbols(ShapeEnv):
         if self.careful and sym_node.pytype is int and self.simplify(sym_node.expr).free_symbols:
             raise FixesSize
         return super().evaluate_sym_node(sym_node, *arguments, **keywords)
+
+    def _get_user_frame(self) -> None:
+        """No line for torch's logs: to tell the user's from its own, torch imports its exporter, for 0.3 s."""
 
     def _set_replacement(self, *arguments: Any) -> None:
         super()._set_replacement(*arguments)

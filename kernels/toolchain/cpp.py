@@ -13,6 +13,7 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,8 @@ class Toolchain:
         parts = [*self.command, self.version, *self.flags, os.path.basename(self.runtime), self.cpu, platform.machine()]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def compile_library(self, source: str, path: Path) -> None:
-        """Compiles a translation unit to the shared library `path`.
+    def compile_library(self, sources: tuple[str, ...], path: Path) -> None:
+        """Compiles translation units, side by side, to the one shared library `path`.
 
         Compiled and linked in two steps: linked with -fopenmp, the compiler would add its own OpenMP runtime, and two
         runtimes in a process start twice the threads.
@@ -64,11 +65,15 @@ class Toolchain:
             CompileError: with the compiler's own words.
         """
         with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
-            text, compiled = Path(folder, "kernels.cpp"), Path(folder, "kernels.o")
-            text.write_text(source)
-            _call([*self.command, *self.flags, "-c", str(text), "-o", str(compiled)])
+            names = [str(Path(folder, f"kernels{number}")) for number in range(len(sources))]
+            for name, source in zip(names, sources, strict=True):
+                Path(f"{name}.cpp").write_text(source)
+            commands = [[*self.command, *self.flags, "-c", f"{name}.cpp", "-o", f"{name}.o"] for name in names]
+            with ThreadPoolExecutor(len(commands)) as pool:
+                list(pool.map(_call, commands))
+            compiled = [f"{name}.o" for name in names]
             runtime = [self.runtime] if self.runtime else []
-            _call([*self.command, "-shared", "-Wl,--as-needed", str(compiled), *runtime, "-lm", "-o", str(path)])
+            _call([*self.command, "-shared", "-Wl,--as-needed", *compiled, *runtime, "-lm", "-o", str(path)])
 
 
 def find_toolchain() -> Toolchain | None:
@@ -91,14 +96,22 @@ def why_missing() -> str:
 def openmp_runtime() -> str:
     """Path of the OpenMP runtime that this process has loaded (torch brings its own), or ""."""
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
+        return _loaded_openmp_runtime()
+    except LookupError:
         return ""
+
+
+@functools.cache  # which keeps no error: a runtime stays once it is loaded, and may come later
+def _loaded_openmp_runtime() -> str:
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError as error:
+        raise LookupError from error
     for line in lines:
         path = line.partition("/")[2]
         if path and _OPENMP_RUNTIME.match(os.path.basename(path)):
             return f"/{path}"
-    return ""
+    raise LookupError
 
 
 def compile_c_extension(source_path: Path, out_path: Path) -> None:

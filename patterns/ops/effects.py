@@ -22,13 +22,19 @@ def draws(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool
 
     One that was told not to, by `train=False` or a probability of 0, draws none.
     """
-    if torch.Tag.nondeterministic_seeded not in function.tags:
+    if not tagged(function, torch.Tag.nondeterministic_seeded):
         return False
     for position, argument in enumerate(function._schema.arguments):
         given = args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
         if (argument.name == "train" and given is False) or (argument.name in ("dropout_p", "p") and given == 0.0):
             return False
     return True
+
+
+@functools.lru_cache(maxsize=8192)  # an overload's tags never change, and every operator of a recorded run is asked
+def tagged(function: Any, tag: torch.Tag) -> bool:
+    """Whether torch says this of an operator overload."""
+    return tag in function.tags
 
 
 def written(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Any]:

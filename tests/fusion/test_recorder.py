@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +31,19 @@ def test_sizes_are_symbols_and_zero_and_one_are_numbers() -> None:
     first, *rest = graph.spec[graph.inputs[0].name].shape
     assert first == 1 and len({str(d) for d in rest}) == 2 and not any(isinstance(d, int) for d in rest)
     assert [s.kind for s in graph.symbols] == ["shape", "shape"] and graph.guards == ()
+
+
+def test_a_recording_does_not_wait_for_torchs_exporter() -> None:
+    """torch looks for the line a size or guard comes from, for its logs, and imports its exporter to do so."""
+    script = (
+        "import sys, torch, fusion\n"
+        "with fusion.record(x=torch.ones(3, 4)) as run:\n"
+        "    x = run._inputs['x']\n"
+        "    y = torch.exp(x) if x.shape[0] > 2 else x\n"
+        "print(len(run.graph.symbols), len(run.graph.guards), 'torch.export._trace' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["2", "1", "False"]
 
 
 def test_equal_sizes_are_not_taken_for_the_same_unless_they_must_be() -> None:

@@ -13,6 +13,7 @@ import torch
 from graphs import DYNAMIC, EXAMPLES, trace
 
 from fusion.kernels import compiler
+from fusion.kernels.emit import cpp
 from fusion.kernels.lower import lower
 from fusion.kernels.store import Store
 from fusion.kernels.toolchain import cpp as toolchain_module
@@ -35,7 +36,7 @@ def works(kernel, name):
 
 
 @needs_compiler
-def test_missing_kernels_are_compiled_as_one_unit_and_found_again(tmp_path):
+def test_missing_kernels_are_compiled_to_one_library_and_found_again(tmp_path):
     store = Store(tmp_path / "cache")
     cold = compiler.compile_cpp(nests(), store)
     assert len({k.library for k in cold}) == 1
@@ -48,6 +49,26 @@ def test_missing_kernels_are_compiled_as_one_unit_and_found_again(tmp_path):
     for kernel, name in zip(warm, NAMES, strict=True):
         works(kernel, name)
         assert (kernel.name, kernel.target, kernel.symbol in kernel.source) == (kernel.nest.name, "cpp", True)
+
+
+@pytest.mark.parametrize("processors", [1, 2, 3, 64])
+def test_units_hold_each_kernel_once_and_share_the_work(processors, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    some = nests()
+    units = compiler._units(some)
+    assert len(units) == min(processors, len(some))
+    for nest in some:
+        assert sum(cpp.code(nest) in unit for unit in units) == 1
+    lengths = [sum(len(cpp.code(nest)) for nest in some if cpp.code(nest) in unit) for unit in units]
+    assert max(lengths) - min(lengths) <= max(len(cpp.code(nest)) for nest in some)
+
+
+@needs_compiler
+@pytest.mark.parametrize("processors", [1, 2])
+def test_kernels_do_the_same_in_however_many_units(processors, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    for kernel, name in zip(compiler.compile_cpp(nests(), None), NAMES, strict=True):
+        works(kernel, name)
 
 
 @needs_compiler

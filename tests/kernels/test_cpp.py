@@ -458,4 +458,12 @@ def test_threads_are_torchs_own():
 
 def test_a_compile_error_carries_the_compilers_words(tmp_path):
     with pytest.raises(CompileError, match=r"error: .*nonsense"):
-        find_toolchain().compile_library("int f() { return nonsense; }", tmp_path / "x.so")
+        find_toolchain().compile_library(("int f() { return nonsense; }",), tmp_path / "x.so")
+
+
+def test_one_unit_in_error_is_an_error_whatever_the_others_are(tmp_path):
+    good, bad = 'extern "C" int g() { return 1; }', "int f() { return nonsense; }"
+    for units in ((good, bad), (bad, good)):
+        with pytest.raises(CompileError, match=r"error: .*nonsense"):
+            find_toolchain().compile_library(units, tmp_path / "x.so")
+    assert not (tmp_path / "x.so").exists()
