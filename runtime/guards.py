@@ -149,7 +149,7 @@ class GuardWriter:
     def guard(self, names: Sequence[str], devices: Sequence[torch.device], indent: str = "    ") -> None:
         """Checks tensors and binds the size symbols they are the source of."""
         results = {s.symbol for s in self.graph.symbols if s.kind == "result"}
-        by_number = [n for n in names if results & self._symbols_of(n)]
+        by_number = [n for n in names if any(results & self._symbols_of(m) for m in self._sources([n])[0])]
         if by_number:
             for name in by_number:
                 self._plain_guard(name, indent)
