@@ -37,6 +37,7 @@ class Writer(GuardWriter):
         self.logged = 0  # entries of the log so far
         self.logged_at: dict[str, int] = {}  # results of steps that only other steps read: their place in the log
         self.lets_go = False
+        self.groups = dict(shape.conditions.met)
         by_operators = {r for n in self.graph.nodes if isinstance(n, OpNode) for r in n.refs}
         asked = {r for n in self.graph.nodes if self._reads_data(n) for r in n.refs}
         by_islands = {r for n in self.graph.nodes if isinstance(n, IslandNode) for r in n.refs}
@@ -62,11 +63,8 @@ class Writer(GuardWriter):
             asked = ", ".join(map(self.text, node.args or ()))
             self.lines.append(f"{pad}r = {receiver}.{node.method}({asked})")
         elif node.args is None:
-            read = f"{receiver}.{node.method}"
-            if node.copied:
-                read = f"{self.name('as_it_is', as_it_is)}({read})"
-            self.lines.append(f"{pad}r = {read}")
-            self.lines.append(f"{pad}log.append(r)")
+            self.lines.append(f"{pad}r = {receiver}.{node.method}")
+            self._note_found(node)
             if log:
                 self.lines.append(f"{pad}SEEN.append([])")
         else:
@@ -79,9 +77,7 @@ class Writer(GuardWriter):
             else:
                 self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
                 self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
-                if node.copied:
-                    self.lines.append(f"{pad}r = {self.name('as_it_is', as_it_is)}(r)")
-                self.lines.append(f"{pad}log.append(r)")
+                self._note_found(node)
             if log:
                 every = leaves((node.args, tuple(value for _, value in node.kwargs)))
                 seen = [
@@ -110,11 +106,18 @@ class Writer(GuardWriter):
             elif output in self.made_objects:
                 if node.kind is not None:
                     self.miss(f"{target}.__class__ is not {self.name('type', node.kind)}", pad)
+                    self._check_new(target)
                 self.lines.append(f"{pad}{output} = {target}")
             elif output in self.graph.spec:
+                met = target if not node.copied else "found" if target == "r" else f"found[{target[1:]}]"
                 if output in self.register or output in self.paths or output in self.given:
-                    self.miss(f"{target} is not {self.value(output)}", pad)
+                    self.miss(f"{met} is not {self.value(output)}", pad)
                 else:
+                    group = self.groups.get(output)
+                    if group is not None:
+                        self.miss(f"not memory.admits({met}, {group})", pad)
+                    if not node.effect and (group is None or group < 0):  # one that is written to may be read again
+                        self._check_new(met)
                     self.lines.append(f"{pad}{self.allocate(output)} = {target}")
                 tensors.append(output)
             else:
@@ -127,6 +130,27 @@ class Writer(GuardWriter):
         if tensors:
             self.guard(tensors, [self.shape.devices[0]] * len(tensors), pad)
         self.flush(pad)
+
+    def _note_found(self, node: IslandNode) -> None:
+        """Logs a call's result `r`. Where a later effect writes to it, that is a copy, and the result is `found`."""
+        if node.copied:
+            self.lines += ["        found = r", f"        r = {self.name('as_it_is', as_it_is)}(r)"]
+        self.lines.append("        log.append(r)")
+
+    def _check_new(self, found: str) -> None:
+        """What was another object than all that was met before it is so in every call."""
+        self.miss(f"id({found}) in met", "        ")
+        self.lines.append(f"        met.add(id({found}))")
+
+    def _met(self) -> str:
+        """Source of the identities of what a call is given, where something is looked for in objects."""
+        found = [n for n in self.graph.nodes if isinstance(n, IslandNode) and not n.effect]
+        if not any(isinstance(o, str) and (n.kind or o in self.graph.spec) for n in found for o in n.outputs):
+            return ""
+        objects = [path for path, _ in self.shape.conditions.kinds]
+        given = [*map(self.path, (*self.paths.values(), *objects)), *(name for name, _ in self.graph.parameters)]
+        given += [held.name for held in self.graph.objects if held.kind == "attribute"]
+        return "{" + ", ".join(f"id({one})" for one in given) + "}"
 
     def _call_with_nest(self, called: str, given: str, leaves: Sequence[str]) -> None:
         """A call with lists or dicts among its arguments, made anew; one that changes them ends the plan."""
@@ -312,6 +336,8 @@ def write_plan(
         inputs = sorted(writer.bound)
         writer.miss(f"({', '.join(inputs)}{',' if inputs else ''}) not in PROVED")
     arguments = ", ".join(f"a{i}" for i in range(len(shape.parameters)))
+    met = writer._met()
+    writer.lines += [f"    met = {met}"] if met else []
     writer.lines += [
         "    log = LOGGED" if log else "    log = []",
         f"    undo = {writer.keeper(steps, log)}",

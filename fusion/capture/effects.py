@@ -80,6 +80,7 @@ class Effects:
         self.native: list[tuple[int, int]] = []
         self.elided: set[str] = set()
         self.made: set[int] = set()
+        self._made_natively: set[int] = set()
         self._generators = self._states()
         self._seeded = False
         self._native_draws = False
@@ -102,6 +103,16 @@ class Effects:
         """To be called after every operator: memory that came with no argument is the run's own."""
         given = {storage_key(t) for t in pytree.tree_leaves((args, kwargs)) if has_memory(t)}
         self.made.update({storage_key(t) for t in pytree.tree_leaves(result) if has_memory(t)} - given)
+
+    def after_natively(self, args: Any, kwargs: Any, result: Any) -> None:
+        """To be called after every operator of a native call."""
+        given = {storage_key(t) for t in pytree.tree_leaves((args, kwargs)) if has_memory(t)}
+        self._made_natively.update({storage_key(t) for t in pytree.tree_leaves(result) if has_memory(t)} - given)
+
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor lives in memory that the run has met, or that the run or its native calls made."""
+        key = storage_key(tensor)
+        return key in self.made or key in self._made_natively or key in self.memory.values()
 
     def _states(self) -> list[torch.Tensor]:
         return [g.get_state() for g in self._watched]

@@ -30,6 +30,8 @@ class ObjectReads:
     Attributes:
         log: results of islands, steps and reads, in order.
         copied: (value, node): values that a native call overwrote later, and which call.
+        lookups: (value, node): tensors that reads gave, and which reads.
+        unknown_writes: native calls that wrote to memory which the forward has not met: another call may meet it.
         module: the innermost module of the scope that is running; None in the scope's own forward.
         reader: in whose forward data decided, first, what Python did next.
     """
@@ -66,6 +68,8 @@ class ObjectReads:
         self.module: torch.nn.Module | None = None
         self.reader: torch.nn.Module | None = None
         self.copied: list[tuple[str, int]] = []
+        self.lookups: list[tuple[str, int]] = []
+        self.unknown_writes: list[int] = []
         self._looked_up: dict[int, list[tuple[int, int, str]]] = {}  # by memory: place in the log, node, value
         self._lists: list[tuple[list[Any], list[Any]]] = []  # of plain values, that were found, and as they were
         self._overwritten: set[int] = set()  # tensors that were found and then overwritten by native calls
@@ -162,6 +166,7 @@ class ObjectReads:
 
     def _look_up(self, tensor: torch.Tensor, name: str) -> None:
         """Notes a tensor that the read which is recorded now gave."""
+        self.lookups.append((name, len(self.nodes)))
         self._looked_up.setdefault(storage_key(tensor), []).append((len(self.log) - 1, len(self.nodes), name))
 
     def before_native_write(self, tensor: torch.Tensor) -> None:

@@ -39,6 +39,7 @@ class NativeCalls(ObjectReads):
         held: objects that are bound to plans by name: steps, classes, attributes of modules.
         numbers: sizes that islands returned, by value name.
         in_step: whether a step is running, which may write to what it was given.
+        in_native: whether a native call of any kind is running.
     """
 
     if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class NativeCalls(ObjectReads):
         self.objects: dict[int, Receiver] = dict(objects)
         self.held: dict[str, tuple[HeldObject, Any]] = {}
         self.numbers: dict[str, int] = {}
-        self.in_step = False
+        self.in_step = self.in_native = False
         self._steps = {id(module): path for path, module in steps.items()}
         self._attributes = attributes
         self._made: list[Any] = []  # kept, so that their ids stay theirs
@@ -139,7 +140,7 @@ class NativeCalls(ObjectReads):
             self.refuse("opaque_argument", f"{kind.__name__} is made; register it with fusion.register_made")
             return self._unrecorded(lambda a, k: original(made, *a, **k), args, kwargs, made)
         real = own(real_nest((args, kwargs)))
-        self._quiet(lambda: original(made, *real[0], **real[1]))
+        self._natively(lambda: original(made, *real[0], **real[1]))
         self.log.append(made)
 
         def record() -> None:
@@ -241,7 +242,7 @@ class NativeCalls(ObjectReads):
         before = contents((real_args, real_kwargs))
         self._quiet(self.effects.before_native)
         try:
-            result = self._quiet(lambda: call(real_args, real_kwargs))
+            result = self._natively(lambda: call(real_args, real_kwargs))
         except Exception as error:
             self._handed_back((args, kwargs), before, method)
             self.log.append(_raised(error, before))
@@ -276,6 +277,14 @@ class NativeCalls(ObjectReads):
         self._attempt(method or "a module", record)
         return handed[0]
 
+    def _natively(self, call: Callable[[], Any]) -> Any:
+        """Makes a native call: what torch is asked to do inside is watched for what it writes to, and not recorded."""
+        outer, self.in_native = self.in_native, True
+        try:
+            return self._quiet(call)
+        finally:
+            self.in_native = outer
+
     def _unrecorded(self, call: Callable[[Any, Any], Any], args: Any, kwargs: Any, made: Any = None) -> Any:
         """Calls natively what no recording holds, and remembers the answer: the forward may fail yet, for its sizes are
         symbols, and is run again then, but what such calls did is done."""
@@ -287,7 +296,7 @@ class NativeCalls(ObjectReads):
         before = contents((args, kwargs))
         self._quiet(self.effects.before_native)
         try:
-            result = self._quiet(lambda: call(args, kwargs))
+            result = self._natively(lambda: call(args, kwargs))
         except Exception as error:
             self.log.append(_raised(error, before))
             raise
