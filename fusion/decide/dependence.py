@@ -60,9 +60,11 @@ class Dependence:
 def dependence(graph: RecordedGraph) -> Dependence:
     """Works out the dependence of `graph`'s nodes; every node comes after those it depends on."""
     producer: dict[str, int] = {}
+    given = {*(entered.name for entered in graph.inputs), *(name for name, _ in graph.parameters), *graph.constants}
     for i, node in enumerate(graph.nodes):
         for name in made_by(node):
-            producer.setdefault(name, i)
+            if name not in given:  # else a call handed it back
+                producer.setdefault(name, i)
     users: list[set[int]] = [set() for _ in graph.nodes]
     after: list[set[int]] = [set() for _ in graph.nodes]
     for i, node in enumerate(graph.nodes):
