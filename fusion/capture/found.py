@@ -133,7 +133,12 @@ class ObjectReads:
             value = found[0]
         elif is_container(value) or is_object(value):
             self._new_object(value)
-        return shown(value)
+        handed = shown(value)
+        if is_container(handed):
+            self._python_writes.append(functools.partial(_hold_again, handed, handed.copy()))
+        if self.recording and is_container(handed):
+            self.refuse("opaque_argument", f"{what} is a {type(value).__name__}, given to who asks for exact classes")
+        return handed
 
     def _record_found(
         self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, handed: Any, what: str

@@ -38,6 +38,7 @@ class NativeCalls(ObjectReads):
         objects: argument objects and objects the scope made, by id: how a plan names them.
         held: objects that are bound to plans by name: steps, classes, attributes of modules.
         numbers: sizes that islands returned, by value name.
+        functions: modules that an installed library calls as it calls its functions, and the scope does not hold.
         in_step: whether a step is running, which may write to what it was given.
         in_native: whether a native call of any kind is running.
     """
@@ -85,6 +86,7 @@ class NativeCalls(ObjectReads):
         self.objects: dict[int, Receiver] = dict(objects)
         self.held: dict[str, tuple[HeldObject, Any]] = {}
         self.numbers: dict[str, int] = {}
+        self.functions: list[torch.nn.Module] = []
         self.in_step = self.in_native = False
         self._steps = {id(module): path for path, module in steps.items()}
         self._attributes = attributes
@@ -193,10 +195,13 @@ class NativeCalls(ObjectReads):
             if id(module) not in self._steps:
                 return original(module, *args, **kwargs)
             return self._unrecorded(lambda a, k: original(module, *a, **k), args, kwargs)
-        if self._watched is not None and id(module) not in self._watched and not _is_a_function(module):
-            kind = type(module).__name__
-            self.refuse("python_state", f"calls a {kind} that no module of the scope holds; make it an attribute")
-            return original(module, *args, **kwargs)
+        if self._watched is not None and id(module) not in self._watched:
+            if not _is_a_function(module):
+                kind = type(module).__name__
+                self.refuse("python_state", f"calls a {kind} that no module of the scope holds; make it an attribute")
+                return original(module, *args, **kwargs)
+            self._watched[id(module)] = module
+            self.functions.append(module)
         path = self._steps.get(id(module))
         if path is not None:
             held = self._hold("module", path, module)

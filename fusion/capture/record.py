@@ -62,6 +62,7 @@ class Recording:
         reader: the module inside the scope whose forward was the first to go by numbers that tensors held, or None.
         given: what the call was given.
         values_set: what it put into dicts it was given, by the graph's `items`.
+        functions: modules that it called and that the scope's modules do not hold: their state counts, too.
     """
 
     result: Any
@@ -86,6 +87,7 @@ class Recording:
     changes: bool = False
     given: Given = field(default_factory=lambda: Given({}))
     values_set: tuple[Any, ...] = ()
+    functions: tuple[torch.nn.Module, ...] = ()
 
     @property
     def outcome(self) -> Any:
@@ -308,6 +310,7 @@ def _fill(
     recording.real = recorder.real
     recording.values = {s.symbol: _value_of(s, recorder) for s in translation.sources}
     recording.log = recorder.log
+    recording.functions = tuple(recorder.functions)
 
 
 def _apart(conditions: Conditions, recorder: Recorder, settled: Settlement) -> Conditions:
