@@ -49,10 +49,8 @@ def _compares(code: types.CodeType, known: dict[str, Any]) -> bool:
     if "type" not in names:
         return False
     held = [known.get(name, getattr(builtins, name, None)) for name in names]
-    kinds = [
-        kind for value in held for kind in (value if isinstance(value, (tuple, set, frozenset, dict)) else (value,))
-    ]
-    return any(kind is list or kind is dict for kind in kinds)
+    several = [kind for value in held if isinstance(value, (tuple, set, frozenset, dict)) for kind in value]
+    return any(kind is list or kind is dict for kind in (*held, *several))
 
 
 @functools.cache
