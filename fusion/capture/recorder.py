@@ -172,7 +172,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._paused:
-            if func._schema.is_mutable and (self.in_step or self._looked_up):
+            if func._schema.is_mutable and (self.in_native or self._looked_up):
                 self._note_native_writes(func, args, kwargs)  # a step may write to what it was given
             result = func(*args, **kwargs)  # the shadow's own calls, symbols and all
             if self.in_native:
@@ -338,7 +338,9 @@ class Recorder(NativeCalls, TorchDispatchMode):
             self.before_native_write(tensor)
             if self.in_native and not self.effects.knows(tensor):
                 self.unknown_writes.append(len(self.nodes))
-            if self.in_step and self.refusal is None:
+            key = storage_key(tensor)
+            self.written_natively.add(key)
+            if (self.in_step or key in self.lent) and self.refusal is None:
                 if self._outer is None:
                     self._outer = frozenset(storage_key(t) for _, t in self._parameters.values() if has_memory(t))
                 self.effects.native_write(len(self.nodes), tensor, self._outer)

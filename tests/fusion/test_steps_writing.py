@@ -127,3 +127,51 @@ def test_a_step_that_writes_in_a_call_whose_plan_ends_half_way(
         x[-1] = 1.4  # between 1 and 3 when the step gets it, in every function
         check(fused, eager, x)
     assert scopes(fused)["Model"].statistics.fallbacks == 1, "the step gave another dtype than it did"
+
+
+class Scales:
+    """Doubles what it is given in place, every time or after some calls."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.calls = after, 0
+
+    def double(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > self.after:
+            x.mul_(2.0)
+        return x.sum()
+
+
+fusion.register_island(Scales, "double")
+
+
+class Doubled(torch.nn.Module):
+    """Has a temporary, or its own argument, doubled between two uses."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, x: torch.Tensor, scales: Scales) -> torch.Tensor:
+        y = x if self.own else torch.tanh(x) * 3
+        before = torch.exp(y * 0.1)
+        total = scales.double(y)
+        return before + torch.sigmoid(y) * 2 + total
+
+
+@pytest.mark.parametrize("after", [0, 3, 6])
+@pytest.mark.parametrize("own", [False, True], ids=["a temporary", "its argument"])
+def test_a_method_that_writes_to_what_it_is_given(own: bool, after: int, quick: fusion.FusionConfig) -> None:
+    eager = Doubled(own).eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    mine, theirs = Scales(after), Scales(after)
+    for turn, rows in enumerate((3, 3, 3, 4, 4, 5, 3, 4, 5, 6)):
+        x, y = rows_like(rows, 0, turn), rows_like(rows, 0, turn)
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x, mine), eager(y, theirs), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(x, y, rtol=0, atol=0)
+        assert mine.calls == theirs.calls
+    if own and after == 0:
+        assert "used before" in fusion.report(fused).scopes[0].reason and planned(fused)["Doubled"] == 0
+    else:
+        assert planned(fused)["Doubled"] >= 4, scopes(fused)["Doubled"].statistics
