@@ -134,11 +134,11 @@ def _effect_order(graph: RecordedGraph, written: frozenset[str]) -> Iterable[tup
 
 
 def _step_order(graph: RecordedGraph) -> Iterable[tuple[int, int]]:
-    """A module that is called natively may write to what it is given, in some calls only."""
+    """What is called natively may write to what it is given, in some calls only."""
     readers: dict[str, list[int]] = {}
     passed: dict[str, int] = {}
     for i, node in enumerate(graph.nodes):
-        is_step = isinstance(node, IslandNode) and node.effect and isinstance(node.receiver, Ref)
+        is_step = isinstance(node, IslandNode) and node.effect
         for name in dict.fromkeys(node.refs):
             if name in passed:
                 yield passed[name], i
