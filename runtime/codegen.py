@@ -16,7 +16,7 @@ from fusion.patterns.recorded import IslandNode, given_tensors
 from .calls import call
 from .guards import GuardWriter, head
 from .handed_on import HandedOn, restored
-from .lent import Changed, contents, let_go, log_differences, log_writes, noted, versions
+from .lent import Changed, contents, keep_outer, let_go, log_differences, log_writes, noted, versions
 from .nesting import tree_of
 from .plan import KernelCall, Shape, Source, Step, as_it_is, bound_later
 from .wellformed import check_steps
@@ -140,9 +140,9 @@ class Writer(GuardWriter):
         if log:
             seen = [f"{text}.clone()" if place in node.lent else text for place, text in enumerate(given)]
             self.lines.append(f"{pad}SEEN.append([{', '.join(seen)}])")
-            outer = [given[place] for place in node.lent if names[place] in self.paths]
-            self.lines += [f"{pad}undo.writing(None, {text}, ())" for text in outer]
             if lent:
+                outer = "".join(f"{self.path(path)}, " for path in self.paths.values())
+                self.lines.append(f"{pad}{self.name('keep_outer', keep_outer)}(undo, ({outer}), {lent})")
                 self.lines.append(f"{pad}held = SEEN[-1]")
         elif lent:
             self.lines.append(f"{pad}held = {self.name('versions', versions)}({lent})")

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .memory import storages
+from .undo import Undo
+
 _MOST_KEPT = 1 << 20  # bytes of a tensor that is kept until a plan ends, in case it was written to
 Contents = list[tuple[Any, Any]]  # each list and dict of a nest with a copy of it, the outer ones first
 
@@ -87,6 +90,14 @@ def log_differences(log: list[Any], before: Sequence[Tensor], places: Sequence[i
     given = {p: t.clone() for p, t in zip(places, tensors, strict=True) if not torch.equal(t, before[p])}
     if given:
         log[-1] = Written(log[-1], given)
+
+
+def keep_outer(undo: Undo, outer: Sequence[Tensor], *tensors: Tensor) -> None:
+    """Keeps what those of the tensors hold that live in the memory of what a call was given: `outer`."""
+    memory = storages(outer)
+    for tensor in tensors:
+        if storages([tensor]) <= memory:
+            undo.writing(None, tensor, ())
 
 
 def let_go(log: list[Any], place: int, gone: Any) -> None:

@@ -137,9 +137,12 @@ def _step_order(graph: RecordedGraph) -> Iterable[tuple[int, int]]:
     """What is called natively may write to what it is given, in some calls only."""
     readers: dict[str, list[int]] = {}
     passed: dict[str, int] = {}
+    whole: dict[str, str] = {}  # of a view, the value it is a view of
     for i, node in enumerate(graph.nodes):
+        if isinstance(node, OpNode) and node.refs and ops.kind_of(node.op) is Kind.VIEW:
+            whole.update(dict.fromkeys(made_by(node), whole.get(node.refs[0], node.refs[0])))
         is_step = isinstance(node, IslandNode) and node.effect
-        for name in dict.fromkeys(node.refs):
+        for name in dict.fromkeys(whole.get(ref, ref) for ref in node.refs):
             if name in passed:
                 yield passed[name], i
             if is_step:

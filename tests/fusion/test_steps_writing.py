@@ -66,8 +66,15 @@ def of_a_library(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 def a_view(module: Any, x: torch.Tensor) -> torch.Tensor:
     y = torch.tanh(x) * x * 1.5
+    before = torch.exp(x.view(-1, WIDTH) * 0.1)
     total = module.step(y.view(-1, WIDTH))
-    return torch.sigmoid(y) * 2 + total.float()
+    return torch.sigmoid(y) * 2 + total.float() + before
+
+
+def a_view_of_what_it_was_given(module: Any, x: torch.Tensor) -> torch.Tensor:
+    before = torch.exp(x * 0.1)
+    total = module.step(x.view(-1, WIDTH))
+    return torch.sigmoid(x) * 2 + total.float() + before
 
 
 def what_it_was_given(module: Any, x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +83,7 @@ def what_it_was_given(module: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.sigmoid(x) * 2 + total.float() + before
 
 
-FUNCTIONS = [computed, used_before_too, of_a_library, a_view, what_it_was_given]
+FUNCTIONS = [computed, used_before_too, of_a_library, a_view, what_it_was_given, a_view_of_what_it_was_given]
 # (rows, whether the step writes) of each call: the first call to write is one of a plan that is trusted, is the one
 # that a plan is checked in at another size, or the one after the recording.
 LATE = ((3, 0), (3, 0), (3, 0), (4, 0), (4, 0), (5, 0), (3, 1), (4, 1), (3, 0))
