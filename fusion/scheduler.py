@@ -313,7 +313,7 @@ def structure_key(shape: Shape) -> str:
             repr([(p, id(k), keys) for p, k, keys in conditions.containers]),
             repr([(p, type(v).__name__, v) for p, v in conditions.atoms]),
             repr([(p, id(k)) for p, k in conditions.kinds]),
-            repr((conditions.aliases, conditions.written, conditions.others, conditions.held)),
+            repr((conditions.aliases, conditions.written, conditions.others, conditions.held, conditions.met)),
             repr(shape.parameters),
             repr(shape.devices),
             repr(shape.tree),

@@ -472,6 +472,7 @@ class Scope:
 
     def _prove(self, known: Known, recording: Recording, arguments: Sequence[Any]) -> None:
         """Runs the unfused plan on the recorded call, then makes the fused one."""
+        self._watch_further(recording.functions)
         self.known.append(known)
         values = dict(recording.values)
         try:
@@ -498,6 +499,14 @@ class Scope:
             known.proved.clear()  # a size that only an island tells, or another rounding: the next call is checked
         known.plan(compiled, *self._failed(known))
         self._publish()
+
+    def _watch_further(self, modules: Sequence[torch.nn.Module]) -> None:
+        """From here on, the state of these modules counts as that of the scope's own does."""
+        new = [module for module in modules if not any(module is held for held in self.watch)]
+        if new:
+            self.watch += tuple(new)
+            self.refresh()
+            self._publish()
 
     def _check(self, known: Known, arguments: Sequence[Any], values: dict[str, int]) -> Any:
         """A shape, or a range of sizes, that a recording's plan was not proved at: runs it beside eager, once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ class IslandNode:
             positional and the named ones, by name; `args` are its leaves then, and `kwargs` is empty. Else "".
         kind: the exact class of the list, dict or object that a read gives; None for other results.
         copied: whether a later native call writes to the tensor that a read gives, so that a plan takes a copy.
+        lent: tensors among the arguments that are used after the call, which may write to them: their places.
     """
 
     receiver: Path | Ref
@@ -42,6 +44,7 @@ class IslandNode:
     given: str = ""
     kind: type | None = None
     copied: bool = False
+    lent: tuple[int, ...] = ()
 
     @property
     def refs(self) -> tuple[str, ...]:
@@ -203,7 +206,19 @@ def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
         "given": node.given,
         "kind": f"{node.kind.__module__}.{node.kind.__qualname__}" if node.kind else "",
         "copied": node.copied,
+        "lent": list(node.lent),
     }
+
+
+def given_tensors(node: IslandNode, tensors: Container[str]) -> list[str]:
+    """Names of the tensors among a call's arguments, in order.
+
+    Args:
+        node: the call.
+        tensors: the names that stand for tensors.
+    """
+    given = leaves((node.args, tuple(value for _, value in node.kwargs)))
+    return [leaf.name for leaf in given if isinstance(leaf, Ref) and leaf.name in tensors]
 
 
 def island_text(node: IslandNode) -> str:

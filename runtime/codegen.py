@@ -9,14 +9,14 @@ from torch.utils import _pytree as pytree
 
 from fusion.patterns import symbols
 from fusion.patterns.graph import OpNode
-from fusion.patterns.leaves import Argument, Expect, Ref, leaves
+from fusion.patterns.leaves import Argument, Expect, Ref
 from fusion.patterns.ops import resolve
-from fusion.patterns.recorded import IslandNode
+from fusion.patterns.recorded import IslandNode, given_tensors
 
 from .calls import call
 from .guards import GuardWriter, head
 from .handed_on import HandedOn, restored
-from .lent import Changed, contents, noted
+from .lent import Changed, contents, keep_outer, let_go, log_differences, log_writes, noted, versions
 from .nesting import tree_of
 from .plan import KernelCall, Shape, Source, Step, as_it_is, bound_later
 from .wellformed import check_steps
@@ -36,7 +36,9 @@ class Writer(GuardWriter):
         self.free: list[str] = []
         self.logged = 0  # entries of the log so far
         self.logged_at: dict[str, int] = {}  # results of steps that only other steps read: their place in the log
+        self.lending: set[int] = set()  # places in the log of calls that may have written to what is used afterwards
         self.lets_go = False
+        self.groups = dict(shape.conditions.met)
         by_operators = {r for n in self.graph.nodes if isinstance(n, OpNode) for r in n.refs}
         asked = {r for n in self.graph.nodes if self._reads_data(n) for r in n.refs}
         by_islands = {r for n in self.graph.nodes if isinstance(n, IslandNode) for r in n.refs}
@@ -48,6 +50,9 @@ class Writer(GuardWriter):
         A large tensor is kept only if a later check may still end the plan: an error after the write is then handed on.
         """
         at = [k for k, (kind, index) in enumerate(steps) if kind == "node" and index in self.graph.lasting]
+        if log and any(isinstance(node, IslandNode) and node.lent for node in self.graph.nodes):
+            self.kept_before = frozenset(steps[k][1] for k in at)
+            return "UNDO(None)"
         if not at or (at == [len(steps) - 1] and not log):
             return "None"
         self.kept_before = frozenset(steps[k][1] for k in at)
@@ -62,11 +67,8 @@ class Writer(GuardWriter):
             asked = ", ".join(map(self.text, node.args or ()))
             self.lines.append(f"{pad}r = {receiver}.{node.method}({asked})")
         elif node.args is None:
-            read = f"{receiver}.{node.method}"
-            if node.copied:
-                read = f"{self.name('as_it_is', as_it_is)}({read})"
-            self.lines.append(f"{pad}r = {read}")
-            self.lines.append(f"{pad}log.append(r)")
+            self.lines.append(f"{pad}r = {receiver}.{node.method}")
+            self._note_found(node)
             if log:
                 self.lines.append(f"{pad}SEEN.append([])")
         else:
@@ -74,20 +76,15 @@ class Writer(GuardWriter):
                 f"{k}={self.text(v)}" for k, v in node.kwargs
             ]
             called = f"{receiver}.{node.method}" if node.method else receiver
+            lent = self._before_call(index, node, log)
             if node.given:
                 self._call_with_nest(called, node.given, given)
             else:
                 self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
                 self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
-                if node.copied:
-                    self.lines.append(f"{pad}r = {self.name('as_it_is', as_it_is)}(r)")
-                self.lines.append(f"{pad}log.append(r)")
-            if log:
-                every = leaves((node.args, tuple(value for _, value in node.kwargs)))
-                seen = [
-                    self.value(leaf.name) for leaf in every if isinstance(leaf, Ref) and leaf.name in self.graph.spec
-                ]
-                self.lines.append(f"{pad}SEEN.append([{', '.join(seen)}])")
+                self._note_found(node)
+            if lent:
+                self.lines.append(pad + self._note_writes(node, lent, log))
         self.effects = self.effects or node.effect
         if node.structure not in ("leaf", "tuple", "list"):
             flatten, tree = self.name("flatten", pytree.tree_flatten), tree_of(node.structure)
@@ -110,11 +107,18 @@ class Writer(GuardWriter):
             elif output in self.made_objects:
                 if node.kind is not None:
                     self.miss(f"{target}.__class__ is not {self.name('type', node.kind)}", pad)
+                    self._check_new(target)
                 self.lines.append(f"{pad}{output} = {target}")
             elif output in self.graph.spec:
+                met = target if not node.copied else "found" if target == "r" else f"found[{target[1:]}]"
                 if output in self.register or output in self.paths or output in self.given:
-                    self.miss(f"{target} is not {self.value(output)}", pad)
+                    self.miss(f"{met} is not {self.value(output)}", pad)
                 else:
+                    group = self.groups.get(output)
+                    if group is not None:
+                        self.miss(f"not memory.admits({met}, {group})", pad)
+                    if not node.effect and (group is None or group < 0):  # one that is written to may be read again
+                        self._check_new(met)
                     self.lines.append(f"{pad}{self.allocate(output)} = {target}")
                 tensors.append(output)
             else:
@@ -127,6 +131,51 @@ class Writer(GuardWriter):
         if tensors:
             self.guard(tensors, [self.shape.devices[0]] * len(tensors), pad)
         self.flush(pad)
+
+    def _before_call(self, index: int, node: IslandNode, log: bool) -> str:
+        """Notes what a call is given before it may write to that; source of the tensors that are used afterwards."""
+        pad, names = "        ", given_tensors(node, self.graph.spec)
+        given = [self.value(name) for name in names]
+        lent = ", ".join(given[place] for place in node.lent)
+        if log:
+            seen = [f"{text}.clone()" if place in node.lent else text for place, text in enumerate(given)]
+            self.lines.append(f"{pad}SEEN.append([{', '.join(seen)}])")
+            if lent:
+                outer = "".join(f"{self.path(path)}, " for path in self.paths.values())
+                self.lines.append(f"{pad}{self.name('keep_outer', keep_outer)}(undo, ({outer}), {lent})")
+                self.lines.append(f"{pad}held = SEEN[-1]")
+        elif lent:
+            self.lines.append(f"{pad}held = {self.name('versions', versions)}({lent})")
+        return lent
+
+    def _note_writes(self, node: IslandNode, lent: str, log: bool) -> str:
+        """Source of the note of what a call has written to."""
+        if log:
+            return f"{self.name('log_differences', log_differences)}(log, held, {node.lent}, {lent})"
+        names = given_tensors(node, self.graph.spec)
+        changing = tuple(place for place in node.lent if names[place] in self.graph.mutated)
+        return f"{self.name('log_writes', log_writes)}(log, held, {node.lent}, {changing}, {lent})"
+
+    def _note_found(self, node: IslandNode) -> None:
+        """Logs a call's result `r`. Where a later effect writes to it, that is a copy, and the result is `found`."""
+        if node.copied:
+            self.lines += ["        found = r", f"        r = {self.name('as_it_is', as_it_is)}(r)"]
+        self.lines.append("        log.append(r)")
+
+    def _check_new(self, found: str) -> None:
+        """What was another object than all that was met before it is so in every call."""
+        self.miss(f"id({found}) in met", "        ")
+        self.lines.append(f"        met.add(id({found}))")
+
+    def _met(self) -> str:
+        """Source of the identities of what a call is given, where something is looked for in objects."""
+        found = [n for n in self.graph.nodes if isinstance(n, IslandNode) and not n.effect]
+        if not any(isinstance(o, str) and (n.kind or o in self.graph.spec) for n in found for o in n.outputs):
+            return ""
+        objects = [path for path, _ in self.shape.conditions.kinds]
+        given = [*map(self.path, (*self.paths.values(), *objects)), *(name for name, _ in self.graph.parameters)]
+        given += [held.name for held in self.graph.objects if held.kind == "attribute"]
+        return "{" + ", ".join(f"id({one})" for one in given) + "}"
 
     def _call_with_nest(self, called: str, given: str, leaves: Sequence[str]) -> None:
         """A call with lists or dicts among its arguments, made anew; one that changes them ends the plan."""
@@ -190,9 +239,14 @@ class Writer(GuardWriter):
         for name in node.given_up:
             if name in self.logged_at:
                 gone = self.name("gone", HandedOn(self.spec(name), self.shape.devices[0]))
-                self.lines.append(f"        log[{self.logged_at.pop(name)}] = {gone}")
+                place = self.logged_at.pop(name)
+                plain = f"log[{place}] = {gone}"
+                with_writes = f"{self.name('let_go', let_go)}(log, {place}, {gone})"
+                self.lines.append(f"        {with_writes if place in self.lending else plain}")
                 self.lets_go = True
         self.logged += not self._reads_data(node)
+        if node.lent:
+            self.lending.add(self.logged - 1)
         passed_on = node.structure == "leaf" and node.outputs[0] in self.passed_on.intersection(self.graph.spec)
         if node.effect and isinstance(node.receiver, Ref) and passed_on:
             self.logged_at[node.outputs[0]] = self.logged - 1
@@ -312,6 +366,8 @@ def write_plan(
         inputs = sorted(writer.bound)
         writer.miss(f"({', '.join(inputs)}{',' if inputs else ''}) not in PROVED")
     arguments = ", ".join(f"a{i}" for i in range(len(shape.parameters)))
+    met = writer._met()
+    writer.lines += [f"    met = {met}"] if met else []
     writer.lines += [
         "    log = LOGGED" if log else "    log = []",
         f"    undo = {writer.keeper(steps, log)}",

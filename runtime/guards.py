@@ -18,9 +18,9 @@ from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Argument, Attribute, Expect, Path, Ref
 from fusion.patterns.recorded import IslandNode, SymbolSource
 
+from .memory import Memory, separate
 from .native import make_guard
 from .plan import MISS, Deoptimized, Raised, Shape, Source
-from .undo import separate
 
 
 class GuardWriter:
@@ -141,9 +141,12 @@ class GuardWriter:
         if names:  # parameters too: `.to()` and `.data =` change them and keep the object
             self.guard(names, self.shape.devices)
         if conditions.written:
-            groups = ", ".join(f"({', '.join(map(self.value, group))},)" for group in conditions.written)
+            groups = ", ".join(self.text(tuple(map(Ref, group))) for group in conditions.written)
             others = "".join(f"{self.value(name)}, " for name in conditions.others)
-            self.miss(f"not {self.name('separate', separate)}(({groups},), ({others}), HELD)")
+            met = f"({groups},), ({others}), HELD"
+            self.miss(f"not {self.name('separate', separate)}({met})")
+            if conditions.met:
+                self.lines.append(f"    memory = {self.name('Memory', Memory)}({met})")
         self.flush()
 
     def guard(self, names: Sequence[str], devices: Sequence[torch.device], indent: str = "    ") -> None:

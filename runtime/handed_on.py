@@ -7,13 +7,15 @@ way that the forward can take reads it, be it one that catches an error.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from fusion.patterns import symbols
 from fusion.patterns.specs import TensorSpec
+
+from .lent import Written
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +33,13 @@ def restored(log: list[Any], sizes: Mapping[str, Any]) -> list[Any]:
         log: results of islands, in order.
         sizes: values of the size symbols, by name.
     """
-    return [_stand_in(entry, sizes) if isinstance(entry, HandedOn) else entry for entry in log]
+    return [_restored(entry, sizes) for entry in log]
+
+
+def _restored(entry: Any, sizes: Mapping[str, Any]) -> Any:
+    if isinstance(entry, Written):
+        return replace(entry, entry=_restored(entry.entry, sizes))
+    return _stand_in(entry, sizes) if isinstance(entry, HandedOn) else entry
 
 
 def _stand_in(gone: HandedOn, sizes: Mapping[str, Any]) -> torch.Tensor:

@@ -1,12 +1,19 @@
-"""Lists and dicts that a native call is given: it may change them, which a plan finds out and does not hide."""
+"""What a native call is given and may change: lists and dicts, tensors. A plan finds out, and a re-run is told."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .memory import storages
+from .undo import Undo
+
+_MOST_KEPT = 1 << 20  # bytes of a tensor that is kept until a plan ends, in case it was written to
 Contents = list[tuple[Any, Any]]  # each list and dict of a nest with a copy of it, the outer ones first
 
 
@@ -21,6 +28,82 @@ class Changed:
 
     result: Any
     given: Contents
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Written:
+    """What a log holds for a native call that wrote, or may have, to tensors it was given, which are used afterwards.
+
+    Attributes:
+        entry: what the log would hold otherwise.
+        given: what those tensors hold after the call, by their places among the tensors it was given.
+    """
+
+    entry: Any
+    given: dict[int, Tensor]
+
+    def put(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Writes that to the tensors that a re-run gives the call; returns them as they were."""
+        before = [t.clone() if place in self.given else t for place, t in enumerate(tensors)]
+        for place, held in self.given.items():
+            mine = tensors[place]
+            if (
+                mine.shape == held.shape
+                and not torch.equal(mine, held)
+                and torch._debug_has_internal_overlap(mine) != 1
+            ):
+                mine.copy_(held)
+        return before
+
+
+def versions(*tensors: Tensor) -> list[int] | None:
+    """How often each tensor was written to; None for tensors of inference mode, of which torch does not tell."""
+    return None if any(t.is_inference() for t in tensors) else [t._version for t in tensors]
+
+
+def log_writes(
+    log: list[Any], before: list[int] | None, places: Sequence[int], changing: Sequence[int], *tensors: Tensor
+) -> None:
+    """Makes the log's last entry say what tensors hold that its call has written to, or may have.
+
+    Args:
+        log: the log.
+        before: their versions before the call; without, they are kept unless they are large.
+        places: where they are among the tensors it was given.
+        changing: the places of those that the plan itself writes to.
+        tensors: the tensors.
+    """
+    if before is None:
+        small = [(place, t) for place, t in zip(places, tensors, strict=True) if t.nbytes <= _MOST_KEPT]
+        given = {place: t.clone() if place in changing else t for place, t in small}
+    elif before == versions(*tensors):
+        return
+    else:
+        now = zip(places, tensors, before, strict=True)
+        given = {place: t.clone() for place, t, version in now if t._version != version}
+    if given:
+        log[-1] = Written(log[-1], given)
+
+
+def log_differences(log: list[Any], before: Sequence[Tensor], places: Sequence[int], *tensors: Tensor) -> None:
+    """As `log_writes`, by what all the tensors that the call was given held before it."""
+    given = {p: t.clone() for p, t in zip(places, tensors, strict=True) if not torch.equal(t, before[p])}
+    if given:
+        log[-1] = Written(log[-1], given)
+
+
+def keep_outer(undo: Undo, outer: Sequence[Tensor], *tensors: Tensor) -> None:
+    """Keeps what those of the tensors hold that live in the memory of what a call was given: `outer`."""
+    memory = storages(outer)
+    for tensor in tensors:
+        if storages([tensor]) <= memory:
+            undo.writing(None, tensor, ())
+
+
+def let_go(log: list[Any], place: int, gone: Any) -> None:
+    """Takes a result out of a log."""
+    entry = log[place]
+    log[place] = Written(gone, entry.given) if type(entry) is Written else gone
 
 
 def is_nest(value: Any) -> bool:

@@ -23,7 +23,8 @@ from fusion.patterns.recorded import IslandNode, RecordedGraph, SymbolSource
 from fusion.patterns.symbols import Dim
 
 from .lent import Contents
-from .undo import Undo, storages
+from .memory import storages
+from .undo import Undo
 from .wellformed import check_text
 
 
@@ -86,10 +87,13 @@ class Conditions:
         atoms: (path, value), compared by type and value.
         kinds: (path, exact type).
         aliases: pairs of paths that hold one tensor.
-        written: groups of inputs and parameters that are written to; those of a group share memory.
+        written: groups of inputs and parameters that are written to; those of a group share memory. A group is empty
+            where only what is found, or given by native calls, lives in that memory.
         others: inputs that live in other memory than all of `written`.
         held: parameters that do.
         apart: pairs of paths that lead to different containers.
+        met: tensors that are found inside objects, or that native calls give: the place in `written` of the memory they
+            live in, or -1. Empty where nothing is written to.
     """
 
     containers: tuple[tuple[Path, type, Any], ...]
@@ -100,6 +104,7 @@ class Conditions:
     others: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
     apart: tuple[tuple[Path, Path], ...] = ()
+    met: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ the run can be taken back, and put forth again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,25 +181,3 @@ _NARROW: dict[Any, Callable[..., Any]] = {
     _aten.scatter_.value: _scattered,
     _aten.scatter_add_.default: _scattered,
 }
-
-
-def separate(written: Iterable[Sequence[Tensor]], others: Iterable[Tensor], held: frozenset[int]) -> bool:
-    """Whether groups of tensors that are written to live in memory of their own, as they did when recorded.
-
-    Args:
-        written: groups; within one, tensors may share memory.
-        others: further tensors of the call.
-        held: storages of further tensors, as `storages` gives them.
-    """
-    seen: set[int] = set()
-    for group in written:
-        mine = storages(group)
-        if not (mine.isdisjoint(seen) and mine.isdisjoint(held)):
-            return False
-        seen |= mine
-    return seen.isdisjoint(storages(others))
-
-
-def storages(tensors: Iterable[Tensor]) -> frozenset[int]:
-    """Identities of the memory that tensors live in."""
-    return frozenset(int(t.untyped_storage()._cdata) for t in tensors)

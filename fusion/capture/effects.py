@@ -64,6 +64,12 @@ def mapped(function: Callable[[Any], Any], nest: Any) -> Any:
     return pytree.tree_map(function, nest) if isinstance(nest, (tuple, list, dict)) else function(nest)
 
 
+def _fresh(args: Any, kwargs: Any, result: Any, known: Collection[int]) -> set[int]:
+    """Memory of an operator's results that is neither known nor that of its arguments."""
+    fresh = {storage_key(t) for t in _members(result) if has_memory(t)}.difference(known)
+    return fresh - {storage_key(t) for t in _members((args, kwargs)) if has_memory(t)} if fresh else fresh
+
+
 def has_memory(value: Any) -> bool:
     """Whether a value is a tensor that says where it lives; one inside `torch.func.vmap` does not."""
     return (
@@ -109,6 +115,7 @@ class Effects:
         self.native: list[tuple[int, int]] = []
         self.elided: set[str] = set()
         self.made: set[int] = set()
+        self._made_natively: set[int] = set()
         self._generators = self._states()
         self._seeded = False
         self._native_draws = False
@@ -129,9 +136,16 @@ class Effects:
 
     def after(self, args: Any, kwargs: Any, result: Any) -> None:
         """To be called after every operator: memory that came with no argument is the run's own."""
-        fresh = {storage_key(t) for t in _members(result) if has_memory(t)} - self.made
-        if fresh:
-            self.made |= fresh - {storage_key(t) for t in _members((args, kwargs)) if has_memory(t)}
+        self.made |= _fresh(args, kwargs, result, self.made)
+
+    def after_natively(self, args: Any, kwargs: Any, result: Any) -> None:
+        """To be called after every operator of a native call."""
+        self._made_natively |= _fresh(args, kwargs, result, self._made_natively)
+
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor lives in memory that the run has met, or that the run or its native calls made."""
+        key = storage_key(tensor)
+        return key in self.made or key in self._made_natively or key in self.memory.values()
 
     def _states(self) -> list[torch.Tensor]:
         return [g.get_state() for g in self._watched]

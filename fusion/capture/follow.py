@@ -197,6 +197,8 @@ class Follower(TorchDispatchMode):
             return
         if id(tensor) in self.names:
             raise Diverged(f"{name} is a tensor that was there before")
+        if name in self.real:
+            raise Diverged(f"{name} is another tensor than before")
         self._check(name, tensor)
         self._bind(name, tensor)
 
@@ -348,13 +350,18 @@ class Follower(TorchDispatchMode):
         for output, leaf in zip(node.outputs, values, strict=True):
             if isinstance(output, Expect) or isinstance(leaf, torch.Tensor):
                 self._island_result(output, leaf)
-            elif node.kind is not type(leaf) or not (isinstance(output, str) or self.objects.get(id(leaf)) == output):
+            elif node.kind is not type(leaf) or not self._is_object(leaf, output):
                 raise Diverged(f"{method} of a {type(receiver).__name__} gives something else")
             elif isinstance(output, str):
                 self.objects[id(leaf)] = Ref(output)
                 self._alive.append(leaf)
         self._keep_copies(node)
         self.nodes.append(replace(node, args=args))
+
+    def _is_object(self, found: Any, output: Any) -> bool:
+        """Whether an object is the one that the twin met before, or as new as the twin's."""
+        known = self.objects.get(id(found))
+        return known is None if isinstance(output, str) else known is not None and known == output
 
     def on_write(self, receiver: Any, name: str) -> None:
         """A write to an object of the call's: the twin did none."""

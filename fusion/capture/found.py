@@ -30,6 +30,8 @@ class ObjectReads:
     Attributes:
         log: results of islands, steps and reads, in order.
         copied: (value, node): values that a native call overwrote later, and which call.
+        lookups: (value, node): tensors that reads gave, and which reads.
+        unknown_writes: native calls that wrote to memory which the forward has not met: another call may meet it.
         module: the innermost module of the scope that is running; None in the scope's own forward.
         reader: in whose forward data decided, first, what Python did next.
     """
@@ -66,6 +68,8 @@ class ObjectReads:
         self.module: torch.nn.Module | None = None
         self.reader: torch.nn.Module | None = None
         self.copied: list[tuple[str, int]] = []
+        self.lookups: list[tuple[str, int]] = []
+        self.unknown_writes: list[int] = []
         self._looked_up: dict[int, list[tuple[int, int, str]]] = {}  # by memory: place in the log, node, value
         self._lists: list[tuple[list[Any], list[Any]]] = []  # of plain values, that were found, and as they were
         self._overwritten: set[int] = set()  # tensors that were found and then overwritten by native calls
@@ -129,7 +133,12 @@ class ObjectReads:
             value = found[0]
         elif is_container(value) or is_object(value):
             self._new_object(value)
-        return shown(value)
+        handed = shown(value)
+        if is_container(handed):
+            self._python_writes.append(functools.partial(_hold_again, handed, handed.copy()))
+        if self.recording and is_container(handed):
+            self.refuse("opaque_argument", f"{what} is a {type(value).__name__}, given to who asks for exact classes")
+        return handed
 
     def _record_found(
         self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, handed: Any, what: str
@@ -162,6 +171,7 @@ class ObjectReads:
 
     def _look_up(self, tensor: torch.Tensor, name: str) -> None:
         """Notes a tensor that the read which is recorded now gave."""
+        self.lookups.append((name, len(self.nodes)))
         self._looked_up.setdefault(storage_key(tensor), []).append((len(self.log) - 1, len(self.nodes), name))
 
     def before_native_write(self, tensor: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ from fusion.patterns.leaves import Ref, map_leaves
 from fusion.patterns.ops import Kind, kind_of, resolve
 from fusion.patterns.ops.effects import draws, has_effect, names_written
 from fusion.patterns.ops.spellings import functional
-from fusion.patterns.recorded import IslandNode
+from fusion.patterns.recorded import IslandNode, given_tensors
 
 from .joined import join
 from .shadow import hint, is_symbolic
@@ -57,6 +57,8 @@ class Settlement:
         self.made = {o: i for i, n in enumerate(self.nodes) for o in n.outputs if isinstance(o, str)}
         self.last: dict[str, int] = {name: i for i, n in enumerate(self.nodes) for name in n.refs}
         self.last.update(dict.fromkeys(self.returned, len(self.nodes)))
+        self._note_lent()
+        self._copy_before_unknown_writes()
         for name, i in recorder.copied:
             self._copy(name, i)
         self._check_elided()
@@ -94,6 +96,31 @@ class Settlement:
         for name in self.recorder.effects.elided:
             if self.memory[name] in written:
                 raise Refused("guard", "whether contiguous() copies decides what an in-place operator writes to")
+
+    def _note_lent(self) -> None:
+        """What a native call is given, and used afterwards, it may write to in another call."""
+        used: dict[int, int] = {}  # the last use of each memory
+        for name, i in self.last.items():
+            if name in self.memory:
+                used[self.memory[name]] = max(i, used.get(self.memory[name], -1))
+        for i, node in enumerate(self.nodes):
+            if isinstance(node, IslandNode) and node.args is not None and node.effect:
+                tensors = given_tensors(node, self.memory)
+                lent = tuple(place for place, name in enumerate(tensors) if used.get(self.memory[name], -1) > i)
+                self.nodes[i] = self.recorder.nodes[i] = replace(node, lent=lent)
+
+    def _copy_before_unknown_writes(self) -> None:
+        """What a native call writes to without the forward ever meeting it may, in another call, be what was found."""
+        recorder = self.recorder
+        given = {self.memory[n] for n in (*(g.name for g in recorder.inputs), *recorder.parameters)}
+        for name, found in recorder.lookups:
+            i = next((i for i in recorder.unknown_writes if i > found), None)
+            key = self.memory[name]
+            known = key in given or any(k == key for _, k in self.writes) or any(name == n for n, _ in recorder.copied)
+            if i is None or known or not any(n in self.last for n, k in self.memory.items() if k == key):
+                continue
+            self.nodes[found] = recorder.nodes[found] = replace(recorder.nodes[found], copied=True)
+            recorder.copied.append((name, i))
 
     def _copy(self, name: str, i: int) -> None:
         """A value found inside an object, which native call `i` writes to, is a copy in plans."""

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import torch
 
 from .extremes import EXTREMES
-from .lookups import is_container, is_object, looked_into, real
+from .lookups import asks_for_classes, is_container, is_object, looked_into, real
+from .provenance import user_frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,13 +308,17 @@ def watch_kind(kind: type) -> None:
 
 
 def shown(value: Any) -> Any:
-    """What was found inside an object, as a forward gets it: lists and dicts tell the session what is taken from them.
+    """What was found inside an object, as a forward gets it: lists and dicts tell the session what is taken from them,
+    but for code that may ask of what exact class they are.
 
     Of an object, the session is told from here on what is read.
     """
     if is_object(value):
         watch_kind(type(value))
     if not is_container(value):
+        return value
+    reader = user_frame()
+    if reader is not None and asks_for_classes(reader):
         return value
     known = _SESSION.shown.get(id(value))
     if known is None:

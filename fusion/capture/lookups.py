@@ -7,9 +7,12 @@ is done to it.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import copy
+import dis
 import enum
+import functools
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +31,34 @@ _CHANGES = frozenset(
     {"__setitem__", "__delitem__", "__iadd__", "__imul__", "__ior__", "append", "extend", "insert", "pop", "remove"}
     | {"clear", "sort", "reverse", "update", "setdefault", "popitem"}
 )  # fmt: skip
+
+
+def asks_for_classes(frame: types.FrameType) -> bool:
+    """Whether a function, or one that it calls by a global name, may ask whether a value is exactly a list or dict.
+
+    That is the one question that a container which is looked into cannot answer: `type(x) is list`.
+    """
+    called = (frame.f_globals.get(name) for name in _globals_of(frame.f_code))
+    functions = [held for held in called if isinstance(held, types.FunctionType)]
+    return _compares(frame.f_code, frame.f_globals) or any(_compares(f.__code__, f.__globals__) for f in functions)
+
+
+def _compares(code: types.CodeType, known: dict[str, Any]) -> bool:
+    """Whether code calls `type`, and names list or dict, or a global tuple or the like that holds one of them."""
+    names = _globals_of(code)
+    if "type" not in names:
+        return False
+    held = [known.get(name, getattr(builtins, name, None)) for name in names]
+    several = [kind for value in held if isinstance(value, (tuple, set, frozenset, dict)) for kind in value]
+    return any(kind is list or kind is dict for kind in (*held, *several))
+
+
+@functools.cache
+def _globals_of(code: types.CodeType) -> frozenset[str]:
+    """Names of the globals that code reads, functions inside it included."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = [_globals_of(held) for held in code.co_consts if isinstance(held, types.CodeType)]
+    return frozenset(names.union(*inner))
 
 
 class Teller:

@@ -15,11 +15,11 @@ from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Path, Ref
 from fusion.patterns.recorded import HeldObject, IslandNode
-from fusion.runtime.lent import Contents, contents, is_nest, noted, take_over, unchanged
+from fusion.runtime.lent import Contents, Written, contents, is_nest, noted, take_over, unchanged
 from fusion.runtime.nesting import tree_of, tree_text
 from fusion.runtime.plan import Raised
 
-from .effects import Effects
+from .effects import Effects, has_memory, storage_key
 from .found import ObjectReads, Receiver
 from .given import Given
 from .held import is_library
@@ -38,7 +38,11 @@ class NativeCalls(ObjectReads):
         objects: argument objects and objects the scope made, by id: how a plan names them.
         held: objects that are bound to plans by name: steps, classes, attributes of modules.
         numbers: sizes that islands returned, by value name.
+        functions: modules that an installed library calls as it calls its functions, and the scope does not hold.
         in_step: whether a step is running, which may write to what it was given.
+        in_native: whether a native call of any kind is running.
+        lent: the memory of the tensors that the last such call was given.
+        written_natively: the memory that it wrote to.
     """
 
     if TYPE_CHECKING:
@@ -84,7 +88,10 @@ class NativeCalls(ObjectReads):
         self.objects: dict[int, Receiver] = dict(objects)
         self.held: dict[str, tuple[HeldObject, Any]] = {}
         self.numbers: dict[str, int] = {}
-        self.in_step = False
+        self.functions: list[torch.nn.Module] = []
+        self.in_step = self.in_native = False
+        self.lent: set[int] = set()
+        self.written_natively: set[int] = set()
         self._steps = {id(module): path for path, module in steps.items()}
         self._attributes = attributes
         self._made: list[Any] = []  # kept, so that their ids stay theirs
@@ -139,7 +146,7 @@ class NativeCalls(ObjectReads):
             self.refuse("opaque_argument", f"{kind.__name__} is made; register it with fusion.register_made")
             return self._unrecorded(lambda a, k: original(made, *a, **k), args, kwargs, made)
         real = own(real_nest((args, kwargs)))
-        self._quiet(lambda: original(made, *real[0], **real[1]))
+        self._natively(lambda: original(made, *real[0], **real[1]), real)
         self.log.append(made)
 
         def record() -> None:
@@ -192,10 +199,13 @@ class NativeCalls(ObjectReads):
             if id(module) not in self._steps:
                 return original(module, *args, **kwargs)
             return self._unrecorded(lambda a, k: original(module, *a, **k), args, kwargs)
-        if self._watched is not None and id(module) not in self._watched and not _is_a_function(module):
-            kind = type(module).__name__
-            self.refuse("python_state", f"calls a {kind} that no module of the scope holds; make it an attribute")
-            return original(module, *args, **kwargs)
+        if self._watched is not None and id(module) not in self._watched:
+            if not _is_a_function(module):
+                kind = type(module).__name__
+                self.refuse("python_state", f"calls a {kind} that no module of the scope holds; make it an attribute")
+                return original(module, *args, **kwargs)
+            self._watched[id(module)] = module
+            self.functions.append(module)
         path = self._steps.get(id(module))
         if path is not None:
             held = self._hold("module", path, module)
@@ -241,7 +251,7 @@ class NativeCalls(ObjectReads):
         before = contents((real_args, real_kwargs))
         self._quiet(self.effects.before_native)
         try:
-            result = self._quiet(lambda: call(real_args, real_kwargs))
+            result = self._natively(lambda: call(real_args, real_kwargs), (real_args, real_kwargs))
         except Exception as error:
             self._handed_back((args, kwargs), before, method)
             self.log.append(_raised(error, before))
@@ -250,7 +260,7 @@ class NativeCalls(ObjectReads):
         self._handed_back((args, kwargs), before, method)
         self._quiet(self.effects.after_native)
         self.after_native()
-        self.log.append(noted(result, before))
+        self.log.append(self._entry(result, before, real_args, real_kwargs))
         handed = [result]
 
         def record() -> None:
@@ -276,6 +286,25 @@ class NativeCalls(ObjectReads):
         self._attempt(method or "a module", record)
         return handed[0]
 
+    def _natively(self, call: Callable[[], Any], given: Any) -> Any:
+        """Makes a native call: what torch is asked to do inside is watched for what it writes to, and not recorded."""
+        outer, self.in_native = self.in_native, True
+        self.lent = self._quiet(lambda: {storage_key(t) for t in pytree.tree_leaves(given) if has_memory(t)})
+        self.written_natively.clear()
+        try:
+            return self._quiet(call)
+        finally:
+            self.in_native = outer
+
+    def _entry(self, result: Any, before: Contents, args: Any, kwargs: Any) -> Any:
+        """The log's entry for the native call that was just made with these arguments."""
+        ordered = pytree.tree_leaves((args, dict(sorted(kwargs.items()))))
+        tensors = [t for t in ordered if isinstance(t, torch.Tensor)]
+        written = self.written_natively & self.lent
+        given = {place: t for place, t in enumerate(tensors) if has_memory(t) and storage_key(t) in written}
+        entry = noted(result, before)
+        return Written(entry, self._quiet(lambda: {p: t.clone() for p, t in given.items()})) if given else entry
+
     def _unrecorded(self, call: Callable[[Any, Any], Any], args: Any, kwargs: Any, made: Any = None) -> Any:
         """Calls natively what no recording holds, and remembers the answer: the forward may fail yet, for its sizes are
         symbols, and is run again then, but what such calls did is done."""
@@ -287,7 +316,7 @@ class NativeCalls(ObjectReads):
         before = contents((args, kwargs))
         self._quiet(self.effects.before_native)
         try:
-            result = self._quiet(lambda: call(args, kwargs))
+            result = self._natively(lambda: call(args, kwargs), (args, kwargs))
         except Exception as error:
             self.log.append(_raised(error, before))
             raise
@@ -295,7 +324,7 @@ class NativeCalls(ObjectReads):
         self.after_native()
         if made is not None:
             self._new_object(made)
-        self.log.append(noted(result if made is None else made, before))
+        self.log.append(self._entry(result if made is None else made, before, args, kwargs))
         return result
 
     def _given_up(self) -> tuple[str, ...]:

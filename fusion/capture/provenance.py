@@ -33,15 +33,23 @@ _OURS = tuple(
 Atom = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
-def user_line() -> str:
-    """ "file:line" of the innermost frame that is neither torch's nor ours; the file's last two path parts."""
+def user_frame() -> FrameType | None:
+    """The innermost frame that is neither torch's nor ours."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(_OURS) and not name.startswith("<") and "contextlib" not in name:
-            return f"{os.sep.join(name.split(os.sep)[-2:])}:{frame.f_lineno}"
+            return frame
         frame = frame.f_back
-    return ""
+    return None
+
+
+def user_line() -> str:
+    """ "file:line" of that frame; the file's last two path parts."""
+    frame = user_frame()
+    if frame is None:
+        return ""
+    return f"{os.sep.join(frame.f_code.co_filename.split(os.sep)[-2:])}:{frame.f_lineno}"
 
 
 @dataclass(frozen=True, slots=True)

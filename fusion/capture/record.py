@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
-from fusion.patterns.recorded import RecordedGraph
+from fusion.patterns.recorded import IslandNode, RecordedGraph
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
 from fusion.runtime.nesting import flatten as flatten_result
@@ -62,6 +62,7 @@ class Recording:
         reader: the module inside the scope whose forward was the first to go by numbers that tensors held, or None.
         given: what the call was given.
         values_set: what it put into dicts it was given, by the graph's `items`.
+        functions: modules that it called and that the scope's modules do not hold: their state counts, too.
     """
 
     result: Any
@@ -86,6 +87,7 @@ class Recording:
     changes: bool = False
     given: Given = field(default_factory=lambda: Given({}))
     values_set: tuple[Any, ...] = ()
+    functions: tuple[torch.nn.Module, ...] = ()
 
     @property
     def outcome(self) -> Any:
@@ -308,19 +310,29 @@ def _fill(
     recording.real = recorder.real
     recording.values = {s.symbol: _value_of(s, recorder) for s in translation.sources}
     recording.log = recorder.log
+    recording.functions = tuple(recorder.functions)
 
 
 def _apart(conditions: Conditions, recorder: Recorder, settled: Settlement) -> Conditions:
     """Adds which tensors the recording wrote to, and which others it met in other memory."""
     inputs = [i.name for i in recorder.inputs]
-    memory = recorder.effects.memory
-    groups = {key: tuple(n for n in (*inputs, *recorder.parameters) if memory[n] == key) for key in settled.outer}
-    written = tuple(sorted(group for group in groups.values() if group))
-    if not written:
+    memory, made = recorder.effects.memory, recorder.effects.made
+    given = {*inputs, *recorder.parameters}
+    results = [o for n in settled.nodes if isinstance(n, IslandNode) for o in n.outputs if isinstance(o, str)]
+    met = [o for o in dict.fromkeys(results) if o in memory and o not in given and memory[o] not in made]
+    changed_memory = settled.outer | {key for _, key in settled.native} | {memory[name] for name, _ in recorder.copied}
+    groups = {key: tuple(n for n in (*given, *met) if memory[n] == key) for key in changed_memory}
+    groups = dict(sorted(((k, group) for k, group in groups.items() if group), key=lambda pair: min(pair[1])))
+    if not groups:
         return conditions
-    others = tuple(n for n in inputs if memory[n] not in settled.outer)
-    held = tuple(n for n in recorder.parameters if memory[n] not in settled.outer)
-    return replace(conditions, written=written, others=others, held=held)
+    place = {key: number for number, key in enumerate(groups)}
+    return replace(
+        conditions,
+        written=tuple(tuple(n for n in (*inputs, *recorder.parameters) if memory[n] == key) for key in groups),
+        others=tuple(n for n in inputs if memory[n] not in place),
+        held=tuple(n for n in recorder.parameters if memory[n] not in place),
+        met=tuple((name, place.get(memory[name], -1)) for name in met),
+    )
 
 
 def _value_of(source: Any, recorder: Recorder) -> int:

@@ -172,9 +172,12 @@ class Recorder(NativeCalls, TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._paused:
-            if func._schema.is_mutable and (self.in_step or self._looked_up):
+            if func._schema.is_mutable and (self.in_native or self._looked_up):
                 self._note_native_writes(func, args, kwargs)  # a step may write to what it was given
-            return func(*args, **kwargs)  # the shadow's own calls, symbols and all
+            result = func(*args, **kwargs)  # the shadow's own calls, symbols and all
+            if self.in_native:
+                self.effects.after_natively(args, kwargs, result)
+            return result
         real_args, real_kwargs = mapped(hint, (args, kwargs))
         if threading.get_ident() != self._thread or func is torch.ops.aten.detach_.default:
             return func(*real_args, **real_kwargs)  # detach_ ends torch.tensor() and changes no data
@@ -333,7 +336,11 @@ class Recorder(NativeCalls, TorchDispatchMode):
             if type(tensor) not in _TENSOR_TYPES:
                 continue
             self.before_native_write(tensor)
-            if self.in_step and self.refusal is None:
+            if self.in_native and not self.effects.knows(tensor):
+                self.unknown_writes.append(len(self.nodes))
+            key = storage_key(tensor)
+            self.written_natively.add(key)
+            if (self.in_step or key in self.lent) and self.refusal is None:
                 if self._outer is None:
                     self._outer = frozenset(storage_key(t) for _, t in self._parameters.values() if has_memory(t))
                 self.effects.native_write(len(self.nodes), tensor, self._outer)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fusion.runtime.lent import Changed, take_over
+from fusion.runtime.lent import Changed, Written, take_over
 from fusion.runtime.plan import Raised
 
 from .islands import Island, NativeFunction, has_islands, island_kinds, own, refresh, session, shown
@@ -39,6 +39,9 @@ class Replay:
         self.position += 1
         given = (args, dict(sorted((kwargs or {}).items())))
         self.seen.append([a for a in pytree.tree_leaves(given) if isinstance(a, torch.Tensor)])
+        if isinstance(answer, Written):
+            self.seen[-1] = answer.put(self.seen[-1])
+            answer = answer.entry
         if isinstance(answer, (Raised, Changed)) and answer.given:
             take_over(given, answer.given)
         if isinstance(answer, Raised):

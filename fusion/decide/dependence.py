@@ -60,9 +60,11 @@ class Dependence:
 def dependence(graph: RecordedGraph) -> Dependence:
     """Works out the dependence of `graph`'s nodes; every node comes after those it depends on."""
     producer: dict[str, int] = {}
+    given = {*(entered.name for entered in graph.inputs), *(name for name, _ in graph.parameters), *graph.constants}
     for i, node in enumerate(graph.nodes):
         for name in made_by(node):
-            producer.setdefault(name, i)
+            if name not in given:  # else a call handed it back
+                producer.setdefault(name, i)
     users: list[set[int]] = [set() for _ in graph.nodes]
     after: list[set[int]] = [set() for _ in graph.nodes]
     for i, node in enumerate(graph.nodes):
@@ -132,12 +134,15 @@ def _effect_order(graph: RecordedGraph, written: frozenset[str]) -> Iterable[tup
 
 
 def _step_order(graph: RecordedGraph) -> Iterable[tuple[int, int]]:
-    """A module that is called natively may write to what it is given, in some calls only."""
+    """What is called natively may write to what it is given, in some calls only."""
     readers: dict[str, list[int]] = {}
     passed: dict[str, int] = {}
+    whole: dict[str, str] = {}  # of a view, the value it is a view of
     for i, node in enumerate(graph.nodes):
-        is_step = isinstance(node, IslandNode) and node.effect and isinstance(node.receiver, Ref)
-        for name in dict.fromkeys(node.refs):
+        if isinstance(node, OpNode) and node.refs and ops.kind_of(node.op) is Kind.VIEW:
+            whole.update(dict.fromkeys(made_by(node), whole.get(node.refs[0], node.refs[0])))
+        is_step = isinstance(node, IslandNode) and node.effect
+        for name in dict.fromkeys(whole.get(ref, ref) for ref in node.refs):
             if name in passed:
                 yield passed[name], i
             if is_step:

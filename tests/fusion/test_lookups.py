@@ -137,12 +137,25 @@ def catches(module: Any, x: torch.Tensor, store: Store) -> torch.Tensor:
         return torch.tanh(x) * 2
 
 
+def asks_for_the_class(module: Any, x: torch.Tensor, store: Store) -> torch.Tensor:
+    return torch.sigmoid(x) * (3 if type(store.layers) is list else 2)
+
+
+def _is_list(value: Any) -> bool:
+    return type(value) in (list, tuple)
+
+
+def has_the_class_asked_for(module: Any, x: torch.Tensor, store: Store) -> torch.Tensor:
+    return torch.sigmoid(x) * (3 if _is_list(store.layers) else 2) * store.layers[0].limit
+
+
 def hands_out(module: Any, x: torch.Tensor, store: Store) -> Any:
     return torch.sigmoid(x) * 2, store.layers[0].states
 
 
 REFUSED = [
     used_after_it_is_overwritten, written_both_ways, sets_an_item, sorts, sets_an_attribute, catches, hands_out,
+    asks_for_the_class, has_the_class_asked_for,
 ]  # fmt: skip
 
 

@@ -199,6 +199,35 @@ def test_a_module_that_a_library_uses_as_a_function_is_looked_into(library: Any,
     assert report.fused_calls >= 3 and {r.ops for r in report.regions} == {("exp", "sin", "mul", "add")}
 
 
+def hooks(library: Any) -> None:
+    library.wave.register_forward_hook(lambda module, given, result: result + 10)
+
+
+def other_forward(library: Any) -> None:
+    library.Wave.forward = lambda module, x: torch.cos(x) * 3
+
+
+@pytest.mark.parametrize("change", [hooks, other_forward], ids=lambda f: f.__name__)
+def test_a_module_that_a_library_uses_as_a_function_changes(
+    change: Any, library: Any, quick: fusion.FusionConfig
+) -> None:
+    eager = library.Head().eval()
+    fused = fusion.enable(library.Head().eval(), quick)
+
+    def check() -> None:
+        for turn, rows in enumerate((3, 3, 5, 5)):
+            x = rand(rows, turn)
+            torch.testing.assert_close(no_grad(fused, x), no_grad(eager, x), rtol=1e-5, atol=1e-6)
+
+    check()
+    before = planned(fused)["Head"]
+    assert before >= 2
+    change(library)
+    check()
+    after = planned(fused)["Head"]
+    assert after > before if change is other_forward else after == before
+
+
 def test_a_module_with_weights_or_of_the_users_is_no_function(library: Any, quick: fusion.FusionConfig) -> None:
     class Mine(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -46,7 +47,8 @@ def test_what_steps_hand_on_is_not_kept(look: bool, quick: fusion.FusionConfig) 
         agree(fused, eager, torch.full((2, 16), value))
     (known,) = scopes(fused)["Chain"].known
     ((_, plan),) = known.plans.values()
-    assert plan.source.count("] = gone") == (1 if look else 2), "the forward holds what it may still read"
+    let_go = re.findall(r"gone\d+", plan.source)
+    assert len(let_go) == (1 if look else 2), "the forward holds what it may still read"
     for k, value in enumerate((3.0, 1.0, 1.0, 3.0, 1.0, 1.0, 1.0), start=6):
         agree(fused, eager, torch.full((2, 16), value))
         assert [step.calls for step in fused.steps] == [k] * 4

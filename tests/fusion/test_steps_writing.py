@@ -1,0 +1,184 @@
+"""Steps that write to what they are given in some calls only: in whichever call that is, nobody misses the write."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny import planned, scopes
+
+import fusion
+
+WIDTH = 8
+
+
+class Outliers(torch.nn.Module):
+    """Overwrites rows with large elements in place; how many there are is data. Counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = [0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls[0] += 1
+        for row in (x.abs().amax(-1) > 3).nonzero()[:, 0].tolist():
+            x[row] = 0.25
+        total = torch.sigmoid(x.sum(-1, keepdim=True))
+        return total.double() if float(x[-1, 0]) > 1 else total
+
+
+class Model(torch.nn.Module):
+    """Calls a function of (module, x)."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.step = Outliers()
+        self.inner = torch.nn.Linear(WIDTH, WIDTH, bias=False)
+        with torch.no_grad():
+            self.inner.weight.copy_(1.2 * torch.eye(WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x)
+
+
+def computed(module: Any, x: torch.Tensor) -> torch.Tensor:
+    y = torch.tanh(x) * x * 1.5
+    total = module.step(y)
+    return torch.exp(y * 0.1) * 2 + total.float()
+
+
+def used_before_too(module: Any, x: torch.Tensor) -> torch.Tensor:
+    y = torch.tanh(x) * x * 1.5
+    before = torch.exp(y * 0.1)
+    total = module.step(y)
+    return before + y * 2 + total.float()
+
+
+def of_a_library(module: Any, x: torch.Tensor) -> torch.Tensor:
+    y = module.inner(x)
+    total = module.step(y)
+    return torch.tanh(y) * 2 + total.float()
+
+
+def a_view(module: Any, x: torch.Tensor) -> torch.Tensor:
+    y = torch.tanh(x) * x * 1.5
+    before = torch.exp(x.view(-1, WIDTH) * 0.1)
+    total = module.step(y.view(-1, WIDTH))
+    return torch.sigmoid(y) * 2 + total.float() + before
+
+
+def a_view_of_what_it_was_given(module: Any, x: torch.Tensor) -> torch.Tensor:
+    before = torch.exp(x * 0.1)
+    total = module.step(x.view(-1, WIDTH))
+    return torch.sigmoid(x) * 2 + total.float() + before
+
+
+def what_it_was_given(module: Any, x: torch.Tensor) -> torch.Tensor:
+    before = torch.exp(x * 0.1)
+    total = module.step(x)
+    return torch.sigmoid(x) * 2 + total.float() + before
+
+
+FUNCTIONS = [computed, used_before_too, of_a_library, a_view, what_it_was_given, a_view_of_what_it_was_given]
+# (rows, whether the step writes) of each call: the first call to write is one of a plan that is trusted, is the one
+# that a plan is checked in at another size, or the one after the recording.
+LATE = ((3, 0), (3, 0), (3, 0), (4, 0), (4, 0), (5, 0), (3, 1), (4, 1), (3, 0))
+CHECKED = ((3, 0), (3, 0), (3, 0), (5, 1), (5, 0), (4, 1), (3, 1), (4, 0), (3, 0))
+EARLY = ((3, 0), (3, 0), (3, 1), (4, 1), (3, 0), (5, 1), (3, 0), (5, 1), (3, 1))
+
+
+def rows_like(rows: int, writes: int, turn: int) -> torch.Tensor:
+    x = torch.rand(rows, WIDTH, generator=torch.Generator().manual_seed(turn)) * 0.8
+    if writes:
+        x[0] = 10.0
+    return x
+
+
+def check(fused: Any, eager: Any, x: torch.Tensor) -> None:
+    """One call of both: equal results, equal arguments afterwards, and as many calls of the step."""
+    mine, theirs = x.clone(), x.clone()
+    torch.testing.assert_close(fused(mine), eager(theirs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    assert fused.step.calls == eager.step.calls
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
+@pytest.mark.parametrize("calls", [LATE, CHECKED, EARLY], ids=["late", "checked", "early"])
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_a_step_that_writes_now_and_then(function: Any, calls: Any, mode: Any, quick: fusion.FusionConfig) -> None:
+    eager = Model(function).eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    with mode():
+        for turn, (rows, writes) in enumerate(calls):
+            check(fused, eager, rows_like(rows, writes, turn))
+    assert planned(fused)["Model"] >= 4, scopes(fused)["Model"].statistics
+    assert all(known.refusal is None for known in scopes(fused)["Model"].known)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
+@pytest.mark.parametrize("function", FUNCTIONS[:4], ids=lambda f: f.__name__)
+def test_a_step_that_writes_in_a_call_whose_plan_ends_half_way(
+    function: Any, mode: Any, quick: fusion.FusionConfig
+) -> None:
+    eager = Model(function).eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    with mode():
+        for turn in range(7):
+            check(fused, eager, rows_like((3, 4, 5)[turn % 3], 0, turn))
+        assert planned(fused)["Model"] >= 3
+        x = rows_like(4, 1, 7)
+        x[-1] = 1.4  # between 1 and 3 when the step gets it, in every function
+        check(fused, eager, x)
+    assert scopes(fused)["Model"].statistics.fallbacks == 1, "the step gave another dtype than it did"
+
+
+class Scales:
+    """Doubles what it is given in place, every time or after some calls."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.calls = after, 0
+
+    def double(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > self.after:
+            x.mul_(2.0)
+        return x.sum()
+
+
+fusion.register_island(Scales, "double")
+
+
+class Doubled(torch.nn.Module):
+    """Has a temporary, or its own argument, doubled between two uses."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, x: torch.Tensor, scales: Scales) -> torch.Tensor:
+        y = x if self.own else torch.tanh(x) * 3
+        before = torch.exp(y * 0.1)
+        total = scales.double(y)
+        return before + torch.sigmoid(y) * 2 + total
+
+
+@pytest.mark.parametrize("after", [0, 3, 6])
+@pytest.mark.parametrize("own", [False, True], ids=["a temporary", "its argument"])
+def test_a_method_that_writes_to_what_it_is_given(own: bool, after: int, quick: fusion.FusionConfig) -> None:
+    eager = Doubled(own).eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    mine, theirs = Scales(after), Scales(after)
+    for turn, rows in enumerate((3, 3, 3, 4, 4, 5, 3, 4, 5, 6)):
+        x, y = rows_like(rows, 0, turn), rows_like(rows, 0, turn)
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x, mine), eager(y, theirs), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(x, y, rtol=0, atol=0)
+        assert mine.calls == theirs.calls
+    if own and after == 0:
+        assert "used before" in fusion.report(fused).scopes[0].reason and planned(fused)["Doubled"] == 0
+    else:
+        assert planned(fused)["Doubled"] >= 4, scopes(fused)["Doubled"].statistics
