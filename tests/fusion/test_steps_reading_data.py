@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from step_models import Block, agree, rand, warmed
+from step_models import Block, agree, no_grad, rand, warmed
 from tiny import planned, scopes
 
 import fusion
@@ -222,3 +222,49 @@ def test_a_part_that_goes_by_numbers_of_a_step_becomes_a_step(quick: fusion.Fusi
     assert "data_read" in report["splits"].reason
     assert report["AroundSplits"].fused_calls > 4
     assert report["AroundSplits"].recordings <= 6, "not one for each division of the rows"
+
+
+class Sized:
+    """Tells a forward a length."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def told(self) -> int:
+        return self.length
+
+
+fusion.register_island(Sized, "told", effect=False)
+
+
+class Leading(torch.nn.Module):
+    """As many columns as its data says."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, : max(2, int(x[0].tolist()[0]))] * 1
+
+
+class FirstRow(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:1] * (2 if x[0].tolist()[0] > 0 else 3)
+
+
+class Told(torch.nn.Module):
+    """Its second step's result is as wide as the first one's, which is as long as a number says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leading, self.first = Leading(), FirstRow()
+
+    def forward(self, x: torch.Tensor, sized: Sized) -> torch.Tensor:
+        wide = self.leading(torch.exp(x.new_zeros(sized.told(), 8)) * x.mean())
+        return self.first(wide.tanh() + wide).tanh() + 1
+
+
+def test_a_size_of_a_tensor_whose_own_size_follows_a_number(quick: fusion.FusionConfig) -> None:
+    fused, eager = fusion.enable(Told().eval(), quick), Told().eval()
+    for length in (5, 5, 6, 7):
+        for mean in (3.0, 4.0, 3.0):
+            x = torch.full((2, 3), mean)
+            torch.testing.assert_close(no_grad(fused, x, Sized(length)), no_grad(eager, x, Sized(length)))
+    assert planned(fused)["Told"] >= 6, fusion.report(fused)
