@@ -16,7 +16,7 @@ from fusion.patterns.recorded import IslandNode, given_tensors
 from .calls import call
 from .guards import GuardWriter, head
 from .handed_on import HandedOn, restored
-from .lent import Changed, contents, keep_outer, let_go, log_differences, log_writes, noted, versions
+from .lent import Changed, contents, keep_outer, kept, let_go, log_differences, log_writes, noted, versions
 from .nesting import tree_of
 from .plan import KernelCall, Shape, Source, Step, as_it_is, bound_later
 from .wellformed import check_steps
@@ -138,7 +138,8 @@ class Writer(GuardWriter):
         given = [self.value(name) for name in names]
         lent = ", ".join(given[place] for place in node.lent)
         if log:
-            seen = [f"{text}.clone()" if place in node.lent else text for place, text in enumerate(given)]
+            keep = self.name("kept", kept)
+            seen = [f"{keep}({text})" if place in node.lent else text for place, text in enumerate(given)]
             self.lines.append(f"{pad}SEEN.append([{', '.join(seen)}])")
             if lent:
                 outer = "".join(f"{self.path(path)}, " for path in self.paths.values())

@@ -44,7 +44,7 @@ class Written:
 
     def put(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Writes that to the tensors that a re-run gives the call; returns them as they were."""
-        before = [t.clone() if place in self.given else t for place, t in enumerate(tensors)]
+        before = [kept(t) if place in self.given else t for place, t in enumerate(tensors)]
         for place, held in self.given.items():
             mine = tensors[place]
             if (
@@ -54,6 +54,15 @@ class Written:
             ):
                 mine.copy_(held)
         return before
+
+
+def kept(tensor: Tensor) -> Tensor:
+    """A copy that has its original's strides: torch's clone of an expanded tensor, or of a slice, lies elsewhere."""
+    copy = tensor.clone()
+    if copy.stride() == tensor.stride() or not tensor.numel():
+        return copy
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((reach,), (1,)).clone().as_strided(tensor.shape, tensor.stride(), 0)
 
 
 def versions(*tensors: Tensor) -> list[int] | None:

@@ -12,6 +12,7 @@ from tiny import no_grad, planned
 
 import fusion
 from fusion.runtime import lent
+from fusion.runtime.lent import kept
 
 ROWS = (3, 4, 5, 3, 4, 6)
 
@@ -205,3 +206,19 @@ def test_what_a_call_changed_is_found_and_taken_over() -> None:
 def test_what_is_no_plain_nest(odd: Any) -> None:
     assert lent.is_nest((1, [{"a": (None, [2])}], "text", State(1, [2]), torch.Size((3,))))
     assert not lent.is_nest(odd)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(4.0).expand(3, 4),
+        torch.arange(24.0).reshape(4, 6)[:, 1:3],
+        torch.arange(6.0).reshape(2, 3).t(),
+        torch.arange(6.0)[2:3].expand(5),
+        torch.zeros(0, 3).expand(2, 0, 3),
+    ],
+)
+def test_a_kept_tensor_has_its_strides_and_memory_of_its_own(tensor: torch.Tensor) -> None:
+    copy = kept(tensor)
+    assert copy.stride() == tensor.stride() and torch.equal(copy, tensor)
+    assert copy.untyped_storage()._cdata != tensor.untyped_storage()._cdata
