@@ -16,7 +16,7 @@ from fusion.patterns.recorded import IslandNode, given_tensors
 from .calls import call
 from .guards import GuardWriter, head
 from .handed_on import HandedOn, restored
-from .lent import Changed, contents, keep_outer, kept, let_go, log_differences, log_writes, noted, versions
+from .lent import Changed, Written, contents, keep_outer, kept, let_go, log_differences, log_writes, noted, versions
 from .nesting import tree_of
 from .plan import KernelCall, Shape, Source, Step, as_it_is, bound_later
 from .wellformed import check_steps
@@ -132,30 +132,38 @@ class Writer(GuardWriter):
             self.guard(tensors, [self.shape.devices[0]] * len(tensors), pad)
         self.flush(pad)
 
-    def _before_call(self, index: int, node: IslandNode, log: bool) -> str:
+    def _before_call(self, index: int, node: IslandNode, log: bool) -> list[str]:
         """Notes what a call is given before it may write to that; source of the tensors that are used afterwards."""
         pad, names = "        ", given_tensors(node, self.graph.spec)
         given = [self.value(name) for name in names]
-        lent = ", ".join(given[place] for place in node.lent)
+        lent = [given[place] for place in node.lent]
+        tensors = ", ".join(lent)
         if log:
             keep = self.name("kept", kept)
             seen = [f"{keep}({text})" if place in node.lent else text for place, text in enumerate(given)]
             self.lines.append(f"{pad}SEEN.append([{', '.join(seen)}])")
             if lent:
                 outer = "".join(f"{self.path(path)}, " for path in self.paths.values())
-                self.lines.append(f"{pad}{self.name('keep_outer', keep_outer)}(undo, ({outer}), {lent})")
+                self.lines.append(f"{pad}{self.name('keep_outer', keep_outer)}(undo, ({outer}), {tensors})")
                 self.lines.append(f"{pad}held = SEEN[-1]")
-        elif lent:
-            self.lines.append(f"{pad}held = {self.name('versions', versions)}({lent})")
+        elif lent and self._changing(node):
+            self.lines.append(f"{pad}held = {self.name('versions', versions)}({tensors})")
         return lent
 
-    def _note_writes(self, node: IslandNode, lent: str, log: bool) -> str:
-        """Source of the note of what a call has written to."""
-        if log:
-            return f"{self.name('log_differences', log_differences)}(log, held, {node.lent}, {lent})"
+    def _changing(self, node: IslandNode) -> tuple[int, ...]:
+        """Which of the tensors that a call is given, and that are used afterwards, the plan itself writes to."""
         names = given_tensors(node, self.graph.spec)
-        changing = tuple(place for place in node.lent if names[place] in self.graph.mutated)
-        return f"{self.name('log_writes', log_writes)}(log, held, {node.lent}, {changing}, {lent})"
+        return tuple(place for place in node.lent if names[place] in self.graph.mutated)
+
+    def _note_writes(self, node: IslandNode, lent: Sequence[str], log: bool) -> str:
+        """Source of the note of what a call has written to; of tensors nobody else writes to, it may be told later."""
+        tensors, changing = ", ".join(lent), self._changing(node)
+        if log:
+            return f"{self.name('log_differences', log_differences)}(log, held, {node.lent}, {tensors})"
+        if changing:
+            return f"{self.name('log_writes', log_writes)}(log, held, {node.lent}, {changing}, {tensors})"
+        given = ", ".join(f"{place}: {text}" for place, text in zip(node.lent, lent, strict=True))
+        return f"log[-1] = {self.name('Written', Written)}(log[-1], {{{given}}})"
 
     def _note_found(self, node: IslandNode) -> None:
         """Logs a call's result `r`. Where a later effect writes to it, that is a copy, and the result is `found`."""

@@ -30,7 +30,7 @@ class Changed:
     given: Contents
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen, which would double the time one takes; a plan makes one for every layer
 class Written:
     """What a log holds for a native call that wrote, or may have, to tensors it was given, which are used afterwards.
 
