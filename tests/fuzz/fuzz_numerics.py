@@ -40,7 +40,7 @@ JUMPS = _words("""
 SUMS = _words("""
     _fused_rms_norm _log_softmax _softmax add addcdiv addcmul addmm baddbmm bmm cumprod cumsum dot expm1
     layer_norm lerp linalg_vector_norm log log1p log_softmax logaddexp logsumexp matmul mean mm mv
-    native_group_norm native_layer_norm norm prod rms_norm rsub sinc softmax softplus std std_mean sub sum var
+    nansum native_group_norm native_layer_norm norm prod rms_norm rsub sinc softmax softplus std std_mean sub sum var
     var_mean
 """)
 DIVIDES = {"div", "floor_divide", "remainder", "fmod"}
