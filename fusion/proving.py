@@ -16,6 +16,7 @@ from fusion.capture.replay import Replay, replay
 from fusion.decide.refusal import Refusal
 from fusion.known import Known, PlanStopped, same_results
 from fusion.patterns.errors import StructureMismatch
+from fusion.runtime.lent import Written
 from fusion.runtime.plan import MISS, Deoptimized, Raised
 from fusion.runtime.undo import Undo
 from fusion.scheduler import FusionScheduler
@@ -119,8 +120,7 @@ class Proving:
             known.trusted = True
         known.proved.add(known.key(values))
         compiled = self.scheduler.compile(known.template, {**known.tensors, **tap}, full)
-        for bucket, (held, _) in list(known.plans.items()):
-            del bucket
+        for held, _ in list(known.plans.values()):
             known.plan(held, *self._failed(known))
         known.plan(compiled, *self._failed(known))
         self._publish()
@@ -187,7 +187,8 @@ class Proving:
 
 
 def _island_raised(log: Sequence[Any]) -> bool:
-    return bool(log) and isinstance(log[-1], Raised)
+    last = log[-1] if log else None
+    return isinstance(last.entry if isinstance(last, Written) else last, Raised)
 
 
 def _read(source: Any, tap: Mapping[str, Any]) -> int:

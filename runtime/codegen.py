@@ -16,7 +16,7 @@ from fusion.patterns.recorded import IslandNode, given_tensors
 from .calls import call
 from .guards import GuardWriter, head
 from .handed_on import HandedOn, restored
-from .lent import Changed, Written, contents, keep_outer, kept, let_go, log_differences, log_writes, noted, versions
+from .lent import Changed, contents, keep_outer, kept, let_go, log_differences, log_writes, noted, versions
 from .nesting import tree_of
 from .plan import KernelCall, Shape, Source, Step, as_it_is, bound_later
 from .wellformed import check_steps
@@ -77,14 +77,14 @@ class Writer(GuardWriter):
             ]
             called = f"{receiver}.{node.method}" if node.method else receiver
             lent = self._before_call(index, node, log)
+            writes = [self._note_writes(node, lent, log)] if lent else []
             if node.given:
-                self._call_with_nest(called, node.given, given)
+                self._call_with_nest(called, node.given, given, writes)
             else:
                 self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
-                self.lines.append(f"{pad}except Exception as e: log.append(Raised(e)); raise")
+                self._raises("Raised(e)", writes)
                 self._note_found(node)
-            if lent:
-                self.lines.append(pad + self._note_writes(node, lent, log))
+                self.lines += [pad + line for line in writes]
         self.effects = self.effects or node.effect
         if node.structure not in ("leaf", "tuple", "list"):
             flatten, tree = self.name("flatten", pytree.tree_flatten), tree_of(node.structure)
@@ -146,24 +146,18 @@ class Writer(GuardWriter):
                 outer = "".join(f"{self.path(path)}, " for path in self.paths.values())
                 self.lines.append(f"{pad}{self.name('keep_outer', keep_outer)}(undo, ({outer}), {tensors})")
                 self.lines.append(f"{pad}held = SEEN[-1]")
-        elif lent and self._changing(node):
+        elif lent:
             self.lines.append(f"{pad}held = {self.name('versions', versions)}({tensors})")
         return lent
 
-    def _changing(self, node: IslandNode) -> tuple[int, ...]:
-        """Which of the tensors that a call is given, and that are used afterwards, the plan itself writes to."""
-        names = given_tensors(node, self.graph.spec)
-        return tuple(place for place in node.lent if names[place] in self.graph.mutated)
-
     def _note_writes(self, node: IslandNode, lent: Sequence[str], log: bool) -> str:
-        """Source of the note of what a call has written to; of tensors nobody else writes to, it may be told later."""
-        tensors, changing = ", ".join(lent), self._changing(node)
+        """Source of the note of what a call has written to."""
+        tensors, names = ", ".join(lent), given_tensors(node, self.graph.spec)
         if log:
             return f"{self.name('log_differences', log_differences)}(log, held, {node.lent}, {tensors})"
-        if changing:
-            return f"{self.name('log_writes', log_writes)}(log, held, {node.lent}, {changing}, {tensors})"
-        given = ", ".join(f"{place}: {text}" for place, text in zip(node.lent, lent, strict=True))
-        return f"log[-1] = {self.name('Written', Written)}(log[-1], {{{given}}})"
+        changing = tuple(place for place in node.lent if names[place] in self.graph.mutated)
+        noted_ = f"{self.name('log_writes', log_writes)}(log, held, {node.lent}, {changing}, {tensors})"
+        return f"if held is None or held != {self.name('versions', versions)}({tensors}): {noted_}"
 
     def _note_found(self, node: IslandNode) -> None:
         """Logs a call's result `r`. Where a later effect writes to it, that is a copy, and the result is `found`."""
@@ -173,20 +167,29 @@ class Writer(GuardWriter):
 
     def _check_new(self, found: str) -> None:
         """What was another object than all that was met before it is so in every call."""
-        self.miss(f"id({found}) in met", "        ")
+        self.miss(f"id({found}) in met or id({found}) in OWN", "        ")
         self.lines.append(f"        met.add(id({found}))")
 
     def _met(self) -> str:
-        """Source of the identities of what a call is given, where something is looked for in objects."""
+        """Source of the identities of what a call is given, parameters apart, where something is found in objects."""
         found = [n for n in self.graph.nodes if isinstance(n, IslandNode) and not n.effect]
         if not any(isinstance(o, str) and (n.kind or o in self.graph.spec) for n in found for o in n.outputs):
             return ""
         objects = [path for path, _ in self.shape.conditions.kinds]
-        given = [*map(self.path, (*self.paths.values(), *objects)), *(name for name, _ in self.graph.parameters)]
+        given = [*map(self.path, (*self.paths.values(), *objects))]
         given += [held.name for held in self.graph.objects if held.kind == "attribute"]
-        return "{" + ", ".join(f"id({one})" for one in given) + "}"
+        return "{" + ", ".join(f"id({one})" for one in given) + "}" if given else "set()"
 
-    def _call_with_nest(self, called: str, given: str, leaves: Sequence[str]) -> None:
+    def _raises(self, entry: str, writes: Sequence[str]) -> None:
+        """What the log says of a call that raises."""
+        pad = "        "
+        if not writes:
+            self.lines.append(f"{pad}except Exception as e: log.append({entry}); raise")
+            return
+        self.lines += [f"{pad}except Exception as e:", f"{pad}    log.append({entry})"]
+        self.lines += [*(f"{pad}    {line}" for line in writes), f"{pad}    raise"]
+
+    def _call_with_nest(self, called: str, given: str, leaves: Sequence[str], writes: Sequence[str]) -> None:
         """A call with lists or dicts among its arguments, made anew; one that changes them ends the plan."""
         pad = "        "
         noted_, before = self.name("noted", noted), f"{self.name('contents', contents)}(nest)"
@@ -194,10 +197,14 @@ class Writer(GuardWriter):
             f"{pad}nest = {self._nested(tree_of(given), iter(leaves))}",
             f"{pad}before = {before}",
             f"{pad}try: r = {called}(*nest[0], **nest[1])",
-            f"{pad}except Exception as e: log.append(Raised(e, before)); raise",
+        ]
+        self._raises("Raised(e, before)", writes)
+        self.lines += [
             f"{pad}log.append({noted_}(r, before))",
             f"{pad}nest = before = None",
-            f"{pad}if type(log[-1]) is {self.name('Changed', Changed)}: raise Deoptimized",
+            f"{pad}changed = type(log[-1]) is {self.name('Changed', Changed)}",
+            *(pad + line for line in writes),
+            f"{pad}if changed: raise Deoptimized",
         ]
 
     def allocate(self, name: str) -> str:

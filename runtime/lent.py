@@ -30,7 +30,7 @@ class Changed:
     given: Contents
 
 
-@dataclass(slots=True, eq=False)  # not frozen, which would double the time one takes; a plan makes one for every layer
+@dataclass(slots=True, eq=False)  # not frozen, which would double the time that one takes: a plan makes many
 class Written:
     """What a log holds for a native call that wrote, or may have, to tensors it was given, which are used afterwards.
 
@@ -67,7 +67,10 @@ def kept(tensor: Tensor) -> Tensor:
 
 def versions(*tensors: Tensor) -> list[int] | None:
     """How often each tensor was written to; None for tensors of inference mode, of which torch does not tell."""
-    return None if any(t.is_inference() for t in tensors) else [t._version for t in tensors]
+    for tensor in tensors:  # twice as fast as any(): a plan asks this for every layer
+        if tensor.is_inference():
+            return None
+    return [t._version for t in tensors]
 
 
 def log_writes(
@@ -83,10 +86,9 @@ def log_writes(
         tensors: the tensors.
     """
     if before is None:
-        small = [(place, t) for place, t in zip(places, tensors, strict=True) if t.nbytes <= _MOST_KEPT]
-        given = {place: t.clone() if place in changing else t for place, t in small}
-    elif before == versions(*tensors):
-        return
+        given = {place: t for place, t in zip(places, tensors, strict=True) if t.nbytes <= _MOST_KEPT}
+        for place in given.keys() & changing if changing else ():
+            given[place] = given[place].clone()
     else:
         now = zip(places, tensors, before, strict=True)
         given = {place: t.clone() for place, t, version in now if t._version != version}

@@ -182,7 +182,8 @@ def standing(conditions: Conditions, tensors: Mapping[str, torch.Tensor]) -> dic
         conditions: the recording's.
         tensors: its parameters by value name.
     """
-    return {"UNDO": Undo, "HELD": storages(tensors[name] for name in conditions.held)}
+    held = storages(tensors[name] for name in conditions.held)
+    return {"UNDO": Undo, "HELD": held, "OWN": frozenset(map(id, tensors.values()))}
 
 
 def bound_later(leaf: Any) -> bool:

@@ -65,6 +65,7 @@ class Follower(TorchDispatchMode):
         self.names = dict(inputs)
         self.real: dict[str, torch.Tensor] = {}
         self.held: dict[str, torch.Tensor] = {}
+        self._as_lifted: dict[int, str] = {}  # constants nobody wrote to yet, by their memory
         self.objects = dict(objects)
         self.log: list[Any] = []
         self.diverged: str | None = None
@@ -149,12 +150,14 @@ class Follower(TorchDispatchMode):
     def _keep_contents(self, func: Any, args: Any, kwargs: Any) -> None:
         """Keeps what values of this run hold that are about to be overwritten."""
         for tensor in tensors_written(func, args, kwargs):
+            constant = self._as_lifted.pop(storage_key(tensor), None)
+            if constant is not None:
+                self._alive.append(self.held[constant])
+                self.held[constant] = self.real[constant] = self.held[constant].clone()
             name = self.names.get(id(tensor))
-            if name is not None and self.effects.made_here(tensor):
+            if name is not None and name not in self.held and self.effects.made_here(tensor):
                 self._alive.append(tensor)
                 self.real[name] = tensor.clone()
-                if name in self.held:
-                    self.held[name] = self.real[name]
 
     def _operator(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         if func is torch.ops.aten.lift_fresh.default and id(args[0]) not in {**self.names, **self._parameters}:
@@ -225,6 +228,7 @@ class Follower(TorchDispatchMode):
             raise Diverged("a constant that the recording does not have")
         self._check(name, constant)
         self.held[name] = constant
+        self._as_lifted[storage_key(constant)] = name
         self._bind(name, constant)
 
     def elided_contiguous(self, tensor: torch.Tensor) -> None:

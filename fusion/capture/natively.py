@@ -254,13 +254,13 @@ class NativeCalls(ObjectReads):
             result = self._natively(lambda: call(real_args, real_kwargs), (real_args, real_kwargs))
         except Exception as error:
             self._handed_back((args, kwargs), before, method)
-            self.log.append(_raised(error, before))
+            self.log.append(self._entry(_raised(error, before), real_args, real_kwargs))
             self.refuse("step_error", f"{method or 'a step'} raised {type(error).__name__}")
             raise
         self._handed_back((args, kwargs), before, method)
         self._quiet(self.effects.after_native)
         self.after_native()
-        self.log.append(self._entry(result, before, real_args, real_kwargs))
+        self.log.append(self._entry(noted(result, before), real_args, real_kwargs))
         handed = [result]
 
         def record() -> None:
@@ -296,13 +296,12 @@ class NativeCalls(ObjectReads):
         finally:
             self.in_native = outer
 
-    def _entry(self, result: Any, before: Contents, args: Any, kwargs: Any) -> Any:
-        """The log's entry for the native call that was just made with these arguments."""
+    def _entry(self, entry: Any, args: Any, kwargs: Any) -> Any:
+        """The log's entry for the native call that was just made with these arguments, and what it wrote to them."""
         ordered = pytree.tree_leaves((args, dict(sorted(kwargs.items()))))
         tensors = [t for t in ordered if isinstance(t, torch.Tensor)]
         written = self.written_natively & self.lent
         given = {place: t for place, t in enumerate(tensors) if has_memory(t) and storage_key(t) in written}
-        entry = noted(result, before)
         return Written(entry, self._quiet(lambda: {p: t.clone() for p, t in given.items()})) if given else entry
 
     def _unrecorded(self, call: Callable[[Any, Any], Any], args: Any, kwargs: Any, made: Any = None) -> Any:
@@ -318,13 +317,13 @@ class NativeCalls(ObjectReads):
         try:
             result = self._natively(lambda: call(args, kwargs), (args, kwargs))
         except Exception as error:
-            self.log.append(_raised(error, before))
+            self.log.append(self._entry(_raised(error, before), args, kwargs))
             raise
         self._quiet(self.effects.after_native)
         self.after_native()
         if made is not None:
             self._new_object(made)
-        self.log.append(self._entry(result if made is None else made, before, args, kwargs))
+        self.log.append(self._entry(noted(result if made is None else made, before), args, kwargs))
         return result
 
     def _given_up(self) -> tuple[str, ...]:

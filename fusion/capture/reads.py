@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
 
 from fusion.decide.refusal import Refused
 from fusion.patterns.graph import OpNode
@@ -42,36 +43,33 @@ class Unseen(TorchFunctionMode):
     """A function mode that torch's own Python code does not ask about.
 
     Some of its modules take another path where there is a mode, and a function of `torch.nn.functional` would be handed
-    to the mode whole, to be run without it: what such a function asks of sizes would not be seen.
+    to the mode whole, to be run without it: what such a function asks of sizes would not be seen. Torch's answers are
+    replaced for the whole process, but only for whoever has such a mode innermost they are others.
     """
 
     def __enter__(self) -> Any:
-        self._asked = [(module, name, getattr(module, name)) for module in _ASKING for name in _ANSWERS]
-        for module, name, _ in self._asked:
-            setattr(module, name, _ANSWERS[name])
+        self._asked = [(module, name, getattr(module, name)) for module in _ASKING for name in _QUESTIONS]
+        for module, name, asked in self._asked:
+            setattr(module, name, functools.partial(_without_unseen, asked))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        for module, name, answer in self._asked:
-            setattr(module, name, answer)
+        for module, name, asked in self._asked:
+            setattr(module, name, asked)
 
 
-def _overrides(arguments: Iterable[Any]) -> bool:
-    """Whether one of the arguments is of a class that overrides torch's functions, modes apart."""
-    return any(
-        type(a) not in (torch.Tensor, torch.nn.Parameter) and getattr(a, "__torch_function__", _PLAIN) is not _PLAIN
-        for a in arguments
-    )
-
-
-_PLAIN = torch._C._disabled_torch_function_impl
 _ASKING = (torch.overrides, torch.nn.functional, torch.functional)
-_ANSWERS: dict[str, Callable[..., bool]] = {
-    "has_torch_function": _overrides,
-    "has_torch_function_unary": lambda argument: _overrides((argument,)),
-    "has_torch_function_variadic": lambda *arguments: _overrides(arguments),
-}
+_QUESTIONS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+def _without_unseen(asked: Callable[..., bool], *arguments: Any) -> bool:
+    """What torch answers where the innermost mode is none that is not to be seen."""
+    modes = _get_current_function_mode_stack()
+    if not modes or not isinstance(modes[-1], Unseen):
+        return asked(*arguments)
+    with _pop_mode_temporarily():
+        return _without_unseen(asked, *arguments)
 
 
 class SizeReads(Unseen):

@@ -78,6 +78,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.aliased_inputs: list[tuple[Path, Path]] = []
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, torch.Tensor] = {}
+        self._as_lifted: dict[int, str] = {}  # constants nobody wrote to yet, by their memory
+        self._were_constants: list[torch.Tensor] = []
         self.containers: dict[int, Path] = {}  # of the arguments, by id
         self.given = Given({})
         self.opaque: list[str] = []  # results whose shape is known only once they are there
@@ -221,6 +223,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         constant: torch.Tensor = func(*args)
         name = f"c{len(self.constants)}"
         self.constants[name] = constant
+        self._as_lifted[storage_key(constant)] = name
         self.effects.made.add(storage_key(constant))
         self._bind(name, constant, self._quiet(lambda: self.shadow.static(constant)))
         return constant
@@ -336,6 +339,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
             if type(tensor) not in _TENSOR_TYPES:
                 continue
             self.before_native_write(tensor)
+            self._keep_constant(tensor)
             if self.in_native and not self.effects.knows(tensor):
                 self.unknown_writes.append(len(self.nodes))
             key = storage_key(tensor)
@@ -353,14 +357,20 @@ class Recorder(NativeCalls, TorchDispatchMode):
 
     def _keep_contents(self, func: Any, args: Any, kwargs: Any) -> None:
         """Keeps what values hold that are about to be overwritten: a kernel that reads them is proved on it."""
-        if not any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns):
-            return  # the values keep their names
+        renames = any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
         for tensor in tensors_written(func, args, kwargs):
+            self._keep_constant(tensor)
             name = self._names.get(id(tensor))
-            if name in self.constants:
-                self.constants[name] = self.real[name] = self._quiet(tensor.clone)
-            elif name is not None and self.effects.made_here(tensor):
+            if renames and name is not None and name not in self.constants and self.effects.made_here(tensor):
                 self.real[name] = self._quiet(tensor.clone)
+
+    def _keep_constant(self, tensor: torch.Tensor) -> None:
+        """Keeps a constant, of which a tensor is about to be written to that shares its memory: runs start from it."""
+        name = self._as_lifted.pop(storage_key(tensor), None)
+        if name is not None:
+            constant = self.constants[name]
+            self._were_constants.append(constant)  # alive, so that its id stays its own
+            self.constants[name] = self.real[name] = self._quiet(constant.clone)
 
 
 def _results(made: Any) -> Sequence[Any]:

@@ -177,6 +177,14 @@ def constant_written(m: Any, x: torch.Tensor) -> Any:
     return torch.exp(x) * scale + 1, scale
 
 
+def constant_written_through_a_view(m: Any, x: torch.Tensor) -> Any:
+    constant = torch.tensor([0.5, 2.0])
+    before = torch.exp(x[..., :2]) + 1
+    scaled = before * constant
+    constant[..., 1:] = 0.25
+    return scaled, torch.sigmoid(before) * 2, before * constant
+
+
 def handed_out_constant(m: Any, x: torch.Tensor) -> Any:
     scale = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
     return torch.exp(x) * scale + 1, scale
@@ -191,7 +199,8 @@ def reshaped_in_place(m: Any, x: torch.Tensor) -> Any:
 @pytest.mark.parametrize(
     "function",
     [
-        alias_read_later, part_written, base_read_after_a_view_is_written, constant_written, handed_out_constant,
+        alias_read_later, part_written, base_read_after_a_view_is_written, constant_written,
+        constant_written_through_a_view, handed_out_constant,
         reshaped_in_place,
     ],
     ids=lambda f: f.__name__,

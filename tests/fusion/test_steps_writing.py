@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -182,3 +183,105 @@ def test_a_method_that_writes_to_what_it_is_given(own: bool, after: int, quick: 
         assert "used before" in fusion.report(fused).scopes[0].reason and planned(fused)["Doubled"] == 0
     else:
         assert planned(fused)["Doubled"] >= 4, scopes(fused)["Doubled"].statistics
+
+
+class Watches:
+    """`look` never writes; once it `goes`, `late` and `raises` do, and `ends` gives another dtype."""
+
+    def __init__(self) -> None:
+        self.goes = False
+
+    def look(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum()
+
+    def late(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(3.0).sum() if self.goes else x.sum()
+
+    def ends(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum().double() if self.goes else x.sum()
+
+    def raises(self, x: torch.Tensor) -> torch.Tensor:
+        total = self.late(x)
+        if self.goes:
+            raise ValueError("after it wrote")
+        return total
+
+
+for _name in ("look", "late", "ends", "raises"):
+    fusion.register_island(Watches, _name)
+
+
+class LooksFirst(torch.nn.Module):
+    """Two calls are given one temporary, and only the second writes to it."""
+
+    def forward(self, x: torch.Tensor, watches: Watches) -> torch.Tensor:
+        y = torch.tanh(x) * 2 + 1
+        total = watches.look(y)
+        before = torch.exp(y * 0.1)
+        total = total + watches.late(y)
+        return before + torch.sigmoid(y) * 2 + total + watches.ends(x).float()
+
+
+class Catches(torch.nn.Module):
+    """Goes on with what was written to by a call that raised."""
+
+    def forward(self, x: torch.Tensor, watches: Watches) -> torch.Tensor:
+        y = torch.tanh(x) * 2 + 1
+        try:
+            total = watches.raises(y)
+        except ValueError:
+            return y * 2
+        return torch.exp(y * 0.1) + total
+
+
+@pytest.mark.parametrize("kind", [LooksFirst, Catches])
+def test_a_write_is_the_call_s_that_made_it(kind: type[torch.nn.Module], quick: fusion.FusionConfig) -> None:
+    eager, fused = kind().eval(), fusion.enable(kind().eval(), quick)
+    mine, theirs = Watches(), Watches()
+    with torch.no_grad():
+        for turn in range(8):
+            mine.goes = theirs.goes = turn == 7
+            x = rows_like((3, 4, 5)[turn % 3], 0, turn)
+            if turn == 7:
+                assert planned(fused)[kind.__name__] >= 3
+            torch.testing.assert_close(fused(x, mine), eager(x, theirs), rtol=1e-5, atol=1e-5)
+
+
+class Counts(torch.nn.Module):
+    """Reads data, and counts how many of the tensors it was ever given are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[weakref.ref[torch.Tensor]] = []
+        self.most = [0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.given.append(weakref.ref(x))
+        self.most[0] = max(self.most[0], sum(held() is not None for held in self.given))
+        return x * 2 if x[0].tolist()[0] > 30 else x * 1
+
+
+class Deep(torch.nn.Module):
+    """Gives one step many temporaries, each of which it uses once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = Counts()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(10):
+            h = torch.tanh(x) * 2
+            x = self.step(h) + h * 1.5
+        return x
+
+
+def test_a_plan_keeps_no_tensor_for_a_write_that_did_not_happen(quick: fusion.FusionConfig) -> None:
+    fused = fusion.enable(Deep().eval(), quick)
+    with torch.no_grad():
+        for _ in range(4):
+            fused(rows_like(3, 0, 1))
+        fused.step.most[0], fused.step.given[:] = 0, []
+        before = planned(fused)["Deep"]
+        fused(rows_like(3, 0, 1))
+    assert planned(fused)["Deep"] == before + 1
+    assert 1 <= fused.step.most[0] <= 2

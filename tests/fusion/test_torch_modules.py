@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import fusion
 
@@ -96,3 +99,74 @@ def test_nested_tensors_run_eagerly_and_leave_plans_alone() -> None:
     layer = next(s for s in fusion.report(fused).scopes if s.name.startswith("layers.layers.0"))
     assert layer.fused_calls > 0 and layer.eager_calls > 0
     agree(fused, eager, batch(3, 11))
+
+
+class Kind(torch.Tensor):
+    """A subclass of a tensor, which torch's functions take apart before they ask for overrides again."""
+
+
+class Halves(TorchFunctionMode):
+    """A mode of the user's own."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result / 2 if func is nn.functional.softmax else result
+
+
+class Library:
+    """Methods that are called natively, and use what torch's Python code asks about."""
+
+    def of_a_subclass(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.softmax(x.as_subclass(Kind), -1).as_subclass(torch.Tensor)
+
+    def under_a_mode(self, x: torch.Tensor) -> torch.Tensor:
+        with Halves():
+            return nn.functional.softmax(x, -1)
+
+
+for _name in ("of_a_subclass", "under_a_mode"):
+    fusion.register_island(Library, _name)
+
+
+class Calls(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: torch.Tensor, library: Library) -> torch.Tensor:
+        return torch.sigmoid(getattr(library, self.name)(torch.tanh(x) * 2)) * x
+
+
+@pytest.mark.parametrize("name", ["of_a_subclass", "under_a_mode"])
+def test_native_calls_while_recording_are_answered_as_ever(name: str) -> None:
+    eager, fused = Calls(name), fusion.enable(Calls(name).eval(), {"enable_cache": False, "profile": False})
+    with torch.inference_mode():
+        for shape in ((2, 7), (2, 7), (2, 7), (3, 11), (3, 11)):
+            x = batch(*shape)
+            torch.testing.assert_close(fused(x, Library()), eager(x, Library()))
+    (scope,) = fusion.report(fused).scopes
+    assert scope.fused_calls >= 2, scope.reason
+
+
+def test_other_threads_are_answered_as_ever_during_a_recording() -> None:
+    asked: list[bool] = []
+
+    class Asks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            def ask() -> None:
+                with Halves():
+                    asked.append(torch.overrides.has_torch_function((x,)))
+                asked.append(torch.overrides.has_torch_function((x,)))
+                asked.append(torch.overrides.has_torch_function((torch.zeros(1).as_subclass(Kind),)))
+
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join()
+            return torch.sigmoid(x) * 2 + 1
+
+    fused = fusion.enable(Asks().eval(), {"enable_cache": False, "profile": False})
+    with torch.inference_mode():
+        for _ in range(3):
+            fused(batch(2, 7))
+    assert fusion.report(fused).scopes[0].recordings >= 1
+    assert asked == [True, False, True] * (len(asked) // 3)

@@ -127,6 +127,8 @@ def _specified(base: str, args: Any, kwargs: Any, given: list[torch.Tensor]) -> 
         raise Unspecified("torch's vector library makes NaN of the gelu of infinity")
     if base in ("var_mean", "std_mean") and bool(given[0].isinf().any()):
         raise Unspecified("torch's running mean of a row with an infinity is that or NaN, by the order of the terms")
+    if base == "prod" and given[0].is_floating_point() and _leaves_range(given[0], args[1:2]):
+        raise Unspecified("a product may leave the range of floats on the way, by the order of its factors")
     if base == "sinc" and bool(((given[0] != 0) & (given[0] == given[0].double().round())).any()):
         raise Unspecified("sinc of a whole number is 0, and what torch returns is what rounding leaves of that")
     if base in ("median", "nanmedian") and torch._debug_has_internal_overlap(given[0]):
@@ -150,6 +152,16 @@ def _specified(base: str, args: Any, kwargs: Any, given: list[torch.Tensor]) -> 
 def _floats(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """Those of floating point, without what is exactly 0."""
     return [t[t != 0] for t in tensors if t.is_floating_point()]
+
+
+def _leaves_range(factors: torch.Tensor, dims: Any) -> bool:
+    """Whether the large or the small ones among factors alone overflow or underflow."""
+    sizes = factors.double().abs().log2()
+    sizes = torch.where(sizes.isfinite(), sizes, 0.0)
+    most = 1020 if factors.dtype is torch.float64 else 124
+    by_sign = (sizes.clamp(min=0), -sizes.clamp(max=0))
+    one = dims and isinstance(dims[0], int) and factors.ndim
+    return any(bool((s.sum(dims[0]) if one else s.sum()).gt(most).any()) for s in by_sign)
 
 
 def _fits(value: torch.Tensor, dtype: torch.dtype | None) -> None:

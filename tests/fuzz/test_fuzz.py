@@ -173,6 +173,8 @@ def test_what_torch_does_not_specify_is_noticed() -> None:
         lambda x: x.sum().floor(),
         lambda x: torch.tensor([1, 2]) << torch.tensor([70, 1]),
         lambda x: torch.std_mean(x / 0),
+        lambda x: torch.full((3,), 1e30).prod(0),
+        lambda x: torch.full((2, 40), 1e-30).prod(),
         torch.sinc,
         lambda x: (x * 1e-39).erf(),
         lambda x: x % (x * 1e-39),
