@@ -156,8 +156,10 @@ def _quotient(value: Dim, by: Dim) -> Dim | None:
     """`value / by` where that is provably whole; an empty dimension is one time itself."""
     if symbols.same(value, by):
         return 1
+    if isinstance(by, int) and by == 0:
+        return None
     if isinstance(value, int) and isinstance(by, int):
-        return value // by if by and value % by == 0 else None
+        return value // by if value % by == 0 else None
     ratio = sympy.cancel(sympy.sympify(value) / by)
     return symbols.as_dim(ratio) if sympy.denom(ratio) == 1 else None
 

@@ -81,6 +81,13 @@ class ChoosesByBytes(torch.nn.Module):
         return torch.ops.aten.where.self(above, x, torch.ops.aten.where.Scalar(above + above, 2.0, 0.5))
 
 
+class SumsNothing(torch.nn.Module):
+    """Adds up no elements and pads the sums: rows of another length than nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(x[..., :0].nansum(-1), (1, 1)) + x[..., :1].sum()
+
+
 class RoundsUp(torch.nn.Module):
     """Pads to an even length by a quotient of sizes that Python rounds, and uses the length as a number."""
 
@@ -144,7 +151,7 @@ class Around(Lists):
         return self.scales(super().forward(x))
 
 
-@pytest.mark.parametrize("kind", [Rotates, PadsChunks, Spreads, ChoosesByBytes, RoundsUp, Compares])
+@pytest.mark.parametrize("kind", [Rotates, PadsChunks, Spreads, ChoosesByBytes, SumsNothing, RoundsUp, Compares])
 def test_one_recording_serves_all_sizes(kind: Callable[[], torch.nn.Module], tmp_path: object) -> None:
     before, after, fused = many(kind(), tmp_path)
     assert before[0] > 0 and after == before
