@@ -38,7 +38,7 @@ def tensors_written(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any
 def _members(nest: Any) -> list[Any]:
     """What an operator's arguments or results hold: nothing but lists, tuples and dicts nests in them.
 
-    torch's own walk, which knows every class that was ever registered, takes ten times as long, for each operator.
+    torch's own walk, which knows every class that was ever registered, takes several times as long, for each operator.
     """
     found: list[Any] = []
     waiting = [nest]

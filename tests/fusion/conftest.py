@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pair import Pair
 
 import fusion
+from fusion.capture import follow
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +23,17 @@ def pair(quick: fusion.FusionConfig) -> Pair:
     made = Pair(quick)
     made.warm()
     return made
+
+
+@pytest.fixture
+def followed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each time a scope follows an equal one's recording from here on: whether it came to the end."""
+    outcomes: list[bool] = []
+
+    def noted(*arguments: Any) -> Any:
+        outcome = follow.follow(*arguments)
+        outcomes.append(outcome[1] is not None)
+        return outcome
+
+    monkeypatch.setattr("fusion.scope.follow", noted)
+    return outcomes

@@ -11,7 +11,6 @@ from pair import rand
 from tiny import no_grad, planned, scopes
 
 import fusion
-from fusion.capture import follow
 
 WIDTH = 8
 
@@ -74,16 +73,8 @@ def test_a_twin_that_gets_another_of_its_parameters(
     asks: bool,
     measures: bool,
     quick: fusion.FusionConfig,
-    monkeypatch: pytest.MonkeyPatch,
+    followed: list[bool],
 ) -> None:
-    followed: list[bool] = []
-
-    def noted(*arguments: Any) -> Any:
-        outcome = follow.follow(*arguments)
-        followed.append(outcome[1] is not None)
-        return outcome
-
-    monkeypatch.setattr("fusion.scope.follow", noted)
     eager = Stack(asks, measures).eval()
     fused = fusion.enable(copy.deepcopy(eager), quick)
     for step in range(9):

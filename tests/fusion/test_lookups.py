@@ -12,7 +12,6 @@ from pair import rand
 from tiny import no_grad, planned, scopes
 
 import fusion
-from fusion.capture import follow
 
 WIDTH = 8
 
@@ -219,15 +218,7 @@ class Stack(torch.nn.Module):
         return x
 
 
-def test_twins_take_their_own_items(quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    followed: list[bool] = []
-
-    def noted(*arguments: Any) -> Any:
-        outcome = follow.follow(*arguments)
-        followed.append(outcome[1] is not None)
-        return outcome
-
-    monkeypatch.setattr("fusion.scope.follow", noted)
+def test_twins_take_their_own_items(quick: fusion.FusionConfig, followed: list[bool]) -> None:
     eager = Stack().eval()
     fused = fusion.enable(copy.deepcopy(eager), quick)
     for _ in range(3):
