@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from fusion.decide.backend import Kernel
 from fusion.patterns.errors import RecordingError, StructureMismatch
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.recorded import RecordedGraph
+from fusion.patterns.source import define, renamed
 from fusion.reporting.model import FusionReport
 from fusion.runtime.codegen import write_plan
 from fusion.runtime.plan import MISS, Conditions, Shape, standing
@@ -218,12 +220,11 @@ def _described(names: tuple[str, ...], tensors: tuple[Any, ...]) -> str:
 def with_parameters(names: tuple[str, ...], function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with parameters called `names`."""
     for name in names:
-        if not name.isidentifier():
+        if not name.isidentifier() or keyword.iskeyword(name):
             raise RecordingError(f"{name!r} is no name for an input.", remedy="Use identifiers.")
-    namespace: dict[str, Any] = {"_f_function": function}
-    exec(f"def recorded({', '.join(names)}): return _f_function({', '.join(names)})", namespace)
-    made: Callable[..., Any] = namespace["recorded"]
-    return made
+    ours = ", ".join(f"a{i}" for i in range(len(names)))
+    text = f"def recorded({ours}):\n    return function({ours})"
+    return renamed(define(text, "recorded", {"function": function}, "<fusion recording>"), names)
 
 
 def record(*inputs: torch.Tensor, config: Config = None, **named: torch.Tensor) -> Recording:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import keyword
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fusion.patterns.errors import GraphError
+from fusion.patterns.source import define, renamed
 from fusion.runtime.plan import MISS
 
 
@@ -24,6 +23,20 @@ def _stars(parameter: inspect.Parameter) -> str:
     return "**" if parameter.kind is parameter.VAR_KEYWORD else ""
 
 
+# How a code object orders parameters: `*args` comes after those that are given by keyword only.
+_ORDER = {
+    inspect.Parameter.POSITIONAL_ONLY: 0,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD: 0,
+    inspect.Parameter.KEYWORD_ONLY: 1,
+    inspect.Parameter.VAR_POSITIONAL: 2,
+    inspect.Parameter.VAR_KEYWORD: 3,
+}
+
+
+def _has_keyword_default(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+
+
 class Signature:
     """A callable's parameters, and functions written with the same signature."""
 
@@ -31,9 +44,6 @@ class Signature:
         parameters = list(inspect.signature(call).parameters.values())
         self.parameters = parameters
         self.names = tuple(p.name for p in parameters)
-        for name in self.names:
-            if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_f_"):
-                raise GraphError(f"The parameter name {name!r} cannot be used in a plan.")
 
     def invoke(self, call: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         """Calls with arguments in signature order, as users write calls.
@@ -86,11 +96,11 @@ class Signature:
             if p.kind is p.KEYWORD_ONLY and not star:
                 listed.append("*")
                 star = True
-            listed.append(f"{_stars(p)}{p.name}{default}")
+            listed.append(f"{_stars(p)}a{i}{default}")
             following = self.parameters[i + 1 : i + 2]
             if p.kind is p.POSITIONAL_ONLY and (not following or following[0].kind is not p.POSITIONAL_ONLY):
                 listed.append("/")
-        arguments = ", ".join(self.names)
+        arguments = ", ".join(f"a{i}" for i in range(len(self.parameters)))
         lines = [
             f"def entry({', '.join(listed)}):",
             "    _f_modes = _f_grad() or _f_dispatch() or _f_function() or _f_autocast() or _f_tracing()",
@@ -102,9 +112,9 @@ class Signature:
             "                return _f_result",
             f"    return _f_slow({arguments})",
         ]
-        exec(compile("\n".join(lines), "<fusion entry>", "exec"), names)
-        entry: Callable[..., Any] = names["entry"]
-        return entry
+        made = define("\n".join(lines), "entry", names, "<fusion entry>")
+        made.__kwdefaults__ = {p.name: p.default for p in self.parameters if _has_keyword_default(p)} or None
+        return renamed(made, tuple(p.name for p in sorted(self.parameters, key=lambda p: _ORDER[p.kind])))
 
     def structure(self, arguments: Sequence[Any]) -> Any:
         """What a refusal is remembered by: the arguments' nesting, types, dtypes and plain values, without sizes."""

@@ -67,7 +67,9 @@ def call(node: OpNode, text: Text, name: Name, result: TensorSpec | None = None,
         rest = node.args[1] or ((),) if method in _SPREAD else node.args[1:]
         return f"{text(node.args[0])}.{method}({', '.join(map(text, rest))})"
     function = _FUNCTIONS.get(node.op)
-    arguments = [*map(text, node.args), *(f"{k}={text(v)}" for k, v in node.kwargs)]
+    arguments = list(map(text, node.args))
+    if node.kwargs:  # a keyword is bound to a name of ours, for it may be any string
+        arguments.append("**{" + ", ".join(f"{name('key', k)}: {text(v)}" for k, v in node.kwargs) + "}")
     return f"{name('op', function or resolve(node.op))}({', '.join(arguments)})"
 
 
@@ -103,7 +105,7 @@ def _mean(node: OpNode, text: Text, result: TensorSpec | None) -> str | None:
     """One dimension as a number is 0.3 us cheaper than as a tuple."""
     if len(node.args) != 3 or not isinstance(node.args[1], tuple) or len(node.args[1]) != 1:
         return None
-    return f"{text(node.args[0])}.mean({node.args[1][0]}, {node.args[2]})"
+    return f"{text(node.args[0])}.mean({text(node.args[1][0])}, {text(node.args[2])})"
 
 
 _CONVERSIONS = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "half", torch.float64: "double"}

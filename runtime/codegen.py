@@ -62,20 +62,21 @@ class Writer(GuardWriter):
     def island(self, index: int, node: IslandNode, log: bool) -> None:
         """An island call, its log entry, and the checks on what it returned."""
         receiver = self.text(node.receiver) if isinstance(node.receiver, Ref) else self.path(node.receiver)
+        method = self.outside(node.method) if node.method else ""
         pad = "        "
         if self._reads_data(node):
             asked = ", ".join(map(self.text, node.args or ()))
-            self.lines.append(f"{pad}r = {receiver}.{node.method}({asked})")
+            self.lines.append(f"{pad}r = getattr({receiver}, {method})({asked})")
         elif node.args is None:
-            self.lines.append(f"{pad}r = {receiver}.{node.method}")
+            self.lines.append(f"{pad}r = getattr({receiver}, {method})")
             self._note_found(node)
             if log:
                 self.lines.append(f"{pad}SEEN.append([])")
         else:
-            given = [f"i{index}_{p}" if bound_later(leaf) else self.text(leaf) for p, leaf in enumerate(node.args)] + [
-                f"{k}={self.text(v)}" for k, v in node.kwargs
-            ]
-            called = f"{receiver}.{node.method}" if node.method else receiver
+            given = [f"i{index}_{p}" if bound_later(leaf) else self.text(leaf) for p, leaf in enumerate(node.args)]
+            if node.kwargs:
+                given.append(f"**{self._named(node)}")
+            called = f"getattr({receiver}, {method})" if method else receiver
             lent = self._before_call(index, node, log)
             writes = [self._note_writes(node, lent, log)] if lent else []
             if node.given:
@@ -131,6 +132,10 @@ class Writer(GuardWriter):
         if tensors:
             self.guard(tensors, [self.shape.devices[0]] * len(tensors), pad)
         self.flush(pad)
+
+    def _named(self, node: OpNode | IslandNode) -> str:
+        """Source of a dict of a call's arguments by keyword."""
+        return "{" + ", ".join(f"{self.outside(k)}: {self.text(v)}" for k, v in node.kwargs) + "}"
 
     def _before_call(self, index: int, node: IslandNode, log: bool) -> list[str]:
         """Notes what a call is given before it may write to that; source of the tensors that are used afterwards."""
@@ -291,11 +296,11 @@ class Writer(GuardWriter):
         source = call(node, self.text, self.name, known, hold_scalars=True)
         if index in self.kept_before:
             given = "".join(f"{self.text(a)}, " for a in node.args)
-            named = ", ".join(f"{k!r}: {self.text(v)}" for k, v in node.kwargs)
+            named = self._named(node)
             if index in self.graph.outer_writes:
-                self.lines.append(f"        undo.before({self.name('op', resolve(node.op))}, ({given}), {{{named}}})")
+                self.lines.append(f"        undo.before({self.name('op', resolve(node.op))}, ({given}), {named})")
             else:
-                self.lines.append(f"        undo.drawing(({given}), {{{named}}})")
+                self.lines.append(f"        undo.drawing(({given}), {named})")
         if index in self.graph.lasting:
             self.effects = True
         self.release(reads, position, last)
@@ -341,7 +346,7 @@ class Writer(GuardWriter):
             return f"{unflatten}([{taken}], {self.name('tree', tree)})"
         inner = [self._nested(child, leaves) for child in tree.children()]
         if tree.type is dict:
-            keys = [self.name("key", key) for key in tree.context]
+            keys = [self.outside(key) for key in tree.context]
             return "{" + ", ".join(f"{k}: {v}" for k, v in zip(keys, inner, strict=True)) + "}"
         text = ", ".join(inner)
         return f"[{text}]" if tree.type is list else f"({text}{',' if len(inner) == 1 else ''})"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,14 +63,18 @@ class GuardWriter:
         self.names[fresh] = value
         return fresh
 
+    def outside(self, word: Any) -> str:
+        """A name for a keyword, a key or an attribute's name. Such words come from outside and are never text."""
+        return self.name("key", sys.intern(word) if type(word) is str else word)
+
     def path(self, path: Path) -> str:
         """Source of an argument path."""
         text = f"a{self.shape.parameters.index(str(path[0]))}"
         for key in path[1:]:
             if isinstance(key, Attribute):
-                text += f".{key}"
+                text = f"getattr({text}, {self.outside(str(key))})"
             else:
-                text += f"[{key}]" if isinstance(key, int) else f"[{self.name('key', key)}]"
+                text += f"[{key}]" if type(key) is int else f"[{self.outside(key)}]"
         return text
 
     def value(self, name: str) -> str:
@@ -188,7 +193,10 @@ class GuardWriter:
                 if source.kind == "shape":
                     self.miss(f"{source.symbol} < 2", indent)
                 self.bound.add(source.symbol)
-        self.miss(f"{text}.dtype is not {self.text(spec.dtype)} or {text}.device.type != {spec.device!r}", indent)
+        self.miss(
+            f"{text}.dtype is not {self.text(spec.dtype)} or {text}.device.type != {self.name('device', spec.device)}",
+            indent,
+        )
         self.miss(f"{text}.shape != {self.text(tuple(spec.shape))}", indent)
         for dim, (size, stride) in enumerate(zip(spec.shape, spec.strides, strict=True)):
             if size != 1:
@@ -232,5 +240,5 @@ def write_match(shape: Shape) -> Source:
     writer = GuardWriter(shape)
     writer.lines.append(head(shape, "plan"))
     writer.checks()
-    writer.lines.append("    return {" + ", ".join(f"{s!r}: {s}" for s in sorted(writer.bound)) + "}")
+    writer.lines.append("    return {" + ", ".join(f"{writer.outside(s)}: {s}" for s in sorted(writer.bound)) + "}")
     return Source("\n".join(writer.lines), writer.names)

@@ -12,6 +12,7 @@ import torch
 from fusion.patterns import symbols
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Leaf, Ref
+from fusion.patterns.source import define
 
 from .calls import call
 
@@ -139,6 +140,4 @@ def eager_function(graph: SubGraph) -> Callable[..., object]:
         several = "," if len(node.outputs) > 1 else ""
         lines.append(f"    {targets}{several} = {call(node, text, name, graph.spec[node.outputs[0]])}")
     lines.append(f"    return {', '.join(local[o] for o in graph.outputs)}")
-    exec(compile("\n".join(lines), "<fusion eager region>", "exec"), names)
-    function: Callable[..., object] = names["eager"]  # type: ignore[assignment]
-    return function
+    return define("\n".join(lines), "eager", names, "<fusion eager region>")

@@ -27,6 +27,7 @@ from fusion.kernels.store import Store
 from fusion.kernels.toolchain.cpp import compile_c_extension, find_toolchain, why_missing
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, CompileError, FusionError, GraphError
+from fusion.patterns.source import define
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 
@@ -319,9 +320,7 @@ def _check(
 def _compiled(dims: Sequence[Dim], names: dict[str, int]) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
     """A function from symbol values to the values of `dims`; its text holds numbers and operators only."""
     terms = "".join(f"{symbols.print_python(d, lambda name: f'v[{names[name]}]')}, " for d in dims)
-    compiled: Callable[[tuple[int, ...]], tuple[int, ...]]
-    compiled = eval(f"lambda v: ({terms})", {"__builtins__": {"max": max, "min": min}})
-    return compiled
+    return define(f"def sizes(v):\n    return ({terms})", "sizes", {}, "<fusion sizes>")
 
 
 def _encode(

@@ -7,12 +7,9 @@ after an island has changed something, and any error, goes to `on_failure` with 
 
 from __future__ import annotations
 
-import ast
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import CodeType
 from typing import Any
 
 import torch
@@ -20,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fusion.patterns.leaves import Path
 from fusion.patterns.recorded import IslandNode, RecordedGraph, SymbolSource
+from fusion.patterns.source import define, parse
 from fusion.patterns.symbols import Dim
 
 from .lent import Contents
@@ -152,16 +150,14 @@ class Source:
         Args:
             values: objects for the names that differ between scopes of one shape.
         """
-        namespace = {"math": math, **self.names, **values}  # guards may round a share of a size
-        exec(_compiled(self.text, frozenset(namespace)), namespace)
-        return Plan(namespace["plan"], self.text)
+        namespace = {**self.names, **values}
+        _check_names(self.text, frozenset(namespace))
+        return Plan(define(self.text, "plan", namespace, "<fusion plan>"), self.text)
 
 
 @functools.lru_cache(maxsize=4096)
-def _compiled(text: str, bound: frozenset[str]) -> CodeType:
-    tree = ast.parse(text)
-    check_text(tree, bound)
-    return compile(tree, "<fusion plan>", "exec")
+def _check_names(text: str, bound: frozenset[str]) -> None:
+    check_text(parse(text), bound | {"math"})  # guards may round a share of a size
 
 
 def island_constants(graph: RecordedGraph) -> dict[str, Any]:

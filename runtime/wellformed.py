@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import builtins
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -11,6 +10,7 @@ from fusion.patterns.errors import GraphError
 from fusion.patterns.graph import OpNode, writes
 from fusion.patterns.leaves import Ref, leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.source import BUILTINS
 
 _REMEDY = "This is a fault of the scheduler: run with max_fusions=0 and report it."
 
@@ -106,7 +106,7 @@ def _check_statement(statement: ast.stmt, local: set[str], bound: Collection[str
         if isinstance(node, ast.Name):
             if isinstance(node.ctx, ast.Store):
                 stored.add(node.id)
-            elif node.id not in local and node.id not in bound and not hasattr(builtins, node.id):
+            elif node.id not in local and node.id not in bound and node.id not in BUILTINS:
                 raise GraphError(
                     f"Line {node.lineno} of the plan reads {node.id!r}, which is bound to nothing.", remedy=_REMEDY
                 )

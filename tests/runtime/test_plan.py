@@ -122,11 +122,11 @@ def test_an_error_goes_to_fail_with_the_arguments() -> None:
     recording, shape = recorded(lambda x: torch.exp(x) + 1, x=torch.rand(3))
     steps = tuple(("node", i) for i in range(len(shape.graph.nodes)))
     source = write_plan(shape, steps)
-    text = source.text.replace("    try:\n", "    try:\n        raise KeyError('broken')\n", 1)
+    text = source.text.replace("    try:\n", "    try:\n        raise Exception\n", 1)
     plan = type(source)(text, source.names).bind({**recording.constants, "FAIL": fail})
     x = torch.rand(3)
     assert plan.run(x) == "fallback"
-    assert met[0][:2] == (KeyError, []) and met[0][2][0] is x
+    assert met[0][:2] == (Exception, []) and met[0][2][0] is x
 
 
 def test_pins_and_bounds() -> None:
