@@ -71,7 +71,8 @@ def fuse(function: Any = None, config: Config = None) -> Any:
 
     Arguments and results may nest tuples, lists, mappings, NamedTuples and dataclasses. What the function finds in
     its closure and among its module's global names - tensors, modules, numbers - is watched: it is recorded anew when
-    one of them is bound to something else. In-place writes and random draws happen as they would without fusion.
+    one of them is bound to something else. As with `enable`, calls under autograd run eagerly: call it under
+    torch.no_grad() or torch.inference_mode(). In-place writes and random draws happen as they would without fusion.
 
     Args:
         function: any function of tensors; a torch module is enabled in place, as `enable` does. Left out, the result
