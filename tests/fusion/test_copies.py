@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fusion
+from fusion.patterns.errors import FusionError
 from fusion.signature import Signature
 
 
@@ -61,3 +62,25 @@ def test_a_call_before_there_is_a_snapshot() -> None:
     entry = Signature(free).entry([], [0], free)
     x = torch.ones(2)
     assert torch.equal(entry(x), free(x))
+
+
+class Pipeline:
+    def __init__(self) -> None:
+        self.unet, self.vae, self.steps = Scaled(), Scaled(), 3
+
+
+def test_what_cannot_be_enabled_says_what_can() -> None:
+    with pytest.raises(FusionError, match="unet, vae"):
+        fusion.enable(Pipeline())  # type: ignore[arg-type]
+    with pytest.raises(FusionError, match="For a function"):
+        fusion.enable(free)  # type: ignore[arg-type]
+    for made in (torch.jit.trace(Scaled().eval(), torch.ones(4)), torch.jit.script(torch.nn.SiLU())):
+        with pytest.raises(FusionError, match="made from"):
+            fusion.enable(made)
+
+
+def test_a_wrapper_reports_what_is_enabled_inside(quick: fusion.FusionConfig) -> None:
+    wrapper = torch.nn.Sequential(fusion.enable(Scaled().eval(), quick))
+    assert [row.name for row in fusion.report(wrapper).scopes] == ["Scaled"]
+    with pytest.raises(FusionError, match="not under fusion"):
+        fusion.report(torch.nn.Sequential(Scaled()))
