@@ -40,12 +40,14 @@ def enable(model: torch.nn.Module, config: Config = None) -> torch.nn.Module:
     Raises:
         ConfigError: the config is not valid.
         BackendUnavailable: the config names a backend that this machine cannot provide.
-        FusionError: `model` is no torch module.
+        FusionError: `model` is no torch module, or one that TorchScript made.
     """
     if not isinstance(model, torch.nn.Module):
+        raise FusionError(f"enable() takes a torch.nn.Module, not a {type(model).__name__}.", remedy=_remedy_for(model))
+    if isinstance(model, torch.jit.ScriptModule):
         raise FusionError(
-            f"enable() takes a torch.nn.Module, not a {type(model).__name__}.",
-            remedy="For a function there is fusion.fuse(function).",
+            f"enable() takes no scripted or traced module ({type(model).__name__}): its forward cannot be replaced.",
+            remedy="Enable the module that it was made from.",
         )
     scheduler = FusionScheduler(config)
     disable(model)
@@ -71,7 +73,8 @@ def fuse(function: Any = None, config: Config = None) -> Any:
 
     Arguments and results may nest tuples, lists, mappings, NamedTuples and dataclasses. What the function finds in
     its closure and among its module's global names - tensors, modules, numbers - is watched: it is recorded anew when
-    one of them is bound to something else. In-place writes and random draws happen as they would without fusion.
+    one of them is bound to something else. As with `enable`, calls under autograd run eagerly: call it under
+    torch.no_grad() or torch.inference_mode(). In-place writes and random draws happen as they would without fusion.
 
     Args:
         function: any function of tensors; a torch module is enabled in place, as `enable` does. Left out, the result
@@ -112,6 +115,15 @@ def kernels_in_use(model: torch.nn.Module | FusedFunction) -> tuple[Kernel, ...]
     return kernels_of([scope for _, scope in _enabled(model).scopes])
 
 
+def _remedy_for(thing: Any) -> str:
+    """What to enable instead: the modules that an object such as a pipeline holds, if it holds any."""
+    held = vars(thing) if hasattr(thing, "__dict__") and not isinstance(thing, type) else {}
+    names = [name for name, value in held.items() if isinstance(value, torch.nn.Module)]
+    if names:
+        return f"Enable the modules that it holds: {', '.join(names)}."
+    return "For a function there is fusion.fuse(function)."
+
+
 def _session_of(model: torch.nn.Module) -> Session | None:
     reference = _SESSIONS.get(model)
     return reference() if reference is not None else None
@@ -119,6 +131,9 @@ def _session_of(model: torch.nn.Module) -> Session | None:
 
 def _enabled(model: torch.nn.Module) -> Session:
     session = _session_of(model)
+    if session is None and isinstance(model, torch.nn.Module):  # which may wrap one that is enabled
+        inside = [s for s in map(_session_of, model.modules()) if s is not None]
+        session = inside[0] if len(inside) == 1 else None
     if session is None:
         raise FusionError("This model is not under fusion.", remedy="Call fusion.enable(model) first.")
     return session

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from fusion.capture.held import is_library
 from fusion.config import FusionConfig
@@ -25,7 +24,7 @@ _MOST_OBJECTS = 10_000
 
 
 class FusedFunction:
-    """A function under fusion; called like the function.
+    """A function under fusion; called like the function. The caller's grad mode stays: under autograd it runs eagerly.
 
     Args:
         function: what to run.
@@ -56,28 +55,15 @@ class FusedFunction:
             raise FusionError(f"The signature of {name} cannot be read: {error}", remedy="Wrap it in a def.") from None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() and not self._wants_gradients(args, kwargs):
-            with torch.no_grad():
-                return self.scope.entry(*args, **kwargs)
         return self.scope.entry(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method it is given its instance as an argument, and runs eagerly; `fuse(instance.method)` does not."""
         return self if instance is None else types.MethodType(self, instance)
 
-    def _wants_gradients(self, args: Any, kwargs: Any) -> bool:
-        held = (t for module in self.scope.modules.values() for t in _tensors(module))
-        given = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
-        return any(t.requires_grad for tensors in (given, held) for t in tensors)
-
     def report(self) -> FusionReport:
         """What was fused and why."""
         return report_of([self.scope], self.scheduler)
-
-
-def _tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters()
-    yield from (v for v in vars(module).values() if isinstance(v, torch.Tensor))
 
 
 class _Outside(torch.nn.Module):
@@ -121,7 +107,7 @@ def surroundings(
                 visit(method, depth + 1)
 
     def visit(called: types.FunctionType, depth: int) -> None:
-        if id(called) in seen or depth > _DEEPEST or called.__module__.partition(".")[0] in ("torch", "fusion"):
+        if id(called) in seen or depth > _DEEPEST or _package(called) in ("torch", "fusion"):
             return
         seen.add(id(called))
         for name in _names(called.__code__):
@@ -155,6 +141,11 @@ def surroundings(
                 visit(vars(kind)["__call__"], 0)
                 break
     return modules, entries
+
+
+def _package(called: types.FunctionType) -> str:
+    """The package a function is from; functions made by hand may have no module."""
+    return (called.__module__ or "").partition(".")[0]
 
 
 def _methods(value: Any) -> Iterator[types.FunctionType]:

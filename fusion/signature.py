@@ -71,13 +71,14 @@ class Signature:
     ) -> Callable[..., Any]:
         """The function that stands in for the callable: the mode checks, then the plans, then the slow path.
 
-        Whoever makes it puts the snapshot into its globals as `_f_unchanged`.
+        Whoever makes it puts the snapshot into its globals as `_f_unchanged`; no plan is tried before.
         """
         names: dict[str, Any] = {
             "_f_plans": plans,
             "_f_counter": counter,
             "_f_slow": slow,
             "_f_miss": MISS,
+            "_f_unchanged": bool,  # False until a snapshot is put in: another thread may call before that
             "_f_grad": torch.is_grad_enabled,
             "_f_dispatch": torch._C._len_torch_dispatch_stack,
             "_f_function": torch._C._len_torch_function_stack,
@@ -151,15 +152,23 @@ class ClassForward:
 
 
 class Forward(functools.partial):  # type: ignore[type-arg]  # it calls what it is given, whatever that returns
-    """What stands in a module's `forward`. A copy or a pickle of the module gets its own, plain forward back."""
+    """What stands in a module's `forward`. A deep copy or a pickle of the module gets a plain forward back."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self.__dict__["own"] is not None:  # which is bound to the copy then, if it is bound to the module
+            return copy.deepcopy(self.__dict__["own"], memo)
         return types.MethodType(type(self.module).forward, copy.deepcopy(self.module, memo))
 
     def __reduce__(self) -> Any:
+        if self.__dict__["own"] is not None:
+            return _itself, (self.__dict__["own"],)
         return getattr, (self.module, "forward")  # which is the class's own, while the module is being loaded
 
     @property
     def module(self) -> Any:
         """The module whose forward this is."""
         return self.__dict__["module"]
+
+
+def _itself(value: Any) -> Any:
+    return value

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from pair import Pair
 
 import fusion
@@ -37,3 +39,10 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr("fusion.scope.follow", noted)
     return outcomes
+
+
+@pytest.fixture
+def without_gradients() -> Iterator[None]:
+    """The test calls as users of inference do: fused functions leave the grad mode to their callers."""
+    with torch.no_grad():
+        yield

@@ -16,6 +16,8 @@ import fusion
 from fusion.patterns.errors import FusionError, StructureMismatch
 from fusion.runtime.nesting import flatten
 
+pytestmark = pytest.mark.usefixtures("without_gradients")
+
 ROWS = (3, 4, 5, 3, 4)
 WITHIN = 16 * torch.finfo(torch.float32).eps  # some roundings, relative to the largest value
 WEIGHT = torch.linspace(0.5, 2.0, 8)
@@ -185,15 +187,52 @@ def test_a_bound_method(quick: fusion.FusionConfig) -> None:
     ran_fused(fused, len(ROWS) - 2)
 
 
-def test_gradients_are_eagers(quick: fusion.FusionConfig) -> None:
+@torch.enable_grad()
+def test_the_callers_grad_mode_stays(quick: fusion.FusionConfig) -> None:
+    weight = torch.ones(8, requires_grad=True)
+    held = [weight]
+    modes: list[bool] = []
+
     @fusion.fuse(config=quick)
+    def call(x: torch.Tensor) -> torch.Tensor:
+        modes.append(torch.is_grad_enabled())
+        return torch.exp(x) * held[0] + 1
+
+    x = rand(3)
+    call(x).sum().backward()  # of a tensor found outside
+    same(weight.grad, torch.exp(x).sum(0))
+    x.requires_grad_()
+    call(x).sum().backward()
+    same(x.grad, torch.exp(x.detach()))
+    assert modes == [True, True]
+    (row,) = fusion.report(call).scopes
+    assert row.fused_calls == 0 and "grad_enabled" in row.reason and "torch.no_grad()" in row.reason
+
+    @fusion.fuse(config=quick)
+    def inside(x: torch.Tensor) -> torch.Tensor:
+        made = x.detach().requires_grad_()
+        return torch.autograd.grad((made * made).sum(), made)[0]
+
+    same(inside(x), 2 * x.detach())
+
+    @fusion.fuse(config=quick)
+    def switch(x: torch.Tensor) -> torch.Tensor:
+        torch.set_grad_enabled(False)
+        return x * 2
+
+    switch(x)
+    assert not torch.is_grad_enabled()
+
+
+def test_a_function_without_a_module(quick: fusion.FusionConfig) -> None:
     def call(x: torch.Tensor) -> torch.Tensor:
         return torch.exp(x) * 2 + 1
 
-    x = rand(3).requires_grad_()
-    call(x).sum().backward()
-    same(x.grad, torch.exp(x.detach()) * 2)
-    assert "grad_enabled" in fusion.report(call).scopes[0].reason
+    call.__module__ = None  # type: ignore[assignment]
+    fused = fusion.fuse(call, quick)
+    for turn, rows in enumerate(ROWS):
+        same(fused(rand(rows, turn)), call(rand(rows, turn)))
+    ran_fused(fused, len(ROWS) - 2)
 
 
 def test_a_module_is_enabled(quick: fusion.FusionConfig) -> None:

@@ -13,6 +13,8 @@ from tiny import no_grad, planned, scopes
 
 import fusion
 
+pytestmark = pytest.mark.usefixtures("without_gradients")
+
 ROWS = (3, 4, 5, 3, 4, 6)
 
 

@@ -16,6 +16,8 @@ from fusion.capture import islands, meanings
 from fusion.integrations import inference_ops
 from fusion.patterns.errors import FusionError
 
+pytestmark = pytest.mark.usefixtures("without_gradients")
+
 LIBRARY = "fusiontestlib"
 ROWS = (3, 4, 5, 3, 4)
 

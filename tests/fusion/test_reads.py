@@ -9,6 +9,8 @@ import torch
 
 import fusion
 
+pytestmark = pytest.mark.usefixtures("without_gradients")
+
 ROWS = (3, 4, 5, 3, 4)
 
 
