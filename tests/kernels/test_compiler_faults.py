@@ -1,9 +1,11 @@
 """Compilers that hang, or whose words are not UTF-8."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from fusion.kernels import compiler
 from fusion.kernels.toolchain import cpp
 from fusion.patterns.errors import CompileError
 
@@ -29,3 +31,12 @@ def test_the_compilers_own_words_come_first_and_need_not_be_utf8(tmp_path):
     with pytest.raises(CompileError) as caught:
         toolchain.compile_library(("int a;",), tmp_path / "a.so")
     assert "error: b\ufffdd" in str(caught.value).splitlines()[0]
+
+
+def test_only_the_process_that_made_the_folder_removes_it(tmp_path):
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    compiler._remove(os.getpid() + 1, folder)
+    assert folder.is_dir()
+    compiler._remove(os.getpid(), folder)
+    assert not folder.exists()
