@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -184,9 +186,17 @@ def _units(nests: list[Nest]) -> tuple[str, ...]:
 
 
 def _private_folder() -> Path:
-    return Path(_temporary().name)
+    return _made_by(os.getpid())
 
 
 @functools.cache
-def _temporary() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="fusion-kernels-")
+def _made_by(process: int) -> Path:
+    """A folder that goes when the process that made it ends, and not when a forked child does."""
+    folder = Path(tempfile.mkdtemp(prefix="fusion-kernels-"))
+    atexit.register(_remove, process, folder)
+    return folder
+
+
+def _remove(process: int, folder: Path) -> None:
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)

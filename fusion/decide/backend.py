@@ -154,8 +154,11 @@ class Backends:
                 continue
             if backend == "cpp":
                 native[digest] = nest
-            else:
+                continue
+            try:  # a primitive that Triton lacks refuses this region, not its whole scope
                 self.kernels[digest] = Kernel(make_launcher(nest), nest, None, "triton")
+            except LoweringError as error:
+                self.kernels[digest] = Decision(False, error.code, error.message)
         if native:
             self._compile_cpp(native)
 

@@ -9,9 +9,11 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sysconfig
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ from fusion.patterns.errors import CompileError
 
 _REMEDY = "Install g++ (Debian, Ubuntu: apt install g++) or clang++, or name one in the environment variable CXX."
 _COMPILERS = ("g++", "clang++", "c++")
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 14.0  # of one library, compiled and linked
+_hung: set[str] = set()  # compilers that once ran past it: in this process they are not tried again
 _OPENMP_RUNTIME = re.compile(r"lib(gomp|omp|iomp5)\b.*\.so")
 
 # No contraction and no -ffast-math: a result rounds where eager rounds it. errno and FP traps are not observed.
@@ -64,16 +67,17 @@ class Toolchain:
         Raises:
             CompileError: with the compiler's own words.
         """
+        deadline = time.monotonic() + _TIMEOUT_S
         with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
             names = [str(Path(folder, f"kernels{number}")) for number in range(len(sources))]
             for name, source in zip(names, sources, strict=True):
                 Path(f"{name}.cpp").write_text(source)
             commands = [[*self.command, *self.flags, "-c", f"{name}.cpp", "-o", f"{name}.o"] for name in names]
             with ThreadPoolExecutor(len(commands)) as pool:
-                list(pool.map(_call, commands))
+                list(pool.map(functools.partial(_call, deadline=deadline), commands))
             compiled = [f"{name}.o" for name in names]
             runtime = [self.runtime] if self.runtime else []
-            _call([*self.command, "-shared", "-Wl,--as-needed", *compiled, *runtime, "-lm", "-o", str(path)])
+            _call([*self.command, "-shared", "-Wl,--as-needed", *compiled, *runtime, "-lm", "-o", str(path)], deadline)
 
 
 def find_toolchain() -> Toolchain | None:
@@ -130,7 +134,10 @@ def compile_c_extension(source_path: Path, out_path: Path) -> None:
     if toolchain is None:
         raise CompileError(why_missing())
     language = ["-x", "c", "-std=c11", "-O2", "-fPIC", "-shared"]
-    _call([*toolchain.command, *language, f"-I{include}", str(source_path), "-o", str(out_path)])
+    _call(
+        [*toolchain.command, *language, f"-I{include}", str(source_path), "-o", str(out_path)],
+        time.monotonic() + _TIMEOUT_S,
+    )
 
 
 @functools.cache
@@ -147,7 +154,9 @@ def _find(named: str, path: str, runtime: str) -> Toolchain | None:
 
 def _version(command: Sequence[str]) -> str:
     try:
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+        done = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.partition("\n")[0].strip()
@@ -174,10 +183,31 @@ def _cpu() -> str:
     return "\n".join(line for line in first.splitlines() if line.startswith(wanted))
 
 
-def _call(command: Sequence[str]) -> None:
+def _call(command: Sequence[str], deadline: float) -> None:
+    """Runs a compiler in a session of its own, so that all it has started ends with it."""
+    if command[0] in _hung:
+        raise _hangs(command[0])
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    except (OSError, subprocess.SubprocessError) as error:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    except OSError as error:
         raise CompileError(f"The compiler {command[0]} could not run: {error}.", remedy=_REMEDY) from error
-    if done.returncode:
-        raise CompileError(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stderr.strip()}")
+    with process:
+        try:
+            told = process.communicate(timeout=max(0.0, deadline - time.monotonic()))[1].decode(errors="replace")
+        except subprocess.TimeoutExpired as error:
+            _hung.add(command[0])
+            raise _hangs(command[0]) from error
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        lines = told.strip().splitlines()
+        first = next((line for line in lines if "error" in line), lines[0] if lines else "it said nothing")
+        status = f"failed with status {process.returncode}"
+        raise CompileError(f"{command[0]} {status}: {first}\n{' '.join(command)}\n{told.strip()}")
+
+
+def _hangs(compiler: str) -> CompileError:
+    return CompileError(
+        f"The compiler {compiler} ran past {_TIMEOUT_S:g} s and is not tried again in this process.", remedy=_REMEDY
+    )
