@@ -23,7 +23,7 @@ from fusion.patterns.errors import CompileError
 
 _REMEDY = "Install g++ (Debian, Ubuntu: apt install g++) or clang++, or name one in the environment variable CXX."
 _COMPILERS = ("g++", "clang++", "c++")
-_TIMEOUT_S = 14.0  # of one library, compiled and linked
+_TIMEOUT_S = 120.0  # of one library, compiled and linked: long, since a busy machine must not lose its kernels
 _hung: set[str] = set()  # compilers that once ran past it: in this process they are not tried again
 _OPENMP_RUNTIME = re.compile(r"lib(gomp|omp|iomp5)\b.*\.so")
 
