@@ -110,6 +110,7 @@ def surroundings(
         if id(called) in seen or depth > _DEEPEST or _package(called) in ("torch", "fusion"):
             return
         seen.add(id(called))
+        entries.append(("code", called, called.__code__))
         for name in _names(called.__code__):
             if name in called.__globals__:
                 value = called.__globals__[name]

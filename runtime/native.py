@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import sympy
@@ -177,7 +177,10 @@ def make_snapshot(entries: Iterable[tuple[Any, ...]]) -> Callable[[], bool]:
             ("item", dict, key, expected): dict[key] is `expected`, or there is no such key where that is ABSENT;
             ("index", list, i, expected): list[i] is `expected`;
             ("size", container, n): the container has `n` items;
-            ("attribute", object, name, expected): the attribute is `expected`, or is missing where that is ABSENT.
+            ("attribute", object, name, expected): the attribute is `expected`, or is missing where that is ABSENT;
+            ("class", object, expected): the object's class is `expected`;
+            ("code", function, expected): the function's code object is `expected`;
+            ("call", callable, expected): the callable, which takes no arguments, returns `expected`.
             Values are compared by identity, so an attribute must hand out the same object each time it is read.
 
     Raises:
@@ -199,12 +202,19 @@ class PythonSnapshot:
                     pass
                 case ("index", list(), int() as at, _) if at >= 0:
                     pass
+                case ("class", _, type()) | ("code", FunctionType(), CodeType()):
+                    pass
+                case ("call", target, _) if callable(target):
+                    pass
                 case _:
                     raise ValueError(f"{entry!r} is no entry of a snapshot")
         self._items = [e[1:] for e in entries if e[0] == "item"]
         self._indices = [e[1:] for e in entries if e[0] == "index"]
         self._sizes = [e[1:] for e in entries if e[0] == "size"]
         self._attributes = [e[1:] for e in entries if e[0] == "attribute"]
+        self._classes = [e[1:] for e in entries if e[0] == "class"]
+        self._codes = [e[1:] for e in entries if e[0] == "code"]
+        self._calls = [e[1:] for e in entries if e[0] == "call"]
 
     def __call__(self) -> bool:
         return (
@@ -212,6 +222,9 @@ class PythonSnapshot:
             and all(len(container) == n for container, n in self._sizes)
             and all(len(held) > at and held[at] is expected for held, at, expected in self._indices)
             and all(getattr(target, name, ABSENT) is expected for target, name, expected in self._attributes)
+            and all(type(target) is kind for target, kind in self._classes)
+            and all(function.__code__ is code for function, code in self._codes)
+            and all(function() is expected for function, expected in self._calls)
         )
 
 

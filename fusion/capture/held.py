@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import sys
@@ -23,6 +24,8 @@ Entry = tuple[Any, ...]
 _NOT_STATE = (torch.Tensor, type, types.BuiltinFunctionType, types.ModuleType, torch.Generator, logging.Logger)
 _INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_UNPATCHED = ("builtins", "torch", "fusion", "abc", "collections", "enum", "typing")  # whose methods are not watched
+_MADE_BY_PYTHON = ("__dict__", "__weakref__", "__annotate__", "__annotate_func__")
 _DEEPEST = 6
 _MOST_STATE = 10_000
 
@@ -68,6 +71,7 @@ class Held:
         self._steps = tuple(steps)
         self._seen: set[int] = {id(child) for step in self._steps for child in step.modules()}
         self._classes: set[tuple[type, str]] = set()
+        self._watched_classes: set[type] = set()
         self._roots = {id(module) for module in modules.values()}
         tree = [child for module in modules.values() for _, child in modules_of(module, self._steps)]
         self._seen.update(map(id, tree))
@@ -82,7 +86,8 @@ class Held:
 
     def _module(self, child: torch.nn.Module) -> None:
         own = vars(child)
-        self.entries.append(("size", own, len(own)))
+        self.entries += [("class", child, type(child)), ("size", own, len(own))]
+        self._methods(type(child))
         for name, value in list(own.items()):
             if name in ("_parameters", "_buffers", "_modules"):
                 self.entries.append(("size", value, len(value)))
@@ -154,6 +159,9 @@ class Held:
             found.append(held)
         if not isinstance(own, dict) and not found and not isinstance(value, (list, dict, set)):
             return None
+        if not isinstance(value, (list, dict, set, tuple, frozenset)) or isinstance(own, dict):
+            self.entries.append(("class", value, type(value)))
+        self._methods(type(value))
         found += self._class_state(type(value), object, own if isinstance(own, dict) else {})
         return found
 
@@ -167,7 +175,8 @@ class Held:
     def _function(self, function: types.FunctionType) -> list[Any]:
         """What a function holds: closure, defaults and attributes."""
         found: list[Any] = []
-        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+        self.entries.append(("code", function, function.__code__))
+        for name in ("__defaults__", "__kwdefaults__"):
             self.entries.append(("attribute", function, name, getattr(function, name)))
         found += [function.__defaults__, function.__kwdefaults__, function.__dict__ or None]
         for cell in function.__closure__ or ():
@@ -178,6 +187,22 @@ class Held:
             self.entries.append(("attribute", cell, "cell_contents", held))
             found.append(held)
         return found
+
+    def _methods(self, kind: type) -> None:
+        """Methods, properties and the like of a class and its bases: which they are, and the code of the user's."""
+        for base in kind.__mro__:
+            if base in self._watched_classes or base.__module__.partition(".")[0] in _UNPATCHED:
+                continue
+            self._watched_classes.add(base)
+            members = _own_dict(base)
+            self.entries.append(("size", members, len(members)))
+            for name, held in list(members.items()):
+                if not _describes(held) or name in _MADE_BY_PYTHON:
+                    continue
+                self.entries.append(("item", members, name, held))
+                function = getattr(held, "fget", None) or getattr(held, "__func__", held)
+                if isinstance(function, types.FunctionType) and not is_library(base.__module__):
+                    self.entries.append(("code", function, function.__code__))
 
     def _class_state(self, kind: type, end: type, own: Mapping[str, Any]) -> list[Any]:
         """Data that the user's classes hold for their instances, where the instance with the dict `own` has none."""
@@ -202,6 +227,12 @@ def is_library(module: str) -> bool:
         return True
     file = getattr(sys.modules.get(root), "__file__", None) or ""
     return f"{os.sep}site-packages{os.sep}" in file or f"{os.sep}dist-packages{os.sep}" in file
+
+
+def _own_dict(kind: type) -> dict[str, Any]:
+    """The dict behind a class's `__dict__`: a snapshot tells by its version that nothing in it has changed."""
+    (members,) = gc.get_referents(kind.__dict__)
+    return members  # type: ignore[no-any-return]
 
 
 def _slots(kind: type) -> list[str]:

@@ -29,6 +29,7 @@ from .held import Entry, Held
 from .lookups import is_looked_into, put_back, real
 from .natively import as_tuples
 from .provenance import Atom, modules_of, tensors_of
+from .python_generators import PythonGenerators
 from .reads import SizeReads
 from .recorder import Recorder
 from .replay import replay
@@ -173,6 +174,7 @@ def record(
             "",
         )
     before = python_state(modules, steps.values())
+    dice = PythonGenerators()
     failure: Exception | None = None
     with below_autograd(recorder, kinds, SizeReads(recorder), inside):
         try:
@@ -180,6 +182,12 @@ def record(
         except Exception as error:
             failure = error
     after = python_state(modules, steps.values())
+    if dice.drawn():
+        recorder.refuse(
+            "random",
+            "the forward draws from Python's or NumPy's generator; draw before the call and pass the number",
+            call_line(call),
+        )
     change = changed(before, after)
     if change is not None:
         if recorder.refusal is None:
@@ -193,6 +201,7 @@ def record(
         recorder.effects.undo.rewind()
         recorder.take_back_python_writes()
         given.rewind()
+        dice.rewind()
         recorder.refuse("recorder_error", f"{type(failure).__name__} while sizes were symbols: {failure}", "")
         with replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
@@ -404,6 +413,8 @@ def changed(before: list[Entry], after: list[Entry]) -> str | None:
         return "adds or removes attributes"
     for was, now in zip(before, after, strict=True):
         if not alike(was, now):
+            if was[0] in ("class", "code"):
+                return f"changes the {was[0]} of an object"
             return f"changes {repr(was[2]) if was[0] == 'item' else 'a container'}"
     return None
 

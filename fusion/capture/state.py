@@ -67,6 +67,7 @@ def watched(
     entries: list[Entry] = [
         ("size", torch_module._global_forward_hooks, 0),
         ("size", torch_module._global_forward_pre_hooks, 0),
+        ("call", torch.get_default_dtype, torch.get_default_dtype()),
         ("attribute", forward_ad, "_current_level", -1),  # a kernel hands on no tangents
     ]
     kinds: dict[Any, None] = {}

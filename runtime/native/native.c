@@ -240,7 +240,7 @@ static void guard_dealloc(Guard *self) {
 
 /* ---- Snapshot ---- */
 
-enum { ITEM, SIZE, ATTRIBUTE, INDEX };
+enum { ITEM, SIZE, ATTRIBUTE, INDEX, CLASS, CODE, CALL };
 
 /* CPython 3.11 numbers every state of every dict, so a dict whose number is the same has not changed. Later versions
  * deprecate the number; there every call looks the keys up. */
@@ -281,6 +281,14 @@ static int entry_holds(Entry *e) {
     }
     if (e->kind == INDEX)
         return PyList_GET_SIZE(e->target) > e->size && PyList_GET_ITEM(e->target, e->size) == e->expected;
+    if (e->kind == CLASS) return (PyObject *)Py_TYPE(e->target) == e->key;
+    if (e->kind == CODE) return PyFunction_GET_CODE(e->target) == e->key;
+    if (e->kind == CALL) {
+        PyObject *given = PyObject_CallNoArgs(e->target);
+        if (!given) return -1;
+        Py_DECREF(given);
+        return given == e->key;
+    }
     PyObject *found = PyObject_GetAttr(e->target, e->key);
     if (!found) {
         if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return -1;
@@ -329,6 +337,12 @@ static int entry_parse(Entry *e, PyObject *tuple) {
         }
     } else if (!strcmp(kind, "attribute") && expected && PyUnicode_Check(second)) {
         e->kind = ATTRIBUTE;
+    } else if (!strcmp(kind, "class") && !expected && PyType_Check(second)) {
+        e->kind = CLASS;
+    } else if (!strcmp(kind, "code") && !expected && PyFunction_Check(target) && PyCode_Check(second)) {
+        e->kind = CODE;
+    } else if (!strcmp(kind, "call") && !expected && PyCallable_Check(target)) {
+        e->kind = CALL;
     } else {
         PyErr_Format(PyExc_ValueError, "%R is no entry of a snapshot", tuple);
         return -1;
