@@ -45,6 +45,10 @@ _SIZED_BY_DATA = (
 )  # fmt: skip
 
 
+class ModeSwitched(Exception):
+    """The forward left the mode it was called in: the recorded run is given up, and the call is made eagerly."""
+
+
 class Recorder(NativeCalls, TorchDispatchMode):
     """Records one run. Use `with recorder.active(): result = scope(...)`.
 
@@ -93,6 +97,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self._max_ops = max_ops
         self._paused = 0
         self._thread = threading.get_ident()
+        self._inference = torch.is_inference_mode_enabled()
         for name, path, tensor in inputs:
             self.add_input(name, path, tensor)
 
@@ -183,6 +188,9 @@ class Recorder(NativeCalls, TorchDispatchMode):
         real_args, real_kwargs = mapped(hint, (args, kwargs))
         if threading.get_ident() != self._thread or func is torch.ops.aten.detach_.default:
             return func(*real_args, **real_kwargs)  # detach_ ends torch.tensor() and changes no data
+        if self.recording and (torch.is_grad_enabled() or torch.is_inference_mode_enabled() != self._inference):
+            self.refuse("active_mode", "the forward switches gradients or inference mode on or off inside")
+            raise ModeSwitched("the run goes on below autograd, which would change what the switch is for")
         if self.recording and func is torch.ops.aten.lift_fresh.default and not self._is_known(args[0]):
             return self._lift(func, args)
         meaning = meaning_of(func)

@@ -160,8 +160,9 @@ SHIFTING(int64_t, uint64_t, 64)
         ("max_of", "min_of", "is_nan"),
         """\
 template <typename T> INLINE bool is_nan(T x) { return x != x; }
-template <typename T> INLINE T max_of(T a, T b) { return a > b || a != a ? a : b; }  // hands NaN on
-template <typename T> INLINE T min_of(T a, T b) { return a < b || a != a ? a : b; }
+// They hand NaN on. Of two zeros they give the first, whose sign clamp keeps.
+template <typename T> INLINE T max_of(T a, T b) { return b > a || b != b ? b : a; }
+template <typename T> INLINE T min_of(T a, T b) { return b < a || b != b ? b : a; }
 """,
     ),
     (

@@ -10,7 +10,7 @@ import torch
 
 from .. import indexing, symbols
 from ..indexing import Extents, Index
-from ..scalar import Scalar, Select, Size, apply, cast, compute_type, constant
+from ..scalar import Scalar, Select, Size, apply, compute_type, constant
 from ..symbols import Dim
 from .activations import sigmoid
 from .table import Call, Kind, Operator, Read, covered, register
@@ -136,16 +136,6 @@ def _tril(call: Call, index: Index, extents: Extents, read: Read) -> Scalar:
     return choose(column, (end,), (lambda: read(0, index), lambda: zero), extents)
 
 
-def _one_hot(call: Call, index: Index, extents: Extents, read: Read) -> Scalar:
-    hit = apply("eq", read(0, index[:-1]), Size(torch.int64, index[-1]))
-    return cast(hit, torch.int64)
-
-
-def _one_hot_covers(call: Call) -> str | None:
-    classes = call.argument(1, "num_classes", -1)
-    return "a number of classes that depends on the data" if classes == -1 else None
-
-
 # shifts
 
 
@@ -249,7 +239,6 @@ _element(("stack.default",), _stack)
 _element(("pad.default", "constant_pad_nd.default"), _pad, _pad_covers)
 _element(("triu.default",), _triu)
 _element(("tril.default",), _tril)
-_element(("one_hot.default",), _one_hot, _one_hot_covers, "exact; an index outside the classes makes a row of zeros")
 _element(("diff.default",), _diff, _diff_covers)
 _element(("roll.default",), _roll, _roll_covers)
 _element(("glu.default",), _glu, note="within 2 ulp of float32 before the result is rounded")

@@ -247,7 +247,7 @@ def stack_repeat(x: torch.Tensor) -> torch.Tensor:
 
 def expert_weights(x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Weights [s, experts] of the chosen experts [s] only, none above the diagonal."""
-    return (F.one_hot(chosen, x.shape[-1]) * x).tril(1)
+    return ((chosen[:, None] == torch.arange(x.shape[-1])) * x).tril(1)
 
 
 def _tokens(dtype: torch.dtype, length: int, count: int, width: int = HIDDEN) -> tuple[torch.Tensor, ...]:

@@ -46,8 +46,6 @@ _SPECIAL_IN_ROWS = (
     [1.0, -0.5, math.nan, 2.0, 3.0, 0.1, -0.25], [1.0, -0.5, math.inf, 2.0, 3.0, 0.1, -0.25],
     [0.0, -0.0, 1e-40, -0.0, 0.0, -1e-40, 0.0],
 )  # fmt: skip
-# Operators that take elements as indices, and raise where those lie outside.
-_INDEXING = ("aten.one_hot.default",)
 
 
 class Sample(NamedTuple):
@@ -173,9 +171,9 @@ def _copied(fn: Function) -> Function:
 
 
 def special(graph: SubGraph, tensors: Tensors) -> Iterator[Tensors]:
-    """Tensors of the same structure that hold special values; none for operators that take elements as indices."""
+    """Tensors of the same structure that hold special values; none where there are no elements."""
     called = [node.op for node in graph.nodes]
-    if not any(t.numel() for t in tensors) or any(op in _INDEXING for op in called):
+    if not any(t.numel() for t in tensors):
         return
     avoided = {_AVOIDED.get(op.split(".")[1]) for op in called}
     reducing = any(kind_of(op) not in (Kind.POINTWISE, Kind.VIEW, Kind.ELEMENT) for op in called)

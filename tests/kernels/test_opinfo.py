@@ -45,7 +45,7 @@ FUSABLE = [
     "square.default", "triu.default", "clone.default", "full.default", "tril.default", "bitwise_or.Tensor",
     "full_like.default", "logsumexp.default", "abs.default", "rsub.Scalar", "sqrt.default", "new_zeros.default",
     "lt.Tensor", "log.default", "reciprocal.default", "ones_like.default", "maximum.default", "floor.default",
-    "remainder.Tensor", "one_hot.default", "log_sigmoid.default", "flip.default", "log1p.default",
+    "remainder.Tensor", "log_sigmoid.default", "flip.default", "log1p.default",
     "scalar_tensor.default", "clamp_min.default", "flatten.using_ints", "new_full.default", "expm1.default",
     "erfinv.default", "eye.default", "logical_not.default",
 ]  # fmt: skip

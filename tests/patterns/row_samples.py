@@ -348,7 +348,6 @@ ELEMENTS: dict[str, list[Sample]] = {
     "constant_pad_nd.default": [sample(BOX, (1, 2, 3, 4), 7), sample(X, (-2, -1)), sample(YES, (1, 1), True)],
     "triu.default": [sample(m, k) for m in (BOX, X, YES) for k in (-5, -1, 0, 1, 2, 9)],
     "tril.default": [sample(m, k) for m in (BOX, X, YES) for k in (-5, -1, 0, 1, 2, 9)],
-    "one_hot.default": [sample(FIRST % 4, 4), sample(torch.tensor(2), 3)],
     "diff.default": [
         sample(X), sample(X, 1, 0), sample(YES, 1, -1), sample(X, 1, -1, Y[:, :2]), sample(X, 1, -1, None, Y),
         sample(X, 1, 1, append=Y[:, :1], prepend=Y[:, 1:2]),
