@@ -190,8 +190,7 @@ class GuardWriter:
             if source.value == name and source.symbol not in self.bound:
                 read = "size" if source.kind == "shape" else "stride"
                 self.lines.append(f"{indent}{source.symbol} = {text}.{read}({source.dim})")
-                if source.kind == "shape":
-                    self.miss(f"{source.symbol} < 2", indent)
+                self.miss(f"{source.symbol} < 2", indent)
                 self.bound.add(source.symbol)
         self.miss(
             f"{text}.dtype is not {self.text(spec.dtype)} or {text}.device.type != {self.name('device', spec.device)}",

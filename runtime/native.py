@@ -235,7 +235,7 @@ def make_guard(
 
     A tensor fits when it is a plain tensor or parameter in strided memory, without a lazy negation or conjugation,
     and has the dtype, device, sizes and strides of its spec. A stride does not count where the size is 1, and none
-    counts where there are no elements. A symbol read from a shape is at least 2: sizes 0 and 1 are recorded as numbers.
+    counts where there are no elements. A symbol is at least 2: sizes and strides of 0 and 1 are recorded as numbers.
 
     Args:
         specs: one per tensor; Dims over the symbols of `sources`.
@@ -269,7 +269,7 @@ class PythonGuard:
         if not all(_fits(tensor, *kind) for tensor, kind in zip(tensors, self._kinds, strict=True)):
             return None
         values = tuple((tensors[t].stride() if stride else tensors[t].shape)[dim] for t, stride, dim in self._sources)
-        if any(value < 2 and not stride for value, (_, stride, _) in zip(values, self._sources, strict=True)):
+        if any(value < 2 for value in values):
             return None
         try:
             wanted = self._dims(values)

@@ -153,7 +153,7 @@ static PyObject *guard_call(PyObject *object, PyObject *const *args, size_t narg
         const Source *s = &self->sources[i];
         const DLTensor *t = &described[s->tensor];
         values[i] = s->stride ? t->strides[s->dim] : t->shape[s->dim];
-        if (!s->stride && values[i] < 2) Py_RETURN_NONE;
+        if (values[i] < 2) Py_RETURN_NONE; /* 0 and 1 are recorded as numbers, of sizes and of strides */
     }
     if (!guard_fits(self, described, values)) Py_RETURN_NONE;
     PyObject *result = PyTuple_New(self->n_symbols);

@@ -104,3 +104,23 @@ def test_gradients_switched_on_inside() -> None:
             for _ in range(3):
                 found, expected = fused(torch.ones(2)), each(torch.ones(2))
                 assert torch.equal(found, expected) and found.requires_grad == expected.requires_grad
+
+
+@pytest.mark.parametrize(
+    "recorded, later",
+    [
+        (lambda: torch.randn(14, 10)[::2, ::2].t(), lambda: torch.ones(1).expand(5, 7)),
+        (lambda: torch.randn(3, 7)[:, :4].t(), lambda: torch.ones(6, 1).expand(6, 5)),
+        (lambda: torch.randn(6, 9)[::2, ::3], lambda: torch.ones(3, 1).expand(3, 3)),
+        (lambda: torch.randn(6, 9)[::2, ::3], lambda: torch.ones(1, 3).expand(3, 3)),
+    ],
+)
+def test_a_stride_that_was_a_symbol_is_0(
+    recorded: Callable[[], torch.Tensor], later: Callable[[], torch.Tensor]
+) -> None:
+    for function in (lambda x: x.clone() * 2, lambda x: x * 2):
+        fused = _fused(function, *[(recorded(),) for _ in range(3)])
+        with torch.no_grad():
+            for _ in range(3):
+                found, expected = fused(later()), function(later())
+                assert torch.equal(found, expected) and found.stride() == expected.stride()
