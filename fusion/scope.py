@@ -15,7 +15,8 @@ from fusion.capture.follow import follow
 from fusion.capture.given import Given
 from fusion.capture.likeness import Likeness, likeness, twins
 from fusion.capture.provenance import flatten
-from fusion.capture.record import Recording, changed, plain_state, python_state, record, unseen
+from fusion.capture.python_state import PythonState
+from fusion.capture.record import Recording, record, unseen
 from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal, Refused
 from fusion.known import Known, same_results
@@ -184,6 +185,10 @@ class Scope(Proving):
             self.modules, entries = self.surroundings()
         return entries + watched(self.modules, self.watch, self.steps.values())
 
+    def _outside(self) -> list[tuple[Any, ...]]:
+        assert self.surroundings is not None
+        return self.surroundings()[1]
+
     def _publish(self) -> None:
         """Makes the plans of all usable recordings the ones that `entry` tries; newest first."""
         if self.snapshot is None:  # not before it is needed: the C runtime may still be compiling
@@ -329,11 +334,11 @@ class Scope(Proving):
             steps=steps,
             max_ops=config.max_graph_size,
             varying=() if self.whole else self._varying(arguments),
+            outside=None if self.surroundings is None else self._outside,
         )
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
         if recording.refusal is not None:
-            plain_state(self.modules)
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
             if not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
@@ -424,13 +429,13 @@ class Scope(Proving):
         assert twin.recording.conditions is not None
         objects = {id(found[path]): path for path, _ in twin.recording.conditions.kinds}
         module = self.modules[""]
-        before = python_state(self.modules)  # no steps: such a scope has no twins
+        state = PythonState(self.modules)  # no steps: such a scope has no twins
         result, recording, why = follow(
             twin.recording, values, module, inputs, objects, lambda: self.original(arguments)
         )
         result = unseen(result)
         self.statistics.eager += 1
-        change = changed(before, python_state(self.modules))
+        change = state.change()
         if change is None and given.set_items() != ():
             change = "changes a list or dict it was given"
         if recording is None or change is not None:

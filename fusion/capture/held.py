@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import gc
 import logging
@@ -21,8 +22,11 @@ from .provenance import modules_of
 SWITCH = "enable_fusion"  # the attribute of a model's config that switches fusion off and on
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 Entry = tuple[Any, ...]
-_NOT_STATE = (torch.Tensor, type, types.BuiltinFunctionType, types.ModuleType, torch.Generator, logging.Logger)
-_INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
+_NOT_STATE = (
+    torch.Tensor, type, types.BuiltinFunctionType, types.ModuleType, torch.Generator, logging.Logger,
+    torch.SymInt, torch.SymFloat, torch.SymBool,
+)  # fmt: skip
+INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _UNPATCHED = ("builtins", "torch", "fusion", "abc", "collections", "enum", "typing")  # whose methods are not watched
 _MADE_BY_PYTHON = ("__dict__", "__weakref__", "__annotate__", "__annotate_func__")
@@ -31,22 +35,26 @@ _MOST_STATE = 10_000
 
 
 class Members:
-    """Asks a set whether it still holds what it held."""
+    """Asks a set or deque whether it still holds what it held."""
 
-    def __init__(self, held: set[Any]) -> None:
+    def __init__(self, held: set[Any] | collections.deque[Any]) -> None:
         self.held = held
-        self.before = frozenset(held)
+        self.before = tuple(held)
 
     @property
     def same(self) -> bool:
-        """Whether the set holds what it held when this was made."""
-        return self.held == self.before
+        """Whether the container holds the objects that it held when this was made, in that order."""
+        return _identical(self.before, tuple(self.held))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Members) and self.held is other.held and self.before == other.before
+        return isinstance(other, Members) and self.held is other.held and _identical(self.before, other.before)
 
     def __hash__(self) -> int:
         return id(self.held)
+
+
+def _identical(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
+    return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))
 
 
 class Held:
@@ -92,7 +100,7 @@ class Held:
             if name in ("_parameters", "_buffers", "_modules"):
                 self.entries.append(("size", value, len(value)))
                 self.entries += [("item", value, k, v) for k, v in value.items()]
-            elif name not in _INTERNAL and not (id(child) in self._roots and name == "forward"):
+            elif name not in INTERNAL and not (id(child) in self._roots and name == "forward"):
                 self.entries.append(("item", own, name, value))
                 self.visit(value, 0)
         for item in self._class_state(type(child), torch.nn.Module, own):
@@ -121,6 +129,9 @@ class Held:
         if isinstance(value, torch.nn.Module):
             self._meet(value)
             return
+        if hasattr(type(value), "__next__"):
+            what = f"holds a {type(value).__name__}, and what that gives next is seen only by taking it"
+            raise Refused("python_state", f"the forward {what}; keep a list, or the value itself")
         inner = self._inner(value)
         if inner is None:
             return
@@ -145,7 +156,7 @@ class Held:
             self.entries.append(("size", value, len(value)))
             self.entries += [("index", value, i, item) for i, item in enumerate(value)]
             found += value
-        elif isinstance(value, set):
+        elif isinstance(value, (set, collections.deque)):
             self.entries.append(("attribute", Members(value), "same", True))
             found += value
         elif isinstance(value, (tuple, frozenset)):
@@ -157,7 +168,7 @@ class Held:
             held = getattr(value, name, ABSENT)
             self.entries.append(("attribute", value, name, held))
             found.append(held)
-        if not isinstance(own, dict) and not found and not isinstance(value, (list, dict, set)):
+        if not isinstance(own, dict) and not found and not isinstance(value, (list, dict, set, collections.deque)):
             return None
         if not isinstance(value, (list, dict, set, tuple, frozenset)) or isinstance(own, dict):
             self.entries.append(("class", value, type(value)))

@@ -28,13 +28,13 @@ from .given import Given, Item
 from .held import Entry, Held
 from .lookups import is_looked_into, put_back, real
 from .natively import as_tuples
+from .outside_effects import OutsideEffects
 from .provenance import Atom, modules_of, tensors_of
-from .python_generators import PythonGenerators
+from .python_state import PythonState
 from .reads import SizeReads
 from .recorder import Recorder
 from .replay import replay
 from .shadow import GuardError, Translation, hint, is_symbolic
-from .state import alike
 
 
 @dataclass
@@ -121,6 +121,7 @@ def record(
     steps: Mapping[str, torch.nn.Module] | None = None,
     max_ops: int = 4096,
     varying: Collection[tuple[Path, int]] = (),
+    outside: Callable[[], list[Entry]] | None = None,
 ) -> Recording:
     """Runs `invoke()` once and records it.
 
@@ -133,6 +134,7 @@ def record(
         max_ops: operators a recording may have.
         varying: (path, dimension) of tensor arguments' sizes that other recordings fixed to other numbers; one that
             fixes them again is refused.
+        outside: gives snapshot entries for what a function finds in its closure and among global names.
 
     Returns:
         the outcome; `result` is always what the call returned, recorded or not.
@@ -173,35 +175,33 @@ def record(
             f"the argument {opaque[0].path[0]!r} is a {kind}; register its methods with fusion.register_island",
             "",
         )
-    before = python_state(modules, steps.values())
-    dice = PythonGenerators()
+    state = PythonState(modules, steps.values(), outside, arguments)
+    effects = OutsideEffects()
     failure: Exception | None = None
-    with below_autograd(recorder, kinds, SizeReads(recorder), inside):
+    with effects, below_autograd(recorder, kinds, SizeReads(recorder), inside):
         try:
             result = invoke()
         except Exception as error:
             failure = error
-    after = python_state(modules, steps.values())
-    if dice.drawn():
-        recorder.refuse(
-            "random",
-            "the forward draws from Python's or NumPy's generator; draw before the call and pass the number",
-            call_line(call),
-        )
-    change = changed(before, after)
+    if effects.noticed is not None:
+        recorder.refuse("python_state", f"the forward {effects.noticed}, which no plan would do", call_line(call))
+    change = state.change()
     if change is not None:
         if recorder.refusal is None:
-            recorder.module = _changing(before, after, modules)
-        recorder.refuse("python_state", f"the forward {change} in the state of its modules", call_line(call))
+            recorder.module = state.changing()
+        where = "around it" if outside is not None else "in the state of its modules"
+        recorder.refuse("python_state", f"the forward {change} {where}", call_line(call))
     items = given.set_items()
     if items is None:
         recorder.refuse("python_state", "the forward changes a list or dict it was given", call_line(call))
     if failure is not None:
-        plain_state(modules)
+        state.settle()
         recorder.effects.undo.rewind()
         recorder.take_back_python_writes()
         given.rewind()
-        dice.rewind()
+        effects.rewind()
+        if not recorder.log:  # what native calls did is not done again, and stays
+            state.restore()
         recorder.refuse("recorder_error", f"{type(failure).__name__} while sizes were symbols: {failure}", "")
         with replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
@@ -214,6 +214,8 @@ def record(
     )
     recording = finish(recorder, result, conditions, start, items or ())
     recording.changes = change is not None
+    if recording.refusal is not None:
+        state.settle()
     return recording
 
 
@@ -397,45 +399,3 @@ def attributes_of(
                 if hasattr(value, "__dict__") and not isinstance(value, (torch.nn.Module, torch.Tensor, type)):
                     found.setdefault(id(value), (".".join(filter(None, (prefix, path, name))), value))
     return found
-
-
-def python_state(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Module] = ()) -> list[Entry]:
-    """What the modules hold in Python; `changed` tells whether a call left it as it was."""
-    try:
-        return Held(modules, (), steps).entries
-    except Refused:
-        return []  # such modules are refused before they are recorded
-
-
-def changed(before: list[Entry], after: list[Entry]) -> str | None:
-    """The first thing that differs between two states, in words, or None."""
-    if len(before) != len(after):
-        return "adds or removes attributes"
-    for was, now in zip(before, after, strict=True):
-        if not alike(was, now):
-            if was[0] in ("class", "code"):
-                return f"changes the {was[0]} of an object"
-            return f"changes {repr(was[2]) if was[0] == 'item' else 'a container'}"
-    return None
-
-
-def _changing(
-    before: list[Entry], after: list[Entry], modules: Mapping[str, torch.nn.Module]
-) -> torch.nn.Module | None:
-    """The module that holds the first thing that differs between two states; None where that is not told."""
-    held = next((now[1] for was, now in zip(before, after, strict=False) if not alike(was, now)), None)
-    for module in modules.values():
-        for child in module.modules():
-            if vars(child) is held or any(value is held for value in vars(child).values()):
-                return child
-    return None
-
-
-def plain_state(modules: Mapping[str, torch.nn.Module]) -> None:
-    """Replaces symbolic sizes that a recorded forward left in module attributes by numbers; lists by real ones."""
-    for module in modules.values():
-        for child in module.modules():
-            put_back(child)
-            for name, value in list(child.__dict__.items()):
-                if is_symbolic(value):
-                    child.__dict__[name] = hint(value)
