@@ -197,9 +197,8 @@ class GuardWriter:
             indent,
         )
         self.miss(f"{text}.shape != {self.text(tuple(spec.shape))}", indent)
-        for dim, (size, stride) in enumerate(zip(spec.shape, spec.strides, strict=True)):
-            if size != 1:
-                self.miss(f"{text}.stride({dim}) != {self.text(stride)}", indent)
+        for dim, stride in enumerate(spec.strides):
+            self.miss(f"{text}.stride({dim}) != {self.text(stride)}", indent)
 
     def _sources(self, names: Sequence[str]) -> tuple[list[str], list[SymbolSource]]:
         """The tensors a guard on `names` reads, and the size symbols it takes from them.

@@ -234,8 +234,9 @@ def make_guard(
     """A function of tensors that returns its symbols' values, in order, or None if a tensor does not fit.
 
     A tensor fits when it is a plain tensor or parameter in strided memory, without a lazy negation or conjugation,
-    and has the dtype, device, sizes and strides of its spec. A stride does not count where the size is 1, and none
-    counts where there are no elements. A symbol is at least 2: sizes and strides of 0 and 1 are recorded as numbers.
+    and has the dtype, device, sizes and strides of its spec. The stride of a size of 1 counts, for layouts of results
+    follow it; none counts where there are no elements. A symbol is at least 2: sizes and strides of 0 and 1 are recorded
+    as numbers.
 
     Args:
         specs: one per tensor; Dims over the symbols of `sources`.
@@ -280,8 +281,8 @@ class PythonGuard:
             shape, strides, n = tuple(tensor.shape), tensor.stride(), tensor.dim()
             if shape != wanted[at : at + n]:
                 return None
-            compared = zip(shape, strides, wanted[at + n : at + 2 * n], strict=True)
-            if 0 not in shape and any(have != want and size != 1 for size, have, want in compared):
+            compared = zip(strides, wanted[at + n : at + 2 * n], strict=True)
+            if 0 not in shape and any(have != want for have, want in compared):
                 return None
             at += 2 * n
         return values

@@ -237,9 +237,6 @@ class Shadow:
         running: Any = 1
         real = tensor.stride()
         for dim in sorted(range(tensor.ndim), key=lambda d: (real[d], -d)):
-            if tensor.shape[dim] == 1:
-                strides[dim] = real[dim] if real[dim] in (0, 1) else running
-                continue
             if real[dim] == hint(running):
                 strides[dim] = running
                 running = running * sizes[dim]
