@@ -235,8 +235,8 @@ def make_guard(
 
     A tensor fits when it is a plain tensor or parameter in strided memory, without a lazy negation or conjugation,
     and has the dtype, device, sizes and strides of its spec. The stride of a size of 1 counts, for layouts of results
-    follow it; none counts where there are no elements. A symbol is at least 2: sizes and strides of 0 and 1 are recorded
-    as numbers.
+    follow it; none counts where there are no elements. A symbol is at least 2: sizes and strides of 0 and 1 are
+    recorded as numbers.
 
     Args:
         specs: one per tensor; Dims over the symbols of `sources`.
