@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 from fusion.capture import islands
 from fusion.capture.follow import follow
@@ -19,6 +20,7 @@ from fusion.capture.python_state import PythonState
 from fusion.capture.record import Recording, record, unseen
 from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal, Refused
+from fusion.integrations.compile import opaque, undisturbed
 from fusion.known import Known, same_results
 from fusion.patterns.leaves import Path
 from fusion.proving import MOST_ROUTES, Proving
@@ -214,7 +216,13 @@ class Scope(Proving):
             self.statistics.last_reason = reason
         return self.original(arguments)
 
+    @opaque
     def _slow(self, *arguments: Any) -> Any:
+        if get_eval_frame_callback():
+            return undisturbed(self.signature.invoke, self.entry, arguments)
+        return self._dispatch(arguments)
+
+    def _dispatch(self, arguments: tuple[Any, ...]) -> Any:
         if not self.enabled():
             return self._eager(arguments, Refusal("disabled", "enable_fusion is False"))
         if self.resets > _MOST_RESETS:

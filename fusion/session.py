@@ -15,6 +15,7 @@ from fusion.decide.backend import Kernel
 from fusion.decide.decider import Candidate
 from fusion.decide.heuristics import Decision
 from fusion.decide.refusal import CODES, Refusal
+from fusion.entries import ModuleEntry, own_forward
 from fusion.integrations import standard, transformers
 from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.ops import Kind, kind_of
@@ -23,7 +24,7 @@ from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Tota
 from fusion.runtime.native import native_available
 from fusion.scheduler import Compiled, FusionScheduler
 from fusion.scope import Scope
-from fusion.signature import ClassForward, Forward
+from fusion.signature import ClassForward
 
 # Refusals that say something of the call, not of the module.
 _PASSING = (
@@ -48,7 +49,7 @@ class Session:
         self.scheduler = scheduler
         self.scopes: list[tuple[torch.nn.Module, Scope]] = []
         self.eager: dict[str, Refusal] = {}  # modules that run eagerly as steps, by path, and why
-        self._entries: list[tuple[torch.nn.Module, Forward, Any]] = []  # with the module's own forward, if it had one
+        self._entries: list[ModuleEntry] = []
         config = getattr(model, "config", None)
         self._watch = [config] if hasattr(config, "__dict__") else []
         blocks = find_blocks(model)
@@ -64,7 +65,7 @@ class Session:
     def _add(self, path: str, module: torch.nn.Module, inside: Mapping[str, torch.nn.Module]) -> None:
         """Makes a module a scope; of the modules `inside` it, by their paths in the model, those become its steps."""
         prefix = f"{path}." if path else ""
-        own = _own_forward(module)
+        own = own_forward(module)
         scope = Scope(
             path or type(self.model).__name__,
             own or ClassForward(module),
@@ -77,10 +78,7 @@ class Session:
             in_place=False,
         )
         self.scopes.append((module, scope))
-        forward = Forward(scope.entry)
-        forward.__dict__.update(module=module, own=own)
-        self._entries.append((module, forward, own))
-        module.__dict__["forward"] = forward
+        self._entries.append(ModuleEntry(module, scope.entry))
         scope.refresh()  # which sees the module with its new forward
 
     def _divide(
@@ -127,25 +125,12 @@ class Session:
 
     def remove(self) -> None:
         """Takes every entry out of the model."""
-        for module, forward, own in self._entries:
-            if vars(module).get("forward") is not forward:
-                continue  # somebody else put another one in its place
-            if own is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = own
+        for entry in self._entries:
+            entry.remove()
 
     def report(self) -> FusionReport:
         """What was fused, what was not, and why."""
         return report_of([scope for _, scope in self.scopes], self.scheduler, self.eager)
-
-
-def _own_forward(module: torch.nn.Module) -> Any:
-    """The forward that the user put into a module, or None; entries of another session are looked through."""
-    forward = vars(module).get("forward")
-    while isinstance(forward, Forward):
-        forward = forward.__dict__["own"]
-    return forward
 
 
 def report_of(

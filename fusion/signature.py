@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import inspect
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.utils import _pytree as pytree
 
+from fusion.integrations.compile import opaque
 from fusion.patterns.source import define, renamed
 from fusion.runtime.plan import MISS
 
@@ -84,6 +84,7 @@ class Signature:
             "_f_function": torch._C._len_torch_function_stack,
             "_f_autocast": torch._C._is_any_autocast_enabled,
             "_f_tracing": torch._C._get_tracing_state,
+            "_f_compiling": get_eval_frame_callback,
         }
         listed: list[str] = []
         star = False
@@ -104,8 +105,9 @@ class Signature:
         arguments = ", ".join(f"a{i}" for i in range(len(self.parameters)))
         lines = [
             f"def entry({', '.join(listed)}):",
-            "    _f_modes = _f_grad() or _f_dispatch() or _f_function() or _f_autocast() or _f_tracing()",
-            "    if not _f_modes and _f_unchanged():",
+            "    _f_modes = _f_grad() or _f_dispatch() or _f_function() or _f_autocast()",
+            "    _f_traced = _f_tracing() or _f_compiling()",
+            "    if not _f_modes and not _f_traced and _f_unchanged():",
             "        for _f_plan in _f_plans:",
             f"            _f_result = _f_plan({arguments})",
             "            if _f_result is not _f_miss:",
@@ -115,7 +117,7 @@ class Signature:
         ]
         made = define("\n".join(lines), "entry", names, "<fusion entry>")
         made.__kwdefaults__ = {p.name: p.default for p in self.parameters if _has_keyword_default(p)} or None
-        return renamed(made, tuple(p.name for p in sorted(self.parameters, key=lambda p: _ORDER[p.kind])))
+        return opaque(renamed(made, tuple(p.name for p in sorted(self.parameters, key=lambda p: _ORDER[p.kind]))))
 
     def structure(self, arguments: Sequence[Any]) -> Any:
         """What a refusal is remembered by: the arguments' nesting, types, dtypes and plain values, without sizes."""
@@ -145,30 +147,8 @@ class ClassForward:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
+        self.__wrapped__ = type(module).forward  # where its code is found
         self.__signature__ = inspect.signature(types.MethodType(type(module).forward, module))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)
-
-
-class Forward(functools.partial):  # type: ignore[type-arg]  # it calls what it is given, whatever that returns
-    """What stands in a module's `forward`. A deep copy or a pickle of the module gets a plain forward back."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if self.__dict__["own"] is not None:  # which is bound to the copy then, if it is bound to the module
-            return copy.deepcopy(self.__dict__["own"], memo)
-        return types.MethodType(type(self.module).forward, copy.deepcopy(self.module, memo))
-
-    def __reduce__(self) -> Any:
-        if self.__dict__["own"] is not None:
-            return _itself, (self.__dict__["own"],)
-        return getattr, (self.module, "forward")  # which is the class's own, while the module is being loaded
-
-    @property
-    def module(self) -> Any:
-        """The module whose forward this is."""
-        return self.__dict__["module"]
-
-
-def _itself(value: Any) -> Any:
-    return value

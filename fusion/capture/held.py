@@ -28,6 +28,8 @@ _NOT_STATE = (
 )  # fmt: skip
 INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# Attributes that a module under fusion has of us (`fusion.entries`).
+ENTRY_NAMES = ("forward", "__getstate__", "_replicate_for_data_parallel", "__prepare_scriptable__")
 _UNPATCHED = ("builtins", "torch", "fusion", "abc", "collections", "enum", "typing")  # whose methods are not watched
 _MADE_BY_PYTHON = ("__dict__", "__weakref__", "__annotate__", "__annotate_func__")
 _DEEPEST = 6
@@ -100,7 +102,7 @@ class Held:
             if name in ("_parameters", "_buffers", "_modules"):
                 self.entries.append(("size", value, len(value)))
                 self.entries += [("item", value, k, v) for k, v in value.items()]
-            elif name not in INTERNAL and not (id(child) in self._roots and name == "forward"):
+            elif name not in INTERNAL and not (id(child) in self._roots and name in ENTRY_NAMES):
                 self.entries.append(("item", own, name, value))
                 self.visit(value, 0)
         for item in self._class_state(type(child), torch.nn.Module, own):

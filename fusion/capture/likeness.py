@@ -11,7 +11,7 @@ import torch
 from fusion.patterns.leaves import leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
 
-from .held import PLAIN
+from .held import ENTRY_NAMES, PLAIN
 from .provenance import tensors_of
 
 _MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
@@ -37,7 +37,7 @@ def likeness(module: torch.nn.Module) -> Likeness:
     for path, child in module.named_modules():
         structure.append((path, id(type(child)), id(type(child).forward)))
         for name, value in vars(child).items():
-            if name in _MODULE_INTERNALS or name == "forward":
+            if name in _MODULE_INTERNALS or name in ENTRY_NAMES:
                 continue
             if type(value) is int:
                 integers.append((f"{path}.{name}", value))

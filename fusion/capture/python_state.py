@@ -14,7 +14,7 @@ import torch
 
 from fusion.decide.refusal import Refused
 
-from .held import INTERNAL, Entry, Held, Members
+from .held import ENTRY_NAMES, INTERNAL, Entry, Held, Members
 from .lookups import put_back
 from .provenance import flatten
 from .shadow import hint, is_symbolic
@@ -100,7 +100,7 @@ class PythonState:
         for mapping, known in dicts.values():
             if any(isinstance(name, str) and name in _OF_CLASSES for name in mapping):
                 continue  # a class's dict
-            kept = INTERNAL | {"forward"} if id(mapping) in attributes else frozenset()
+            kept = INTERNAL.union(ENTRY_NAMES) if id(mapping) in attributes else frozenset()
             for name in [name for name in mapping if name not in known and name not in kept]:
                 del mapping[name]
             mapping.update({name: value for name, value in known.items() if mapping.get(name) is not value})

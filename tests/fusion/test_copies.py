@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import pickle
 import types
 from collections.abc import Callable
@@ -84,3 +86,143 @@ def test_a_wrapper_reports_what_is_enabled_inside(quick: fusion.FusionConfig) ->
     assert [row.name for row in fusion.report(wrapper).scopes] == ["Scaled"]
     with pytest.raises(FusionError, match="not under fusion"):
         fusion.report(torch.nn.Sequential(Scaled()))
+
+
+def replicated(module: torch.nn.Module) -> torch.nn.Module:
+    """As torch.nn.DataParallel makes replicas; its parameters are then set one by one."""
+    replica: torch.nn.Module = module._replicate_for_data_parallel()  # type: ignore[operator]
+    for name, parameter in module._parameters.items():
+        replica._parameters[name] = parameter
+    return replica
+
+
+class Factor(torch.nn.Module):
+    """Multiplies by a plain attribute, which a copy may have another of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4))
+        self.factor = 2.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiplied."""
+        return torch.tanh(x * self.weight) * self.factor
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": pickled,
+    "replica": replicated,
+    "average": lambda module: torch.optim.swa_utils.AveragedModel(module).module,
+}
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("name", COPIES)
+@torch.no_grad()
+def test_a_copy_runs_itself(quick: fusion.FusionConfig, name: str, inner: bool) -> None:
+    module = torch.nn.Sequential(Factor(), torch.nn.Tanh()).eval() if inner else Factor().eval()
+    fusion.enable(module, quick)
+    x = torch.linspace(-1, 1, 4)
+    for _ in range(3):
+        module(x)
+    assert fusion.report(module).scopes[0].fused_calls > 0
+    held = module[0] if inner else module
+    twin = COPIES[name](held)
+    twin.factor = 5.0
+    assert torch.allclose(twin(x), torch.tanh(x) * 5)
+    assert torch.allclose(held(x), torch.tanh(x) * 2)
+    assert not any("fusion" in repr(value) for value in vars(twin).values())
+    before = {**vars(held)}
+    fusion.disable(module)
+    assert set(before) - set(vars(held)) <= {
+        "forward",
+        "__getstate__",
+        "_replicate_for_data_parallel",
+        "__prepare_scriptable__",
+    }
+    assert torch.allclose(held(x), torch.tanh(x) * 2) and "forward" not in vars(held)
+
+
+@torch.no_grad()
+def test_a_copy_of_a_copy_can_be_enabled(quick: fusion.FusionConfig) -> None:
+    first = fusion.enable(Factor().eval(), quick)
+    second = fusion.enable(copy.copy(first), quick)
+    second.factor = 3.0
+    x = torch.linspace(-1, 1, 4)
+    for _ in range(3):
+        assert torch.allclose(first(x), torch.tanh(x) * 2) and torch.allclose(second(x), torch.tanh(x) * 3)
+    assert fusion.report(second).scopes[0].fused_calls > 0
+    fusion.disable(first)
+    assert torch.allclose(second(x), torch.tanh(x) * 3)
+
+
+@torch.no_grad()
+def test_the_entry_is_a_function_like_the_forward(quick: fusion.FusionConfig) -> None:
+    module = fusion.enable(Factor().eval(), quick)
+    forward = module.forward
+    assert isinstance(forward, types.FunctionType)
+    assert forward.__name__ == "forward" and forward.__doc__ == "Multiplied." and forward.__module__ == __name__
+    assert inspect.signature(forward) == inspect.signature(Factor().forward)
+    assert inspect.unwrap(forward).__self__ is module  # type: ignore[attr-defined]
+    assert "torch.tanh" in inspect.getsource(forward)
+
+
+@torch.no_grad()
+def test_a_wrapper_of_the_users_around_ours_stays(quick: fusion.FusionConfig) -> None:
+    module = fusion.enable(Factor().eval(), quick)
+    ours = module.forward
+
+    @functools.wraps(ours)
+    def wrapper(x: torch.Tensor) -> torch.Tensor:
+        return ours(x) + 1
+
+    module.forward = wrapper  # type: ignore[method-assign]
+    fusion.disable(module)
+    x = torch.ones(4)
+    assert vars(module)["forward"] is wrapper and torch.allclose(module(x), torch.tanh(x) * 2 + 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@torch.no_grad()
+def test_torch_takes_a_module_under_fusion(quick: fusion.FusionConfig) -> None:
+    """Scripted, traced, exported and compiled, whatever torch makes of it, and the module is as before."""
+    module = torch.nn.Sequential(Factor(), Factor()).eval()
+    fusion.enable(module, quick)
+    x = torch.linspace(-1, 1, 4)
+    for _ in range(3):
+        expected = module(x)
+    inside, planned = list(module), fusion.report(module).scopes[0].fused_calls
+    assert torch.allclose(torch.jit.script(module)(x), expected)
+    assert torch.allclose(torch.jit.trace(module, x)(x), expected)
+    assert torch.allclose(torch.export.export(module, (x,)).module()(x), expected)
+    compiled = torch.compile(module, backend="eager")
+    for _ in range(3):
+        assert torch.allclose(compiled(x), expected)
+    assert fusion.report(module).scopes[0].fused_calls > planned  # its plan ran inside
+    planned = fusion.report(module).scopes[0].fused_calls
+    assert list(module) == inside and torch.allclose(module(x), expected)
+    assert fusion.report(module).scopes[0].fused_calls > planned
+
+
+@torch.no_grad()
+def test_a_compiled_module_inside_and_compiling_before(quick: fusion.FusionConfig) -> None:
+    """Enabled before or after compiling, and with a compiled part inside: the results are eager's."""
+    x = torch.linspace(-1, 1, 4)
+    expected = torch.tanh(torch.tanh(x) * 2) * 2
+    module = torch.nn.Sequential(Factor(), Factor()).eval()
+    compiled = torch.compile(module, backend="eager")
+    assert torch.allclose(compiled(x), expected)
+    fusion.enable(module, quick)
+    for _ in range(4):
+        assert torch.allclose(compiled(x), expected) and torch.allclose(module(x), expected)
+    fusion.disable(module)
+    assert torch.allclose(compiled(x), expected)
+    parts = torch.nn.Sequential(Factor(), torch.compile(Factor(), backend="eager")).eval()
+    fusion.enable(parts, quick)
+    for _ in range(4):
+        assert torch.allclose(parts(x), expected)
+    function = fusion.fuse(torch.compile(lambda x: torch.tanh(x) * 2, backend="eager"), quick)
+    for _ in range(4):
+        assert torch.allclose(function(x), torch.tanh(x) * 2)
