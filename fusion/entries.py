@@ -49,11 +49,13 @@ class ModuleEntry:
             attributes[name] = self._before[name]
 
     def _state(self) -> Any:
-        state = type(self.module).__getstate__(self.module)
+        answer: Callable[[Any], Any] = type(self.module).__getstate__
+        state = answer(self.module)
         return self._without_entries(state) if isinstance(state, Mapping) else state
 
     def _replica(self) -> Any:
-        replica = type(self.module)._replicate_for_data_parallel(self.module)
+        make: Callable[[Any], Any] = type(self.module)._replicate_for_data_parallel
+        replica = make(self.module)
         replica.__dict__ = self._without_entries(vars(replica))
         return replica
 

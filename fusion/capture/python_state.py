@@ -91,7 +91,8 @@ class PythonState:
                 target.cell_contents = rest[1]
             elif isinstance(target, Members) and not target.same:
                 target.held.clear()
-                getattr(target.held, "update", getattr(target.held, "extend", None))(target.before)
+                put: Callable[..., Any] = target.held.update if isinstance(target.held, set) else target.held.extend
+                put(target.before)
         for held, items in lists.values():
             if len(held) != len(items) or any(a is not b for a, b in zip(held, items, strict=True)):
                 held.clear()

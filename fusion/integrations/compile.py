@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch._dynamo import disable
+import torch
 from torch._dynamo.decorators import skip
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -18,7 +18,9 @@ def opaque(function: _Function) -> _Function:
     return function
 
 
-@disable
-def undisturbed(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function while torch.compile looks at no frame at all."""
+def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
+
+
+# Calls a function with arguments while torch.compile looks at no frame at all.
+undisturbed: Callable[..., Any] = torch.compiler.disable(_call)  # type: ignore[no-untyped-call]  # it has no annotations
