@@ -7,6 +7,7 @@ import functools
 import gc
 import logging
 import os
+import random
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -131,6 +132,9 @@ class Held:
         if isinstance(value, torch.nn.Module):
             self._meet(value)
             return
+        if isinstance(value, random.Random) or (type(value).__module__ or "").startswith("numpy.random"):
+            what = f"holds a {type(value).__name__}, whose draws no plan would make"
+            raise Refused("random", f"the forward {what}; use a torch.Generator, or draw before the call")
         if hasattr(type(value), "__next__"):
             what = f"holds a {type(value).__name__}, and what that gives next is seen only by taking it"
             raise Refused("python_state", f"the forward {what}; keep a list, or the value itself")
@@ -203,6 +207,8 @@ class Held:
 
     def _methods(self, kind: type) -> None:
         """Methods, properties and the like of a class and its bases: which they are, and the code of the user's."""
+        if kind not in self._watched_classes and kind.__module__.partition(".")[0] not in _UNPATCHED:
+            self.entries.append(("attribute", kind, "__mro__", kind.__mro__))  # its bases may be replaced
         for base in kind.__mro__:
             if base in self._watched_classes or base.__module__.partition(".")[0] in _UNPATCHED:
                 continue
@@ -215,7 +221,7 @@ class Held:
                 self.entries.append(("item", members, name, held))
                 function = getattr(held, "fget", None) or getattr(held, "__func__", held)
                 if isinstance(function, types.FunctionType) and not is_library(base.__module__):
-                    self.entries.append(("code", function, function.__code__))
+                    self.visit(function, 0)  # its code, defaults and closure
 
     def _class_state(self, kind: type, end: type, own: Mapping[str, Any]) -> list[Any]:
         """Data that the user's classes hold for their instances, where the instance with the dict `own` has none."""

@@ -35,8 +35,8 @@ def _classes() -> tuple[type[nn.Module], type[nn.Module], type[nn.Module]]:
             return 3.0
 
         @staticmethod
-        def shift(x: torch.Tensor) -> torch.Tensor:
-            return x + 1
+        def shift(x: torch.Tensor, by: float = 1) -> torch.Tensor:
+            return x + by
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.shift(self.act(x) * self.factor)
@@ -80,8 +80,21 @@ def _patch_call(module: Any, inner: Any, other: Any) -> None:
     inner.__call__ = lambda self, x: x * 6
 
 
+def _replace_defaults(module: Any, inner: Any, other: Any) -> None:
+    inner.shift.__defaults__ = (5,)
+
+
 @pytest.mark.parametrize(
-    "change", [_swap_class, _patch_method, _patch_property, _patch_static, _replace_code, _patch_call]
+    "change",
+    [
+        _swap_class,
+        _patch_method,
+        _patch_property,
+        _patch_static,
+        _replace_code,
+        _patch_call,
+        _replace_defaults,
+    ],
 )
 def test_a_class_or_method_that_changes_after_recording(change: Callable[..., None]) -> None:
     inner, other, outer = _classes()
@@ -99,6 +112,45 @@ def test_a_class_or_method_that_changes_after_recording(change: Callable[..., No
     for _ in range(3):
         assert torch.allclose(fused(X), plain(X), rtol=1e-5, atol=1e-6)
     assert fusion.report(fused).scopes[0].fused_calls > planned
+
+
+def test_a_class_whose_bases_are_replaced() -> None:
+    class Base(nn.Module):
+        def act(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(x) * 2
+
+    class Other(nn.Module):
+        def act(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(x) * 9
+
+    class Inner(Base):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(x) + 1
+
+    fused = fusion.enable(Inner().eval(), {"profile": False})
+    for _ in range(3):
+        fused(X)
+    assert fusion.report(fused).scopes[0].fused_calls > 0
+    Inner.__bases__ = (Other,)
+    assert torch.equal(fused(X), torch.tanh(X) * 9 + 1)
+
+
+def test_what_the_closure_of_a_method_holds() -> None:
+    factor = 2.0
+
+    class Inner(nn.Module):
+        def act(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(x) * factor
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(x) + 1
+
+    fused = fusion.enable(Inner().eval(), {"profile": False})
+    for _ in range(3):
+        fused(X)
+    assert fusion.report(fused).scopes[0].fused_calls > 0
+    factor = 9.0
+    assert torch.equal(fused(X), torch.tanh(X) * 9 + 1)
 
 
 def test_a_helper_whose_code_is_replaced() -> None:
@@ -141,7 +193,28 @@ def test_a_generator_of_python_decides(draw: Callable[[], float]) -> None:
         numpy.random.seed(seed)
         assert torch.equal(fused(x), expected) and draw() == after  # drawn once, as in eager
     row = fused.report().scopes[0]
-    assert row.state == "eager" and "generator" in row.reason
+    assert row.state == "eager" and "draws" in row.reason
+
+
+@pytest.mark.parametrize("make", [random.Random, numpy.random.default_rng, numpy.random.RandomState])
+def test_a_generator_of_the_users_own(make: Callable[[int], Any]) -> None:
+    def flipping(generator: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: x.flip(0) * 2 if generator.random() < 0.5 else x * 2
+
+    class Flips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = make(0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return flipping(self.generator)(x)
+
+    plain, fused, x = flipping(make(0)), fusion.fuse(flipping(make(0)), {"profile": False}), torch.arange(4.0)
+    module = fusion.enable(Flips().eval(), {"profile": False})
+    for _ in range(12):
+        expected = plain(x)
+        assert torch.equal(fused(x), expected) and torch.equal(module(x), expected)
+    assert fused.report().scopes[0].reason.startswith("random")
 
 
 @pytest.mark.parametrize("make", [make_snapshot, PythonSnapshot], ids=["C", "Python"])
