@@ -188,8 +188,7 @@ class Scope(Proving):
         return entries + watched(self.modules, self.watch, self.steps.values())
 
     def _outside(self) -> list[tuple[Any, ...]]:
-        assert self.surroundings is not None
-        return self.surroundings()[1]
+        return [] if self.surroundings is None else self.surroundings()[1]
 
     def _publish(self) -> None:
         """Makes the plans of all usable recordings the ones that `entry` tries; newest first."""
@@ -342,7 +341,7 @@ class Scope(Proving):
             steps=steps,
             max_ops=config.max_graph_size,
             varying=() if self.whole else self._varying(arguments),
-            outside=None if self.surroundings is None else self._outside,
+            outside=self._outside,
         )
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
@@ -437,7 +436,7 @@ class Scope(Proving):
         assert twin.recording.conditions is not None
         objects = {id(found[path]): path for path, _ in twin.recording.conditions.kinds}
         module = self.modules[""]
-        state = PythonState(self.modules)  # no steps: such a scope has no twins
+        state = PythonState(self.modules, outside=self._outside)  # no steps: such a scope has no twins
         result, recording, why = follow(
             twin.recording, values, module, inputs, objects, lambda: self.original(arguments)
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fusion.blocks import find_blocks, parts
+from fusion.capture.surroundings import Outside, of_module
 from fusion.decide.backend import Kernel
 from fusion.decide.decider import Candidate
 from fusion.decide.heuristics import Decision
@@ -66,6 +67,7 @@ class Session:
         """Makes a module a scope; of the modules `inside` it, by their paths in the model, those become its steps."""
         prefix = f"{path}." if path else ""
         own = own_forward(module)
+        outside = Outside()
         scope = Scope(
             path or type(self.model).__name__,
             own or ClassForward(module),
@@ -75,6 +77,7 @@ class Session:
             watch=self._watch,
             steps={at.removeprefix(prefix): step for at, step in inside.items() if at.startswith(prefix)},
             divide=functools.partial(self._divide, path),
+            surroundings=lambda: of_module(module, scope.steps.values(), outside),
             in_place=False,
         )
         self.scopes.append((module, scope))

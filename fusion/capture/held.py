@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import functools
 import gc
@@ -35,25 +36,73 @@ _UNPATCHED = ("builtins", "torch", "fusion", "abc", "collections", "enum", "typi
 _MADE_BY_PYTHON = ("__dict__", "__weakref__", "__annotate__", "__annotate_func__")
 _DEEPEST = 6
 _MOST_STATE = 10_000
+_MOST_BYTES = 4096  # of an array of numbers that is compared in each call
 
 
 class Members:
     """Asks a set or deque whether it still holds what it held."""
 
-    def __init__(self, held: set[Any] | collections.deque[Any]) -> None:
+    def __init__(self, held: Any) -> None:
         self.held = held
-        self.before = tuple(held)
+        self.before = self._now()
+
+    def _now(self) -> Any:
+        return tuple(self.held)
 
     @property
     def same(self) -> bool:
         """Whether the container holds the objects that it held when this was made, in that order."""
-        return _identical(self.before, tuple(self.held))
+        return _identical(self.before, self._now())
+
+    def put_back(self) -> None:
+        """Makes the container hold what it held when this was made."""
+        self.held.clear()
+        (self.held.update if isinstance(self.held, set) else self.held.extend)(self.before)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Members) and self.held is other.held and _identical(self.before, other.before)
 
     def __hash__(self) -> int:
         return id(self.held)
+
+
+class Numbers(Members):
+    """Asks a NumPy array, a bytearray or the like whether it still holds the numbers that it held.
+
+    Raises:
+        Refused: there are more than can be compared in every call, or the array holds Python objects.
+    """
+
+    def __init__(self, held: Any) -> None:
+        view = memoryview(held) if not hasattr(held, "dtype") else None
+        if held.dtype.hasobject if view is None else view.ndim != 1:
+            raise Refused("python_state", f"the forward reads a {type(held).__name__} of objects; hold a list")
+        size = held.nbytes if view is None else view.nbytes
+        if size > _MOST_BYTES:
+            what = f"the forward reads a {type(held).__name__} of {size} bytes, which may change between calls"
+            raise Refused("python_state", f"{what}; hold a tensor, or an array with its writeable flag off")
+        super().__init__(held)
+
+    def _now(self) -> Any:
+        return bytes(memoryview(self.held)) if not hasattr(self.held, "tobytes") else self.held.tobytes()
+
+    @property
+    def same(self) -> bool:
+        """Whether the array holds the bytes that it held when this was made."""
+        return bool(self.before == self._now())
+
+    def put_back(self) -> None:
+        """Makes the array hold the bytes that it held when this was made."""
+        if hasattr(self.held, "dtype"):
+            numpy = sys.modules["numpy"]
+            self.held[...] = numpy.frombuffer(self.before, self.held.dtype).reshape(self.held.shape)
+        else:
+            memoryview(self.held).cast("B")[:] = self.before
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Numbers) and self.held is other.held and self.before == other.before
+
+    __hash__ = Members.__hash__
 
 
 def _identical(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
@@ -162,6 +211,9 @@ class Held:
             self.entries.append(("size", value, len(value)))
             self.entries += [("index", value, i, item) for i, item in enumerate(value)]
             found += value
+        elif _is_numbers(value):
+            self.entries.append(("attribute", Numbers(value), "same", True))
+            return []
         elif isinstance(value, (set, collections.deque)):
             self.entries.append(("attribute", Members(value), "same", True))
             found += value
@@ -236,6 +288,14 @@ class Held:
                     self.entries.append(("attribute", base, name, held))
                     found.append(held)
         return found
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether a value holds numbers that may be changed in place."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        return bool(value.flags.writeable)
+    return isinstance(value, (bytearray, array.array))
 
 
 @functools.cache

@@ -7,6 +7,7 @@ once, it is refused, and the symbols in what it left become numbers.
 from __future__ import annotations
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -90,14 +91,13 @@ class PythonState:
             elif kind == "attribute" and rest[0] == "cell_contents":
                 target.cell_contents = rest[1]
             elif isinstance(target, Members) and not target.same:
-                target.held.clear()
-                put: Callable[..., Any] = target.held.update if isinstance(target.held, set) else target.held.extend
-                put(target.before)
+                target.put_back()
         for held, items in lists.values():
             if len(held) != len(items) or any(a is not b for a, b in zip(held, items, strict=True)):
                 held.clear()
                 held.extend(items)
-        attributes = {id(vars(child)) for module in self._modules.values() for child in module.modules()}
+        found = [target for kind, target, *_ in self._before if kind == "class"]
+        attributes = {id(vars(target)) for target in found if isinstance(target, torch.nn.Module)}
         for mapping, known in dicts.values():
             if any(isinstance(name, str) and name in _OF_CLASSES for name in mapping):
                 continue  # a class's dict
@@ -107,11 +107,11 @@ class PythonState:
             mapping.update({name: value for name, value in known.items() if mapping.get(name) is not value})
 
     def _entries(self) -> list[Entry]:
-        found = [] if self._outside is None else self._outside()
-        try:
-            return found + Held(self._modules, (), self._steps).entries
-        except Refused:
-            return found  # such modules are refused before they are recorded
+        found: list[Entry] = []
+        with contextlib.suppress(Refused):  # such state is refused before it is recorded
+            found += [] if self._outside is None else self._outside()
+            found += Held(self._modules, (), self._steps).entries
+        return found
 
 
 _OF_CLASSES = ("__module__", "__qualname__")

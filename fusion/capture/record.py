@@ -189,8 +189,7 @@ def record(
     if change is not None:
         if recorder.refusal is None:
             recorder.module = state.changing()
-        where = "around it" if outside is not None else "in the state of its modules"
-        recorder.refuse("python_state", f"the forward {change} {where}", call_line(call))
+        recorder.refuse("python_state", f"the forward {change} in what it finds outside its arguments", call_line(call))
     items = given.set_items()
     if items is None:
         recorder.refuse("python_state", "the forward changes a list or dict it was given", call_line(call))
