@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from fusion.capture.replay import Replay, replay
 from fusion.decide.refusal import Refusal
 from fusion.known import Known, PlanStopped, same_results
 from fusion.patterns.errors import StructureMismatch
+from fusion.patterns.forks import Lock
 from fusion.runtime.lent import Written
 from fusion.runtime.plan import MISS, Deoptimized, Raised
 from fusion.runtime.undo import Undo
@@ -47,7 +47,7 @@ class Proving:
         statistics: Statistics
         known: list[Known]
         outgrown: int
-        _lock: threading.RLock
+        _lock: Lock
 
         def _publish(self) -> None: ...
         def _eager(self, arguments: Sequence[Any], reason: Refusal | None = None) -> Any: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal, Refused
 from fusion.integrations.compile import opaque, undisturbed
 from fusion.known import Known, same_results
+from fusion.patterns.forks import Lock
 from fusion.patterns.leaves import Path
 from fusion.proving import MOST_ROUTES, Proving
 from fusion.runtime.native import make_snapshot
@@ -109,7 +109,7 @@ class Scope(Proving):
         self.whole = False  # a size that varies is needed as a number, and there is nothing to take apart
         self.stranger = False  # differed from its twins: recorded in full
         self.likeness: Likeness | None = None
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self.signature = Signature(call)
         self._plans: list[Callable[..., Any]] = []
         self.entry = self.signature.entry(self._plans, self.statistics.planned, self._slow)

@@ -27,6 +27,7 @@ from fusion.kernels.store import Store
 from fusion.kernels.toolchain.cpp import compile_c_extension, find_toolchain, why_missing
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, CompileError, FusionError, GraphError
+from fusion.patterns.forks import Lock
 from fusion.patterns.source import define
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
@@ -72,7 +73,7 @@ class _Loaded(NamedTuple):
     reason: str | None
 
 
-_loading = threading.Lock()
+_loading = Lock()
 _loaded: _Loaded | None = None  # the answer is kept, also when it is no
 
 

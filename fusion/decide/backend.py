@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +20,7 @@ from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
 from fusion.kernels.toolchain import cpp, triton, triton_script
 from fusion.patterns.errors import BackendUnavailable, CompileError, LoweringError
+from fusion.patterns.forks import Lock
 from fusion.patterns.graph import SubGraph
 from fusion.runtime.launch import make_launcher
 from fusion.runtime.native import prepare_native
@@ -89,7 +89,7 @@ class Backends:
         self.kernels: dict[str, Kernel | Decision] = {}
         self.decisions: dict[str, Decision] = {}
         self.proved: set[str] = set()  # decisions whose kernel was proved in this process
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._check_explicit()
         prepare_native(self.store)  # before the first guard is made, so that it comes from the store
 

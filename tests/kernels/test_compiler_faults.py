@@ -40,7 +40,7 @@ def test_a_compiler_that_sleeps_for_ever_is_tried_once_and_leaves_nothing(tmp_pa
     monkeypatch.setattr(processes, "QUIET_S", 0.5)
     toolchain = _toolchain(tmp_path / "cxx", f"echo x >> {tmp_path}/calls\n{body}")
     for _ in range(2):
-        with pytest.raises(CompileError, match="hangs: it slept for .*not tried again"):
+        with pytest.raises(CompileError, match=r"hangs: it slept for .*not tried again"):
             toolchain.compile_library(("int a;", "int b;"), tmp_path / "a.so")
     assert len((tmp_path / "calls").read_text().split()) == 2  # one for each of the two sources
     assert not _alive("sleep 98761")
