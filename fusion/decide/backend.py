@@ -25,6 +25,7 @@ from fusion.patterns.graph import SubGraph
 from fusion.runtime.launch import make_launcher
 from fusion.runtime.native import prepare_native
 
+from . import stored
 from .heuristics import Decision
 
 _EARLIER = "; measured by an earlier process"
@@ -201,20 +202,17 @@ class Backends:
     def remembered(self, key: str) -> Decision | None:
         """A decision of this or an earlier process."""
         if key not in self.decisions and self.store is not None:
-            found = self.store.get_json(key)
-            if isinstance(found, dict):
-                try:
-                    known = Decision(**found)
-                    reason = known.reason.removesuffix(_EARLIER) + _EARLIER
-                    self.decisions[key] = replace(known, reason=reason)
-                except TypeError:
-                    return None  # written by another version: a miss
+            known = stored.read(self.store.get_json(key))
+            if known is not None:
+                reason = known.reason.removesuffix(_EARLIER) + _EARLIER
+                self.decisions[key] = replace(known, reason=reason)
         return self.decisions.get(key)
 
     def remember(self, key: str, decision: Decision) -> None:
-        """Keeps a decision for this process and the next ones."""
+        """Keeps a decision for this process, and what is a fact about the kernel for the next ones."""
+        known = self.decisions.get(key) is decision
         self.decisions[key] = decision
-        if self.store is not None and "noisy" not in decision.reason:  # such a time is no fact about the kernel
+        if self.store is not None and not known and stored.lasts(decision):
             self.store.put_json(key, asdict(decision))
 
 

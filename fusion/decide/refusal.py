@@ -55,6 +55,7 @@ CODES: dict[str, str] = {
     "no_backend": "no compiler for this device",
     "compile_error": "the kernel did not compile",
     "inaccurate": "the kernel's error is larger than eager's allows",
+    "unproved": "the kernel's proof could not be made",
     "slower": "the kernel did not measure faster",
     "launch_error": "the kernel could not be launched",
     # fused
