@@ -254,6 +254,8 @@ class Writer(GuardWriter):
                 if name in taps:
                     self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
             self.release(made, position, last)
+            if log and self.free:  # a plan that runs beside eager has no memory to spare
+                self.lines.append(f"{pad}{' = '.join(self.free)} = None")
 
     def _let_go(self, node: IslandNode) -> None:
         """Takes out of the log what the forward has given up by the time it makes a call, if only steps read it."""

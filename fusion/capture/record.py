@@ -23,6 +23,7 @@ from fusion.runtime.plan import Conditions
 from fusion.runtime.undo import State, Undo
 
 from . import islands
+from .forgotten import without_contents
 from .functional import Node, Settlement
 from .given import Given, Item
 from .held import Entry, Held
@@ -96,6 +97,15 @@ class Recording:
         """What a plan's run is compared with: the result, with the values of the items it sets where it does."""
         assert self.graph is not None
         return (self.result, self.values_set) if self.graph.items else self.result
+
+    def share(self, result: Any) -> None:
+        """Lets go of the recorded result for another one, which is the same to the bit."""
+        assert self.graph is not None
+        self.result = result
+        given = {*(i.name for i in self.graph.inputs), *self.parameters, *self.constants}
+        for leaf in self.graph.outputs:
+            if isinstance(leaf, Ref) and leaf.name in self.real and leaf.name not in given:
+                self.real[leaf.name] = without_contents(self.real[leaf.name])
 
 
 @contextlib.contextmanager
