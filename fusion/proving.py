@@ -16,6 +16,7 @@ from fusion.decide.refusal import Refusal
 from fusion.known import Known, PlanStopped, same_results
 from fusion.patterns.errors import StructureMismatch
 from fusion.patterns.forks import Lock
+from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.runtime.lent import Written
 from fusion.runtime.plan import MISS, Deoptimized, Raised
 from fusion.runtime.undo import Undo
@@ -51,6 +52,7 @@ class Proving:
 
         def _publish(self) -> None: ...
         def _eager(self, arguments: Sequence[Any], reason: Refusal | None = None) -> Any: ...
+        def _short_of_memory(self, error: BaseException) -> None: ...
         def _guarded(self, key: Any, step: Callable[[], None]) -> None: ...
         def _route(self, known: Known, key: Any) -> bool: ...
         def _watch_further(self, modules: Sequence[torch.nn.Module]) -> None: ...
@@ -72,15 +74,20 @@ class Proving:
                 exact = same_results(did, recorded)  # never so for MISS, which no forward returns
                 agrees = exact or same_results(did, recorded, exact=False)
         except PlanStopped as stopped:
+            if is_shortage(stopped.error):
+                self.known.remove(known)
+                raise
             known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
             return
         if not agrees:
             known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's")
             return
         del result, did, recorded
-        compiled = self.scheduler.compile(known.template, {**recording.real, **tap}, values)
+        try:
+            compiled = self.scheduler.compile(known.template, {**recording.real, **tap}, values)
+        finally:
+            known.release(recording)
         del tap
-        known.release(recording)
         known.proved.add(known.key(values))
         if known.late or not exact:
             known.proved.clear()  # a size that only an island tells, or another rounding: the next call is checked
@@ -96,16 +103,26 @@ class Proving:
             result, log, seen, tap = known.checked_run(arguments, taps, undo)
         except PlanStopped as stopped:
             undo.rewind()
-            if _island_raised(stopped.log):
-                return self._replayed(arguments, stopped.log, known)
-            self._count_failure(known, stopped.error)
+            if not _island_raised(stopped.log):  # else it is the user's own error, which comes again
+                without_frames(stopped)
+                self._count_failure(known, stopped.error)
             return self._replayed(arguments, stopped.log, known)
         if result is MISS:
             return MISS
         left = undo.now()
         undo.rewind()
-        with self._replay(log, arguments, known) as answers:
-            eager = unseen(self._eager(arguments))
+        try:
+            with self._replay(log, arguments, known) as answers:
+                eager = unseen(self._eager(arguments))
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            self._short_of_memory(error)
+            del result, seen, tap, left
+            undo.rewind()
+            eager = MISS
+        if eager is MISS:
+            return self._replayed(arguments, log, known)
         outcome = given.outcome(eager, known.graph.items)
         same = same_results(result, outcome) and same_results(seen, answers.seen) and undo.agrees(left)
         if not same:
@@ -160,6 +177,7 @@ class Proving:
             if not _island_raised(log):  # else it is the user's own error, which the user's code may catch
                 if not self.scheduler.config.fallback_on_error and not isinstance(error, Deoptimized):
                     raise error
+                without_frames(error)
                 with self._lock:
                     self._count_failure(known, error)
             result = self._replayed(arguments, log, known)
@@ -172,6 +190,9 @@ class Proving:
         """A plan stopped on the way. One whose guards do not hold for such calls makes room for a new recording, a
         few times; one that keeps failing is not tried again."""
         self.statistics.fallbacks += 1
+        if is_shortage(error):
+            self._short_of_memory(error)
+            return
         reason = Refusal("plan_error", f"{type(error).__name__}: {error}")
         self.statistics.last_failure = reason
         done = self.statistics.planned[0]

@@ -23,6 +23,7 @@ from fusion.integrations.compile import opaque, undisturbed
 from fusion.known import Known, same_results
 from fusion.patterns.forks import Lock
 from fusion.patterns.leaves import Path
+from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.proving import MOST_ROUTES, Proving
 from fusion.runtime.native import make_snapshot
 from fusion.runtime.plan import MISS
@@ -33,6 +34,8 @@ _MOST_LISTS = 2  # of numbers that calls of one form are recorded with
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 _RESTS_AFTER = 8  # refused calls of one kind, after which only every `_LOOKS_UP`th is asked what it is
 _LOOKS_UP = 64
+_WAITS_AFTER_SHORTAGE = 64  # slow calls that are not recorded or proved after memory ran out while one was
+_SHORT = Refusal("out_of_memory", "memory ran out a few calls ago; they run eagerly for a while")
 _RESTLESS = Refusal("python_state", "the scope's modules keep changing")
 
 
@@ -97,6 +100,7 @@ class Scope(Proving):
         self.surroundings = surroundings
         self._rests: dict[Any, int] = {}  # refused calls, by kinds of arguments
         self._own_lists: dict[Any, Lists] = {}  # by the form of the calls, where no scope is like this one
+        self._short = 0  # calls to wait before memory is asked for again
         self._waits = bool(self.steps)  # steps record themselves in the first call
         self.statistics = Statistics()
         self.known: list[Known] = []
@@ -251,6 +255,9 @@ class Scope(Proving):
                     return result
         if self.blocked is not None:
             return self._eager(arguments, self.blocked)
+        if self._short:
+            self._short -= 1
+            return self._eager(arguments, _SHORT)
         key = self.signature.structure(arguments)
         refusal = self.refused.get(key) or self._listed(arguments, key)
         if refusal is not None:
@@ -348,7 +355,9 @@ class Scope(Proving):
         if recording.refusal is not None:
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
-            if not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
+            if recording.refusal.code == "out_of_memory":
+                self._short = _WAITS_AFTER_SHORTAGE
+            elif not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
                 if recording.refusal.code == "fixed_size" and lists is not None and len(lists.keys) > 1:
                     lists.keys.discard(key)
                     lists.full = True  # the numbers fix a size, and vary as it does
@@ -357,10 +366,15 @@ class Scope(Proving):
                 else:
                     self.refused[key] = recording.refusal
             return recording.result
-        recording.undo.rewind()
-        recording.given.rewind()
-        with self._replay(recording.log, arguments, recording):
-            plain = self._eager(arguments)  # the recorded run saw symbols; this one is what the caller gets
+        try:
+            plain = self._again(recording, arguments)
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            self._short_of_memory(error)
+            recording, plain = recording.bare(), MISS
+        if plain is MISS:
+            return self._again(recording, arguments)
         assert recording.graph is not None
         outcome = recording.given.outcome(plain, recording.graph.items)
         alike = same_results(outcome, recording.outcome, exact=False)
@@ -372,6 +386,13 @@ class Scope(Proving):
             recording.share(plain)
         self._guarded(key, lambda: self.adopt(recording, arguments))
         return plain
+
+    def _again(self, recording: Recording, arguments: Sequence[Any]) -> Any:
+        """The recorded call without symbols: what the caller gets."""
+        recording.undo.rewind()
+        recording.given.rewind()
+        with self._replay(recording.log, arguments, recording):
+            return self._eager(arguments)
 
     def _route(self, known: Known, key: Any) -> bool:
         """Data led a call another way than was recorded: who reads it becomes an eager step.
@@ -416,8 +437,18 @@ class Scope(Proving):
         except Exception as error:
             if not self.scheduler.config.fallback_on_error:
                 raise
+            if is_shortage(error):
+                self._short_of_memory(error)
+                return
             self.refused[key] = Refusal("plan_error", f"{type(error).__name__}: {error}")
             self.statistics.last_reason = self.refused[key]
+
+    def _short_of_memory(self, error: BaseException) -> None:
+        """Memory ran out while something was proved: nothing is known from it, and it is tried again later."""
+        without_frames(error)
+        self._short = _WAITS_AFTER_SHORTAGE
+        reason = Refusal("out_of_memory", f"{type(error).__name__}: {error}")
+        self.statistics.last_reason = self.statistics.last_failure = reason
 
     def _twin(self, arguments: Sequence[Any]) -> tuple[Known, dict[str, int]] | None:
         """A recording of an equal module that applies to this call, and the input symbols' values in it."""

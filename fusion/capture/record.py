@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
 from fusion.runtime.nesting import flatten as flatten_result
@@ -97,6 +98,10 @@ class Recording:
         """What a plan's run is compared with: the result, with the values of the items it sets where it does."""
         assert self.graph is not None
         return (self.result, self.values_set) if self.graph.items else self.result
+
+    def bare(self) -> Recording:
+        """What the call can be made again with: no tensors of the recorded run."""
+        return replace(self, result=None, real={}, values_set=())
 
     def share(self, result: Any) -> None:
         """Lets go of the recorded result for another one, which is the same to the bit."""
@@ -190,11 +195,14 @@ def record(
     state = PythonState(modules, steps.values(), outside, arguments)
     effects = OutsideEffects()
     failure: Exception | None = None
+    short = False
     with effects, below_autograd(recorder, kinds, SizeReads(recorder), inside):
         try:
             result = invoke()
         except Exception as error:
-            failure = error
+            failure, short = error, is_shortage(error)
+            if short:
+                without_frames(error)
     if effects.noticed is not None:
         recorder.refuse("python_state", f"the forward {effects.noticed}, which no plan would do", call_line(call))
     change = state.change()
@@ -213,7 +221,9 @@ def record(
         effects.rewind()
         if not recorder.log:  # what native calls did is not done again, and stays
             state.restore()
-        recorder.refuse("recorder_error", f"{type(failure).__name__} while sizes were symbols: {failure}", "")
+        code, when = ("out_of_memory", "it was recorded") if short else ("recorder_error", "sizes were symbols")
+        recorder.refuse(code, f"{type(failure).__name__} while {when}: {failure}", "")
+        recorder.give_up()
         with replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(

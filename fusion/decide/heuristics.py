@@ -14,6 +14,7 @@ from fusion.patterns import symbols
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.ops import Kind, kind_of
 from fusion.patterns.reference import bind_symbols
+from fusion.patterns.shortage import is_shortage
 from fusion.runtime.measure import compare, eager_function
 
 from . import cost
@@ -141,11 +142,15 @@ class FusionHeuristics:
         try:
             fused = kernel(*tensors, *given)
         except Exception as error:
+            if is_shortage(error):
+                raise  # which says nothing about the kernel
             return Decision(False, "launch_error", f"{type(error).__name__}: {error}", **facts)
         if self.config.verify:
             try:
                 verdict = prove(graph, tensors, values, fused, None if given else lambda few, _: kernel(*few))
             except Exception as error:
+                if is_shortage(error):
+                    raise
                 return Decision(False, "unproved", f"the proof failed: {type(error).__name__}: {error}", **facts)
             facts |= {"error_eager": verdict.error_eager, "error_fused": verdict.error_fused}
             if not verdict.ok:

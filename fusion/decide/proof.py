@@ -19,6 +19,7 @@ from fusion.patterns import symbols
 from fusion.patterns.errors import FusionError
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.reference import run, run_fp64
+from fusion.patterns.shortage import is_shortage
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 from fusion.patterns.verify import Verdict, accept_all, accept_parts, layout_differs
@@ -118,7 +119,7 @@ def _in_slices(
             for name in graph.outputs
         )
     except (FusionError, RuntimeError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_shortage(error):
             raise
         return None
 
@@ -174,7 +175,7 @@ def _of_the_first(
         made = again([few[name] for name in graph.inputs], sizes)
         eager, exact = run(graph, few, sizes), run_fp64(graph, few, sizes)
     except (FusionError, RuntimeError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_shortage(error):
             raise
         return None
     fused = dict(zip(graph.outputs, made if isinstance(made, tuple) else (made,), strict=True))
