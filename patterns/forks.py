@@ -55,15 +55,16 @@ def changes(put_back: Callable[[], None]) -> Iterator[None]:
     """Around what a thread changes for the whole process, and for a while.
 
     Args:
-        put_back: called at the end, and in a child that was forked meanwhile by another thread.
+        put_back: called at the end, and in a child that was forked meanwhile by another thread; so it may find that
+            it was called before, or in part.
     """
     change = (threading.get_ident(), put_back)
     _changes.append(change)
     try:
         yield
     finally:
-        _changes.remove(change)
         put_back()
+        _changes.remove(change)
 
 
 def _in_child() -> None:

@@ -175,11 +175,13 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
             setattr(owner, name, wrapper)
 
         def put_back() -> None:
-            for owner, name, original in reversed(saved):
-                if original is None:
-                    delattr(owner, name)
-                else:
+            while saved:
+                owner, name, original = saved[-1]
+                if original is not None:
                     setattr(owner, name, original)
+                elif name in vars(owner):
+                    delattr(owner, name)
+                saved.pop()
 
         def watch(kind: type) -> None:
             if kind not in watched:
