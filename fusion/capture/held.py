@@ -32,8 +32,9 @@ INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Attributes that a module under fusion has of us (`fusion.entries`).
 ENTRY_NAMES = ("forward", "__getstate__", "_replicate_for_data_parallel", "__prepare_scriptable__")
-_UNPATCHED = ("builtins", "torch", "fusion", "abc", "collections", "enum", "typing")  # whose methods are not watched
+_UNPATCHED = ("torch", "fusion", "abc", "collections", "enum", "typing")  # whose classes' methods are not watched
 _MADE_BY_PYTHON = ("__dict__", "__weakref__", "__annotate__", "__annotate_func__")
+_MADE_BY_CODE = 1 << 9  # the flag of classes that may be changed (Py_TPFLAGS_HEAPTYPE)
 _DEEPEST = 6
 _MOST_STATE = 10_000
 _MOST_BYTES = 4096  # of an array of numbers that is compared in each call
@@ -259,10 +260,10 @@ class Held:
 
     def _methods(self, kind: type) -> None:
         """Methods, properties and the like of a class and its bases: which they are, and the code of the user's."""
-        if kind not in self._watched_classes and kind.__module__.partition(".")[0] not in _UNPATCHED:
+        if kind not in self._watched_classes and not _is_unpatched(kind):
             self.entries.append(("attribute", kind, "__mro__", kind.__mro__))  # its bases may be replaced
         for base in kind.__mro__:
-            if base in self._watched_classes or base.__module__.partition(".")[0] in _UNPATCHED:
+            if base in self._watched_classes or _is_unpatched(base):
                 continue
             self._watched_classes.add(base)
             members = _own_dict(base)
@@ -272,14 +273,14 @@ class Held:
                     continue
                 self.entries.append(("item", members, name, held))
                 function = getattr(held, "fget", None) or getattr(held, "__func__", held)
-                if isinstance(function, types.FunctionType) and not is_library(base.__module__):
+                if isinstance(function, types.FunctionType) and not is_of_library(base):
                     self.visit(function, 0)  # its code, defaults and closure
 
     def _class_state(self, kind: type, end: type, own: Mapping[str, Any]) -> list[Any]:
         """Data that the user's classes hold for their instances, where the instance with the dict `own` has none."""
         found = []
         for base in kind.__mro__[: kind.__mro__.index(end)]:
-            if is_library(base.__module__):
+            if is_of_library(base):
                 continue
             for name, held in list(vars(base).items()):
                 known = name in own or (base, name) in self._classes
@@ -306,6 +307,15 @@ def is_library(module: str) -> bool:
         return True
     file = getattr(sys.modules.get(root), "__file__", None) or ""
     return f"{os.sep}site-packages{os.sep}" in file or f"{os.sep}dist-packages{os.sep}" in file
+
+
+def is_of_library(kind: type) -> bool:
+    """Whether a class is Python's or an installed library's. One that `exec` made without a module's name is neither."""
+    return not kind.__flags__ & _MADE_BY_CODE if kind.__module__ == "builtins" else is_library(kind.__module__)
+
+
+def _is_unpatched(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _UNPATCHED or not kind.__flags__ & _MADE_BY_CODE
 
 
 def _own_dict(kind: type) -> dict[str, Any]:
