@@ -16,6 +16,7 @@ from fusion.decide.backend import Kernel
 from fusion.decide.decider import Candidate
 from fusion.decide.heuristics import Decision
 from fusion.decide.refusal import CODES, Refusal
+from fusion.decide.remedies import REMEDIES
 from fusion.entries import ModuleEntry, own_forward
 from fusion.integrations import standard, transformers
 from fusion.patterns.graph import OpNode, SubGraph
@@ -238,9 +239,10 @@ def _state(scope: Scope, compiled: bool) -> tuple[str, str]:
     reason = str(refusals[0]) if refusals else ""
     if compiled and not all(k.refusal for k in scope.known):
         fused = any(c.kernels for k in scope.known for c, _ in k.plans.values())
+        reasons = [reason, *map(str, scope.statistics.passing.values())]
         if not reason and scope.statistics.last_failure is not None:
-            reason = f"last fallback: {scope.statistics.last_failure}"
-        return ("fused" if fused else "unfused plan"), reason
+            reasons.append(f"last fallback: {scope.statistics.last_failure}")
+        return ("fused" if fused else "unfused plan"), "\n".join(filter(None, reasons))
     if not refusals and scope.statistics.last_reason:
         reason = str(scope.statistics.last_reason)
     return ("eager" if reason else "not called"), reason
@@ -263,6 +265,7 @@ def _region_report(scope: Scope, compiled: Compiled, candidate: Candidate) -> Re
         bytes_after=decision.bytes_after,
         backend=candidate.kernel.backend if candidate.kernel else "eager",
         origin=next((n.origin for n in graph.nodes if n.origin), ""),
+        remedy="" if decision.fused else REMEDIES.get(decision.code, ""),
     )
 
 
@@ -302,4 +305,5 @@ def _refused_node(scope: Scope, compiled: Compiled, index: int, refusal: Any) ->
         bytes_after=None,
         backend="eager",
         origin=node.origin,
+        remedy=refusal.remedy,
     )

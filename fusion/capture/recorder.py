@@ -158,10 +158,17 @@ class Recorder(NativeCalls, TorchDispatchMode):
         finally:
             self._paused -= 1
 
-    def refuse(self, code: str, sentence: str, origin: str | None = None) -> None:
-        """Notes why the run cannot be replayed; the first reason stands."""
+    def refuse(self, code: str, sentence: str, origin: str | None = None, remedy: str = "") -> None:
+        """Notes why the run cannot be replayed; the first reason stands.
+
+        Args:
+            code: one of `CODES`.
+            sentence: what was met.
+            origin: the user's line; None for the one that is running.
+            remedy: what to do about it; "" for what the code says.
+        """
         if self.refusal is None:
-            self.refusal = Refusal(code, sentence, user_line() if origin is None else origin)
+            self.refusal = Refusal(code, sentence, user_line() if origin is None else origin, remedy)
 
     def notice_fixed_size(self) -> None:
         """Refuses the recording of a scope that has turned into a number what is another one in other calls."""

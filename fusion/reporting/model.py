@@ -31,6 +31,7 @@ class RegionReport:
         backend: who made the kernel, "cpp" or "triton"; "eager" where refused.
         origin: "file:line" of the user's code.
         count: how many regions this row stands for.
+        remedy: what to do about a refusal; empty for what is fused.
     """
 
     scope: str
@@ -48,6 +49,7 @@ class RegionReport:
     backend: str
     origin: str
     count: int = 1
+    remedy: str = ""
 
     @property
     def speedup(self) -> float | None:
