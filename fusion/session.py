@@ -6,11 +6,13 @@ import contextlib
 import functools
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fusion.blocks import find_blocks, parts
+from fusion.capture.recorder import holders
 from fusion.capture.surroundings import Outside, of_module
 from fusion.decide.backend import Kernel
 from fusion.decide.decider import Candidate
@@ -96,17 +98,20 @@ class Session:
             whether the scope may be recorded another time.
         """
         module = scope.modules[""]
-        if refusal.code in _PASSING or len(self.eager) >= _MOST_DIVISIONS:
+        failed = sum(known.code != "foreign_weight" for known in self.eager.values())
+        if refusal.code in _PASSING or failed >= _MOST_DIVISIONS:
             return False
         if culprit is not None and culprit is not module:
             at = next((p for p, m in module.named_modules() if m is culprit), None)
             if at is None or any(m is culprit for m in scope.steps_of(key).values()):
                 return False
-            name = f"{path}.{at}" if path else at
-            if name not in self.eager:
-                self.eager[name] = refusal
-                self._add_parts(culprit, name)
-            scope.make_step(at, culprit, key, changing=changing)
+            self._make_step(path, scope, key, refusal, at, culprit, changing)
+            if refusal.code == "foreign_weight":  # the other modules with such weights would be found one by one
+                inside = {id(m) for step in scope.steps_of(key).values() for m in step.modules()}
+                for at, holder in holders(module):
+                    if holder is not module and id(holder) not in inside:
+                        why = replace(refusal, sentence=f"{type(holder).__name__} holds a weight of the same kind")
+                        self._make_step(path, scope, key, why, at, holder, changing)
             return True
         worked = scope.known or scope.statistics.planned[0]
         if not scope.divided and (refusal.code == "fixed_size" or not worked):
@@ -115,6 +120,16 @@ class Session:
                 scope.refresh()
                 scope.forget()
         return False
+
+    def _make_step(
+        self, path: str, scope: Scope, key: Any, refusal: Refusal, at: str, module: torch.nn.Module, changing: bool
+    ) -> None:
+        """Makes a module inside a scope a step that runs eagerly, at a path from the scope's own."""
+        name = f"{path}.{at}" if path else at
+        if name not in self.eager:
+            self.eager[name] = refusal
+            self._add_parts(module, name)
+        scope.make_step(at, module, key, changing=changing)
 
     def _add_parts(self, module: torch.nn.Module, path: str) -> bool:
         """Makes the largest modules below `module` scopes, next to those that are; whether there were any."""

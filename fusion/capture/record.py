@@ -231,7 +231,7 @@ def _opaque(leaf: Leaf, where: str) -> tuple[str, str, str]:
 
 
 def call_line(call: Callable[..., Any]) -> str:
-    """ "file:line" where the user has defined a callable; where it is called, if it is torch's or a library's wrapper."""
+    """ "file:line" where the user has defined a callable; where it is called, if it is torch's."""
     code = getattr(inspect.unwrap(getattr(call, "forward_function", call)), "__code__", None)
     if code is None or not is_users_file(code.co_filename):
         return user_line()
