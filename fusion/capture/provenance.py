@@ -133,7 +133,7 @@ class Container:
         path: where it is.
         kind: its exact type.
         keys: of a mapping its keys, of a sequence its length, None for a dataclass.
-        value: the container.
+        value: the container; None for the names of the attributes of one.
     """
 
     path: Path
@@ -152,9 +152,7 @@ def _parts(value: Any) -> tuple[tuple[Any, ...] | int | None, list[tuple[tuple[A
     if kind in (tuple, list) or (isinstance(value, tuple) and _is_record(kind)):
         return len(value), [((i,), item) for i, item in enumerate(value)]
     if isinstance(value, collections.UserDict):
-        if set(vars(value)) != {"data"} or not _has_plain_keys(value.data):
-            return None
-        return tuple(value), [((Attribute("data"), key), item) for key, item in value.data.items()]
+        return _parts_of_mapping(value)
     fields = fields_of(value)
     if fields is not None and not isinstance(value, torch.nn.Module):
         return None, [((Attribute(name),), item) for name, item in fields.items()]
@@ -163,6 +161,22 @@ def _parts(value: Any) -> tuple[tuple[Any, ...] | int | None, list[tuple[tuple[A
         if all(key in value and value[key] is held for key, held in mirrored.items() if held is not None):
             return tuple(value), [((key,), item) for key, item in value.items()]
     return None
+
+
+def _parts_of_mapping(value: Any) -> tuple[tuple[Any, ...], list[tuple[tuple[Any, ...], Any]]] | None:
+    """As `_parts`, for a UserDict or one of a subclass, such as a tokenizer's result: its items and plain attributes.
+
+    What else it holds is not looked into, and refused where a forward reads it.
+    """
+    own, kind = vars(value), type(value)
+    if type(own.get("data")) is not dict or not _has_plain_keys(own["data"]):
+        return None
+    if any(getattr(kind, name) is not getattr(collections.UserDict, name) for name in ("__iter__", "__len__")):
+        return None  # which a plan would ask, in every call
+    if any(hasattr(getattr(kind, name, None), "__set__") for name in own):
+        return None  # an attribute that code answers for
+    plain = [((Attribute(name),), held) for name, held in own.items() if isinstance(held, Atom)]
+    return tuple(own["data"]), [((Attribute("data"), key), item) for key, item in own["data"].items()] + plain
 
 
 def _is_record(kind: type) -> bool:
@@ -186,6 +200,8 @@ def flatten(arguments: Mapping[str, Any]) -> tuple[list[Leaf], list[Container]]:
             leaves.append(Leaf(path, value))
             return
         containers.append(Container(path, type(value), parts[0], value))
+        if isinstance(value, collections.UserDict):  # an attribute that it gets hides an item, or a default
+            containers.append(Container((*path, Attribute("__dict__")), dict, tuple(vars(value)), None))
         around.append(id(value))
         for steps, item in parts[1]:
             visit((*path, *steps), item)

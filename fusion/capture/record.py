@@ -165,7 +165,7 @@ def record(
         max_ops=max_ops,
         varying=[(f"x{i}", dim) for i, leaf in enumerate(tensors) for path, dim in varying if leaf.path == path],
     )
-    recorder.containers = {id(c.value): c.path for c in containers}
+    recorder.containers = {id(c.value): c.path for c in containers if c.value is not None}
     recorder.given = given
     where = call_line(call)
     if opaque:

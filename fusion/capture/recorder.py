@@ -203,7 +203,9 @@ class Recorder(NativeCalls, TorchDispatchMode):
             return func(*real_args, **real_kwargs)  # detach_ ends torch.tensor() and changes no data
         if self.recording and (torch.is_grad_enabled() or torch.is_inference_mode_enabled() != self._inference):
             remedy = "switch them around the call of the model instead"
-            self.refuse("active_mode", "the forward switches gradients or inference mode on or off inside", None, remedy)
+            self.refuse(
+                "active_mode", "the forward switches gradients or inference mode on or off inside", None, remedy
+            )
             raise ModeSwitched("the run goes on below autograd, which would change what the switch is for")
         if self.recording and func is torch.ops.aten.lift_fresh.default and not self._is_known(args[0]):
             return self._lift(func, args)
@@ -296,6 +298,9 @@ class Recorder(NativeCalls, TorchDispatchMode):
             return known
         if isinstance(leaf, torch.ScriptObject):
             raise Refused("foreign_weight", "an operator is given packed weights", user_line())
+        if id(leaf) in self.containers:
+            what = f"a module that is a scope of its own is given a {type(leaf).__name__}, which it may change"
+            raise Refused("opaque_argument", what, user_line(), "pass its items to the module, or a dict of them")
         what = f"an operator or module is given a {type(leaf).__name__} that a plan cannot find again"
         raise Refused("opaque_argument", what, user_line(), "make it an argument or an attribute of the module")
 

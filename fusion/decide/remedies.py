@@ -19,7 +19,8 @@ REMEDIES: dict[str, str] = {
     "unknown_tensor": "pass it as an argument, or hold it as a parameter or buffer of the module",
     "opaque_argument": "pass what the forward reads of it: tensors, numbers, strings; lists, tuples, dicts of them",
     "opaque_output": "return tensors, numbers, strings; lists, tuples, dicts or dataclasses of them",
-    "foreign_weight": NOTHING + "its own library runs the module that holds it, and what is around that module is fused",
+    "foreign_weight": NOTHING
+    + "its own library runs the module that holds it, and what is around that module is fused",
     "unsupported_layout": "pass plain strided tensors on a CPU or CUDA device",
     "outer_write": "write to a copy, or return the new value",
     "random": "draw before the call, or with a torch.Generator that is an argument",
