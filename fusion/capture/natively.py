@@ -167,6 +167,9 @@ class NativeCalls(ObjectReads):
     def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
         """A registered function: recorded as what it means, or called natively."""
         function, meaning = registered.function, registered.meaning
+        if registered.asks:
+            self.refuse("collecting", f"the call {registered.asks}")
+            return function(*args, **kwargs)
         if not self.recording:
             if meaning is not None:
                 return function(*args, **kwargs)

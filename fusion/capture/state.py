@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from fusion.decide.refusal import Refusal
 from fusion.runtime.native import ABSENT
 
+from . import hooks
 from .held import PLAIN, SWITCH, Entry, Held, Members
 from .provenance import modules_of
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _MOST_NAMED = 3  # modules that a reason names
 
 
@@ -34,13 +34,14 @@ def problems(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Mo
         for path, child in modules_of(module, steps):
             if child.training:
                 return _in_training(module, [(p, c) for p, c in modules_of(module, steps) if c.training])
-            if child is not module and any(getattr(child, hooks) for hooks in _HOOKS):
-                return Refusal("hook", f"{path} ({type(child).__name__}) has the forward hook {_hook_of(child)}")
+            found = None if child is module else hooks.problem(child, path)
+            if found is not None:
+                return found
     for step in steps:
         for path, child in step.named_modules():
-            if any(getattr(child, hooks) for hooks in _HOOKS):
-                name = path or type(child).__name__
-                return Refusal("hook", f"{name}, inside a step, has the forward hook {_hook_of(child)}")
+            found = hooks.problem(child, f"{path or 'a module'} inside a step" if child is not step else "a step")
+            if found is not None:
+                return found
     return None
 
 
@@ -87,12 +88,6 @@ def _in_training(root: torch.nn.Module, found: Sequence[tuple[str, torch.nn.Modu
     return Refusal("training", what, remedy=f"call eval() on {found[0][0]}, or once more on the model")
 
 
-def _hook_of(module: torch.nn.Module) -> str:
-    """A forward hook of a module, by name."""
-    hook = next(hook for hooks in _HOOKS for hook in getattr(module, hooks).values())
-    return getattr(hook, "__qualname__", type(hook).__name__)
-
-
 def watched(
     modules: Mapping[str, torch.nn.Module], objects: Sequence[Any] = (), steps: Iterable[torch.nn.Module] = ()
 ) -> list[Entry]:
@@ -117,12 +112,13 @@ def watched(
     ]
     kinds: dict[Any, None] = {}
     steps = tuple(steps)
+    hooked: list[torch.nn.Module] = []
     for module in modules.values():
         for _, child in modules_of(module, steps):
             kinds[type(child)] = None
             if child is not module:  # the root's own hooks run around the scope
-                entries += [("size", vars(child)[hooks], 0) for hooks in _HOOKS]
-    entries += [("size", vars(step)[hooks], 0) for step in steps for hooks in _HOOKS]
+                hooked.append(child)
+    entries += hooks.entries_of([*hooked, *steps])
     held = Held(modules, objects, steps)
     kinds.update(dict.fromkeys(map(type, held.modules)))
     entries += [("attribute", kind, "forward", kind.forward) for kind in kinds]

@@ -14,6 +14,7 @@ CODES: dict[str, str] = {
     "active_mode": "another torch dispatch or function mode is active",
     "autocast": "autocast is enabled",
     "hook": "a module inside the scope has forward hooks",
+    "collecting": "the call asks for what its modules give on the way",
     "data_read": "the forward reads tensor data in Python",
     "numpy": "the forward passes through NumPy",
     "python_state": "the forward changes Python state",

@@ -13,6 +13,7 @@ REMEDIES: dict[str, str] = {
     "active_mode": "call the model outside of that mode",
     "autocast": "cast the model instead: model.to(torch.bfloat16)",
     "hook": "remove the hook, or move what it does into the forward",
+    "collecting": NOTHING + "such calls run eagerly, calls that do not ask for it are fused",
     "data_read": "choose by torch.where or by masks, or read the value before the call and pass it",
     "numpy": "use torch's operators in its place, or do it before the call",
     "python_state": "do it outside the forward: a plan would not do it again",
