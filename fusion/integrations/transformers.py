@@ -35,7 +35,7 @@ def _register_collecting() -> None:
     library = sys.modules.get("transformers.utils.output_capturing")
     collector = getattr(library, "_active_collector", None)
     install = getattr(library, "maybe_install_capturing_hooks", None)
-    if collector is None or install is None or _collects:
+    if library is None or collector is None or install is None or _collects:
         return
     _collects = True
     register_collecting(Collecting(library.__name__, _HOOK, lambda: bool(collector.get())))
