@@ -11,6 +11,7 @@ import torch
 
 from fusion.capture.given import Given
 from fusion.capture.meanings import by_meaning
+from fusion.capture.provenance import line_of
 from fusion.capture.record import Recording, unseen
 from fusion.capture.replay import Replay, replay
 from fusion.decide.refusal import Refusal
@@ -49,6 +50,8 @@ class Proving:
         outgrown: int
         _lock: threading.RLock
 
+        @property
+        def line(self) -> str: ...
         def _publish(self) -> None: ...
         def _eager(self, arguments: Sequence[Any], reason: Refusal | None = None) -> Any: ...
         def _guarded(self, key: Any, step: Callable[[], None]) -> None: ...
@@ -72,10 +75,10 @@ class Proving:
                 exact = same_results(did, recorded)  # never so for MISS, which no forward returns
                 agrees = exact or same_results(did, recorded, exact=False)
         except PlanStopped as stopped:
-            known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
+            known.refusal = self._plan_error(stopped.error)
             return
         if not agrees:
-            known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's")
+            known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's", self.line)
             return
         compiled = self.scheduler.compile(known.template, recording.real, values)
         known.release(recording)
@@ -107,7 +110,9 @@ class Proving:
         outcome = given.outcome(eager, known.graph.items)
         same = same_results(result, outcome) and same_results(seen, answers.seen) and undo.agrees(left)
         if not same:
-            known.refusal = Refusal("plan_mismatch", "the plan's result differs from eager's at another shape")
+            known.refusal = Refusal(
+                "plan_mismatch", "the plan's result differs from eager's at another shape", self.line
+            )
             self._publish()
             return eager
         full = {**values, **{s.symbol: _read(s, tap) for s in known.graph.symbols}}
@@ -166,11 +171,15 @@ class Proving:
 
         return fail, note
 
+    def _plan_error(self, error: BaseException) -> Refusal:
+        """What to say of an error in a plan."""
+        return Refusal("plan_error", f"{type(error).__name__}: {error}", line_of(error) or self.line)
+
     def _count_failure(self, known: Known, error: BaseException) -> None:
         """A plan stopped on the way. One whose guards do not hold for such calls makes room for a new recording, a
         few times; one that keeps failing is not tried again."""
         self.statistics.fallbacks += 1
-        reason = Refusal("plan_error", f"{type(error).__name__}: {error}")
+        reason = self._plan_error(error)
         self.statistics.last_failure = reason
         done = self.statistics.planned[0]
         known.failures = 1 if done - known.failed_at > _FORGIVEN_AFTER else known.failures + 1

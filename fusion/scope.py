@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,15 +15,16 @@ from fusion.capture import islands
 from fusion.capture.follow import follow
 from fusion.capture.given import Given
 from fusion.capture.likeness import Likeness, likeness, twins
-from fusion.capture.provenance import flatten
+from fusion.capture.provenance import flatten, user_line
 from fusion.capture.python_state import PythonState
-from fusion.capture.record import Recording, record, unseen
+from fusion.capture.record import Recording, call_line, record, unseen
 from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal, Refused
 from fusion.integrations.compile import opaque, undisturbed
 from fusion.known import Known, same_results
 from fusion.patterns.leaves import Path
 from fusion.proving import MOST_ROUTES, Proving
+from fusion.reasons import differed, too_many_plans
 from fusion.runtime.native import make_snapshot
 from fusion.runtime.plan import MISS
 from fusion.scheduler import FusionScheduler, Lists
@@ -33,7 +34,12 @@ _MOST_LISTS = 2  # of numbers that calls of one form are recorded with
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 _RESTS_AFTER = 8  # refused calls of one kind, after which only every `_LOOKS_UP`th is asked what it is
 _LOOKS_UP = 64
-_RESTLESS = Refusal("python_state", "the scope's modules keep changing")
+_RESTLESS = Refusal(
+    "python_state",
+    f"what the modules hold has changed more than {_MOST_RESETS} times, and each change made the plans void",
+    remedy="pass what changes as an argument, or enable the model once it is set up",
+)
+_INSIDE = Refusal("active_mode", "a scope around this one is recorded or run again", remedy="nothing to do: it passes")
 
 
 @dataclass
@@ -47,6 +53,7 @@ class Statistics:
     fallbacks: int = 0
     recording_seconds: float = 0.0
     last_reason: Refusal | None = None
+    passing: dict[str, Refusal] = field(default_factory=dict)  # why single calls ran eagerly, by code: the latest
     last_failure: Refusal | None = None
 
 
@@ -203,17 +210,33 @@ class Scope(Proving):
         ]
         self._plans[:] = runs[::-1]
 
+    @property
+    def line(self) -> str:
+        """ "file:line" where the user has defined the callable, or calls it."""
+        return call_line(self.call)
+
     # ---- the slow path
 
     def original(self, arguments: Sequence[Any]) -> Any:
         """The callable itself."""
         return self.signature.invoke(self.call, arguments)
 
+    def _named(self, arguments: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self.signature.names, arguments, strict=True))
+
     def _eager(self, arguments: Sequence[Any], reason: Refusal | None = None) -> Any:
         self.statistics.eager += 1
         if reason is not None:
             self.statistics.last_reason = reason
         return self.original(arguments)
+
+    def _passed(self, arguments: Sequence[Any], reason: Refusal) -> Any:
+        """Runs a call eagerly for what is about this call alone; the report says so, and where it was called."""
+        known = self.statistics.passing.get(reason.code)
+        if known is None or known.sentence != reason.sentence:
+            known = reason if reason.origin else replace(reason, origin=user_line())
+        self.statistics.passing[reason.code] = known
+        return self._eager(arguments, known)
 
     @opaque
     def _slow(self, *arguments: Any) -> Any:
@@ -223,7 +246,7 @@ class Scope(Proving):
 
     def _dispatch(self, arguments: tuple[Any, ...]) -> Any:
         if not self.enabled():
-            return self._eager(arguments, Refusal("disabled", "enable_fusion is False"))
+            return self._passed(arguments, Refusal("disabled", "enable_fusion is False"))
         if self.resets > _MOST_RESETS:
             return self._eager(arguments, _RESTLESS)
         kinds = tuple([a if a is None or a is True or a is False else type(a) for a in arguments])
@@ -233,10 +256,10 @@ class Scope(Proving):
             if refused > _RESTS_AFTER and refused % _LOOKS_UP:
                 return self._eager(arguments)
         if islands.in_session():
-            return self._eager(arguments, Refusal("active_mode", "a scope around this one is recorded or run again"))
+            return self._eager(arguments, _INSIDE)
         problem = problems(self.modules, self.steps.values())
         if problem is not None:
-            return self._eager(arguments, problem)
+            return self._passed(arguments, problem)
         with self._lock:
             return self._advance(arguments, kinds)
 
@@ -273,9 +296,10 @@ class Scope(Proving):
         if self.known:
             self.statistics.guard_misses += 1
         if not self.records:
-            return self._eager(arguments, Refusal("guard", "the inputs do not have the recorded structure"))
+            return self._passed(arguments, Refusal("guard", "the inputs do not have the recorded structure"))
         if len(self.known) >= self.scheduler.config.max_plans:
-            return self._eager(arguments, Refusal("too_many_plans", f"max_plans={self.scheduler.config.max_plans}"))
+            full = self.statistics.passing.get("too_many_plans")  # which takes longer to tell than a call may
+            return self._passed(arguments, full or too_many_plans(self.known, self._named(arguments)))
         if self._waits:
             self._waits = False
             return self._eager(arguments)
@@ -299,7 +323,12 @@ class Scope(Proving):
         met = self._lists(arguments)
         if met is None or key in met.keys or not (met.full or len(met.keys) >= _MOST_LISTS):
             return None
-        return Refusal("data_read", "the numbers in a list that it is given vary from call to call")
+        return Refusal(
+            "data_read",
+            "the numbers in a list that it is given vary from call to call",
+            user_line(),
+            "pass the list as a tensor",
+        )
 
     def _holds(self) -> bool:
         """Whether the modules are as they were when they were last looked at."""
@@ -335,7 +364,7 @@ class Scope(Proving):
             return self._follow(*twin, arguments)
         recording = record(
             self.call,
-            dict(zip(self.signature.names, arguments, strict=True)),
+            self._named(arguments),
             lambda: self.original(arguments),
             self.modules,
             steps=steps,
@@ -365,7 +394,7 @@ class Scope(Proving):
         outcome = recording.given.outcome(plain, recording.graph.items)
         alike = same_results(outcome, recording.outcome, exact=False)
         if not (alike and same_results(recording.undo.now(), recording.left, exact=False)):
-            self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
+            self.refused[key] = differed(outcome, recording.outcome, self.line)
             return recording.result if steps else plain  # only the recorded run ran the steps
         self._guarded(key, lambda: self.adopt(recording, arguments))
         return plain
@@ -387,7 +416,9 @@ class Scope(Proving):
         reader = self.modules[""].get_submodule(path)
         if any(part is step for part in reader.modules() for step in self.steps.values()):
             return False
-        refusal = Refusal("data_read", "values of tensors decide, call by call, what it does")
+        refusal = Refusal(
+            "data_read", "values of tensors decide, call by call, what it does", call_line(type(reader).forward)
+        )
         return self.divide(self, key, refusal, reader, False)
 
     def _routed(self) -> set[str]:
@@ -396,7 +427,7 @@ class Scope(Proving):
 
     def _varying(self, arguments: Sequence[Any]) -> set[tuple[Path, int]]:
         """(path, dimension) of tensor arguments' sizes that earlier recordings fixed to other numbers."""
-        given = {leaf.path: leaf.value for leaf in flatten(dict(zip(self.signature.names, arguments, strict=True)))[0]}
+        given = {leaf.path: leaf.value for leaf in flatten(self._named(arguments))[0]}
         found: set[tuple[Path, int]] = set()
         for known in self.known:
             for entered in known.graph.inputs:
@@ -413,7 +444,7 @@ class Scope(Proving):
         except Exception as error:
             if not self.scheduler.config.fallback_on_error:
                 raise
-            self.refused[key] = Refusal("plan_error", f"{type(error).__name__}: {error}")
+            self.refused[key] = self._plan_error(error)
             self.statistics.last_reason = self.refused[key]
 
     def _twin(self, arguments: Sequence[Any]) -> tuple[Known, dict[str, int]] | None:
@@ -429,7 +460,7 @@ class Scope(Proving):
 
     def _follow(self, twin: Known, values: dict[str, int], arguments: Sequence[Any]) -> Any:
         """Records this call by following an equal module's recording; if they part, the next call is recorded."""
-        named = dict(zip(self.signature.names, arguments, strict=True))
+        named = self._named(arguments)
         given = Given(named)
         found = {leaf.path: leaf.value for leaf in given.leaves}
         inputs = {i.name: found[i.path] for i in twin.graph.inputs}
@@ -447,7 +478,12 @@ class Scope(Proving):
             change = "changes a list or dict it was given"
         if recording is None or change is not None:
             self.stranger = True
-            self.statistics.last_reason = Refusal("guard", f"differs from an equal module: {why or change}")
+            self.statistics.last_reason = Refusal(
+                "guard",
+                f"it does something else than an equal module: {why or change}",
+                self.line,
+                "nothing to do: it is recorded by itself",
+            )
             return result
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds

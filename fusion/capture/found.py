@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import threading
 from collections.abc import Callable, Mapping
@@ -41,6 +42,7 @@ class ObjectReads:
         real: dict[str, torch.Tensor]
         refusal: Refusal | None
         objects: dict[int, Receiver]
+        containers: dict[int, Path]
         _names: dict[int, str]
         _steps: Mapping[int, str]
         _made: list[Any]
@@ -50,7 +52,7 @@ class ObjectReads:
         @property
         def recording(self) -> bool: ...
 
-        def refuse(self, code: str, sentence: str, origin: str | None = None) -> None: ...
+        def refuse(self, code: str, sentence: str, origin: str | None = None, remedy: str = "") -> None: ...
         def object_leaf(self, value: Any) -> Argument | Ref | None: ...
         def _quiet(self, build: Callable[[], Any]) -> Any: ...
         def _attempt(self, what: str, record: Callable[[], None]) -> None: ...
@@ -79,6 +81,8 @@ class ObjectReads:
         """An attribute read on an object: a plain value becomes a condition, what can be looked into a value of the
         recording, anything else a refusal."""
         known = self._receiver(receiver)
+        if known is None and isinstance(receiver, collections.UserDict):
+            self._on_mapping(receiver, name, value)
         if known is None or self._paused or threading.get_ident() != self._thread:
             return value
         kind = type(receiver).__name__
@@ -92,6 +96,15 @@ class ObjectReads:
                 self.refuse("opaque_argument", f"{kind}.{name} is read; register an island for it")
             return value
         return self._found(known, name, None, value, f"{kind}.{name}")
+
+    def _on_mapping(self, receiver: Any, name: str, value: Any) -> None:
+        """An attribute read on a mapping among the arguments: its items, its plain attributes and its methods are known
+        to a plan; the rest, such as a tokenizer's own record of a text, is not."""
+        own = name in object.__getattribute__(receiver, "__dict__")
+        known = name == "data" or (isinstance(value, Atom) if own else callable(value))
+        if self.recording and id(receiver) in self.containers and not known:
+            what = f"{type(receiver).__name__}.{name}, a {type(value).__name__}, is read"
+            self.refuse("opaque_argument", what, None, "read it before the call, and pass what is needed of it")
 
     def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
         """An item of a list or dict inside an object: as an attribute."""

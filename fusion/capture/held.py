@@ -19,6 +19,7 @@ import torch
 from fusion.decide.refusal import Refused
 from fusion.runtime.native import ABSENT
 
+from .hooks import HOOKS, are_idle, entries_of
 from .provenance import modules_of
 
 SWITCH = "enable_fusion"  # the attribute of a model's config that switches fusion off and on
@@ -29,7 +30,6 @@ _NOT_STATE = (
     torch.SymInt, torch.SymFloat, torch.SymBool,
 )  # fmt: skip
 INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Attributes that a module under fusion has of us (`fusion.entries`).
 ENTRY_NAMES = ("forward", "__getstate__", "_replicate_for_data_parallel", "__prepare_scriptable__")
 _UNPATCHED = ("torch", "fusion", "abc", "collections", "enum", "typing")  # whose classes' methods are not watched
@@ -161,10 +161,9 @@ class Held:
 
     def _found(self, module: torch.nn.Module) -> None:
         self._module(module)
-        for hooks in _HOOKS:
-            if vars(module)[hooks]:
-                raise Refused("hook", f"{type(module).__name__}, which is held outside the module tree, has hooks")
-            self.entries.append(("size", vars(module)[hooks], 0))
+        if not all(are_idle(vars(module)[hooks]) for hooks in HOOKS):
+            raise Refused("hook", f"{type(module).__name__}, which is held outside the module tree, has hooks")
+        self.entries += entries_of([module])
         for child in module.children():
             self._meet(child)
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from .provenance import user_line
+
 _NOTED = {
     "print": "prints",
     "open": "opens a file",
@@ -31,10 +33,12 @@ class OutsideEffects:
 
     Attributes:
         noticed: the first one, in words, or None.
+        line: "file:line" of the user's code that did it, or "" where that was not seen.
     """
 
     def __init__(self) -> None:
         self.noticed: str | None = None
+        self.line = ""
         self._thread = threading.get_ident()
         self._python = random.getstate()
         self._numpy = _numpy_state()
@@ -61,7 +65,7 @@ class OutsideEffects:
             logging.setLogRecordFactory(self._factory)
             _patching.release()
         if random.getstate() != self._python or not _equal(_numpy_state(), self._numpy):
-            self.noticed = "draws from Python's or NumPy's generator"
+            self.noticed, self.line = "draws from Python's or NumPy's generator", ""
 
     def rewind(self) -> None:
         """Makes the generators what they were."""
@@ -72,6 +76,7 @@ class OutsideEffects:
     def _note(self, words: str) -> None:
         if threading.get_ident() == self._thread and self.noticed is None:
             self.noticed = words
+            self.line = user_line()
 
     def _noticing(self, function: Callable[..., Any], words: str) -> Callable[..., Any]:
         @functools.wraps(function)

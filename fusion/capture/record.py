@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,11 +24,11 @@ from fusion.runtime.undo import State, Undo
 from . import islands
 from .functional import Node, Settlement
 from .given import Given, Item
-from .held import Entry, Held
+from .held import Entry, Held, is_library
 from .lookups import is_looked_into, put_back, real
 from .natively import as_tuples
 from .outside_effects import OutsideEffects
-from .provenance import Atom, modules_of, tensors_of
+from .provenance import Atom, Leaf, is_users_file, line_of, modules_of, short_line, tensors_of, user_line
 from .python_state import PythonState
 from .reads import SizeReads
 from .recorder import Recorder
@@ -166,15 +165,11 @@ def record(
         max_ops=max_ops,
         varying=[(f"x{i}", dim) for i, leaf in enumerate(tensors) for path, dim in varying if leaf.path == path],
     )
-    recorder.containers = {id(c.value): c.path for c in containers}
+    recorder.containers = {id(c.value): c.path for c in containers if c.value is not None}
     recorder.given = given
+    where = call_line(call)
     if opaque:
-        kind = type(opaque[0].value).__name__
-        recorder.refuse(
-            "opaque_argument",
-            f"the argument {opaque[0].path[0]!r} is a {kind}; register its methods with fusion.register_island",
-            "",
-        )
+        recorder.refuse("opaque_argument", *_opaque(opaque[0], where))
     state = PythonState(modules, steps.values(), outside, arguments)
     effects = OutsideEffects()
     failure: Exception | None = None
@@ -184,15 +179,16 @@ def record(
         except Exception as error:
             failure = error
     if effects.noticed is not None:
-        recorder.refuse("python_state", f"the forward {effects.noticed}, which no plan would do", call_line(call))
+        recorder.refuse("python_state", f"the forward {effects.noticed}, which no plan would do", effects.line or where)
     change = state.change()
     if change is not None:
         if recorder.refusal is None:
             recorder.module = state.changing()
-        recorder.refuse("python_state", f"the forward {change} in what it finds outside its arguments", call_line(call))
+        line = state.line() or where
+        recorder.refuse("python_state", f"the forward {change} in what it finds outside its arguments", line)
     items = given.set_items()
     if items is None:
-        recorder.refuse("python_state", "the forward changes a list or dict it was given", call_line(call))
+        recorder.refuse("python_state", "the forward changes a list or dict it was given", where)
     if failure is not None:
         state.settle()
         recorder.effects.undo.rewind()
@@ -201,7 +197,8 @@ def record(
         effects.rewind()
         if not recorder.log:  # what native calls did is not done again, and stays
             state.restore()
-        recorder.refuse("recorder_error", f"{type(failure).__name__} while sizes were symbols: {failure}", "")
+        told = f"{type(failure).__name__} while sizes were symbols: {failure}"
+        recorder.refuse("recorder_error", told, line_of(failure))
         with replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
@@ -214,6 +211,7 @@ def record(
     recording = finish(recorder, result, conditions, start, items or ())
     recording.changes = change is not None
     if recording.refusal is not None:
+        recording.refusal = replace(recording.refusal, origin=recording.refusal.origin or where)
         state.settle()
     return recording
 
@@ -223,12 +221,21 @@ def _can_be_given(value: Any) -> bool:
     return isinstance(value, torch.Generator) or islands.has_islands(type(value))
 
 
+def _opaque(leaf: Leaf, where: str) -> tuple[str, str, str]:
+    """What to say of an argument that cannot be looked into, where, and what to do about it."""
+    kind, name = type(leaf.value), str(leaf.path[0])
+    if is_library(kind.__module__):
+        return f"the argument {name!r} holds a {kind.__module__}.{kind.__name__}", where, ""
+    remedy = f"pass what the forward reads of it, or register {kind.__name__}'s methods with fusion.register_island"
+    return f"the argument {name!r} holds a {kind.__name__}", where, remedy
+
+
 def call_line(call: Callable[..., Any]) -> str:
-    """ "file:line" where a callable is defined, or ""."""
+    """ "file:line" where the user has defined a callable; where it is called, if it is torch's."""
     code = getattr(inspect.unwrap(getattr(call, "forward_function", call)), "__code__", None)
-    if code is None:
-        return ""
-    return f"{os.sep.join(code.co_filename.split(os.sep)[-2:])}:{code.co_firstlineno}"
+    if code is None or not is_users_file(code.co_filename):
+        return user_line()
+    return short_line(code.co_filename, code.co_firstlineno)
 
 
 def finish(

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import OpNode
-from fusion.patterns.leaves import Leaf, Path, Ref
+from fusion.patterns.leaves import Leaf, Path, Ref, path_text
 from fusion.patterns.ops import Kind, kind_of
 from fusion.patterns.ops.effects import draws
 from fusion.patterns.recorded import GraphInput, IslandNode
@@ -43,6 +43,9 @@ _SIZED_BY_DATA = (
     torch.ops.aten.nonzero.default, torch.ops.aten.nonzero_numpy.default, torch.ops.aten.where.default,
     torch.ops.aten.masked_select.default,
 )  # fmt: skip
+
+
+_AFTERWARDS = "call the operator before or after the model, or keep its results dense and strided"
 
 
 class ModeSwitched(Exception):
@@ -112,7 +115,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
             return
         problem = unsupported(tensor)
         if problem:
-            self.refuse("unsupported_layout", f"the argument {path} is {problem}")
+            self.refuse("unsupported_layout", f"the argument {path_text(path)} is {problem}")
             return
         self.inputs.append(GraphInput(name, path))
         self._bind(name, tensor, self._quiet(lambda: self.shadow.of_input(name, tensor)))
@@ -138,6 +141,9 @@ class Recorder(NativeCalls, TorchDispatchMode):
             return name
         if id(tensor) in self._parameters:
             path, _ = self._parameters[id(tensor)]
+            problem = unsupported(tensor)
+            if problem:
+                raise Refused("foreign_weight", f"{path} is {problem}", user_line())
             name = f"p{len(self.parameters)}"
             self.parameters[name] = path
             return self._bind(name, tensor, self._quiet(lambda: self.shadow.static(tensor)))
@@ -145,11 +151,11 @@ class Recorder(NativeCalls, TorchDispatchMode):
             name = f"x{len(self.inputs)}"
             self.add_input(name, (name,), tensor)
             return name
-        raise Refused(
-            "unknown_tensor",
-            f"a tensor {tuple(tensor.shape)} that is no argument, parameter, buffer or result; pass it as an argument",
-            user_line(),
-        )
+        problem = unsupported(tensor)
+        if problem:
+            raise Refused("foreign_weight", f"{problem}, which no module of the scope holds, is used", user_line())
+        what = f"a tensor {tuple(tensor.shape)} that is no argument, parameter, buffer or result is used"
+        raise Refused("unknown_tensor", what, user_line())
 
     def _quiet(self, build: Callable[[], Any]) -> Any:
         self._paused += 1
@@ -158,10 +164,17 @@ class Recorder(NativeCalls, TorchDispatchMode):
         finally:
             self._paused -= 1
 
-    def refuse(self, code: str, sentence: str, origin: str | None = None) -> None:
-        """Notes why the run cannot be replayed; the first reason stands."""
+    def refuse(self, code: str, sentence: str, origin: str | None = None, remedy: str = "") -> None:
+        """Notes why the run cannot be replayed; the first reason stands.
+
+        Args:
+            code: one of `CODES`.
+            sentence: what was met.
+            origin: the user's line; None for the one that is running.
+            remedy: what to do about it; "" for what the code says.
+        """
         if self.refusal is None:
-            self.refusal = Refusal(code, sentence, user_line() if origin is None else origin)
+            self.refusal = Refusal(code, sentence, user_line() if origin is None else origin, remedy)
 
     def notice_fixed_size(self) -> None:
         """Refuses the recording of a scope that has turned into a number what is another one in other calls."""
@@ -189,7 +202,10 @@ class Recorder(NativeCalls, TorchDispatchMode):
         if threading.get_ident() != self._thread or func is torch.ops.aten.detach_.default:
             return func(*real_args, **real_kwargs)  # detach_ ends torch.tensor() and changes no data
         if self.recording and (torch.is_grad_enabled() or torch.is_inference_mode_enabled() != self._inference):
-            self.refuse("active_mode", "the forward switches gradients or inference mode on or off inside")
+            remedy = "switch them around the call of the model instead"
+            self.refuse(
+                "active_mode", "the forward switches gradients or inference mode on or off inside", None, remedy
+            )
             raise ModeSwitched("the run goes on below autograd, which would change what the switch is for")
         if self.recording and func is torch.ops.aten.lift_fresh.default and not self._is_known(args[0]):
             return self._lift(func, args)
@@ -214,7 +230,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
         except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode):
             self.refuse("data_read", f"the result's shape or value of {func} depends on tensor data")
         except Exception as error:
-            self.refuse("recorder_error", f"{func} could not be recorded: {type(error).__name__}: {error}")
+            told = f"{func} could not be recorded: {type(error).__name__}: {error}"
+            self.refuse("recorder_error", told)
         return result
 
     @contextlib.contextmanager
@@ -238,7 +255,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         if len(self.nodes) >= self._max_ops:
-            raise Refused("too_large", f"more than {self._max_ops} operators; raise max_graph_size")
+            raise Refused("too_large", f"more than max_graph_size={self._max_ops} operators are called", user_line())
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
             raise Refused("data_read", "a value of a tensor decides what Python does next", user_line())
         if draws(func, args, kwargs):
@@ -279,7 +296,13 @@ class Recorder(NativeCalls, TorchDispatchMode):
         known = self.object_leaf(leaf)
         if known is not None:
             return known
-        raise Refused("opaque_argument", f"an argument of type {type(leaf).__name__}", user_line())
+        if isinstance(leaf, torch.ScriptObject):
+            raise Refused("foreign_weight", "an operator is given packed weights", user_line())
+        if id(leaf) in self.containers:
+            what = f"a module that is a scope of its own is given a {type(leaf).__name__}, which it may change"
+            raise Refused("opaque_argument", what, user_line(), "pass its items to the module, or a dict of them")
+        what = f"an operator or module is given a {type(leaf).__name__} that a plan cannot find again"
+        raise Refused("opaque_argument", what, user_line(), "make it an argument or an attribute of the module")
 
     def _shadows(self, func: Any, args: Any, kwargs: Any, count: int) -> Sequence[Any]:
         """The results of an operator on the shadows; None for each where torch cannot tell their shapes beforehand.
@@ -328,7 +351,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
             return self._names[id(real)]
         problem = unsupported(real)
         if problem:
-            raise Refused("unsupported_layout", f"an operator returned {problem}", user_line())
+            raise Refused("unsupported_layout", f"an operator returned {problem}", user_line(), _AFTERWARDS)
         name = f"v{len(self.real)}"
         if fake is None:
             self.opaque.append(name)
@@ -407,3 +430,11 @@ def unsupported(tensor: torch.Tensor) -> str | None:
     if not has_memory(tensor):
         return "a tensor inside a torch.func transform"
     return None
+
+
+def holders(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The modules at and below `module`, by path, that hold weights which only their own library computes with."""
+    for path, child in module.named_modules():
+        held = (*child._parameters.values(), *child._buffers.values())
+        if any(tensor is not None and unsupported(tensor) for tensor in held):
+            yield path, child

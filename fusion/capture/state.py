@@ -8,14 +8,18 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from fusion.decide.refusal import Refusal
 from fusion.runtime.native import ABSENT
 
+from . import hooks
 from .held import PLAIN, SWITCH, Entry, Held, Members
 from .provenance import modules_of
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_MOST_NAMED = 3  # modules that a reason names
 
 
 def problems(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Module] = ()) -> Refusal | None:
@@ -23,29 +27,65 @@ def problems(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Mo
 
     What happens in `steps` is their own affair, but for hooks: a re-run of the scope around them would not run those.
     """
-    if torch.is_grad_enabled():
-        return Refusal("grad_enabled", "call the model under torch.inference_mode() or torch.no_grad()")
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
-        return Refusal("active_mode", "another dispatch or function mode is active")
-    if torch._C._is_any_autocast_enabled():
-        return Refusal("autocast", "autocast is enabled; cast the model instead")
-    if torch._C._get_tracing_state():
-        return Refusal("active_mode", "torch.jit is tracing")
-    if forward_ad._current_level >= 0:
-        return Refusal("grad_enabled", "forward-mode differentiation is active")
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return Refusal("hook", "global module hooks are registered")
+    mode = _mode()
+    if mode is not None:
+        return mode
     for module in modules.values():
         for path, child in modules_of(module, steps):
             if child.training:
-                return Refusal("training", f"{path or type(child).__name__} is in training mode; call model.eval()")
-            if child is not module and any(getattr(child, hooks) for hooks in _HOOKS):
-                return Refusal("hook", f"{path} has forward hooks")
+                return _in_training(module, [(p, c) for p, c in modules_of(module, steps) if c.training])
+            found = None if child is module else hooks.problem(child, path)
+            if found is not None:
+                return found
     for step in steps:
         for path, child in step.named_modules():
-            if any(getattr(child, hooks) for hooks in _HOOKS):
-                return Refusal("hook", f"{path or type(child).__name__}, inside a step, has forward hooks")
+            found = hooks.problem(child, f"{path or 'a module'} inside a step" if child is not step else "a step")
+            if found is not None:
+                return found
     return None
+
+
+def _mode() -> Refusal | None:
+    """What about the state of torch keeps a call from being recorded or dispatched, or None."""
+    if torch.is_grad_enabled():
+        return Refusal("grad_enabled", "the model is called while gradients are recorded")
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return _in_mode()
+    if torch._C._is_any_autocast_enabled():
+        return Refusal("autocast", "the model is called under autocast")
+    if torch._C._get_tracing_state():
+        return Refusal("active_mode", "torch.jit is tracing", remedy="trace the model before fusion.enable(model)")
+    if forward_ad._current_level >= 0:
+        return Refusal("grad_enabled", "forward-mode differentiation is active", remedy="call the model outside of it")
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        remedy = "remove what torch.nn.modules.module.register_module_forward_hook and its kin returned"
+        return Refusal("hook", "hooks for all modules of the process are registered", remedy=remedy)
+    return None
+
+
+def _in_mode() -> Refusal:
+    """Which mode of torch's is active."""
+    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    if all(isinstance(mode, DeviceContext) for mode in modes):
+        device = modes[-1].device if modes else "a device"
+        remedy = "load the model inside of it and call it outside; torch.set_default_device(None) ends it"
+        sentence = f"a `with torch.device` block or torch.set_default_device({str(device)!r}) is active"
+        return Refusal("active_mode", sentence, remedy=remedy)
+    names = ", ".join(dict.fromkeys(type(mode).__name__ for mode in modes))
+    return Refusal("active_mode", f"the dispatch or function mode {names or 'of another library'} is active")
+
+
+def _in_training(root: torch.nn.Module, found: Sequence[tuple[str, torch.nn.Module]]) -> Refusal:
+    """Which modules are in training mode, and how each gets out of it."""
+    named = [f"{path or 'the module'} ({type(child).__name__})" for path, child in found]
+    names = ", ".join(named[:_MOST_NAMED]) + (f" and {len(named) - _MOST_NAMED} more" * (len(named) > _MOST_NAMED))
+    verb = "is" if len(found) == 1 else "are"
+    if root.training:
+        fixed = "eval" in vars(root)  # an exported module, whose eval() raises
+        remedy = "set its `training` to False: its own eval() is not torch's" if fixed else "call model.eval()"
+        return Refusal("training", f"{names} {verb} in training mode", remedy=remedy)
+    what = f"{names} {verb} in training mode, though the module around is not: put there, or switched, after eval()"
+    return Refusal("training", what, remedy=f"call eval() on {found[0][0]}, or once more on the model")
 
 
 def watched(
@@ -72,12 +112,13 @@ def watched(
     ]
     kinds: dict[Any, None] = {}
     steps = tuple(steps)
+    hooked: list[torch.nn.Module] = []
     for module in modules.values():
         for _, child in modules_of(module, steps):
             kinds[type(child)] = None
             if child is not module:  # the root's own hooks run around the scope
-                entries += [("size", vars(child)[hooks], 0) for hooks in _HOOKS]
-    entries += [("size", vars(step)[hooks], 0) for step in steps for hooks in _HOOKS]
+                hooked.append(child)
+    entries += hooks.entries_of([*hooked, *steps])
     held = Held(modules, objects, steps)
     kinds.update(dict.fromkeys(map(type, held.modules)))
     entries += [("attribute", kind, "forward", kind.forward) for kind in kinds]
