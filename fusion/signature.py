@@ -11,6 +11,7 @@ import torch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.utils import _pytree as pytree
 
+from fusion.capture.modes import in_other_mode
 from fusion.integrations.compile import opaque
 from fusion.patterns.source import define, renamed
 from fusion.runtime.plan import MISS
@@ -82,6 +83,7 @@ class Signature:
             "_f_grad": torch.is_grad_enabled,
             "_f_dispatch": torch._C._len_torch_dispatch_stack,
             "_f_function": torch._C._len_torch_function_stack,
+            "_f_other": in_other_mode,
             "_f_autocast": torch._C._is_any_autocast_enabled,
             "_f_tracing": torch._C._get_tracing_state,
             "_f_compiling": get_eval_frame_callback,
@@ -105,7 +107,7 @@ class Signature:
         arguments = ", ".join(f"a{i}" for i in range(len(self.parameters)))
         lines = [
             f"def entry({', '.join(listed)}):",
-            "    _f_modes = _f_grad() or _f_dispatch() or _f_function() or _f_autocast()",
+            "    _f_modes = _f_grad() or _f_dispatch() or _f_function() and _f_other() or _f_autocast()",
             "    _f_traced = _f_tracing() or _f_compiling()",
             "    if not _f_modes and not _f_traced and _f_unchanged():",
             "        for _f_plan in _f_plans:",

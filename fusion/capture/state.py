@@ -8,14 +8,11 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from fusion.decide.refusal import Refusal
 from fusion.runtime.native import ABSENT
 
-from . import hooks
+from . import hooks, modes
 from .held import PLAIN, SWITCH, Entry, Held, Members
 from .provenance import modules_of
 
@@ -27,7 +24,7 @@ def problems(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Mo
 
     What happens in `steps` is their own affair, but for hooks: a re-run of the scope around them would not run those.
     """
-    mode = _mode()
+    mode = modes.problem()
     if mode is not None:
         return mode
     for module in modules.values():
@@ -43,36 +40,6 @@ def problems(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Mo
             if found is not None:
                 return found
     return None
-
-
-def _mode() -> Refusal | None:
-    """What about the state of torch keeps a call from being recorded or dispatched, or None."""
-    if torch.is_grad_enabled():
-        return Refusal("grad_enabled", "the model is called while gradients are recorded")
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
-        return _in_mode()
-    if torch._C._is_any_autocast_enabled():
-        return Refusal("autocast", "the model is called under autocast")
-    if torch._C._get_tracing_state():
-        return Refusal("active_mode", "torch.jit is tracing", remedy="trace the model before fusion.enable(model)")
-    if forward_ad._current_level >= 0:
-        return Refusal("grad_enabled", "forward-mode differentiation is active", remedy="call the model outside of it")
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        remedy = "remove what torch.nn.modules.module.register_module_forward_hook and its kin returned"
-        return Refusal("hook", "hooks for all modules of the process are registered", remedy=remedy)
-    return None
-
-
-def _in_mode() -> Refusal:
-    """Which mode of torch's is active."""
-    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
-    if all(isinstance(mode, DeviceContext) for mode in modes):
-        device = modes[-1].device if modes else "a device"
-        remedy = "load the model inside of it and call it outside; torch.set_default_device(None) ends it"
-        sentence = f"a `with torch.device` block or torch.set_default_device({str(device)!r}) is active"
-        return Refusal("active_mode", sentence, remedy=remedy)
-    names = ", ".join(dict.fromkeys(type(mode).__name__ for mode in modes))
-    return Refusal("active_mode", f"the dispatch or function mode {names or 'of another library'} is active")
 
 
 def _in_training(root: torch.nn.Module, found: Sequence[tuple[str, torch.nn.Module]]) -> Refusal:
@@ -108,6 +75,7 @@ def watched(
         ("size", torch_module._global_forward_hooks, 0),
         ("size", torch_module._global_forward_pre_hooks, 0),
         ("call", torch.get_default_dtype, torch.get_default_dtype()),
+        ("call", modes.default_device, modes.default_device()),
         ("attribute", forward_ad, "_current_level", -1),  # a kernel hands on no tangents
     ]
     kinds: dict[Any, None] = {}

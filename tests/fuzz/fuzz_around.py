@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # The source that programs begin with which find something. `effects` gives all that a call may leave behind outside
 # its module, and `put_effects` puts it back: eager and fused run on the same start, each in its turn.
-SOURCE = '''\
+SOURCE = """\
 LOG = []
 SEEN = {}
 
@@ -53,7 +53,7 @@ def put_effects(held):
     put_ticks(held[2])
 
 
-'''
+"""
 
 # A class to put in the place of {0}'s, after that is defined.
 OTHER = """\
