@@ -95,6 +95,7 @@ class Scope(Proving):
         self.further: dict[Any, dict[str, torch.nn.Module]] = {}  # by the structure of the calls
         self.divide = divide
         self.surroundings = surroundings
+        self._numbers: set[Any] = set()  # structures of calls that are recorded without symbols for their sizes
         self._rests: dict[Any, int] = {}  # refused calls, by kinds of arguments
         self._own_lists: dict[Any, Lists] = {}  # by the form of the calls, where no scope is like this one
         self._waits = bool(self.steps)  # steps record themselves in the first call
@@ -158,6 +159,7 @@ class Scope(Proving):
         """Every recording is void."""
         self.known.clear()
         self.refused.clear()
+        self._numbers.clear()
         self._rests.clear()
         self._lists_met().clear()
         self._publish()
@@ -342,13 +344,16 @@ class Scope(Proving):
             max_ops=config.max_graph_size,
             varying=() if self.whole else self._varying(arguments),
             outside=self._outside,
+            numbers=key in self._numbers,
         )
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
         if recording.refusal is not None:
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
-            if not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
+            if recording.unsuited and recording.culprit in (None, self.modules.get("")):
+                self._numbers.add(key)  # a plan for each size then, up to `max_plans`
+            elif not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
                 if recording.refusal.code == "fixed_size" and lists is not None and len(lists.keys) > 1:
                     lists.keys.discard(key)
                     lists.full = True  # the numbers fix a size, and vary as it does
@@ -365,10 +370,18 @@ class Scope(Proving):
         outcome = recording.given.outcome(plain, recording.graph.items)
         alike = same_results(outcome, recording.outcome, exact=False)
         if not (alike and same_results(recording.undo.now(), recording.left, exact=False)):
-            self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
+            self._refuse_symbols(key)
             return recording.result if steps else plain  # only the recorded run ran the steps
         self._guarded(key, lambda: self.adopt(recording, arguments))
         return plain
+
+    def _refuse_symbols(self, key: Any) -> None:
+        """A forward did something else with symbols for sizes: the next call like it is recorded with numbers."""
+        refusal = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
+        self.statistics.last_reason = refusal
+        if key in self._numbers:
+            self.refused[key] = refusal
+        self._numbers.add(key)
 
     def _route(self, known: Known, key: Any) -> bool:
         """Data led a call another way than was recorded: who reads it becomes an eager step.

@@ -156,6 +156,15 @@ def print_python(dim: Dim, rename: Callable[[str], str] = lambda name: name) -> 
     return _Printer("//", rename).text(dim)
 
 
+def printable(dim: Dim) -> bool:
+    """Whether plans and kernels can compute a size from its symbols."""
+    try:
+        print_python(dim)
+    except GraphError:
+        return False
+    return True
+
+
 def print_c(dim: Dim, rename: Callable[[str], str] = lambda name: name) -> str:
     """`dim` as C source over 64-bit integers; correct for non-negative operands only."""
     return _Printer("/", rename).text(dim)
