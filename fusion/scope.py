@@ -19,6 +19,7 @@ from fusion.capture.provenance import flatten
 from fusion.capture.python_state import PythonState
 from fusion.capture.record import Recording, record, unseen
 from fusion.capture.state import problems, unchanged, watched
+from fusion.decide.faults import PASSING
 from fusion.decide.refusal import Refusal, Refused
 from fusion.integrations.compile import opaque, undisturbed
 from fusion.known import Known, same_results
@@ -30,6 +31,7 @@ from fusion.scheduler import FusionScheduler, Lists
 from fusion.signature import Signature
 
 _MOST_LISTS = 2  # of numbers that calls of one form are recorded with
+_MOST_PASSING = 4  # times that a scope ran out of memory or stack while it was compiled, before it stays eager
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 _RESTS_AFTER = 8  # refused calls of one kind, after which only every `_LOOKS_UP`th is asked what it is
 _LOOKS_UP = 64
@@ -96,6 +98,7 @@ class Scope(Proving):
         self.divide = divide
         self.surroundings = surroundings
         self._numbers: set[Any] = set()  # structures of calls that are recorded without symbols for their sizes
+        self._passed = 0  # times that compiling failed for what may not come again
         self._rests: dict[Any, int] = {}  # refused calls, by kinds of arguments
         self._own_lists: dict[Any, Lists] = {}  # by the form of the calls, where no scope is like this one
         self._waits = bool(self.steps)  # steps record themselves in the first call
@@ -426,8 +429,11 @@ class Scope(Proving):
         except Exception as error:
             if not self.scheduler.config.fallback_on_error:
                 raise
-            self.refused[key] = Refusal("plan_error", f"{type(error).__name__}: {error}")
-            self.statistics.last_reason = self.refused[key]
+            refusal = Refusal("plan_error", f"{type(error).__name__}: {error}")
+            self.statistics.last_reason = refusal
+            self._passed += isinstance(error, PASSING)
+            if not isinstance(error, PASSING) or self._passed > _MOST_PASSING:
+                self.refused[key] = refusal
 
     def _twin(self, arguments: Sequence[Any]) -> tuple[Known, dict[str, int]] | None:
         """A recording of an equal module that applies to this call, and the input symbols' values in it."""

@@ -54,6 +54,7 @@ CODES: dict[str, str] = {
     "fuel": "max_fusions reached",
     "no_backend": "no compiler for this device",
     "compile_error": "the kernel did not compile",
+    "compiler_fault": "the compiler failed on it; please report this",
     "inaccurate": "the kernel's error is larger than eager's allows",
     "slower": "the kernel did not measure faster",
     "launch_error": "the kernel could not be launched",
