@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion import stack
 from fusion.capture.given import Given
 from fusion.capture.meanings import by_meaning
 from fusion.capture.record import Recording, unseen
@@ -127,7 +128,7 @@ class Proving:
 
     def _replayed(self, arguments: Sequence[Any], log: list[Any], known: Known) -> Any:
         """The original with the islands that already ran answering from the log."""
-        with self._replay(log, arguments, known):
+        with stack.lent(), self._replay(log, arguments, known):
             return unseen(self._eager(arguments))
 
     @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
+from fusion import stack
 from fusion.capture import islands
 from fusion.capture.follow import follow
 from fusion.capture.given import Given
@@ -35,6 +36,7 @@ _MOST_PASSING = 4  # times that a scope ran out of memory or stack while it was 
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 _RESTS_AFTER = 8  # refused calls of one kind, after which only every `_LOOKS_UP`th is asked what it is
 _LOOKS_UP = 64
+_DEEP = Refusal("stack", "recording takes more stack than is left; raise sys.setrecursionlimit()")
 _RESTLESS = Refusal("python_state", "the scope's modules keep changing")
 
 
@@ -224,6 +226,9 @@ class Scope(Proving):
     def _slow(self, *arguments: Any) -> Any:
         if get_eval_frame_callback():
             return undisturbed(self.signature.invoke, self.entry, arguments)
+        if stack.is_short():
+            with stack.lent():
+                return self._eager(arguments, _DEEP)
         return self._dispatch(arguments)
 
     def _dispatch(self, arguments: tuple[Any, ...]) -> Any:
@@ -354,7 +359,9 @@ class Scope(Proving):
         if recording.refusal is not None:
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
-            if recording.unsuited and recording.culprit in (None, self.modules.get("")):
+            if recording.refusal.code == "stack" and self._passed < _MOST_PASSING:
+                self._passed += 1  # a call that is less deep may be recorded
+            elif recording.unsuited and recording.culprit in (None, self.modules.get("")):
                 self._numbers.add(key)  # a plan for each size then, up to `max_plans`
             elif not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
                 if recording.refusal.code == "fixed_size" and lists is not None and len(lists.keys) > 1:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fusion import stack
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
@@ -207,9 +208,12 @@ def record(
         effects.rewind()
         if not recorder.log:  # what native calls did is not done again, and stays
             state.restore()
-        unsuited = recorder.refusal is None and not numbers
+        deep = isinstance(failure, RecursionError)
+        unsuited = recorder.refusal is None and not numbers and not deep
+        if deep:
+            recorder.refusal = Refusal("stack", "the recorded run met Python's recursion limit")
         recorder.refuse("recorder_error", f"{type(failure).__name__} while sizes were symbols: {failure}", "")
-        with replay(recorder.log, arguments, steps.values()):
+        with stack.lent() if deep else contextlib.nullcontext(), replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),

@@ -29,6 +29,7 @@ CODES: dict[str, str] = {
     "too_many_plans": "the scope needed more plans than max_plans",
     "recorder_error": "the recorder failed",
     "disabled": "fusion is switched off",
+    "stack": "the call is near Python's recursion limit",
     # trusting a plan
     "plan_mismatch": "the plan's result differs from eager's",
     "plan_error": "the plan failed",
