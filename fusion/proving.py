@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion import stack
 from fusion.capture.given import Given
 from fusion.capture.meanings import by_meaning
 from fusion.capture.provenance import line_of
@@ -97,10 +98,10 @@ class Proving:
             result, log, seen, tap = known.checked_run(arguments, taps, undo)
         except PlanStopped as stopped:
             undo.rewind()
-            if _island_raised(stopped.log):
-                return self._replayed(arguments, stopped.log, known)
-            self._count_failure(known, stopped.error)
-            return self._replayed(arguments, stopped.log, known)
+            result = self._replayed(arguments, stopped.log, known)  # an error of the user's own comes again here
+            if not _island_raised(stopped.log):
+                self._count_failure(known, stopped.error)
+            return result
         if result is MISS:
             return MISS
         left = undo.now()
@@ -132,7 +133,7 @@ class Proving:
 
     def _replayed(self, arguments: Sequence[Any], log: list[Any], known: Known) -> Any:
         """The original with the islands that already ran answering from the log."""
-        with self._replay(log, arguments, known):
+        with stack.lent(), self._replay(log, arguments, known):
             return unseen(self._eager(arguments))
 
     @contextmanager
@@ -160,12 +161,13 @@ class Proving:
                 raise error  # what it has written cannot be taken back, so it must not run again
             if undo is not None:
                 undo.rewind()
-            if not _island_raised(log):  # else it is the user's own error, which the user's code may catch
-                if not self.scheduler.config.fallback_on_error and not isinstance(error, Deoptimized):
-                    raise error
+            users = _island_raised(log)  # which the user's code may catch
+            if not (users or self.scheduler.config.fallback_on_error or isinstance(error, Deoptimized)):
+                raise error
+            result = self._replayed(arguments, log, known)  # an error of the user's own comes again here
+            if not users:
                 with self._lock:
                     self._count_failure(known, error)
-            result = self._replayed(arguments, log, known)
             self.statistics.planned[0] -= 1  # the entry is about to count what it takes for a planned call
             return result
 
@@ -176,11 +178,13 @@ class Proving:
         return Refusal("plan_error", f"{type(error).__name__}: {error}", line_of(error) or self.line)
 
     def _count_failure(self, known: Known, error: BaseException) -> None:
-        """A plan stopped on the way. One whose guards do not hold for such calls makes room for a new recording, a
+        """A plan stopped where the original does not. One whose guards do not hold for such calls makes room for a new recording, a
         few times; one that keeps failing is not tried again."""
         self.statistics.fallbacks += 1
         reason = self._plan_error(error)
         self.statistics.last_failure = reason
+        if isinstance(error, RecursionError):
+            return  # which says how deep the call was, and nothing of the plan
         done = self.statistics.planned[0]
         known.failures = 1 if done - known.failed_at > _FORGIVEN_AFTER else known.failures + 1
         known.failed_at = done

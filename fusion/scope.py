@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
+from fusion import stack
 from fusion.capture import islands
 from fusion.capture.follow import follow
 from fusion.capture.given import Given
@@ -19,6 +20,7 @@ from fusion.capture.provenance import flatten, user_line
 from fusion.capture.python_state import PythonState
 from fusion.capture.record import Recording, call_line, record, unseen
 from fusion.capture.state import problems, unchanged, watched
+from fusion.decide.faults import PASSING
 from fusion.decide.refusal import Refusal, Refused
 from fusion.integrations.compile import opaque, undisturbed
 from fusion.known import Known, same_results
@@ -31,9 +33,11 @@ from fusion.scheduler import FusionScheduler, Lists
 from fusion.signature import Signature
 
 _MOST_LISTS = 2  # of numbers that calls of one form are recorded with
+_MOST_PASSING = 4  # times that a scope ran out of memory or stack while it was compiled, before it stays eager
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 _RESTS_AFTER = 8  # refused calls of one kind, after which only every `_LOOKS_UP`th is asked what it is
 _LOOKS_UP = 64
+_DEEP = Refusal("stack", "recording takes more stack than is left")
 _RESTLESS = Refusal(
     "python_state",
     f"what the modules hold has changed more than {_MOST_RESETS} times, and each change made the plans void",
@@ -102,6 +106,8 @@ class Scope(Proving):
         self.further: dict[Any, dict[str, torch.nn.Module]] = {}  # by the structure of the calls
         self.divide = divide
         self.surroundings = surroundings
+        self._numbers: set[Any] = set()  # structures of calls that are recorded without symbols for their sizes
+        self._passed = 0  # times that compiling failed for what may not come again
         self._rests: dict[Any, int] = {}  # refused calls, by kinds of arguments
         self._own_lists: dict[Any, Lists] = {}  # by the form of the calls, where no scope is like this one
         self._waits = bool(self.steps)  # steps record themselves in the first call
@@ -165,6 +171,7 @@ class Scope(Proving):
         """Every recording is void."""
         self.known.clear()
         self.refused.clear()
+        self._numbers.clear()
         self._rests.clear()
         self._lists_met().clear()
         self._publish()
@@ -242,6 +249,9 @@ class Scope(Proving):
     def _slow(self, *arguments: Any) -> Any:
         if get_eval_frame_callback():
             return undisturbed(self.signature.invoke, self.entry, arguments)
+        if stack.is_short():
+            with stack.lent():
+                return self._eager(arguments, _DEEP)
         return self._dispatch(arguments)
 
     def _dispatch(self, arguments: tuple[Any, ...]) -> Any:
@@ -371,13 +381,18 @@ class Scope(Proving):
             max_ops=config.max_graph_size,
             varying=() if self.whole else self._varying(arguments),
             outside=self._outside,
+            numbers=key in self._numbers,
         )
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
         if recording.refusal is not None:
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
-            if not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
+            if recording.refusal.code == "stack" and self._passed < _MOST_PASSING:
+                self._passed += 1  # a call that is less deep may be recorded
+            elif recording.unsuited and recording.culprit in (None, self.modules.get("")):
+                self._numbers.add(key)  # a plan for each size then, up to `max_plans`
+            elif not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
                 if recording.refusal.code == "fixed_size" and lists is not None and len(lists.keys) > 1:
                     lists.keys.discard(key)
                     lists.full = True  # the numbers fix a size, and vary as it does
@@ -394,10 +409,17 @@ class Scope(Proving):
         outcome = recording.given.outcome(plain, recording.graph.items)
         alike = same_results(outcome, recording.outcome, exact=False)
         if not (alike and same_results(recording.undo.now(), recording.left, exact=False)):
-            self.refused[key] = differed(outcome, recording.outcome, self.line)
+            self._refuse_symbols(key, differed(outcome, recording.outcome, self.line))
             return recording.result if steps else plain  # only the recorded run ran the steps
         self._guarded(key, lambda: self.adopt(recording, arguments))
         return plain
+
+    def _refuse_symbols(self, key: Any, refusal: Refusal) -> None:
+        """A forward did something else with symbols for sizes: the next call like it is recorded with numbers."""
+        self.statistics.last_reason = refusal
+        if key in self._numbers:
+            self.refused[key] = refusal
+        self._numbers.add(key)
 
     def _route(self, known: Known, key: Any) -> bool:
         """Data led a call another way than was recorded: who reads it becomes an eager step.
@@ -444,8 +466,11 @@ class Scope(Proving):
         except Exception as error:
             if not self.scheduler.config.fallback_on_error:
                 raise
-            self.refused[key] = self._plan_error(error)
-            self.statistics.last_reason = self.refused[key]
+            refusal = self._plan_error(error)
+            self.statistics.last_reason = refusal
+            self._passed += isinstance(error, PASSING)
+            if not isinstance(error, PASSING) or self._passed > _MOST_PASSING:
+                self.refused[key] = refusal
 
     def _twin(self, arguments: Sequence[Any]) -> tuple[Known, dict[str, int]] | None:
         """A recording of an equal module that applies to this call, and the input symbols' values in it."""

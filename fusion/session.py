@@ -33,7 +33,7 @@ from fusion.signature import ClassForward
 # Refusals that say something of the call, not of the module.
 _PASSING = (
     "grad_enabled", "training", "active_mode", "autocast", "hook", "collecting", "disabled", "too_many_plans",
-    "unsupported_layout", "step_error",
+    "unsupported_layout", "step_error", "stack",
 )  # fmt: skip
 _MOST_DIVISIONS = 64  # a model whose modules fail one by one stays as it is after that many
 

@@ -309,7 +309,7 @@ def is_library(module: str) -> bool:
 
 
 def is_of_library(kind: type) -> bool:
-    """Whether a class is Python's or an installed library's. One that `exec` made without a module's name is neither."""
+    """Whether a class is Python's or an installed library's; one that `exec` made without a module's name is not."""
     return not kind.__flags__ & _MADE_BY_CODE if kind.__module__ == "builtins" else is_library(kind.__module__)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fusion import stack
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
@@ -62,6 +63,7 @@ class Recording:
         reader: the module inside the scope whose forward was the first to go by numbers that tensors held, or None.
         given: what the call was given.
         values_set: what it put into dicts it was given, by the graph's `items`.
+        unsuited: whether the forward failed on symbols in the place of sizes; it may take numbers.
         functions: modules that it called and that the scope's modules do not hold: their state counts, too.
     """
 
@@ -85,6 +87,7 @@ class Recording:
     culprit: torch.nn.Module | None = None
     reader: torch.nn.Module | None = None
     changes: bool = False
+    unsuited: bool = False
     given: Given = field(default_factory=lambda: Given({}))
     values_set: tuple[Any, ...] = ()
     functions: tuple[torch.nn.Module, ...] = ()
@@ -121,6 +124,7 @@ def record(
     max_ops: int = 4096,
     varying: Collection[tuple[Path, int]] = (),
     outside: Callable[[], list[Entry]] | None = None,
+    numbers: bool = False,
 ) -> Recording:
     """Runs `invoke()` once and records it.
 
@@ -134,6 +138,7 @@ def record(
         varying: (path, dimension) of tensor arguments' sizes that other recordings fixed to other numbers; one that
             fixes them again is refused.
         outside: gives snapshot entries for what a function finds in its closure and among global names.
+        numbers: whether arguments' sizes are numbers, as for a forward that cannot take symbols in their place.
 
     Returns:
         the outcome; `result` is always what the call returned, recorded or not.
@@ -164,6 +169,7 @@ def record(
         generators=generators,
         max_ops=max_ops,
         varying=[(f"x{i}", dim) for i, leaf in enumerate(tensors) for path, dim in varying if leaf.path == path],
+        numbers=numbers,
     )
     recorder.containers = {id(c.value): c.path for c in containers if c.value is not None}
     recorder.given = given
@@ -173,6 +179,7 @@ def record(
     state = PythonState(modules, steps.values(), outside, arguments)
     effects = OutsideEffects()
     failure: Exception | None = None
+    unsuited = False
     with effects, below_autograd(recorder, kinds, SizeReads(recorder), inside):
         try:
             result = invoke()
@@ -197,10 +204,14 @@ def record(
         effects.rewind()
         if not recorder.log:  # what native calls did is not done again, and stays
             state.restore()
-        told = f"{type(failure).__name__} while sizes were symbols: {failure}"
-        recorder.refuse("recorder_error", told, line_of(failure))
-        with replay(recorder.log, arguments, steps.values()):
-            result = invoke()  # an error of the user's own comes again here
+            deep = isinstance(failure, RecursionError)
+            unsuited = recorder.refusal is None and not numbers and not deep
+            if deep:
+                recorder.refusal = Refusal("stack", "the recorded run met Python's recursion limit")
+            told = f"{type(failure).__name__} while sizes were symbols: {failure}"
+            recorder.refuse("recorder_error", told, line_of(failure))
+            with stack.lent() if deep else contextlib.nullcontext(), replay(recorder.log, arguments, steps.values()):
+                result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),
         tuple((leaf.path, leaf.value) for leaf in leaves if isinstance(leaf.value, Atom)),
@@ -210,6 +221,7 @@ def record(
     )
     recording = finish(recorder, result, conditions, start, items or ())
     recording.changes = change is not None
+    recording.unsuited = unsuited
     if recording.refusal is not None:
         recording.refusal = replace(recording.refusal, origin=recording.refusal.origin or where)
         state.settle()
@@ -293,9 +305,13 @@ def _fill(
     recorder.effects.check_generators()
     outcome = (result, recorder.given.values(items)) if items else result
     leaves, tree = flatten_result(outcome, recorder.containers)
+    leaves = [recorder.shadow.settled(leaf) for leaf in leaves]
     returned = [recorder.name_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     settled = Settlement(recorder, [name for name in returned if name is not None])
-    translation = recorder.shadow.finish()
+    translation = recorder.shadow.finish(_sizes(recorder, settled, leaves))
+    recorder.notice_fixed_size()
+    if recorder.refusal is not None:
+        raise Refused(recorder.refusal.code, recorder.refusal.sentence, recorder.refusal.origin)
     outputs = tuple(_output(leaf, recorder, settled, translation) for leaf in leaves)
     recording.graph = RecordedGraph(
         inputs=tuple(recorder.inputs),
@@ -328,6 +344,16 @@ def _fill(
     recording.values = {s.symbol: _value_of(s, recorder) for s in translation.sources}
     recording.log = recorder.log
     recording.functions = tuple(recorder.functions)
+
+
+def _sizes(recorder: Recorder, settled: Settlement, outputs: Iterable[Any]) -> Iterator[Any]:
+    """Every size that a plan has to compute."""
+    for fake in recorder.fakes.values():
+        yield from fake.shape
+        yield from fake.stride()
+    for node in (*settled.nodes, *recorder.nodes):
+        yield from pytree.tree_leaves((as_tuples(node.args), as_tuples(node.kwargs)))
+    yield from outputs
 
 
 def _apart(conditions: Conditions, recorder: Recorder, settled: Settlement) -> Conditions:

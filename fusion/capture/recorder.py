@@ -33,7 +33,7 @@ from .given import Given
 from .meanings import meaning_of
 from .natively import NativeCalls, as_tuples
 from .provenance import Atom, user_line
-from .shadow import SHAPES, Shadow, has_unknown_size, hint, quiet_log
+from .shadow import SHAPES, GuardError, Shadow, has_unknown_size, hint, quiet_log
 
 _TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
@@ -74,9 +74,11 @@ class Recorder(NativeCalls, TorchDispatchMode):
         adopt_inputs: bool = False,
         max_ops: int = 4096,
         varying: Iterable[tuple[str, int]] = (),
+        numbers: bool = False,
     ) -> None:
         super().__init__()
         self.shadow = Shadow(varying)
+        self._numbers = numbers
         self.nodes: list[OpNode | IslandNode] = []
         self.refusal: Refusal | None = None
         self.real: dict[str, torch.Tensor] = {}
@@ -118,7 +120,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
             self.refuse("unsupported_layout", f"the argument {path_text(path)} is {problem}")
             return
         self.inputs.append(GraphInput(name, path))
-        self._bind(name, tensor, self._quiet(lambda: self.shadow.of_input(name, tensor)))
+        fixed, sized = self.shadow.static, self.shadow.of_input
+        self._bind(name, tensor, self._quiet(lambda: fixed(tensor) if self._numbers else sized(name, tensor)))
 
     def _bind(self, name: str, tensor: torch.Tensor, fake: torch.Tensor) -> str:
         self.real[name] = tensor
@@ -227,6 +230,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
             self._record(func, args, kwargs, result)
         except Refused as refused:
             self.refusal = refused.refusal
+        except GuardError as error:
+            self.refuse("guard", str(error))
         except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode):
             self.refuse("data_read", f"the result's shape or value of {func} depends on tensor data")
         except Exception as error:
@@ -288,7 +293,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         if isinstance(leaf, torch.Tensor):
             return Ref(self._known(leaf))
         if isinstance(leaf, (torch.SymFloat, torch.SymBool)):
-            raise Refused("guard", "a size became a floating-point argument of an operator", user_line())
+            return self.shadow.settled(leaf)
         if isinstance(leaf, (*Atom, torch.SymInt)):
             return leaf
         if isinstance(leaf, torch.Generator):  # torch hands it on as another object
@@ -313,7 +318,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
         if func in _SIZED_BY_DATA:
             return (None,) * count
         fake_args, fake_kwargs = mapped(
-            lambda a: self.fakes[self._known(a)] if isinstance(a, torch.Tensor) else a, (args, kwargs)
+            lambda a: self.fakes[self._known(a)] if isinstance(a, torch.Tensor) else self.shadow.settled(a),
+            (args, kwargs),
         )
 
         def call() -> Any:

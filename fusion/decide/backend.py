@@ -25,6 +25,7 @@ from fusion.patterns.graph import SubGraph
 from fusion.runtime.launch import make_launcher
 from fusion.runtime.native import prepare_native
 
+from . import faults
 from .heuristics import Decision
 
 _EARLIER = "; measured by an earlier process"
@@ -116,6 +117,8 @@ class Backends:
                 known = lower_kernel(graph.with_pattern(None), numerics=self.config.numerics)
             except LoweringError as error:
                 known = error
+            except Exception as error:
+                known = LoweringError(faults.CODE, faults.noted(error, "+".join(graph.ops)))
             self.nests[key] = known
         if isinstance(known, LoweringError):
             raise known
@@ -155,10 +158,7 @@ class Backends:
             if backend == "cpp":
                 native[digest] = nest
                 continue
-            try:  # a primitive that Triton lacks refuses this region, not its whole scope
-                self.kernels[digest] = Kernel(make_launcher(nest), nest, None, "triton")
-            except LoweringError as error:
-                self.kernels[digest] = Decision(False, error.code, error.message)
+            self.kernels[digest] = _launched(nest, nest, None)
         if native:
             self._compile_cpp(native)
 
@@ -166,19 +166,23 @@ class Backends:
         start = time.perf_counter()
         try:
             compiled = compile_cpp(list(nests.values()), self.store)
-        except (CompileError, BackendUnavailable, LoweringError) as error:
+        except Exception as error:
             if len(nests) > 1:  # one bad kernel must not take the others with it
                 for digest, nest in nests.items():
                     self._compile_cpp({digest: nest})
                 return
-            self.kernels[next(iter(nests))] = Decision(False, "compile_error", str(error).splitlines()[0])
+            ((digest, nest),) = nests.items()
+            if isinstance(error, (CompileError, BackendUnavailable, LoweringError)):
+                self.kernels[digest] = Decision(False, "compile_error", str(error).splitlines()[0])
+            else:
+                self.kernels[digest] = Decision(False, faults.CODE, faults.noted(error, nest.name))
             return
         finally:
             self.costs.compile_seconds += time.perf_counter() - start
         for digest, kernel in zip(nests, compiled, strict=True):
             self.costs.cache_hits += kernel.from_cache
             self.costs.cache_misses += not kernel.from_cache
-            self.kernels[digest] = Kernel(make_launcher(kernel), kernel.nest, kernel, "cpp")
+            self.kernels[digest] = _launched(kernel, kernel.nest, kernel)
 
     def launcher(self, graph: SubGraph) -> Callable[..., Any] | Decision:
         """The launcher of one region, or the decision that there is none."""
@@ -216,6 +220,16 @@ class Backends:
         self.decisions[key] = decision
         if self.store is not None and "noisy" not in decision.reason:  # such a time is no fact about the kernel
             self.store.put_json(key, asdict(decision))
+
+
+def _launched(kernel: Any, nest: Nest, compiled: Any) -> Kernel | Decision:
+    """A kernel with its launcher; what fails, such as a primitive that Triton lacks, refuses its region alone."""
+    try:
+        return Kernel(make_launcher(kernel), nest, compiled, "triton" if compiled is None else "cpp")
+    except LoweringError as error:
+        return Decision(False, error.code, error.message)
+    except Exception as error:
+        return Decision(False, faults.CODE, faults.noted(error, nest.name))
 
 
 def _cpp_identity() -> str:

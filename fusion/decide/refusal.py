@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "too_many_plans": "the scope needed more plans than max_plans",
     "recorder_error": "the recorder failed",
     "disabled": "fusion is switched off",
+    "stack": "the call is near Python's recursion limit",
     # trusting a plan
     "plan_mismatch": "the plan's result differs from eager's",
     "plan_error": "the plan failed",
@@ -58,6 +59,7 @@ CODES: dict[str, str] = {
     "fuel": "max_fusions reached",
     "no_backend": "no compiler for this device",
     "compile_error": "the kernel did not compile",
+    "compiler_fault": "the compiler failed on it; please report this",
     "inaccurate": "the kernel's error is larger than eager's allows",
     "slower": "the kernel did not measure faster",
     "launch_error": "the kernel could not be launched",

@@ -32,6 +32,7 @@ REMEDIES: dict[str, str] = {
     "too_large": "raise max_graph_size",
     "too_many_plans": "raise max_plans, or pass what varies as a tensor",
     "recorder_error": _REPORT,
+    "stack": "raise sys.setrecursionlimit(), or call the model from less deep",
     "disabled": "set enable_fusion to True",
     # trusting a plan
     "plan_mismatch": _REPORT,
@@ -57,6 +58,7 @@ REMEDIES: dict[str, str] = {
     "few_elements": "lower min_tensor_elements, if such small tensors are what counts",
     "fuel": "raise max_fusions",
     "no_backend": "install a C++ compiler (g++) for CPUs, Triton for GPUs, or set backend='auto'",
+    "compiler_fault": _REPORT,
     "compile_error": "mend the compiler that the message names, or choose another by backend=",
     "inaccurate": NOTHING + "eager's operators run, which round as they always did",
     "slower": NOTHING + "eager is faster here; fusion_ratio is the bar",
