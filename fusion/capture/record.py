@@ -204,14 +204,14 @@ def record(
         effects.rewind()
         if not recorder.log:  # what native calls did is not done again, and stays
             state.restore()
-            deep = isinstance(failure, RecursionError)
-            unsuited = recorder.refusal is None and not numbers and not deep
-            if deep:
-                recorder.refusal = Refusal("stack", "the recorded run met Python's recursion limit")
-            told = f"{type(failure).__name__} while sizes were symbols: {failure}"
-            recorder.refuse("recorder_error", told, line_of(failure))
-            with stack.lent() if deep else contextlib.nullcontext(), replay(recorder.log, arguments, steps.values()):
-                result = invoke()  # an error of the user's own comes again here
+        deep = isinstance(failure, RecursionError)
+        unsuited = recorder.refusal is None and not numbers and not deep
+        if deep:
+            recorder.refusal = Refusal("stack", "the recorded run met Python's recursion limit")
+        told = f"{type(failure).__name__} while sizes were symbols: {failure}"
+        recorder.refuse("recorder_error", told, line_of(failure))
+        with stack.lent() if deep else contextlib.nullcontext(), replay(recorder.log, arguments, steps.values()):
+            result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),
         tuple((leaf.path, leaf.value) for leaf in leaves if isinstance(leaf.value, Atom)),

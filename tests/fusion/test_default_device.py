@@ -1,4 +1,4 @@
-"""Calls under `torch.set_default_device` and in a `with torch.device` block are fused; the device is part of the guard."""
+"""Calls under a default device, or in a block of one, are fused; the device is part of the guard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What programs find around them in Python: state that they read and change, and what a caller changes between calls."""
+"""What programs find around them in Python, read and change there; and what a caller changes between calls."""
 
 from __future__ import annotations
 

@@ -45,7 +45,9 @@ def laid_out(layout: str, shape: tuple[int, ...], dtype: torch.dtype, data: str,
     rank = len(shape)
     if layout == "odd" and 1 in shape:  # strides that no element depends on
         dense = fill(shape, dtype, data, seed)
-        strides = [(0, 7, 3 * stride)[seed % 3] if n == 1 else stride for n, stride in zip(shape, dense.stride())]
+        strides = [
+            (0, 7, 3 * stride)[seed % 3] if n == 1 else stride for n, stride in zip(shape, dense.stride(), strict=True)
+        ]
         return dense.as_strided(shape, strides)
     if layout == "transposed" and rank > 1:
         return fill((*shape[:-2], shape[-1], shape[-2]), dtype, data, seed).transpose(-1, -2)
