@@ -107,7 +107,7 @@ class Scope(Proving):
         self.divide = divide
         self.surroundings = surroundings
         self._numbers: set[Any] = set()  # structures of calls that are recorded without symbols for their sizes
-        self._passed = 0  # times that compiling failed for what may not come again
+        self._passing = 0  # times that compiling failed for what may not come again
         self._rests: dict[Any, int] = {}  # refused calls, by kinds of arguments
         self._own_lists: dict[Any, Lists] = {}  # by the form of the calls, where no scope is like this one
         self._waits = bool(self.steps)  # steps record themselves in the first call
@@ -388,8 +388,8 @@ class Scope(Proving):
         if recording.refusal is not None:
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
-            if recording.refusal.code == "stack" and self._passed < _MOST_PASSING:
-                self._passed += 1  # a call that is less deep may be recorded
+            if recording.refusal.code == "stack" and self._passing < _MOST_PASSING:
+                self._passing += 1  # a call that is less deep may be recorded
             elif recording.unsuited and recording.culprit in (None, self.modules.get("")):
                 self._numbers.add(key)  # a plan for each size then, up to `max_plans`
             elif not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
@@ -468,8 +468,8 @@ class Scope(Proving):
                 raise
             refusal = self._plan_error(error)
             self.statistics.last_reason = refusal
-            self._passed += isinstance(error, PASSING)
-            if not isinstance(error, PASSING) or self._passed > _MOST_PASSING:
+            self._passing += isinstance(error, PASSING)
+            if not isinstance(error, PASSING) or self._passing > _MOST_PASSING:
                 self.refused[key] = refusal
 
     def _twin(self, arguments: Sequence[Any]) -> tuple[Known, dict[str, int]] | None:
