@@ -157,7 +157,7 @@ class _Check:
         for decision, graph in failed:
             if not _is_known(decision.reason) and _exact(graph):
                 raise Mismatch("inaccurate", f"a kernel fails its proof: {decision.reason}\n{graph}")
-        scopes = [s for _, s in api._enabled(self.fused).scopes]
+        scopes = [s for _, s in api._enabled(self.fused)[""].scopes]
         outcome = Outcome(
             self.calls,
             sum(s.statistics.planned[0] for s in scopes),
