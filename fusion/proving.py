@@ -174,8 +174,10 @@ class Proving:
         return fail, note
 
     def _plan_error(self, error: BaseException) -> Refusal:
-        """What to say of an error in a plan."""
-        return Refusal("plan_error", f"{type(error).__name__}: {error}", line_of(error) or self.line)
+        """What to say of an error in a plan, or of a guard that did not hold in the midst of it."""
+        guard = isinstance(error, (Deoptimized, StructureMismatch))
+        remedy = "nothing to do, unless it happens often: then let what calls depend on stay the same" if guard else ""
+        return Refusal("plan_error", f"{type(error).__name__}: {error}", line_of(error) or self.line, remedy)
 
     def _count_failure(self, known: Known, error: BaseException) -> None:
         """A plan stopped where the original does not. One whose guards do not hold for such calls makes room for a new recording, a

@@ -137,7 +137,8 @@ class Scope(Proving):
             self.watching = self._watched()
             self.blocked = None
         except Refused as refused:
-            self.watching, self.blocked = [], refused.refusal
+            refusal = refused.refusal
+            self.watching, self.blocked = [], replace(refusal, origin=refusal.origin or self.line)
         self.snapshot = None
         self.entry.__globals__["_f_unchanged"] = _unwatched
         only = list(self.modules) == [""] and not self.steps

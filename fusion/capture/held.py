@@ -77,11 +77,12 @@ class Numbers(Members):
     def __init__(self, held: Any) -> None:
         view = memoryview(held) if not hasattr(held, "dtype") else None
         if held.dtype.hasobject if view is None else view.ndim != 1:
-            raise Refused("python_state", f"the forward reads a {type(held).__name__} of objects; hold a list")
+            what = f"the forward reads a {type(held).__name__} of objects"
+            raise Refused("python_state", what, remedy="hold a list")
         size = held.nbytes if view is None else view.nbytes
         if size > _MOST_BYTES:
             what = f"the forward reads a {type(held).__name__} of {size} bytes, which may change between calls"
-            raise Refused("python_state", f"{what}; hold a tensor, or an array with its writeable flag off")
+            raise Refused("python_state", what, remedy="hold a tensor, or an array with its writeable flag off")
         super().__init__(held)
 
     def _now(self) -> Any:
@@ -162,7 +163,7 @@ class Held:
     def _found(self, module: torch.nn.Module) -> None:
         self._module(module)
         if not all(are_idle(vars(module)[hooks]) for hooks in HOOKS):
-            raise Refused("hook", f"{type(module).__name__}, which is held outside the module tree, has hooks")
+            raise Refused("hook", f"a {type(module).__name__} that is held outside the module tree has forward hooks")
         self.entries += entries_of([module])
         for child in module.children():
             self._meet(child)
@@ -183,16 +184,17 @@ class Held:
             return
         if isinstance(value, random.Random) or (type(value).__module__ or "").startswith("numpy.random"):
             what = f"holds a {type(value).__name__}, whose draws no plan would make"
-            raise Refused("random", f"the forward {what}; use a torch.Generator, or draw before the call")
+            raise Refused("random", f"the forward {what}", remedy="use a torch.Generator, or draw before the call")
         if hasattr(type(value), "__next__"):
             what = f"holds a {type(value).__name__}, and what that gives next is seen only by taking it"
-            raise Refused("python_state", f"the forward {what}; keep a list, or the value itself")
+            raise Refused("python_state", f"the forward {what}", remedy="keep a list, or the value itself")
         inner = self._inner(value)
         if inner is None:
             return
         self._seen.add(id(value))
         if depth > _DEEPEST or len(self.entries) > _MOST_STATE:
-            raise Refused("python_state", "the modules hold more Python state than can be watched")
+            what = f"the modules hold more Python state than can be watched ({_MOST_STATE} entries, {_DEEPEST} deep)"
+            raise Refused("python_state", what, remedy="hold large tables outside the modules, or as tensors")
         for item in inner:
             self.visit(item, depth + 1)
 

@@ -389,7 +389,7 @@ def _output(leaf: Any, recorder: Recorder, settled: Settlement, translation: Tra
     if isinstance(leaf, torch.Tensor):
         name = recorder.name_of(leaf)
         if name is None:
-            raise Refused("unknown_tensor", "the result holds a tensor that no recorded operator made")
+            raise Refused("unknown_tensor", "the result holds a tensor that no operator of the forward made")
         return Ref(settled.renamed.get(name, name))
     if is_symbolic(leaf):
         return translation.dim(leaf)
