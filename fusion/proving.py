@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from fusion.capture.replay import Replay, replay
 from fusion.decide.refusal import Refusal
 from fusion.known import Known, PlanStopped, same_results
 from fusion.patterns.errors import StructureMismatch
+from fusion.patterns.forks import Lock
 from fusion.runtime.lent import Written
 from fusion.runtime.plan import MISS, Deoptimized, Raised
 from fusion.runtime.undo import Undo
@@ -49,7 +49,7 @@ class Proving:
         statistics: Statistics
         known: list[Known]
         outgrown: int
-        _lock: threading.RLock
+        _lock: Lock
 
         @property
         def line(self) -> str: ...
@@ -71,7 +71,7 @@ class Proving:
                 recording.undo.rewound(),
                 recording.given.rewound(),
             ):
-                result, _, _, _ = known.checked_run(arguments, frozenset())
+                result, _, _, tap = known.checked_run(arguments, _let_go(known, recording))
                 did, recorded = (result, recording.undo.now()), (recording.outcome, recording.left)
                 exact = same_results(did, recorded)  # never so for MISS, which no forward returns
                 agrees = exact or same_results(did, recorded, exact=False)
@@ -81,7 +81,9 @@ class Proving:
         if not agrees:
             known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's", self.line)
             return
-        compiled = self.scheduler.compile(known.template, recording.real, values)
+        del result, did, recorded
+        compiled = self.scheduler.compile(known.template, {**recording.real, **tap}, values)
+        del tap
         known.release(recording)
         known.proved.add(known.key(values))
         if known.late or not exact:
@@ -199,6 +201,12 @@ class Proving:
         elif known.failures >= _MOST_FAILURES:
             known.refusal = reason
         self._publish()
+
+
+def _let_go(known: Known, recording: Recording) -> frozenset[str]:
+    """What kernels are proved on that the recorded run has let go of."""
+    inputs = {name for region in known.template.partition.regions for name in region.subgraph.inputs}
+    return frozenset(name for name in inputs if name in recording.real and recording.real[name].is_meta)
 
 
 def _island_raised(log: Sequence[Any]) -> bool:

@@ -6,7 +6,6 @@ result, so that the second of 28 equal layers costs a binding of names.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from fusion.decide.dependence import schedule
 from fusion.decide.partition import partition, unfused
 from fusion.decide.refusal import CODES, Refusal
 from fusion.decide.regions import Partition
+from fusion.patterns.forks import cached_property
 from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.ops import FUSABLE, Kind, kind_of
 from fusion.patterns.recorded import IslandNode, RecordedGraph
@@ -58,7 +58,7 @@ class Compiled:
     calls: tuple[KernelCall, ...]
     kernels: tuple[Kernel, ...]
 
-    @functools.cached_property
+    @cached_property
     def refusals(self) -> tuple[tuple[int, Refusal], ...]:
         """For each operator call that no kernel computes, its index and why, ascending."""
         fused = {i for c in self.candidates if c.kernel is not None for i in c.region.nodes}
@@ -70,7 +70,7 @@ class Compiled:
                 why[i] = Refusal(code if code in CODES else "not_fusable", reason, origin)
         return tuple((i, why[i]) for i in sorted(why) if i not in fused)
 
-    @functools.cached_property  # every report asks for it, and for each of 28 equal layers
+    @cached_property  # every report asks for it, and for each of 28 equal layers
     def launches(self) -> tuple[int, int]:
         """Operator and kernel calls of one run, eager and planned; views launch nothing."""
         graph = self.shape.graph
@@ -83,7 +83,7 @@ class Compiled:
         after = sum(kind == "region" or counts(i) for kind, i in self.steps)
         return before, after
 
-    @functools.cached_property
+    @cached_property
     def coverage(self) -> tuple[int, int]:
         """Operator calls of a kind that kernels can hold in one run, and how many of them run inside kernels."""
         nodes = self.shape.graph.nodes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from fusion.decide.faults import PASSING
 from fusion.decide.refusal import Refusal, Refused
 from fusion.integrations.compile import opaque, undisturbed
 from fusion.known import Known, same_results
+from fusion.patterns.forks import Lock
 from fusion.patterns.leaves import Path
 from fusion.proving import MOST_ROUTES, Proving
 from fusion.reasons import differed, too_many_plans
@@ -122,7 +122,7 @@ class Scope(Proving):
         self.whole = False  # a size that varies is needed as a number, and there is nothing to take apart
         self.stranger = False  # differed from its twins: recorded in full
         self.likeness: Likeness | None = None
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self.signature = Signature(call)
         self._plans: list[Callable[..., Any]] = []
         self.entry = self.signature.entry(self._plans, self.statistics.planned, self._slow)
@@ -412,6 +412,8 @@ class Scope(Proving):
         if not (alike and same_results(recording.undo.now(), recording.left, exact=False)):
             self._refuse_symbols(key, differed(outcome, recording.outcome, self.line))
             return recording.result if steps else plain  # only the recorded run ran the steps
+        if same_results(plain, recording.result):
+            recording.result = plain  # one result in memory, not two
         self._guarded(key, lambda: self.adopt(recording, arguments))
         return plain
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -20,12 +21,14 @@ from fusion.kernels import native_call, script
 from fusion.kernels.bundle import Nest
 from fusion.kernels.emit import cpp
 from fusion.kernels.emit.cpp_prelude import prelude
+from fusion.kernels.libraries import why_unusable
 from fusion.kernels.loops import Argument
 from fusion.kernels.store import Store
 from fusion.kernels.toolchain.cpp import Toolchain, find_toolchain, why_missing
 from fusion.patterns import symbols
-from fusion.patterns.errors import BackendUnavailable, StructureMismatch
+from fusion.patterns.errors import BackendUnavailable, CompileError, StructureMismatch
 
+_numbers = itertools.count()  # of the libraries that this process made
 _MOST_UNITS = 8  # of one library: each costs a start of the compiler, which takes as long as a small kernel
 
 
@@ -80,7 +83,7 @@ def compile_cpp(nests: Sequence[Nest], store: Store | None, toolchain: Toolchain
     if toolchain is None:
         raise BackendUnavailable(why_missing())
     digests = [_digest(nest, toolchain) for nest in nests]
-    libraries = {d: store.get_file(d) if store else None for d in dict.fromkeys(digests)}
+    libraries = {d: _kept(d, nest, store) for d, nest in zip(digests, nests, strict=True)}
     missing = {d: nest for d, nest in zip(digests, nests, strict=True) if libraries[d] is None}
     began = time.perf_counter()
     if missing:
@@ -167,10 +170,26 @@ def _digest(nest: Nest, toolchain: Toolchain) -> str:
 def _build(missing: dict[str, Nest], store: Store | None, toolchain: Toolchain) -> dict[str, Path]:
     """Compiles kernels to one library and keeps it under the digest of each."""
     unit = hashlib.sha256("".join(missing).encode()).hexdigest()
-    library = _private_folder() / f"{unit[:32]}.so"
+    library = _private_folder() / f"{unit[:32]}-{next(_numbers)}.so"  # a loaded file must not be written to again
     toolchain.compile_library(_units(list(missing.values())), library)
+    wrong = why_unusable(library, [name for nest in missing.values() for name in _entry_points(nest)])
+    if wrong:
+        raise CompileError(f"The library that {toolchain.command[0]} made cannot be used: {wrong}.")
     kept = {digest: store.put_file(digest, library) if store else None for digest in missing}
     return {digest: path or library for digest, path in kept.items()}
+
+
+def _kept(digest: str, nest: Nest, store: Store | None) -> Path | None:
+    """The library that the store has for a kernel; one that cannot be used is dropped, to be made again."""
+    path = store.get_file(digest) if store else None
+    if store is not None and path is not None and why_unusable(path, _entry_points(nest)):
+        store.drop(digest)
+        return None
+    return path
+
+
+def _entry_points(nest: Nest) -> list[str]:
+    return [f"{cpp.symbol(nest)}_{part}" for part in ("prepare", "run")]
 
 
 def _units(nests: list[Nest]) -> tuple[str, ...]:

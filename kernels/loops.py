@@ -7,7 +7,6 @@ over loads at explicit element offsets.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import torch
 
 from fusion.patterns import scalar, symbols
 from fusion.patterns.errors import GraphError
+from fusion.patterns.forks import cached_property
 from fusion.patterns.scalar import Apply, Constant, Load, Reduce, Reduced, Scalar, Scan, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
@@ -146,7 +146,7 @@ class LoopNest:
     def __post_init__(self) -> None:
         verify(self)
 
-    @functools.cached_property
+    @cached_property
     def roots(self) -> tuple[Scalar, ...]:
         """All expressions: reduction bodies, then stored values."""
         return (*(r.body for r in self.reductions), *(s.value for s in self.stores))

@@ -1,7 +1,9 @@
 """A content-addressed cache on disk for what is expensive to make twice: libraries and decisions.
 
 An entry is written to a new file and renamed into place under a lock; when it is read its SHA-256 is checked, and one
-that does not match is a miss. Trouble with the disk turns the store off with a reason; it never raises in a call.
+that does not match is a miss, as is anything that is no regular file. A folder that cannot be written is still read;
+one that cannot be used at all turns the store off. Either way there is a reason; trouble with the disk never raises in
+a call.
 """
 
 from __future__ import annotations
@@ -15,16 +17,38 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from fusion.patterns.errors import FusionError
 
 _KEY = re.compile(r"[0-9a-f]{64}")
-_LOCK_TIMEOUT_S = 20.0
+_LOCK_TIMEOUT_S = 5.0  # what is not kept for that is made again another time
+_MOST_BYTES = {"entry": 1 << 20, "blob": 1 << 30}  # of a file that is read
 _FORMAT = 1
+
+
+class _Entry(BaseModel):
+    """What a file of the store says."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    format: Literal[1]
+    key: str
+    kind: str
+    value: Any
+
+
+class _File(BaseModel):
+    """The value of an entry for a file: where it is among the blobs."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    name: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}(\.[a-z0-9]{1,8})?$")]
 
 
 def default_directory() -> Path:
@@ -45,12 +69,15 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
-        self.reason = ""  # why the store is off; empty while it works
+        self.reason = ""  # why the store is off, or is only read; empty while it works
+        self.enabled = True  # whether it is read
         self.hits = 0
         self.misses = 0
+        self._dropped: set[str] = set()
         try:
             self._open()
         except OSError as error:
+            self.enabled = False
             self.reason = f"The cache folder {self.directory} cannot be used: {error}."
 
     def _open(self) -> None:
@@ -64,14 +91,17 @@ class Store:
                 f"The cache folder {self.directory} belongs to user {found.st_uid}, not to {os.getuid()}.",
                 remedy=remedy,
             )
-        if stat.S_IMODE(found.st_mode) != 0o700:
-            os.chmod(self.directory, 0o700)
-        (self.directory / "blobs").mkdir(mode=0o700, exist_ok=True)
+        try:
+            if stat.S_IMODE(found.st_mode) != 0o700:
+                os.chmod(self.directory, 0o700)
+            (self.directory / "blobs").mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            if stat.S_IMODE(found.st_mode) & 0o022:
+                raise  # others may have written what would be read
+            self._only_read(error)
 
-    @property
-    def enabled(self) -> bool:
-        """Whether the store works; if not, `reason` says why."""
-        return not self.reason
+    def _only_read(self, error: OSError) -> None:
+        self.reason = f"The cache folder {self.directory} is only read, for it cannot be written: {error}."
 
     def get_json(self, key: str) -> Any | None:
         """The value stored under `key`, or None."""
@@ -92,24 +122,26 @@ class Store:
     def put_file(self, key: str, source: Path) -> Path | None:
         """Stores a copy of `source`; returns where it is now, or None if the disk refused."""
         _check(key)
-        if not self.enabled:
+        content = Path(source).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        target = self.directory / "blobs" / f"{digest}{Path(source).suffix}"
+        if not self._put(target, content):
             return None
-        try:
-            content = Path(source).read_bytes()
-            digest = hashlib.sha256(content).hexdigest()
-            target = self.directory / "blobs" / f"{digest}{Path(source).suffix}"
-            with self._locked():
-                _replace(target, content)
-        except (OSError, TimeoutError) as error:
-            self.reason = f"The cache folder {self.directory} cannot be written: {error}."
-            return None
+        self._dropped.discard(key)
         return target if self._write(key, "file", {"sha256": digest, "name": target.name}) else None
+
+    def drop(self, key: str) -> None:
+        """Forgets the file stored under `key`, which turned out to be of no use."""
+        self._dropped.add(key)
+        with contextlib.suppress(OSError):
+            self._entry(key, "file").unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes every entry. Libraries already loaded stay usable."""
-        with contextlib.suppress(OSError, TimeoutError), self._locked():
+        with contextlib.suppress(OSError), self._locked():
             for path in self._files():
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def statistics(self) -> dict[str, int]:
         """Hits and misses of this object; entries and bytes on disk."""
@@ -138,14 +170,20 @@ class Store:
 
     def _write(self, key: str, kind: str, value: Any) -> bool:
         _check(key)
-        if not self.enabled:
-            return False
         body = json.dumps({"format": _FORMAT, "key": key, "kind": kind, "value": value}, sort_keys=True).encode()
+        return self._put(self._entry(key, kind), hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+    def _put(self, target: Path, content: bytes) -> bool:
+        """Writes a file; whether it is there now."""
+        if self.reason:
+            return False
         try:
             with self._locked():
-                _replace(self._entry(key, kind), hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        except (OSError, TimeoutError) as error:
-            self.reason = f"The cache folder {self.directory} cannot be written: {error}."
+                _replace(target, content)
+        except IsADirectoryError:
+            return False  # something of somebody's is in the place of this one file
+        except OSError as error:
+            self._only_read(error)
             return False
         return True
 
@@ -153,26 +191,39 @@ class Store:
         _check(key)
         if not self.enabled:
             return None
-        try:
-            digest, _, body = self._entry(key, kind).read_bytes().partition(b"\n")
-        except OSError:
-            return None
+        digest, _, body = (_content(self._entry(key, kind), "entry") or b"").partition(b"\n")
         if hashlib.sha256(body).hexdigest().encode() != digest:
             return None
-        entry = json.loads(body)
-        right = isinstance(entry, dict) and [entry.get(k) for k in ("format", "key", "kind")] == [_FORMAT, key, kind]
-        return entry.get("value") if right else None
+        try:
+            entry = _Entry.model_validate_json(body)
+        except ValidationError:
+            return None
+        return entry.value if (entry.key, entry.kind) == (key, kind) else None
 
     def _blob(self, key: str) -> Path | None:
-        entry = self._read(key, "file")
-        if entry is None:
-            return None
-        path = self.directory / "blobs" / entry["name"]
+        value = None if key in self._dropped else self._read(key, "file")
         try:
-            content = path.read_bytes()
-        except OSError:
+            entry = _File.model_validate(value)
+        except ValidationError:
             return None
-        return path if hashlib.sha256(content).hexdigest() == entry["sha256"] else None
+        path = self.directory / "blobs" / entry.name
+        content = _content(path, "blob")
+        return path if content is not None and hashlib.sha256(content).hexdigest() == entry.sha256 else None
+
+
+def _content(path: Path, kind: str) -> bytes | None:
+    """What a regular file holds; None for anything else, which may wait for a writer for ever, or have no end."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return None
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(handle, "rb") as stream:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES[kind]:
+                return None
+            return stream.read(_MOST_BYTES[kind])
+    except OSError:
+        return None
 
 
 def _check(key: str) -> None:

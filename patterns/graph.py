@@ -17,6 +17,7 @@ import torch
 
 from . import symbols
 from .errors import GraphError
+from .forks import cached_property
 from .leaves import Leaf, Ref, decode, encode, leaves, map_leaves, ref_names, sha256, show
 from .specs import TensorSpec, decode_spec, encode_spec
 from .symbols import Dim
@@ -117,17 +118,17 @@ class SubGraph:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    @functools.cached_property
+    @cached_property
     def spec(self) -> dict[str, TensorSpec]:
         """Specs by value name."""
         return dict(self.specs)
 
-    @functools.cached_property
+    @cached_property
     def producer(self) -> dict[str, OpNode]:
         """The call that makes each value."""
         return {name: node for node in self.nodes for name in node.outputs}
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> tuple[SubGraph, ...]:
         """The parts of a bundle over the same names: what each one's outputs are made of. Else the graph alone."""
         if not self.bundle:
@@ -148,24 +149,24 @@ class SubGraph:
         inputs = tuple(dict.fromkeys(name for node in nodes for name in node.refs if name not in made))
         return SubGraph(inputs, tuple(nodes), outputs, tuple((n, self.spec[n]) for n in (*inputs, *sorted(made))))
 
-    @functools.cached_property
+    @cached_property
     def symbols(self) -> tuple[str, ...]:
         """Names of all size symbols, sorted."""
         dims = [d for _, s in self.specs for d in (*s.shape, *s.strides)]
         dims += [x for n in self.nodes for x in leaves((n.args, n.kwargs)) if isinstance(x, sympy.Expr)]
         return tuple(s.name for s in symbols.free_symbols(dims))
 
-    @functools.cached_property
+    @cached_property
     def ops(self) -> tuple[str, ...]:
         """Short op names in order, for people: ("silu", "mul")."""
         return tuple(node.op.split(".")[1] for node in self.nodes)
 
-    @functools.cached_property
+    @cached_property
     def canonical(self) -> SubGraph:
         """The same graph with canonical names: inputs a0.., values v0.., size symbols s0.. by first appearance."""
         return canonicalize(self)[0]
 
-    @functools.cached_property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical form, the same in every process."""
         return sha256(self.canonical.to_json())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
+from .forks import cached_property
 from .graph import OpNode
 from .leaves import Leaf, Path, Ref, encode, leaves, path_text, sha256, show
 from .specs import TensorSpec, encode_spec
@@ -137,17 +137,17 @@ class RecordedGraph:
     draws: tuple[int, ...] = ()
     items: tuple[tuple[Path, str | int], ...] = ()
 
-    @functools.cached_property
+    @cached_property
     def lasting(self) -> frozenset[int]:
         """Indices of the calls whose effect outlives a run."""
         return frozenset(self.outer_writes) | frozenset(self.draws)
 
-    @functools.cached_property
+    @cached_property
     def spec(self) -> dict[str, TensorSpec]:
         """Specs by value name."""
         return dict(self.specs)
 
-    @functools.cached_property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the structure: equal for layers that differ only in their weights."""
         return sha256(

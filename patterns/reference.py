@@ -75,8 +75,8 @@ def run_fp64(
         args, kwargs = _in_double(node, spec[node.outputs[0]].dtype.is_floating_point, args, kwargs)
         return _with_epsilon(args, kwargs, spec[node.refs[0]].dtype) if node.op in _EPSILON_OF_DTYPE else (args, kwargs)
 
-    wide = {name: _upcast(inputs[name]) for name in graph.inputs}
-    return {name: _upcast(made) for name, made in _run(graph, wide, sizes, in_double).items()}
+    made = _run(graph, {name: _upcast(inputs[name]) for name in graph.inputs}, sizes, in_double)
+    return {name: _upcast(made.pop(name)) for name in graph.outputs if name in made}
 
 
 def bind_symbols(
@@ -178,8 +178,11 @@ def _run(
     sizes: Mapping[str, int],
     change: Callable[[OpNode, tuple[Any, ...], dict[str, Any]], Arguments],
 ) -> dict[str, Tensor]:
-    """Runs `graph`; `change` makes other arguments of a node's."""
+    """Runs `graph`; `change` makes other arguments of a node's. A value goes when nothing reads it any more."""
     values: dict[str, Tensor] = dict(inputs)
+    del inputs
+    last = {name: k for k, node in enumerate(graph.nodes) for name in node.refs}
+    last |= dict.fromkeys(graph.outputs, len(graph.nodes))
 
     def real(leaf: Leaf) -> Any:
         if isinstance(leaf, Ref):
@@ -187,13 +190,27 @@ def _run(
         return symbols.evaluate(leaf, sizes) if isinstance(leaf, sympy.Expr) else leaf
 
     with torch.no_grad():
-        for node in graph.nodes:
-            given = map_leaves(real, node.args), {name: map_leaves(real, leaf) for name, leaf in node.kwargs}
-            args, kwargs = change(node, *given)
-            made = resolve(node.op)(*args, **kwargs)
-            results = (made,) if isinstance(made, Tensor) else tuple(made)
-            values.update(zip(node.outputs, results, strict=True))
+        for k, node in enumerate(graph.nodes):
+            made = _called(node, real, change)
+            values.update(zip(node.outputs, made, strict=True))
+            del made
+            for name in {*node.refs, *node.outputs}:
+                if last.get(name, -1) <= k:
+                    del values[name]
     return {name: values[name] for name in graph.outputs}
+
+
+def _called(
+    node: OpNode,
+    real: Callable[[Leaf], Any],
+    change: Callable[[OpNode, tuple[Any, ...], dict[str, Any]], Arguments],
+) -> tuple[Tensor, ...]:
+    """The results of one call."""
+    given = map_leaves(real, node.args), {name: map_leaves(real, leaf) for name, leaf in node.kwargs}
+    args, kwargs = change(node, *given)
+    del given
+    made = resolve(node.op)(*args, **kwargs)
+    return (made,) if isinstance(made, Tensor) else tuple(made)
 
 
 def _upcast(tensor: Tensor) -> Tensor:

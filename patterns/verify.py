@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 EAGER_FACTOR = 1.5  # how much worse than eager's worst error a fused kernel may be; DESIGN.md, "Numerics"
+_MOST_ELEMENTS = 1 << 20  # that are compared at once: comparing takes some 50 bytes for each
 _EXPONENT_BITS = 0x7FF0000000000000  # of an IEEE double
 
 
@@ -59,14 +60,34 @@ def accept(fused: Tensor, eager: Tensor, exact: Tensor) -> Verdict:
         others say nothing about where an element lies).
     """
     layout = _layout_differs(fused, eager)
-    if layout:
-        return Verdict(False, reason=layout)
-    if eager.numel() == 0:
-        return Verdict(True)
-    if not eager.is_floating_point():
-        wrong = int((fused != eager).sum())
-        return Verdict(not wrong, reason=f"{wrong} of {eager.numel()} elements differ from eager's." if wrong else "")
-    return _measure(fused, eager, exact)
+    return Verdict(False, reason=layout) if layout else accept_parts([(fused, eager, exact)])
+
+
+def accept_parts(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Verdict:
+    """`accept` for results that come in parts, as if they were whole; layouts are left to the caller.
+
+    Args:
+        parts: (fused, eager, exact) of each part, as `accept` takes them; one is compared before the next is asked for.
+    """
+    worst, error_eager = _Measured(), 0.0
+    for number, part in enumerate(parts):
+        for piece, at in _pieces(*part):
+            measured = _compare(*piece)
+            if measured.differs:
+                return Verdict(False, reason=measured.differs)
+            error_eager = max(error_eager, measured.error_eager)
+            if measured.excess > worst.excess:
+                where = [i + start for i, start in zip(measured.at, at, strict=True)]
+                worst = replace(measured, at=where, part=number)
+    verdict = Verdict(True, max(worst.error_fused, 0.0), error_eager, worst.ulp)
+    if verdict.error_fused <= EAGER_FACTOR * error_eager + worst.ulp:
+        return verdict
+    place = f"{worst.at}" + (f" of part {worst.part}" if worst.part else "")
+    reason = (
+        f"The error to float64 is {worst.error_fused:.3g} at {place}, more than {EAGER_FACTOR:g} times eager's worst, "
+        f"{error_eager:.3g}, plus one ulp of {worst.dtype}, {worst.ulp:.3g}."
+    )
+    return replace(verdict, ok=False, reason=reason)
 
 
 def accept_all(outputs: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Verdict:
@@ -105,13 +126,55 @@ def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
     return (power * info.eps).clamp_min_(info.smallest_normal * info.eps)
 
 
-def _measure(fused: Tensor, eager: Tensor, exact: Tensor) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What is to be known of one piece; as in a Verdict, with the place of the deciding element."""
+
+    differs: str = ""
+    error_fused: float = -math.inf
+    error_eager: float = 0.0
+    ulp: float = 0.0
+    at: Sequence[int] = ()
+    part: int = 0
+    dtype: str = ""
+
+    @property
+    def excess(self) -> float:
+        return self.error_fused - self.ulp
+
+
+def _pieces(
+    fused: Tensor, eager: Tensor, exact: Tensor
+) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Sequence[int]]]:
+    """Results cut along their longest dimension, so that what comparing needs stays small; where each piece begins."""
+    if eager.numel() == 0:
+        return
+    dim = max(range(eager.dim()), key=lambda d: eager.shape[d], default=0)
+    count = -(-eager.numel() // _MOST_ELEMENTS)
+    if count == 1 or not eager.dim():
+        yield (fused, eager, exact), (0,) * eager.dim()
+        return
+    step, size = -(-eager.shape[dim] // count), eager.shape[dim]
+    for start in range(0, size, step):
+        length = min(step, size - start)
+        piece = (fused.narrow(dim, start, length), eager.narrow(dim, start, length), exact.narrow(dim, start, length))
+        yield piece, [start if d == dim else 0 for d in range(eager.dim())]
+
+
+def _compare(fused: Tensor, eager: Tensor, exact: Tensor) -> _Measured:
+    if eager.is_floating_point():
+        return _measure(fused, eager, exact)
+    wrong = int((fused != eager).sum())
+    return _Measured(f"{wrong} of {eager.numel()} elements differ from eager's." if wrong else "")
+
+
+def _measure(fused: Tensor, eager: Tensor, exact: Tensor) -> _Measured:
     off_fused, off_eager = _distance(fused, exact), _distance(eager, exact)
     error_eager = float(off_eager.max())
     if not (math.isfinite(error_eager) and math.isfinite(float(off_fused.max()))):  # the rare case, kept off the path
         special = _specials_differ(fused, eager)
         if special:
-            return Verdict(False, reason=special)
+            return _Measured(special)
         # Elements that are not finite agree: they become 0 everywhere. Where only the exact one is not, eager decides.
         finite = eager.isfinite()
         fused, eager = torch.where(finite, fused, 0.0), torch.where(finite, eager, 0.0)
@@ -120,15 +183,9 @@ def _measure(fused: Tensor, eager: Tensor, exact: Tensor) -> Verdict:
         error_eager = float(off_eager.max())
     unit = ulp(exact, eager.dtype)
     at = (off_fused - unit).flatten().argmax()
-    error_fused, gap = float(off_fused.flatten()[at]), float(unit.flatten()[at])
-    if error_fused <= EAGER_FACTOR * error_eager + gap:
-        return Verdict(True, error_fused, error_eager, gap)
     where = [int(i) for i in torch.unravel_index(at, eager.shape)] if eager.dim() else []
-    reason = (
-        f"The error to float64 is {error_fused:.3g} at {where}, more than {EAGER_FACTOR:g} times eager's worst, "
-        f"{error_eager:.3g}, plus one ulp of {_name(eager.dtype)}, {gap:.3g}."
-    )
-    return Verdict(False, error_fused, error_eager, gap, reason)
+    error_fused, gap = float(off_fused.flatten()[at]), float(unit.flatten()[at])
+    return _Measured("", error_fused, error_eager, gap, where, dtype=_name(eager.dtype))
 
 
 def _distance(values: Tensor, exact: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from fusion.kernels.loops import Argument, LoopNest
 from fusion.kernels.toolchain import triton as toolchain
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, StructureMismatch
+from fusion.patterns.forks import cached_property
 
 REMEMBERED = 256  # shapes whose launch data is kept per kernel, before it starts over
 
@@ -96,7 +97,7 @@ class _Launcher:
             self._run(launch, (*tensors, *outputs), device)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    @functools.cached_property
+    @cached_property
     def phases(self) -> tuple[_Launcher, ...]:
         """Launchers of the nests that take this one's place where its rows are cut."""
         assert isinstance(self.nest, LoopNest) and isinstance(self.schedule, Schedule)

@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 import sympy
 import torch
 
+from fusion.kernels.libraries import is_whole
 from fusion.kernels.store import Store
 from fusion.kernels.toolchain.cpp import compile_c_extension, find_toolchain, why_missing
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, CompileError, FusionError, GraphError
+from fusion.patterns.forks import Lock
 from fusion.patterns.source import define
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
@@ -72,7 +74,8 @@ class _Loaded(NamedTuple):
     reason: str | None
 
 
-_loading = threading.Lock()
+_UNUSABLE = (OSError, ImportError, RuntimeError, TypeError, ValueError, AttributeError)  # what a wrong file may raise
+_loading = Lock()
 _loaded: _Loaded | None = None  # the answer is kept, also when it is no
 
 
@@ -86,7 +89,7 @@ def load_native(store: Store | None = None) -> ModuleType | None:
         if _loaded is None:
             try:
                 _loaded = _Loaded(_load(store), None)
-            except (FusionError, OSError, ImportError, RuntimeError, TypeError, ValueError) as error:
+            except (FusionError, *_UNUSABLE) as error:
                 _loaded = _Loaded(None, f"The C runtime cannot be used, Python does its work instead: {error}")
         return _loaded.module
 
@@ -115,16 +118,24 @@ def _load(store: Store | None) -> ModuleType:
     abi = [str(sysconfig.get_config_var("SOABI")), str(torch.__version__), toolchain.identity]
     digest = hashlib.sha256(json.dumps([source, header, *abi]).encode()).hexdigest()
     if store and (kept := store.get_file(digest)):
-        return _imported(kept)
+        try:
+            return _imported(kept)
+        except _UNUSABLE:
+            store.drop(digest)
     with tempfile.TemporaryDirectory(prefix="fusion-native-") as folder:  # once loaded, the file is not needed
         (Path(folder) / _SOURCE.name).write_text(source)
         (Path(folder) / _HEADER.name).write_text(header)
         built = Path(folder) / f"{_NAME}.so"
         compile_c_extension(Path(folder) / _SOURCE.name, built)
-        return _imported((store.put_file(digest, built) if store else None) or built)
+        made = _imported(built)
+        if store:
+            store.put_file(digest, built)
+        return made
 
 
 def _imported(path: Path) -> ModuleType:
+    if not is_whole(path):
+        raise ImportError(f"{path.name} is cut off")
     spec = importlib.util.spec_from_loader(_NAME, importlib.machinery.ExtensionFileLoader(_NAME, str(path)))
     if spec is None:
         raise ImportError(f"{path.name} is no extension module")

@@ -34,6 +34,7 @@ from fusion.runtime.nesting import flatten as flatten_result
 from fusion.runtime.plan import as_it_is
 
 from .effects import Effects, storage_key, tensors_written, view_in_place
+from .forgotten import Forgotten, alike
 from .islands import Island, NativeFunction, own, refresh, shown
 from .lookups import is_looked_into, is_plain
 from .natively import as_tuples
@@ -80,6 +81,7 @@ class Follower(TorchDispatchMode):
         self._expected = {path: name for name, path in graph.parameters}
         self._paused = 0
         self._thread = threading.get_ident()
+        self._forgotten = Forgotten(self.real, self.names)
 
     @property
     def following(self) -> bool:
@@ -141,6 +143,8 @@ class Follower(TorchDispatchMode):
         self.effects.before(func, args, kwargs)
         if self.following and func._schema.is_mutable:
             self._keep_contents(func, args, kwargs)
+        if self.following:
+            self._quiet(self._forgotten.sweep)
         result = func(*args, **kwargs)
         self.effects.after(args, kwargs, result)
         if self.following:
@@ -204,6 +208,8 @@ class Follower(TorchDispatchMode):
             raise Diverged(f"{name} is another tensor than before")
         self._check(name, tensor)
         self._bind(name, tensor)
+        if self.effects.made_here(tensor):
+            self._forgotten.watch(name, tensor)
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
         """The result has the recorded dtype and layout; symbols that it is the source of take their values from it."""
@@ -469,6 +475,7 @@ def follow(
     kinds = {kind for _, kind in twin.conditions.kinds}
     with below_autograd(follower, tuple(kinds), _Reads(follower)):
         result = invoke()
+    follower._quiet(follower._forgotten.sweep)
     follower._attempt(lambda: follower.conclude(result) if follower.diverged is None else None)
     if follower.diverged is not None:
         return result, None, follower.diverged
@@ -497,9 +504,10 @@ def _complete(real: dict[str, torch.Tensor], nodes: Sequence[OpNode | IslandNode
     """Makes the values that a recording has where the run had an in-place call."""
 
     def leaf(x: Any) -> Any:
-        return real[x.name] if isinstance(x, Ref) else symbols.evaluate(x, values) if isinstance(x, sympy.Expr) else x
+        return held[x.name] if isinstance(x, Ref) else symbols.evaluate(x, values) if isinstance(x, sympy.Expr) else x
 
     for node in nodes:
         if isinstance(node, OpNode) and len(node.outputs) == 1 and node.outputs[0] not in real and not has_effect(node):
+            held = alike({name: real[name] for name in node.refs})
             kwargs = {k: map_leaves(leaf, v) for k, v in node.kwargs}
             real[node.outputs[0]] = resolve(node.op)(*map_leaves(leaf, node.args), **kwargs)

@@ -20,6 +20,7 @@ from fusion.patterns.ops.effects import draws, has_effect, names_written
 from fusion.patterns.ops.spellings import functional
 from fusion.patterns.recorded import IslandNode, given_tensors
 
+from .forgotten import alike
 from .joined import join
 from .shadow import hint, is_symbolic
 
@@ -227,8 +228,12 @@ class Settlement:
     def run(self, call: OpNode, tensors: Any, *, fake: bool) -> torch.Tensor:
         """The one result of a call on the tensors of its operands' names, real ones or shadows."""
 
+        held = {name: tensors[name] for name in call.refs}
+        if not fake:
+            held = alike(held)
+
         def leaf(x: Any) -> Any:
-            return tensors[x.name] if isinstance(x, Ref) else x if fake else hint(x)
+            return held[x.name] if isinstance(x, Ref) else x if fake else hint(x)
 
         args, kwargs = map_leaves(leaf, call.args), {k: map_leaves(leaf, v) for k, v in call.kwargs}
         function = resolve(call.op)

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 
 import torch
 
+from fusion.patterns.forks import Lock, changes
+
 from .extremes import EXTREMES
 from .lookups import asks_for_classes, is_container, is_object, looked_into, real
 from .provenance import user_frame
@@ -64,7 +66,7 @@ _WHOLE = frozenset({"__dict__", "__reduce_ex__", "__reduce__", "__getstate__", "
 _REGISTRY: dict[tuple[type, str], Island] = {}
 _FUNCTIONS: dict[int, NativeFunction] = {}
 _SESSION = threading.local()
-_LOCK = threading.RLock()
+_LOCK = Lock()
 
 
 def register_island(owner: type, method: str, *, effect: bool = True, grows: tuple[int, ...] = ()) -> None:
@@ -174,6 +176,13 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
             saved.append((owner, name, vars(owner).get(name)))
             setattr(owner, name, wrapper)
 
+        def put_back() -> None:
+            for owner, name, original in reversed(saved):
+                if original is None:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, original)
+
         def watch(kind: type) -> None:
             if kind not in watched:
                 watched.add(kind)
@@ -182,30 +191,26 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
                     put(kind, name, _watched_write(getattr(kind, name)))
 
         _SESSION.handler, _SESSION.watch, _SESSION.shown = handler, watch, {}
-        try:
-            for island in _REGISTRY.values():
-                put(island.owner, island.method, _wrapped(island, vars(island.owner)[island.method]))
-            for registered in _FUNCTIONS.values():
-                name, wrapper = registered.function.__name__, function_call(registered)
-                for module in list(sys.modules.values()):
-                    if getattr(module, "__dict__", {}).get(name) is registered.function:
-                        put(module, name, wrapper)
-            for kind in kinds:
-                watch(kind)
-            for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
-                put(owner, "__call__", _module_call(vars(owner)["__call__"]))
-            put(torch.nn.Module, "__init__", _module_made(torch.nn.Module.__init__))
-            for name, wrapper in EXTREMES.items():
-                put(builtins, name, wrapper)
-            yield
-        finally:
-            _SESSION.__dict__.clear()
-            _SESSION.__dict__.update(previous)
-            for owner, name, original in reversed(saved):
-                if original is None:
-                    delattr(owner, name)
-                else:
-                    setattr(owner, name, original)
+        with changes(put_back):
+            try:
+                for island in _REGISTRY.values():
+                    put(island.owner, island.method, _wrapped(island, vars(island.owner)[island.method]))
+                for registered in _FUNCTIONS.values():
+                    name, wrapper = registered.function.__name__, function_call(registered)
+                    for module in list(sys.modules.values()):
+                        if getattr(module, "__dict__", {}).get(name) is registered.function:
+                            put(module, name, wrapper)
+                for kind in kinds:
+                    watch(kind)
+                for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
+                    put(owner, "__call__", _module_call(vars(owner)["__call__"]))
+                put(torch.nn.Module, "__init__", _module_made(torch.nn.Module.__init__))
+                for name, wrapper in EXTREMES.items():
+                    put(builtins, name, wrapper)
+                yield
+            finally:
+                _SESSION.__dict__.clear()
+                _SESSION.__dict__.update(previous)
 
 
 def _wrapped(island: Island, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from fusion.runtime.nesting import tree_of, tree_text
 from fusion.runtime.plan import Raised
 
 from .effects import Effects, has_memory, storage_key
+from .forgotten import ALONE, references
 from .found import ObjectReads, Receiver
 from .given import Given
 from .held import is_library
@@ -335,7 +336,7 @@ class NativeCalls(ObjectReads):
     def _given_up(self) -> tuple[str, ...]:
         """Results of steps that only the recorder still holds: whatever the forward does from here on, catching an
         error included, it cannot read them."""
-        gone = tuple(name for name in self._handed_on if _references(self.real, name) == _ALONE + 1)  # 1: the log
+        gone = tuple(name for name in self._handed_on if references(self.real, name) == ALONE + 1)  # 1: the log
         self._handed_on = [name for name in self._handed_on if name not in gone]
         return gone
 
@@ -429,13 +430,6 @@ def _told(method: str) -> str:
 def _raised(error: Exception, before: Contents) -> Raised:
     """A log's entry for a native call that raised."""
     return Raised(error, [] if unchanged(before) else before)
-
-
-def _references(held: Mapping[str, Any], name: str) -> int:
-    return sys.getrefcount(held[name])
-
-
-_ALONE = _references({"": object()}, "")  # of what nobody else holds
 
 
 def _is_a_function(module: torch.nn.Module) -> bool:

@@ -6,6 +6,7 @@ A forward that does such things is run once and refused: a plan would not do the
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
 import logging
 import random
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 
+from fusion.patterns.forks import Lock, changes
+
 from .provenance import user_line
 
 _NOTED = {
@@ -25,7 +28,7 @@ _NOTED = {
     "input": "asks for input",
 }
 _OWN = ("torch", "fusion", "sympy")  # what these do while a forward is recorded is not its own doing
-_patching = threading.Lock()
+_patching = Lock()
 
 
 class OutsideEffects:
@@ -44,28 +47,33 @@ class OutsideEffects:
         self._numpy = _numpy_state()
         self._functions: dict[str, Callable[..., Any]] = {}
         self._watches = False
+        self._changes = contextlib.ExitStack()
 
     def __enter__(self) -> OutsideEffects:
         self._watches = _patching.acquire(blocking=False)  # one recording at a time changes Python's builtins
         if self._watches:
+            self._text_of_size = torch.SymInt.__repr__
+            self._factory = logging.getLogRecordFactory()
+            self._changes.enter_context(changes(self._put_back))
             for name, words in _NOTED.items():
                 self._functions[name] = getattr(builtins, name)
                 setattr(builtins, name, self._noticing(self._functions[name], words))
-            self._text_of_size = torch.SymInt.__repr__
             torch.SymInt.__repr__ = self._size_as_text()  # type: ignore[method-assign]
-            self._factory = logging.getLogRecordFactory()
             logging.setLogRecordFactory(self._log_record)
         return self
 
     def __exit__(self, *error: Any) -> None:
         if self._watches:
-            for name, function in self._functions.items():
-                setattr(builtins, name, function)
-            torch.SymInt.__repr__ = self._text_of_size  # type: ignore[method-assign]
-            logging.setLogRecordFactory(self._factory)
+            self._changes.close()
             _patching.release()
         if random.getstate() != self._python or not _equal(_numpy_state(), self._numpy):
             self.noticed, self.line = "draws from Python's or NumPy's generator", ""
+
+    def _put_back(self) -> None:
+        for name, function in self._functions.items():
+            setattr(builtins, name, function)
+        torch.SymInt.__repr__ = self._text_of_size  # type: ignore[method-assign]
+        logging.setLogRecordFactory(self._factory)
 
     def rewind(self) -> None:
         """Makes the generators what they were."""

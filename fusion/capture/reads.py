@@ -10,6 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
 
 from fusion.decide.refusal import Refused
+from fusion.patterns.forks import changes
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Ref
 
@@ -49,12 +50,17 @@ class Unseen(TorchFunctionMode):
 
     def __enter__(self) -> Any:
         self._asked = [(module, name, getattr(module, name)) for module in _ASKING for name in _QUESTIONS]
+        self._changes = changes(self._put_back)
+        self._changes.__enter__()
         for module, name, asked in self._asked:
             setattr(module, name, functools.partial(_without_unseen, asked))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        self._changes.__exit__(None, None, None)
+
+    def _put_back(self) -> None:
         for module, name, asked in self._asked:
             setattr(module, name, asked)
 

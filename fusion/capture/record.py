@@ -51,7 +51,8 @@ class Recording:
         tree: pytree structure of the result.
         devices: full device of every input and parameter by value name.
         objects: what islands call and are given beside arguments, by value name.
-        real: every tensor of the run by value name; drop it when the kernels are proved.
+        real: every tensor of the run by value name; drop it when the kernels are proved. Large ones that the forward
+            had dropped by its end hold nothing.
         log: results of the islands, in order.
         met: the calls as the run made them, before in-place ones were settled.
         renamed: constants that each run starts from a copy of: the copy's name.
@@ -170,6 +171,7 @@ def record(
         max_ops=max_ops,
         varying=[(f"x{i}", dim) for i, leaf in enumerate(tensors) for path, dim in varying if leaf.path == path],
         numbers=numbers,
+        forgets=True,
     )
     recorder.containers = {id(c.value): c.path for c in containers if c.value is not None}
     recorder.given = given
@@ -262,6 +264,7 @@ def finish(
         start: when the run began, by `time.perf_counter`.
         items: of dicts among the arguments, which the run has set.
     """
+    recorder.forget()
     recorder.notice_fixed_size()
     recorder.check_lists()
     leaves, tree = flatten_result(result)

@@ -29,6 +29,7 @@ from fusion.patterns.recorded import GraphInput, IslandNode
 from fusion.runtime.undo import identity
 
 from .effects import Effects, has_memory, mapped, storage_key, tensors_written, view_in_place
+from .forgotten import Forgotten
 from .given import Given
 from .meanings import meaning_of
 from .natively import NativeCalls, as_tuples
@@ -75,6 +76,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         max_ops: int = 4096,
         varying: Iterable[tuple[str, int]] = (),
         numbers: bool = False,
+        forgets: bool = False,
     ) -> None:
         super().__init__()
         self.shadow = Shadow(varying)
@@ -96,6 +98,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self._generators = {identity(g): g for g in generators}
         self.set_up_native_calls(objects, steps or {}, attributes or {}, watched)
         self._names: dict[int, str] = {}
+        self._forgotten = Forgotten(self.real, self._names) if forgets else None
         self._outer: frozenset[int] | None = None  # memory of the parameters, once a step writes
         self._parameters = parameters
         self._adopt_inputs = adopt_inputs
@@ -222,6 +225,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.effects.before(func, real_args, real_kwargs)
         if self.recording and func._schema.is_mutable:
             self._keep_contents(func, args, kwargs)
+        if self.recording:
+            self.forget()
         result = func(*real_args, **real_kwargs)
         self.effects.after(real_args, real_kwargs, result)
         if not self.recording:
@@ -247,6 +252,11 @@ class Recorder(NativeCalls, TorchDispatchMode):
         reading = any(isinstance(mode, SizeReads) for mode in _get_current_function_mode_stack())
         with contextlib.nullcontext() if reading else SizeReads(self), self:
             yield
+
+    def forget(self) -> None:
+        """Lets go of the memory of large values that nobody else holds by now."""
+        if self._forgotten is not None:
+            self._quiet(self._forgotten.sweep)
 
     def _lift(self, func: Any, args: Any) -> torch.Tensor:
         """A tensor made from Python data: a constant of the recording."""
@@ -367,6 +377,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
             raise Refused("shape_mismatch", f"expected {shape}, the operator gave {tuple(real.shape)}", user_line())
         if real.numel() and tuple(map(hint, fake.stride())) != real.stride():
             fake = self._quiet(lambda: self.shadow.build(real, fake.shape, self.shadow._strides("", real, fake.shape)))
+        if self._forgotten is not None and self.effects.made_here(real):
+            self._forgotten.watch(name, real)
         return self._bind(name, real, fake)
 
     def _note_native_writes(self, func: Any, args: Any, kwargs: Any) -> None:

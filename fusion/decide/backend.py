@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,11 +20,12 @@ from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
 from fusion.kernels.toolchain import cpp, triton, triton_script
 from fusion.patterns.errors import BackendUnavailable, CompileError, LoweringError
+from fusion.patterns.forks import Lock
 from fusion.patterns.graph import SubGraph
 from fusion.runtime.launch import make_launcher
 from fusion.runtime.native import prepare_native
 
-from . import faults
+from . import faults, stored
 from .heuristics import Decision
 
 _EARLIER = "; measured by an earlier process"
@@ -90,7 +90,7 @@ class Backends:
         self.kernels: dict[str, Kernel | Decision] = {}
         self.decisions: dict[str, Decision] = {}
         self.proved: set[str] = set()  # decisions whose kernel was proved in this process
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._check_explicit()
         prepare_native(self.store)  # before the first guard is made, so that it comes from the store
 
@@ -205,20 +205,17 @@ class Backends:
     def remembered(self, key: str) -> Decision | None:
         """A decision of this or an earlier process."""
         if key not in self.decisions and self.store is not None:
-            found = self.store.get_json(key)
-            if isinstance(found, dict):
-                try:
-                    known = Decision(**found)
-                    reason = known.reason.removesuffix(_EARLIER) + _EARLIER
-                    self.decisions[key] = replace(known, reason=reason)
-                except TypeError:
-                    return None  # written by another version: a miss
+            known = stored.read(self.store.get_json(key))
+            if known is not None:
+                reason = known.reason.removesuffix(_EARLIER) + _EARLIER
+                self.decisions[key] = replace(known, reason=reason)
         return self.decisions.get(key)
 
     def remember(self, key: str, decision: Decision) -> None:
-        """Keeps a decision for this process and the next ones."""
+        """Keeps a decision for this process, and what is a fact about the kernel for the next ones."""
+        known = self.decisions.get(key) is decision
         self.decisions[key] = decision
-        if self.store is not None and "noisy" not in decision.reason:  # such a time is no fact about the kernel
+        if self.store is not None and not known and stored.lasts(decision):
             self.store.put_json(key, asdict(decision))
 
 

@@ -146,7 +146,7 @@ class FusionHeuristics:
             try:
                 verdict = prove(graph, tensors, values, fused)
             except Exception as error:
-                return Decision(False, "inaccurate", f"the proof failed: {type(error).__name__}: {error}", **facts)
+                return Decision(False, "unproved", f"the proof failed: {type(error).__name__}: {error}", **facts)
             facts |= {"error_eager": verdict.error_eager, "error_fused": verdict.error_fused}
             if not verdict.ok:
                 return Decision(False, "inaccurate", verdict.reason, **facts)

@@ -61,6 +61,7 @@ CODES: dict[str, str] = {
     "compile_error": "the kernel did not compile",
     "compiler_fault": "the compiler failed on it; please report this",
     "inaccurate": "the kernel's error is larger than eager's allows",
+    "unproved": "the kernel's proof could not be made",
     "slower": "the kernel did not measure faster",
     "launch_error": "the kernel could not be launched",
     # fused

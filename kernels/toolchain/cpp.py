@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import os
@@ -9,22 +10,25 @@ import platform
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sysconfig
 import tempfile
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusion.patterns.errors import CompileError
 
+from . import processes
+
 _REMEDY = "Install g++ (Debian, Ubuntu: apt install g++) or clang++, or name one in the environment variable CXX."
 _COMPILERS = ("g++", "clang++", "c++")
-_TIMEOUT_S = 120.0  # of one library, compiled and linked: long, since a busy machine must not lose its kernels
-_hung: set[str] = set()  # compilers that once ran past it: in this process they are not tried again
+_PROCESSOR_S = 20.0  # that a compiler may use for one source, and for each of its characters in addition
+_PROCESSOR_S_PER_CHARACTER = 2e-3  # six times what the slowest kernel takes that was met
+_TRIFLE_S = 2.0  # of a processor: what takes longer is suspicious, and a compiler that takes it for a trifle hangs
+_TELLS_VERSION_S = 3.0  # asleep, or of a processor
+_MOST_OVERRUNS = 3
+_hung: dict[tuple[str, ...], str] = {}  # compilers that hung, and how: in this process they are not tried again
+_overruns: collections.Counter[tuple[str, ...]] = collections.Counter()  # sources that compilers did not end with
 _OPENMP_RUNTIME = re.compile(r"lib(gomp|omp|iomp5)\b.*\.so")
 
 # No contraction and no -ffast-math: a result rounds where eager rounds it. errno and FP traps are not observed.
@@ -67,17 +71,22 @@ class Toolchain:
         Raises:
             CompileError: with the compiler's own words.
         """
-        deadline = time.monotonic() + _TIMEOUT_S
-        with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
-            names = [str(Path(folder, f"kernels{number}")) for number in range(len(sources))]
-            for name, source in zip(names, sources, strict=True):
-                Path(f"{name}.cpp").write_text(source)
-            commands = [[*self.command, *self.flags, "-c", f"{name}.cpp", "-o", f"{name}.o"] for name in names]
-            with ThreadPoolExecutor(len(commands)) as pool:
-                list(pool.map(functools.partial(_call, deadline=deadline), commands))
-            compiled = [f"{name}.o" for name in names]
-            runtime = [self.runtime] if self.runtime else []
-            _call([*self.command, "-shared", "-Wl,--as-needed", *compiled, *runtime, "-lm", "-o", str(path)], deadline)
+        try:
+            with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
+                self._compile(sources, Path(folder), path)
+        except OSError as error:
+            raise CompileError(f"The compiler's files could not be written: {error}.") from error
+
+    def _compile(self, sources: tuple[str, ...], folder: Path, path: Path) -> None:
+        names = [str(folder / f"kernels{number}") for number in range(len(sources))]
+        for name, source in zip(names, sources, strict=True):
+            Path(f"{name}.cpp").write_text(source)
+        commands = [[*self.command, *self.flags, "-c", f"{name}.cpp", "-o", f"{name}.o"] for name in names]
+        _call(self.command, commands, max(map(len, sources)))
+        compiled = [f"{name}.o" for name in names]
+        runtime = [self.runtime] if self.runtime else []
+        link = [*self.command, "-shared", "-Wl,--as-needed", *compiled, *runtime, "-lm", "-o", str(path)]
+        _call(self.command, [link], 0)
 
 
 def find_toolchain() -> Toolchain | None:
@@ -134,10 +143,8 @@ def compile_c_extension(source_path: Path, out_path: Path) -> None:
     if toolchain is None:
         raise CompileError(why_missing())
     language = ["-x", "c", "-std=c11", "-O2", "-fPIC", "-shared"]
-    _call(
-        [*toolchain.command, *language, f"-I{include}", str(source_path), "-o", str(out_path)],
-        time.monotonic() + _TIMEOUT_S,
-    )
+    command = [*toolchain.command, *language, f"-I{include}", str(source_path), "-o", str(out_path)]
+    _call(toolchain.command, [command], source_path.stat().st_size)
 
 
 @functools.cache
@@ -153,13 +160,16 @@ def _find(named: str, path: str, runtime: str) -> Toolchain | None:
 
 
 def _version(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(
-            [*command, "--version"], capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
+    if tuple(command) in _hung:
         return ""
-    return done.stdout.partition("\n")[0].strip()
+    try:
+        (told,) = processes.run([[*command, "--version"]], processor_s=_TELLS_VERSION_S, quiet_s=_TELLS_VERSION_S)
+    except processes.Hung as hung:
+        _hung[tuple(command)] = hung.why
+        return ""
+    except (OSError, ValueError):
+        return ""
+    return "" if told.status else told.output.partition("\n")[0].strip()
 
 
 def _can_use(version: str, runtime: str) -> bool:
@@ -183,31 +193,64 @@ def _cpu() -> str:
     return "\n".join(line for line in first.splitlines() if line.startswith(wanted))
 
 
-def _call(command: Sequence[str], deadline: float) -> None:
-    """Runs a compiler in a session of its own, so that all it has started ends with it."""
-    if command[0] in _hung:
-        raise _hangs(command[0])
+def _call(compiler: tuple[str, ...], commands: Sequence[Sequence[str]], characters: int) -> None:
+    """Runs calls of a compiler side by side; `characters` is the length of the longest source."""
+    if compiler in _hung:
+        raise _hangs(compiler)
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        ended = processes.run(
+            commands,
+            processor_s=_PROCESSOR_S + _PROCESSOR_S_PER_CHARACTER * characters,
+            on_look=_Suspicion(compiler).look,
+        )
+    except processes.Hung as hung:
+        _overruns[compiler] += hung.computes
+        if hung.computes and _overruns[compiler] < _MOST_OVERRUNS:  # of this source alone, as far as is known
+            raise CompileError(f"The compiler {compiler[0]} {hung.why} for one source, and was stopped.") from hung
+        _hung.setdefault(compiler, hung.why)
+        raise _hangs(compiler) from hung
     except OSError as error:
-        raise CompileError(f"The compiler {command[0]} could not run: {error}.", remedy=_REMEDY) from error
-    with process:
-        try:
-            told = process.communicate(timeout=max(0.0, deadline - time.monotonic()))[1].decode(errors="replace")
-        except subprocess.TimeoutExpired as error:
-            _hung.add(command[0])
-            raise _hangs(command[0]) from error
-        finally:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode:
-        lines = told.strip().splitlines()
-        first = next((line for line in lines if "error" in line), lines[0] if lines else "it said nothing")
-        status = f"failed with status {process.returncode}"
-        raise CompileError(f"{command[0]} {status}: {first}\n{' '.join(command)}\n{told.strip()}")
+        raise CompileError(f"The compiler {compiler[0]} could not run: {error}.", remedy=_REMEDY) from error
+    for command, (status, _, words) in zip(commands, ended, strict=True):
+        if status:
+            lines = words.strip().splitlines()
+            first = next((line for line in lines if "error" in line), lines[0] if lines else "it said nothing")
+            raise CompileError(
+                f"{compiler[0]} failed with status {status}: {first}\n{' '.join(command)}\n{words.strip()}"
+            )
 
 
-def _hangs(compiler: str) -> CompileError:
+class _Suspicion:
+    """Finds out, once, whether a compiler that takes long ends with a trifle: if not, it is no large source that takes
+    it long."""
+
+    def __init__(self, compiler: tuple[str, ...]) -> None:
+        self._compiler = compiler
+        self._asked = False
+
+    def look(self, used: float) -> None:
+        """Told of the processor seconds that the compiler has used.
+
+        Raises:
+            Hung: it hangs, or did meanwhile in another call.
+        """
+        if self._compiler in _hung:
+            raise processes.Hung(_hung[self._compiler])
+        if used < _TRIFLE_S or self._asked:
+            return
+        self._asked = True
+        with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
+            source = Path(folder, "trifle.cpp")
+            source.write_text("int trifle;\n")
+            command = [*self._compiler, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+            try:
+                processes.run([command], processor_s=_TRIFLE_S, quiet_s=_TELLS_VERSION_S)
+            except processes.Hung as hung:
+                raise processes.Hung(f"{hung.why} for a source of one line") from hung
+
+
+def _hangs(compiler: tuple[str, ...]) -> CompileError:
     return CompileError(
-        f"The compiler {compiler} ran past {_TIMEOUT_S:g} s and is not tried again in this process.", remedy=_REMEDY
+        f"The compiler {compiler[0]} hangs: it {_hung[compiler]}, and is not tried again in this process.",
+        remedy=_REMEDY,
     )

@@ -13,7 +13,6 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from fusion.patterns.errors import BackendUnavailable, CompileError
 from ..bundle import Nest
 from ..emit import triton as emitter
 from ..emit.triton_schedule import tensors
-from . import triton_script
+from . import processes, triton_script
 
 if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget
@@ -38,6 +37,7 @@ POINTERS = {
     torch.int64: "*i64", torch.int32: "*i32", torch.int16: "*i16", torch.int8: "*i8", torch.uint8: "*u8",
     torch.bool: "*i1",
 }  # fmt: skip
+_LISTING_S = 60.0  # of a processor, for a binary's resources
 ALIGNED = [["tt.divisibility", 16]]  # an address, or a size, that is a multiple of 16
 
 
@@ -232,7 +232,9 @@ def _resources(asm: Mapping[str, Any]) -> tuple[int | None, int | None]:
     path = _folder() / f"{hashlib.sha256(asm['cubin']).hexdigest()[:16]}.cubin"
     path.write_bytes(asm["cubin"])
     try:
-        usage = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, timeout=60).stdout
+        usage = processes.run([[tool, "-res-usage", str(path)]], processor_s=_LISTING_S)[0].output
+    except (processes.Hung, OSError):
+        return None, None
     finally:
         path.unlink()
     found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..forks import cached_property
 from ..graph import OpNode, SubGraph
 from ..leaves import Leaf, Ref
 from ..specs import TensorSpec, contiguous_strides
@@ -38,7 +39,7 @@ class Pattern:
     holds: Callable[..., bool] | None = None
     whole: bool = False
 
-    @functools.cached_property
+    @cached_property
     def graph(self) -> SubGraph:
         """The graph, bearing the pattern's name."""
         made = self.create()

@@ -1,8 +1,10 @@
 """The disk cache: round trips, damage, foreign entries, permissions, two writers at once."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -125,6 +127,86 @@ def test_a_place_that_cannot_be_made_turns_the_store_off(tmp_path):
     assert store.statistics()["bytes"] == 0
 
 
+def test_a_folder_that_cannot_be_written_is_still_read(store, tmp_path, monkeypatch):
+    kept = store.put_file(KEY, library(tmp_path))
+    store.put_json(OTHER, [1])
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for name in ("chmod", "replace"):
+        monkeypatch.setattr(store_module.os, name, read_only)
+    monkeypatch.setattr(store_module, "FileLock", read_only)
+    again = Store(store.directory)
+    assert again.put_json(KEY, 2) is False
+    assert "only read" in again.reason and "Read-only file system" in again.reason
+    assert again.get_json(OTHER) == [1]
+    assert again.get_file(KEY) == kept
+    again.drop(KEY)
+    assert again.get_file(KEY) is None
+
+
+def test_a_folder_that_others_may_write_and_that_cannot_be_closed_is_not_read(store, monkeypatch):
+    store.put_json(KEY, 1)
+    store.directory.chmod(0o777)
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(store_module.os, "chmod", read_only)
+    assert Store(store.directory).get_json(KEY) is None
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):
+        made.bind("s")  # a socket's path is short
+        os.rename("s", path)
+
+
+def _link(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [_fifo, Path.mkdir, _socket, _link], ids=["fifo", "folder", "socket", "link"])
+@pytest.mark.parametrize("what", ["entry", "blob"])
+def test_what_is_no_regular_file_is_a_miss_and_holds_up_nobody(store, tmp_path, make, what):
+    kept = store.put_file(KEY, library(tmp_path))
+    store.put_json(OTHER, 1)
+    path = store.directory / f"{KEY}.file.entry" if what == "entry" else kept
+    path.unlink()
+    make(path)
+    assert store.get_file(KEY) is None
+    assert (store.put_file(KEY, library(tmp_path)) is None) == path.is_dir()
+    assert (store.get_file(KEY) is None) == path.is_dir()
+    assert store.get_json(OTHER) == 1 and store.put_json(OTHER, 2)  # others are as they were
+    store.clear()
+    assert store.get_json(OTHER) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1, 2], "x", None, 5, {"sha256": "0" * 64}, {"sha256": "0" * 64, "name": 5}, {"sha256": 5, "name": "0" * 64},
+        {"sha256": "0" * 64, "name": "../../etc/passwd"}, {"sha256": "0" * 64, "name": "0" * 64, "more": 1},
+        {"sha256": "0" * 64, "name": "0" * 64 + ".so"},
+    ],
+)  # fmt: skip
+def test_a_well_signed_entry_for_a_file_that_says_something_else_is_a_miss(store, value):
+    store._write(KEY, "file", value)
+    assert store.get_file(KEY) is None
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"[" * 100_000, b"\xff", b'{"format": 1}', b"1e999"])
+def test_a_well_signed_body_that_is_no_entry_is_a_miss(store, body):
+    signed = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    (store.directory / f"{KEY}.json.entry").write_bytes(signed)
+    assert store.get_json(KEY) is None
+
+
 def test_a_full_disk_turns_the_store_off_and_keeps_the_call_alive(store, tmp_path, monkeypatch):
     def full(target, content):
         raise OSError(28, "No space left on device")
@@ -133,6 +215,7 @@ def test_a_full_disk_turns_the_store_off_and_keeps_the_call_alive(store, tmp_pat
     monkeypatch.setattr(store_module, "_replace", full)
     assert store.put_file(KEY, library(tmp_path)) is None
     assert "No space left" in store.reason
+    assert store.get_json(OTHER) == 1
     assert store.put_json(KEY, 1) is False
 
 
