@@ -48,6 +48,7 @@ class Proving:
         signature: Signature
         statistics: Statistics
         known: list[Known]
+        refused: dict[Any, Refusal]
         outgrown: int
         _lock: Lock
 
@@ -77,6 +78,10 @@ class Proving:
                 agrees = exact or same_results(did, recorded, exact=False)
         except PlanStopped as stopped:
             known.refusal = self._plan_error(stopped.error)
+            return
+        if result is MISS:  # then it holds for no call, and recording such calls again would end here again
+            what = "an argument is not equal to itself, so that no plan would ever be valid"
+            known.refusal = self.refused[known.structure] = Refusal("guard", what, self.line)
             return
         if not agrees:
             known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's", self.line)

@@ -176,6 +176,22 @@ def test_sizes_and_names_that_vary(quick: fusion.FusionConfig) -> None:
     assert "as a tensor" not in row_of(module).reason, "a string is none"
 
 
+class Unequal(float):
+    def __ne__(self, other: object) -> bool:
+        return True
+
+    __hash__ = float.__hash__
+
+
+def test_an_argument_that_no_guard_holds_for(quick: fusion.FusionConfig) -> None:
+    """It is recorded once, not in each call until there are as many recordings as there may be."""
+    module = fusion.enable(Scaled().eval(), quick)
+    for _ in range(6):
+        no_grad(module, torch.ones(3, 8), Unequal(2.0))
+    row = row_of(module)
+    assert row.recordings == 1 and "not equal to itself" in row.reason, row
+
+
 def test_modules_still_in_training_mode(quick: fusion.FusionConfig) -> None:
     module = fusion.enable(Scaled().eval(), quick)
     module.inner[1].train()
