@@ -33,12 +33,17 @@ _OURS = tuple(
 Atom = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
+def is_ours(filename: str) -> bool:
+    """Whether code of a file is torch's or part of what records and runs plans."""
+    return filename.startswith(_OURS)
+
+
 def user_frame() -> FrameType | None:
     """The innermost frame that is neither torch's nor ours."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_OURS) and not name.startswith("<") and "contextlib" not in name:
+        if not is_ours(name) and not name.startswith("<") and "contextlib" not in name:
             return frame
         frame = frame.f_back
     return None

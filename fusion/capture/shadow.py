@@ -281,7 +281,9 @@ class Shadow:
         Raises:
             GuardError: a condition is on a number that a plan cannot know.
         """
-        said = list(dict.fromkeys(s.node.expr for s in sizes if isinstance(s, torch.SymInt) and not s.node.expr.is_Symbol))
+        said = list(
+            dict.fromkeys(s.node.expr for s in sizes if isinstance(s, torch.SymInt) and not s.node.expr.is_Symbol)
+        )
         fixed = self.env.fixed
         translation = Translation(self)
         while (strange := translation.strange(said)) is not None:
