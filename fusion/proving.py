@@ -187,8 +187,8 @@ class Proving:
         return Refusal("plan_error", f"{type(error).__name__}: {error}", line_of(error) or self.line, remedy)
 
     def _count_failure(self, known: Known, error: BaseException) -> None:
-        """A plan stopped where the original does not. One whose guards do not hold for such calls makes room for a new recording, a
-        few times; one that keeps failing is not tried again."""
+        """A plan stopped where the original does not. One whose guards do not hold for such calls makes room for a new
+        recording, a few times; one that keeps failing is not tried again."""
         self.statistics.fallbacks += 1
         reason = self._plan_error(error)
         self.statistics.last_failure = reason

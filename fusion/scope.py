@@ -19,7 +19,7 @@ from fusion.capture.provenance import flatten, user_line
 from fusion.capture.python_state import PythonState
 from fusion.capture.record import Recording, call_line, record, unseen
 from fusion.capture.state import problems, unchanged, watched
-from fusion.decide.faults import PASSING
+from fusion.decide.faults import PASSING, PASSING_CODES
 from fusion.decide.refusal import Refusal, Refused
 from fusion.integrations.compile import opaque, undisturbed
 from fusion.known import Known, same_results
@@ -389,7 +389,7 @@ class Scope(Proving):
         if recording.refusal is not None:
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
-            if recording.refusal.code == "stack" and self._passing < _MOST_PASSING:
+            if recording.refusal.code in PASSING_CODES and self._passing < _MOST_PASSING:
                 self._passing += 1  # a call that is less deep may be recorded
             elif recording.unsuited and recording.culprit in (None, self.modules.get("")):
                 self._numbers.add(key)  # a plan for each size then, up to `max_plans`

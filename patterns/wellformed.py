@@ -19,7 +19,9 @@ from .symbols import Dim
 _REMEDY = "This is a fault of the recorder: run with enable_fusion=False and report it."
 _SYMBOL = re.compile(r"\bs\d+\b")
 _WORD = re.compile(r"\b[A-Za-z_]\w*\b")
-_GUARD_WORDS = frozenset("and or not True False max min math floor ceil trunc round abs float".split())
+_GUARD_WORDS = frozenset(
+    ("and", "or", "not", "True", "False", "max", "min", "math", "floor", "ceil", "trunc", "round", "abs", "float")
+)
 
 
 def check_recording(graph: RecordedGraph) -> None:

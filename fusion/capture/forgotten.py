@@ -45,7 +45,7 @@ class Forgotten:
         if _use_count is None or tensor.is_meta:
             return
         memory = tensor.untyped_storage()
-        if memory.nbytes() >= _LARGE and memory.resizable():  # type: ignore[no-untyped-call]
+        if memory.nbytes() >= _LARGE and memory.resizable():
             self._memory.setdefault(memory._cdata, memory)
             self._watched.setdefault(memory._cdata, []).append(name)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fusion.decide.faults import recording_code
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Path, Ref
@@ -346,8 +347,7 @@ class NativeCalls(ObjectReads):
         except Refused as refused:
             self.refusal = self.refusal or refused.refusal
         except Exception as error:
-            told = f"{what} could not be recorded: {type(error).__name__}: {error}"
-            self.refuse("recorder_error", told)
+            self.refuse(recording_code(error), f"{what} could not be recorded: {type(error).__name__}: {error}")
 
     def _handed_back(self, given: Any, before: Contents, told: str) -> None:
         """A native call was given copies of lists and dicts: what it put into them goes into the forward's own."""

@@ -39,6 +39,11 @@ _TAKES_ANYTHING = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 Atom = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
+def is_ours(filename: str) -> bool:
+    """Whether code of a file is torch's or part of what records and runs plans."""
+    return filename.startswith(_OURS)
+
+
 def user_frame() -> FrameType | None:
     """The innermost frame that is neither torch's nor ours."""
     frame: FrameType | None = sys._getframe(1)

@@ -14,6 +14,7 @@ from fusion.patterns.forks import changes
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Ref
 
+from . import interrupts
 from .lookups import COPY, is_looked_into
 from .provenance import user_line
 from .recorder import Recorder, unsupported
@@ -86,7 +87,12 @@ class SizeReads(Unseen):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        result = self._answered(func, args, kwargs or {})
+        if not self.recorder._paused:
+            interrupts.deliver()
+        return result
+
+    def _answered(self, func: Any, args: Any, kwargs: Any) -> Any:
         recorder = self.recorder
         if not recorder.recording:
             return func(*args, **kwargs)

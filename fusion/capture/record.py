@@ -13,6 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion import stack
+from fusion.decide.faults import recording_code
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
@@ -26,6 +27,7 @@ from . import islands
 from .functional import Node, Settlement
 from .given import Given, Item
 from .held import Entry, Held, is_library
+from .interrupts import held_back
 from .lookups import is_looked_into, put_back, real
 from .natively import as_tuples
 from .outside_effects import OutsideEffects
@@ -115,6 +117,7 @@ def below_autograd(
         yield
 
 
+@held_back
 def record(
     call: Callable[..., Any],
     arguments: Mapping[str, Any],
@@ -182,11 +185,16 @@ def record(
     effects = OutsideEffects()
     failure: Exception | None = None
     unsuited = False
-    with effects, below_autograd(recorder, kinds, SizeReads(recorder), inside):
-        try:
-            result = invoke()
-        except Exception as error:
-            failure = error
+    try:
+        with effects, below_autograd(recorder, kinds, SizeReads(recorder), inside):
+            try:
+                result = invoke()
+            except Exception as error:
+                failure = error
+    except BaseException:  # KeyboardInterrupt, say: what the forward has done stays done, as it does eagerly
+        given.settle()
+        state.settle()
+        raise
     if effects.noticed is not None:
         recorder.refuse("python_state", f"the forward {effects.noticed}, which no plan would do", effects.line or where)
     change = state.change()
@@ -206,13 +214,13 @@ def record(
         effects.rewind()
         if not recorder.log:  # what native calls did is not done again, and stays
             state.restore()
-        deep = isinstance(failure, RecursionError)
-        unsuited = recorder.refusal is None and not numbers and not deep
-        if deep:
-            recorder.refusal = Refusal("stack", "the recorded run met Python's recursion limit")
+        code = recording_code(failure)
+        unsuited = recorder.refusal is None and not numbers and code == "recorder_error"
+        if code != "recorder_error":
+            recorder.refusal = None  # whatever came before it
         told = f"{type(failure).__name__} while sizes were symbols: {failure}"
-        recorder.refuse("recorder_error", told, line_of(failure))
-        with stack.lent() if deep else contextlib.nullcontext(), replay(recorder.log, arguments, steps.values()):
+        recorder.refuse(code, told, line_of(failure))
+        with stack.lent(), replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),
@@ -282,7 +290,7 @@ def finish(
         except GuardError as error:
             recording.refusal = Refusal("guard", str(error))
         except Exception as error:
-            recording.refusal = Refusal("recorder_error", f"{type(error).__name__}: {error}")
+            recording.refusal = Refusal(recording_code(error), f"{type(error).__name__}: {error}")
     if recording.refusal is not None:
         recording.graph = None
         recorder.given.settle()

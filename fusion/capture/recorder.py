@@ -20,6 +20,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fusion.decide.faults import recording_code
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Leaf, Path, Ref, path_text
@@ -28,6 +29,7 @@ from fusion.patterns.ops.effects import draws
 from fusion.patterns.recorded import GraphInput, IslandNode
 from fusion.runtime.undo import identity
 
+from . import interrupts
 from .effects import Effects, has_memory, mapped, storage_key, tensors_written, view_in_place
 from .forgotten import Forgotten
 from .given import Given
@@ -196,7 +198,12 @@ class Recorder(NativeCalls, TorchDispatchMode):
     # ---- operators
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        result = self._dispatched(func, args, kwargs or {})
+        if not self._paused:
+            interrupts.deliver()
+        return result
+
+    def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self._paused:
             if func._schema.is_mutable and (self.in_native or self._looked_up):
                 self._note_native_writes(func, args, kwargs)  # a step may write to what it was given
@@ -240,8 +247,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode):
             self.refuse("data_read", f"the result's shape or value of {func} depends on tensor data")
         except Exception as error:
-            told = f"{func} could not be recorded: {type(error).__name__}: {error}"
-            self.refuse("recorder_error", told)
+            self.refuse(recording_code(error), f"{func} could not be recorded: {type(error).__name__}: {error}")
         return result
 
     @contextlib.contextmanager

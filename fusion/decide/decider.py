@@ -29,7 +29,7 @@ from .split import splits
 
 # A region whose kernel was refused for one of these is cut in two, and its parts once more; of the cheapest cuts, this
 # many are looked at for one that lowers. More would cost more time to compile and measure than a region can save.
-_MEASURED = ("slower", "inaccurate", "compile_error", "launch_error")
+_MEASURED = ("slower", "inaccurate", "compile_error", "launch_error", "triton-primitive")
 _SPLIT_ROUNDS, _SPLITS_TRIED = 2, 4
 
 

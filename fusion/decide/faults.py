@@ -10,8 +10,16 @@ _LOG = logging.getLogger("fusion")
 
 CODE = "compiler_fault"  # of the refusal
 
-# What says nothing of the region, and may not come again.
+# What says nothing of the region, and may not come again; the codes that a recorded run is refused with for it.
 PASSING = (MemoryError, RecursionError, torch.OutOfMemoryError)
+PASSING_CODES = ("stack", "memory")
+
+
+def recording_code(error: Exception) -> str:
+    """The code of the refusal of a recorded run that an error ended."""
+    if isinstance(error, RecursionError):
+        return "stack"
+    return "memory" if isinstance(error, PASSING) else "recorder_error"
 
 
 def noted(error: Exception, what: str) -> str:

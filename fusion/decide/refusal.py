@@ -34,6 +34,7 @@ CODES: dict[str, str] = {
     "recorder_error": "the recorder failed",
     "disabled": "fusion is switched off",
     "stack": "the call is near Python's recursion limit",
+    "memory": "recording ran out of memory",
     # trusting a plan
     "plan_mismatch": "the plan's result differs from eager's",
     "plan_error": "the plan failed",

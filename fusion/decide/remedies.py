@@ -34,6 +34,7 @@ REMEDIES: dict[str, str] = {
     "recorder_error": _REPORT,
     "stack": "raise sys.setrecursionlimit(), or call the model from less deep",
     "disabled": "set enable_fusion to True",
+    "memory": "free some memory; a later call is recorded",
     # trusting a plan
     "plan_mismatch": _REPORT,
     "plan_error": _REPORT,
@@ -61,6 +62,7 @@ REMEDIES: dict[str, str] = {
     "compiler_fault": _REPORT,
     "compile_error": "mend the compiler that the message names, or choose another by backend=",
     "inaccurate": NOTHING + "eager's operators run, which round as they always did",
+    "unproved": NOTHING + "a later call may prove it",
     "slower": NOTHING + "eager is faster here; fusion_ratio is the bar",
     "launch_error": "run `fusion doctor`, which tries the compilers and the device",
     # fused
