@@ -151,13 +151,13 @@ def _mismatch(kernel: CompiledKernel, argument: Argument, tensor: torch.Tensor) 
 
 
 def _native(kernel: CompiledKernel) -> native_call.NativeKernel:
-    outputs = tuple((o.dtype, o.order) for o in kernel.nest.outputs)
+    outputs = tuple((o.dtype, o.order, tuple(dim for dim, _ in o.loose)) for o in kernel.nest.outputs)
     return _loaded(kernel.library, kernel.symbol, len(kernel.nest.sizes), outputs)
 
 
 @functools.lru_cache(maxsize=4096)
 def _loaded(
-    library: str, symbol: str, sizes: int, outputs: tuple[tuple[torch.dtype, tuple[int, ...]], ...]
+    library: str, symbol: str, sizes: int, outputs: tuple[native_call.Form, ...]
 ) -> native_call.NativeKernel:
     return native_call.NativeKernel(library, symbol, sizes, list(outputs))
 

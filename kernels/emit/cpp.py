@@ -235,7 +235,7 @@ def _prepare_function(nest: Nest) -> list[str]:
         ]
         lines += [f"    if ({' || '.join(shapes)}) return {k + 1};"] if shapes else []
         lines += [f"    if (({' || '.join(strides)}) && !is_empty(in[{k}])) return {k + 1};"] if strides else []
-    dims = [o.shape[d] for o in nest.outputs for d in o.order]
+    dims = [dim for o in nest.outputs for dim in (*(o.shape[d] for d in o.order), *(stride for _, stride in o.loose))]
     lines += [f"    out_shape[{n}] = {symbols.print_c(dim)};" for n, dim in enumerate(dims)]
     return [*lines, "    return 0;", "}"]
 
