@@ -80,7 +80,7 @@ class Proving:
             known.refusal = self._plan_error(stopped.error)
             return
         if result is MISS:  # then it holds for no call, and recording such calls again would end here again
-            what = "an argument is not equal to itself, so that no plan would ever be valid"
+            what = "an argument, or what the forward finds, is not equal to itself a moment later: no plan is valid"
             known.refusal = self.refused[known.structure] = Refusal("guard", what, self.line)
             return
         if not agrees:

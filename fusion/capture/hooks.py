@@ -63,7 +63,7 @@ def problem(module: torch.nn.Module, name: str) -> Refusal | None:
             told = getattr(hook, "__qualname__", type(hook).__name__)
             return Refusal("hook", f"{name} ({type(module).__name__}) has the forward hook {told}")
         if kind.active():
-            return Refusal("collecting", f"the call collects what {name} ({type(module).__name__}) gives")
+            return Refusal("collecting", f"a forward hook of {name} ({type(module).__name__}) collects what it gives")
     return None
 
 

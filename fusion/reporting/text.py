@@ -172,7 +172,7 @@ def _reasons(rows: Sequence[RegionReport]) -> Iterator[RenderableType]:
     for (code, reason, remedy), numbers in reasons.items():
         text = f"{', '.join(map(str, numbers))}  {code}" + (f": {reason}" if reason else "")
         refused = [rows[n - 1] for n in numbers if rows[n - 1].decision == "refused"]
-        yield _indented(text + _where(refused) + (f"; {remedy}" if remedy else ""))
+        yield _indented("; ".join(filter(None, (text, _where(refused), remedy))))
 
 
 def _left_alone(rows: Sequence[RegionReport], scopes: int) -> Iterator[RenderableType]:
@@ -187,8 +187,11 @@ def _left_alone(rows: Sequence[RegionReport], scopes: int) -> Iterator[Renderabl
     if reasons:
         yield _indented("Left to eager:", "dim")
     for reason, found in sorted(reasons.items(), key=lambda item: -_count(item[1])):
-        remedy = "" if found[0].remedy.startswith(NOTHING) or not found[0].remedy else f"; {found[0].remedy}"
-        yield _indented(f"{-(-_count(found) // scopes):>3}x {reason}{_where(found)}{remedy}", "dim")
+        yield _indented(f"{-(-_count(found) // scopes):>3}x {reason}", "dim")
+        remedy = "" if found[0].remedy.startswith(NOTHING) else found[0].remedy
+        more = "; ".join(filter(None, (_where(found), remedy)))
+        if more:
+            yield _indented(f"     {more}", "dim")
 
 
 def _count(rows: Sequence[RegionReport]) -> int:
@@ -196,11 +199,11 @@ def _count(rows: Sequence[RegionReport]) -> int:
 
 
 def _where(rows: Sequence[RegionReport]) -> str:
-    """The user's lines of some rows, the first few."""
+    """The user's lines of some rows, the first few; "" where none is known."""
     lines = list(dict.fromkeys(row.origin for row in rows if row.origin))
     if not lines:
         return ""
-    return f" ({', '.join(lines[:_MOST_LINES])}{', ...' if len(lines) > _MOST_LINES else ''})"
+    return f"at {', '.join(lines[:_MOST_LINES])}{', ...' if len(lines) > _MOST_LINES else ''}"
 
 
 def _totals(totals: Totals) -> Iterator[RenderableType]:

@@ -15,8 +15,6 @@ import fusion
 from fusion.decide.refusal import CODES, Refusal
 from fusion.decide.remedies import REMEDIES
 
-SHARED: list[Any] = []
-
 
 def row_of(module: torch.nn.Module) -> Any:
     return fusion.report(module).scopes[0]
@@ -75,16 +73,8 @@ def switches(self: Module, y: torch.Tensor) -> Any:
         return y + 1  # here
 
 
-def uses_unknown(self: Module, y: torch.Tensor) -> Any:
-    return y + SHARED[0]()[1]  # here
-
-
 def returns_object(self: Module, y: torch.Tensor) -> Any:
     return y, Opaque()
-
-
-def makes_module(self: Module, y: torch.Tensor) -> Any:
-    return SHARED[1]()(y)  # here
 
 
 def asks_a_library(self: Module, y: torch.Tensor) -> Any:
@@ -100,10 +90,6 @@ def draws(self: Module, y: torch.Tensor) -> Any:
 
 
 HIDDEN: dict[str, Any] = {}
-
-
-def made_anew() -> Any:
-    return None, HIDDEN["tensor"]
 
 
 TABLE: list[tuple[Callable[..., Any], str, str, bool]] = [
@@ -268,7 +254,7 @@ def test_the_text_of_a_report_has_lines_and_remedies(quick: fusion.FusionConfig)
     for _ in range(3):
         no_grad(module, torch.randn(8, 8))
     text = " ".join(str(fusion.report(module)).split())
-    assert "aten.linalg_inv.default is a library call (fusion/test_reasons.py:" in text
+    assert "aten.linalg_inv.default is a library call at fusion/test_reasons.py:" in text
     rows = fusion.report(module).regions
     assert all(row.remedy for row in rows if row.decision == "refused")
     assert fusion.reporting.model.FusionReport.from_json(fusion.report(module).to_json()).regions == rows
