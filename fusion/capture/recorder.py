@@ -292,8 +292,10 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.fakes.update(before)
         if view is None:
             self.effects.writes += [(len(self.nodes), self.effects.memory[name]) for name in targets.values()]
-        names = [self._result(r, f, targets) for r, f in zip(results, fakes, strict=True)]
-        if names and not func._schema.is_mutable and all(n in self._input_names(args, kwargs) for n in names):
+        given = self._input_names(args, kwargs)
+        operands = [self.fakes[name] for name in sorted(given)]
+        names = [self._result(func, r, f, targets, operands) for r, f in zip(results, fakes, strict=True)]
+        if names and not func._schema.is_mutable and all(name in given for name in names):
             return  # handed its operand back, for every shape: nothing happened
         self.nodes.append(
             OpNode(
@@ -364,7 +366,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
     def _input_names(self, args: Any, kwargs: Any) -> set[str]:
         return {self._names[id(a)] for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)}
 
-    def _result(self, real: Any, fake: Any, targets: Mapping[int, str]) -> str:
+    def _result(self, func: Any, real: Any, fake: Any, targets: Mapping[int, str], operands: Sequence[Any]) -> str:
         if not isinstance(real, torch.Tensor):
             raise Refused("data_read", f"an operator returned a Python {type(real).__name__}", user_line())
         if id(real) in targets:
@@ -375,14 +377,17 @@ class Recorder(NativeCalls, TorchDispatchMode):
         if problem:
             raise Refused("unsupported_layout", f"an operator returned {problem}", user_line(), _AFTERWARDS)
         name = f"v{len(self.real)}"
+        shape = () if fake is None else tuple(hint(d) for d in fake.shape)
+        if fake is not None and (shape != tuple(real.shape) or fake.dtype != real.dtype):
+            raise Refused("shape_mismatch", f"expected {shape}, the operator gave {tuple(real.shape)}", user_line())
+        if fake is not None and real.numel() and tuple(map(hint, fake.stride())) != real.stride():
+            fake = self._quiet(lambda: self.shadow.laid_out(fake, real, operands))
+            if fake is None and kind_of(str(func)) is not Kind.LIBRARY:
+                told = f"{func} lays its result out as {real.stride()}, otherwise than its shape function says"
+                raise Refused("shape_mismatch", told, user_line())
         if fake is None:
             self.opaque.append(name)
             return self._bind(name, real, self._quiet(lambda: self.shadow.of_input(name, real)))
-        shape = tuple(hint(d) for d in fake.shape)
-        if shape != tuple(real.shape) or fake.dtype != real.dtype:
-            raise Refused("shape_mismatch", f"expected {shape}, the operator gave {tuple(real.shape)}", user_line())
-        if real.numel() and tuple(map(hint, fake.stride())) != real.stride():
-            fake = self._quiet(lambda: self.shadow.build(real, fake.shape, self.shadow._strides("", real, fake.shape)))
         if self._forgotten is not None and self.effects.made_here(real):
             self._forgotten.watch(name, real)
         return self._bind(name, real, fake)

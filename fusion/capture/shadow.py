@@ -271,6 +271,39 @@ class Shadow:
                 running = strides[dim] * sizes[dim]
         return strides
 
+    def laid_out(
+        self, fake: torch.Tensor, real: torch.Tensor, operands: Sequence[torch.Tensor]
+    ) -> torch.Tensor | None:
+        """The shadow of an operator's result whose strides are others than torch's shape function says.
+
+        A dimension of size 1 has the stride that it has in an operand, or that of another dimension, or what lies
+        between two of that one's elements; the check at another shape tells whether it always has.
+
+        Args:
+            fake: what the shape function gives.
+            real: the result.
+            operands: shadows of the operator's.
+
+        Returns:
+            None where no sizes give such strides.
+        """
+        sizes, strides = list(fake.shape), list(real.stride())
+        said: list[Any] = [None] * real.ndim
+        running: Any = 1
+        for dim in sorted(range(real.ndim), key=lambda d: (strides[d], -d)):
+            if strides[dim] == hint(running):
+                said[dim] = running
+                running = running * sizes[dim]
+            elif strides[dim] in (0, 1):
+                said[dim] = strides[dim]
+        known = [(s, n) for s, n in zip(said, sizes, strict=True) if s is not None]
+        steps = [s for s, _ in known] + [s * n for s, n in known]
+        for dim, size in enumerate(real.shape):
+            if said[dim] is None and size == 1:
+                given = [o.stride(dim) for o in operands if o.ndim == real.ndim]
+                said[dim] = next((step for step in given + steps if hint(step) == strides[dim]), None)
+        return None if None in said else self.build(real, sizes, said)
+
     def finish(self, sizes: Iterable[Any] = ()) -> Translation:
         """The recording's symbols and guards, once no more can come.
 

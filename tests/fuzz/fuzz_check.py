@@ -351,7 +351,8 @@ def _differ(ours: Any, yours: Any) -> str | bool:
 def _looks(t: torch.Tensor) -> str:
     flags = [name for name in ("requires_grad", "is_leaf") if getattr(t, name)]
     flags += ["inference"] if t.is_inference() else []
-    return f"{t.dtype}{list(t.shape)} strides {t.stride()} {' '.join(flags)}"
+    strides = t.stride() if t.numel() else "any"
+    return f"{t.dtype}{list(t.shape)} strides {strides} {' '.join(flags)}"
 
 
 def _sharing(leaves: list[Any]) -> list[Any]:
