@@ -156,9 +156,7 @@ def _native(kernel: CompiledKernel) -> native_call.NativeKernel:
 
 
 @functools.lru_cache(maxsize=4096)
-def _loaded(
-    library: str, symbol: str, sizes: int, outputs: tuple[native_call.Form, ...]
-) -> native_call.NativeKernel:
+def _loaded(library: str, symbol: str, sizes: int, outputs: tuple[native_call.Form, ...]) -> native_call.NativeKernel:
     return native_call.NativeKernel(library, symbol, sizes, list(outputs))
 
 

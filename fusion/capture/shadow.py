@@ -271,9 +271,7 @@ class Shadow:
                 running = strides[dim] * sizes[dim]
         return strides
 
-    def laid_out(
-        self, fake: torch.Tensor, real: torch.Tensor, operands: Sequence[torch.Tensor]
-    ) -> torch.Tensor | None:
+    def laid_out(self, fake: torch.Tensor, real: torch.Tensor, operands: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """The shadow of an operator's result whose strides are others than torch's shape function says.
 
         A dimension of size 1 has the stride that it has in an operand, or that of another dimension, or what lies
