@@ -18,6 +18,7 @@ from fusion.decide.refusal import Refusal
 from fusion.known import Known, PlanStopped, same_results
 from fusion.patterns.errors import StructureMismatch
 from fusion.patterns.forks import Lock
+from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.runtime.lent import Written
 from fusion.runtime.plan import MISS, Deoptimized, Raised
 from fusion.runtime.undo import Undo
@@ -56,6 +57,7 @@ class Proving:
         def line(self) -> str: ...
         def _publish(self) -> None: ...
         def _eager(self, arguments: Sequence[Any], reason: Refusal | None = None) -> Any: ...
+        def _short_of_memory(self, error: BaseException) -> None: ...
         def _guarded(self, key: Any, step: Callable[[], None]) -> None: ...
         def _route(self, known: Known, key: Any) -> bool: ...
         def _watch_further(self, modules: Sequence[torch.nn.Module]) -> None: ...
@@ -77,6 +79,9 @@ class Proving:
                 exact = same_results(did, recorded)  # never so for MISS, which no forward returns
                 agrees = exact or same_results(did, recorded, exact=False)
         except PlanStopped as stopped:
+            if is_shortage(stopped.error):
+                self.known.remove(known)
+                raise
             known.refusal = self._plan_error(stopped.error)
             return
         if result is MISS:  # then it holds for no call, and recording such calls again would end here again
@@ -87,9 +92,11 @@ class Proving:
             known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's", self.line)
             return
         del result, did, recorded
-        compiled = self.scheduler.compile(known.template, {**recording.real, **tap}, values)
+        try:
+            compiled = self.scheduler.compile(known.template, {**recording.real, **tap}, values)
+        finally:
+            known.release(recording)
         del tap
-        known.release(recording)
         known.proved.add(known.key(values))
         if known.late or not exact:
             known.proved.clear()  # a size that only an island tells, or another rounding: the next call is checked
@@ -105,16 +112,29 @@ class Proving:
             result, log, seen, tap = known.checked_run(arguments, taps, undo)
         except PlanStopped as stopped:
             undo.rewind()
+            users = _island_raised(stopped.log)
+            if not users:
+                without_frames(stopped)
             result = self._replayed(arguments, stopped.log, known)  # an error of the user's own comes again here
-            if not _island_raised(stopped.log):
+            if not users:
                 self._count_failure(known, stopped.error)
             return result
         if result is MISS:
             return MISS
         left = undo.now()
         undo.rewind()
-        with self._replay(log, arguments, known) as answers:
-            eager = unseen(self._eager(arguments))
+        try:
+            with self._replay(log, arguments, known) as answers:
+                eager = unseen(self._eager(arguments))
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            self._short_of_memory(error)
+            del result, seen, tap, left
+            undo.rewind()
+            eager = MISS
+        if eager is MISS:
+            return self._replayed(arguments, log, known)
         outcome = given.outcome(eager, known.graph.items)
         same = same_results(result, outcome) and same_results(seen, answers.seen) and undo.agrees(left)
         if not same:
@@ -171,6 +191,8 @@ class Proving:
             users = _island_raised(log)  # which the user's code may catch
             if not (users or self.scheduler.config.fallback_on_error or isinstance(error, Deoptimized)):
                 raise error
+            if not users:
+                without_frames(error)
             result = self._replayed(arguments, log, known)  # an error of the user's own comes again here
             if not users:
                 with self._lock:
@@ -190,6 +212,9 @@ class Proving:
         """A plan stopped where the original does not. One whose guards do not hold for such calls makes room for a new
         recording, a few times; one that keeps failing is not tried again."""
         self.statistics.fallbacks += 1
+        if is_shortage(error):
+            self._short_of_memory(error)
+            return
         reason = self._plan_error(error)
         self.statistics.last_failure = reason
         if isinstance(error, RecursionError):

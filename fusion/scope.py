@@ -19,12 +19,12 @@ from fusion.capture.provenance import flatten, user_line
 from fusion.capture.python_state import PythonState
 from fusion.capture.record import Recording, call_line, record, unseen
 from fusion.capture.state import problems, unchanged, watched
-from fusion.decide.faults import PASSING, PASSING_CODES
 from fusion.decide.refusal import Refusal, Refused
 from fusion.integrations.compile import opaque, undisturbed
 from fusion.known import Known, same_results
 from fusion.patterns.forks import Lock
 from fusion.patterns.leaves import Path
+from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.proving import MOST_ROUTES, Proving
 from fusion.reasons import differed, too_many_plans
 from fusion.runtime.native import make_snapshot
@@ -33,7 +33,7 @@ from fusion.scheduler import FusionScheduler, Lists
 from fusion.signature import Signature
 
 _MOST_LISTS = 2  # of numbers that calls of one form are recorded with
-_MOST_PASSING = 4  # times that a scope ran out of memory or stack while it was compiled, before it stays eager
+_MOST_PASSING = 4  # times that a scope ran out of stack while it was compiled, before it stays eager
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 _RESTS_AFTER = 8  # refused calls of one kind, after which only every `_LOOKS_UP`th is asked what it is
 _LOOKS_UP = 64
@@ -44,6 +44,8 @@ _RESTLESS = Refusal(
     remedy="pass what changes as an argument, or enable the model once it is set up",
 )
 _INSIDE = Refusal("active_mode", "a scope around this one is recorded or run again", remedy="nothing to do: it passes")
+_WAITS_AFTER_SHORTAGE = 64  # slow calls that are not recorded or proved after memory ran out while one was
+_SHORT = Refusal("out_of_memory", "memory ran out a few calls ago; they run eagerly for a while")
 
 
 @dataclass
@@ -107,9 +109,10 @@ class Scope(Proving):
         self.divide = divide
         self.surroundings = surroundings
         self._numbers: set[Any] = set()  # structures of calls that are recorded without symbols for their sizes
-        self._passing = 0  # times that compiling failed for what may not come again
+        self._passing = 0  # times that compiling ran out of stack
         self._rests: dict[Any, int] = {}  # refused calls, by kinds of arguments
         self._own_lists: dict[Any, Lists] = {}  # by the form of the calls, where no scope is like this one
+        self._short = 0  # calls to wait before memory is asked for again
         self._waits = bool(self.steps)  # steps record themselves in the first call
         self.statistics = Statistics()
         self.known: list[Known] = []
@@ -285,6 +288,9 @@ class Scope(Proving):
                     return result
         if self.blocked is not None:
             return self._eager(arguments, self.blocked)
+        if self._short:
+            self._short -= 1
+            return self._eager(arguments, _SHORT)
         key = self.signature.structure(arguments)
         refusal = self.refused.get(key) or self._listed(arguments, key)
         if refusal is not None:
@@ -389,7 +395,9 @@ class Scope(Proving):
         if recording.refusal is not None:
             self.statistics.eager += 1
             self.statistics.last_reason = recording.refusal
-            if recording.refusal.code in PASSING_CODES and self._passing < _MOST_PASSING:
+            if recording.refusal.code == "out_of_memory":
+                self._short = _WAITS_AFTER_SHORTAGE
+            elif recording.refusal.code == "stack" and self._passing < _MOST_PASSING:
                 self._passing += 1  # a call that is less deep may be recorded
             elif recording.unsuited and recording.culprit in (None, self.modules.get("")):
                 self._numbers.add(key)  # a plan for each size then, up to `max_plans`
@@ -402,18 +410,24 @@ class Scope(Proving):
                 else:
                     self.refused[key] = recording.refusal
             return recording.result
-        recording.undo.rewind()
-        recording.given.rewind()
-        with self._replay(recording.log, arguments, recording):
-            plain = self._eager(arguments)  # the recorded run saw symbols; this one is what the caller gets
+        try:
+            plain = self._again(recording, arguments)
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            self._short_of_memory(error)
+            recording, plain = recording.bare(), MISS
+        if plain is MISS:
+            return self._again(recording, arguments)
         assert recording.graph is not None
         outcome = recording.given.outcome(plain, recording.graph.items)
         alike = same_results(outcome, recording.outcome, exact=False)
         if not (alike and same_results(recording.undo.now(), recording.left, exact=False)):
             self._refuse_symbols(key, differed(outcome, recording.outcome, self.line))
             return recording.result if steps else plain  # only the recorded run ran the steps
+        del outcome
         if same_results(plain, recording.result):
-            recording.result = plain  # one result in memory, not two
+            recording.share(plain)
         self._guarded(key, lambda: self.adopt(recording, arguments))
         return plain
 
@@ -423,6 +437,13 @@ class Scope(Proving):
         if key in self._numbers:
             self.refused[key] = refusal
         self._numbers.add(key)
+
+    def _again(self, recording: Recording, arguments: Sequence[Any]) -> Any:
+        """The recorded call without symbols: what the caller gets."""
+        recording.undo.rewind()
+        recording.given.rewind()
+        with self._replay(recording.log, arguments, recording):
+            return self._eager(arguments)
 
     def _route(self, known: Known, key: Any) -> bool:
         """Data led a call another way than was recorded: who reads it becomes an eager step.
@@ -469,11 +490,22 @@ class Scope(Proving):
         except Exception as error:
             if not self.scheduler.config.fallback_on_error:
                 raise
+            if is_shortage(error):
+                self._short_of_memory(error)
+                return
             refusal = self._plan_error(error)
             self.statistics.last_reason = refusal
-            self._passing += isinstance(error, PASSING)
-            if not isinstance(error, PASSING) or self._passing > _MOST_PASSING:
+            deep = isinstance(error, RecursionError)
+            self._passing += deep
+            if not deep or self._passing > _MOST_PASSING:
                 self.refused[key] = refusal
+
+    def _short_of_memory(self, error: BaseException) -> None:
+        """Memory ran out while something was proved: nothing is known from it, and it is tried again later."""
+        without_frames(error)
+        self._short = _WAITS_AFTER_SHORTAGE
+        reason = Refusal("out_of_memory", f"{type(error).__name__}: {error}")
+        self.statistics.last_reason = self.statistics.last_failure = reason
 
     def _twin(self, arguments: Sequence[Any]) -> tuple[Known, dict[str, int]] | None:
         """A recording of an equal module that applies to this call, and the input symbols' values in it."""

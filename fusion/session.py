@@ -16,7 +16,6 @@ from fusion.capture.recorder import holders
 from fusion.capture.surroundings import Outside, of_module
 from fusion.decide.backend import Kernel
 from fusion.decide.decider import Candidate
-from fusion.decide.faults import PASSING_CODES
 from fusion.decide.heuristics import Decision
 from fusion.decide.refusal import CODES, Refusal
 from fusion.decide.remedies import REMEDIES
@@ -34,7 +33,7 @@ from fusion.signature import ClassForward
 # Refusals that say something of the call, not of the module.
 _PASSING = (
     "grad_enabled", "training", "active_mode", "autocast", "hook", "collecting", "disabled", "too_many_plans",
-    "unsupported_layout", "step_error", *PASSING_CODES,
+    "unsupported_layout", "step_error", "stack", "out_of_memory",
 )  # fmt: skip
 _MOST_DIVISIONS = 64  # a model whose modules fail one by one stays as it is after that many
 

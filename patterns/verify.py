@@ -59,7 +59,7 @@ def accept(fused: Tensor, eager: Tensor, exact: Tensor) -> Verdict:
         the Verdict; shape, dtype and strides must equal eager's (strides of dimensions longer than 1 only: the
         others say nothing about where an element lies).
     """
-    layout = _layout_differs(fused, eager)
+    layout = layout_differs(fused, eager)
     return Verdict(False, reason=layout) if layout else accept_parts([(fused, eager, exact)])
 
 
@@ -192,7 +192,8 @@ def _distance(values: Tensor, exact: Tensor) -> Tensor:
     return values.to(torch.float64, copy=True).sub_(exact).abs_()
 
 
-def _layout_differs(fused: Tensor, eager: Tensor) -> str:
+def layout_differs(fused: Tensor, eager: Tensor) -> str:
+    """How a result's shape, dtype or strides differ from eager's, in a sentence; "" where they do not."""
     if fused.shape != eager.shape:
         return f"Expected the shape {list(eager.shape)} of eager, found {list(fused.shape)}."
     if fused.dtype != eager.dtype:

@@ -34,6 +34,7 @@ class Writer(GuardWriter):
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
         self.free: list[str] = []
+        self.variables: set[str] = set()  # that hold what the plan makes
         self.logged = 0  # entries of the log so far
         self.logged_at: dict[str, int] = {}  # results of steps that only other steps read: their place in the log
         self.lending: set[int] = set()  # places in the log of calls that may have written to what is used afterwards
@@ -215,6 +216,7 @@ class Writer(GuardWriter):
     def allocate(self, name: str) -> str:
         """A local variable for a value; variables of dead values are used again, so that memory is freed."""
         self.register[name] = self.free.pop() if self.free else f"v{len(set(self.register.values()) | set(self.free))}"
+        self.variables.add(self.register[name])
         return self.register[name]
 
     def release(self, names: Sequence[str], position: int, last: Mapping[str, int]) -> None:
@@ -254,6 +256,8 @@ class Writer(GuardWriter):
                 if name in taps:
                     self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
             self.release(made, position, last)
+            if log and self.free:  # a plan that runs beside eager has no memory to spare
+                self.lines.append(f"{pad}{' = '.join(self.free)} = None")
 
     def _let_go(self, node: IslandNode) -> None:
         """Takes out of the log what the forward has given up by the time it makes a call, if only steps read it."""
@@ -397,6 +401,9 @@ def write_plan(
     writer.body(steps, kernels, taps, log)
     writer.finish(log)
     writer.lines.append("    except Exception as error:")
-    logged = f"{writer.name('restored', restored)}(log, locals())" if writer.lets_go else "log"
-    writer.lines.append(f"        return FAIL(error, {logged}, ({arguments}{',' if arguments else ''}), undo)")
+    if writer.lets_go:
+        writer.lines.append(f"        log = {writer.name('restored', restored)}(log, locals())")
+    if writer.variables:  # what the plan has made must not be in the way of what stands in for it
+        writer.lines.append(f"        {' = '.join(sorted(writer.variables))} = None")
+    writer.lines.append(f"        return FAIL(error, log, ({arguments}{',' if arguments else ''}), undo)")
     return Source("\n".join(writer.lines), writer.names)

@@ -133,11 +133,19 @@ def eager_function(graph: SubGraph) -> Callable[..., object]:
             return symbols.print_python(leaf)
         return repr(leaf) if leaf is None or type(leaf) in (bool, int) else name("k", leaf)
 
-    local = {value: f"t{i}" for i, (value, _) in enumerate(graph.specs)}
+    local = {value: f"t{i}" for i, value in enumerate(graph.inputs)}
+    last = {value: k for k, node in enumerate(graph.nodes) for value in node.refs}
+    last |= dict.fromkeys(graph.outputs, len(graph.nodes))
+    free: list[
+        str
+    ] = []  # variables of values that nothing reads any more: they are used again, so that memory is freed
     lines = [f"def eager({', '.join([*(local[i] for i in graph.inputs), *graph.symbols])}):"]
-    for node in graph.nodes:
-        targets = ", ".join(local[o] for o in node.outputs)
+    for k, node in enumerate(graph.nodes):
+        source = call(node, text, name, graph.spec[node.outputs[0]])
+        free += [local[value] for value in dict.fromkeys(node.refs) if last[value] == k]
+        for output in node.outputs:
+            local[output] = free.pop() if free else f"t{len(local)}"
         several = "," if len(node.outputs) > 1 else ""
-        lines.append(f"    {targets}{several} = {call(node, text, name, graph.spec[node.outputs[0]])}")
+        lines.append(f"    {', '.join(local[o] for o in node.outputs)}{several} = {source}")
     lines.append(f"    return {', '.join(local[o] for o in graph.outputs)}")
     return define("\n".join(lines), "eager", names, "<fusion eager region>")

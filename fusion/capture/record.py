@@ -17,6 +17,7 @@ from fusion.decide.faults import recording_code
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
 from fusion.runtime.nesting import flatten as flatten_result
@@ -24,6 +25,7 @@ from fusion.runtime.plan import Conditions
 from fusion.runtime.undo import State, Undo
 
 from . import islands
+from .forgotten import without_contents
 from .functional import Node, Settlement
 from .given import Given, Item
 from .held import Entry, Held, is_library
@@ -100,6 +102,19 @@ class Recording:
         """What a plan's run is compared with: the result, with the values of the items it sets where it does."""
         assert self.graph is not None
         return (self.result, self.values_set) if self.graph.items else self.result
+
+    def bare(self) -> Recording:
+        """What the call can be made again with: no tensors of the recorded run."""
+        return replace(self, result=None, real={}, values_set=())
+
+    def share(self, result: Any) -> None:
+        """Lets go of the recorded result for another one, which is the same to the bit."""
+        assert self.graph is not None
+        self.result = result
+        given = {*(i.name for i in self.graph.inputs), *self.parameters, *self.constants}
+        for leaf in self.graph.outputs:
+            if isinstance(leaf, Ref) and leaf.name in self.real and leaf.name not in given:
+                self.real[leaf.name] = without_contents(self.real[leaf.name])
 
 
 @contextlib.contextmanager
@@ -191,6 +206,8 @@ def record(
                 result = invoke()
             except Exception as error:
                 failure = error
+                if is_shortage(error):
+                    without_frames(error)
     except BaseException:  # KeyboardInterrupt, say: what the forward has done stays done, as it does eagerly
         given.settle()
         state.settle()
@@ -220,6 +237,7 @@ def record(
             recorder.refusal = None  # whatever came before it
         told = f"{type(failure).__name__} while sizes were symbols: {failure}"
         recorder.refuse(code, told, line_of(failure))
+        recorder.give_up()
         with stack.lent(), replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(

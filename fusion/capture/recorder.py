@@ -31,7 +31,7 @@ from fusion.runtime.undo import identity
 
 from . import interrupts
 from .effects import Effects, has_memory, mapped, storage_key, tensors_written, view_in_place
-from .forgotten import Forgotten
+from .forgotten import Forgotten, without_contents
 from .given import Given
 from .meanings import meaning_of
 from .natively import NativeCalls, as_tuples
@@ -263,6 +263,13 @@ class Recorder(NativeCalls, TorchDispatchMode):
         """Lets go of the memory of large values that nobody else holds by now."""
         if self._forgotten is not None:
             self._quiet(self._forgotten.sweep)
+
+    def give_up(self) -> None:
+        """Lets go of all that the run has made, so that it can be made again without a recorder."""
+        kept = {*(i.name for i in self.inputs), *self.parameters, *self.constants}
+        for name in self.real.keys() - kept:
+            self.real[name] = without_contents(self.real[name])
+        self._names.clear()
 
     def _lift(self, func: Any, args: Any) -> torch.Tensor:
         """A tensor made from Python data: a constant of the recording."""

@@ -13,11 +13,12 @@ from fusion.config import FusionConfig
 from fusion.patterns import symbols
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.ops import Kind, kind_of
-from fusion.patterns.reference import bind_symbols, run, run_fp64
-from fusion.patterns.verify import Verdict, accept_all
+from fusion.patterns.reference import bind_symbols
+from fusion.patterns.shortage import is_shortage
 from fusion.runtime.measure import compare, eager_function
 
 from . import cost
+from .proof import prove
 
 _SECONDS = 0.02  # time a measurement may take, beyond its least number of samples
 
@@ -141,15 +142,20 @@ class FusionHeuristics:
         try:
             fused = kernel(*tensors, *given)
         except Exception as error:
+            if is_shortage(error):
+                raise  # which says nothing about the kernel
             return Decision(False, "launch_error", f"{type(error).__name__}: {error}", **facts)
         if self.config.verify:
             try:
-                verdict = prove(graph, tensors, values, fused)
+                verdict = prove(graph, tensors, values, fused, None if given else lambda few, _: kernel(*few))
             except Exception as error:
+                if is_shortage(error):
+                    raise
                 return Decision(False, "unproved", f"the proof failed: {type(error).__name__}: {error}", **facts)
             facts |= {"error_eager": verdict.error_eager, "error_fused": verdict.error_fused}
             if not verdict.ok:
                 return Decision(False, "inaccurate", verdict.reason, **facts)
+        del fused
         if measured is not None:
             return measured
         if not self.config.profile:
@@ -169,12 +175,3 @@ class FusionHeuristics:
         if times.ratio > self.config.fusion_ratio:
             return Decision(False, "slower", f"{percent}; the bar is {self.config.fusion_ratio:.0%}", **facts)
         return Decision(True, "faster", percent, **facts)
-
-
-def prove(graph: SubGraph, tensors: Sequence[torch.Tensor], values: Mapping[str, int], fused: Any) -> Verdict:
-    """The acceptance rule (DESIGN: error(fused) <= 1.5 error(eager) + 1 ulp) on real inputs."""
-    named = dict(zip(graph.inputs, tensors, strict=True))
-    eager = run(graph, named, values)
-    exact = run_fp64(graph, named, values)
-    results = fused if isinstance(fused, tuple) else (fused,)
-    return accept_all({o: (f, eager[o], exact[o]) for o, f in zip(graph.outputs, results, strict=True)})

@@ -32,9 +32,9 @@ CODES: dict[str, str] = {
     "too_large": "the recording has more ops than max_graph_size",
     "too_many_plans": "the scope needed more plans than max_plans",
     "recorder_error": "the recorder failed",
+    "out_of_memory": "memory ran out while the call was recorded or its kernels were proved",
     "disabled": "fusion is switched off",
     "stack": "the call is near Python's recursion limit",
-    "memory": "recording ran out of memory",
     # trusting a plan
     "plan_mismatch": "the plan's result differs from eager's",
     "plan_error": "the plan failed",
