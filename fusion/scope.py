@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -261,8 +262,11 @@ class Scope(Proving):
                     return result
         if self.blocked is not None:
             return self._eager(arguments, self.blocked)
-        key = self.signature.structure(arguments)
-        refusal = self.refused.get(key) or self._listed(arguments, key)
+        try:
+            key = self.signature.structure(arguments)
+            refusal = self.refused.get(key) or self._listed(arguments, key)
+        except Exception as error:  # an argument that holds itself, or answers no question
+            return self._eager(arguments, Refusal("opaque_argument", f"{type(error).__name__} where it is looked into"))
         if refusal is not None:
             self._rests.setdefault(kinds, 1)
             return self._eager(arguments, refusal)
@@ -343,17 +347,24 @@ class Scope(Proving):
         twin = None if steps else self._twin(arguments)
         if twin is not None:
             return self._follow(*twin, arguments)
-        recording = record(
-            self.call,
-            dict(zip(self.signature.names, arguments, strict=True)),
-            lambda: self.original(arguments),
-            self.modules,
-            steps=steps,
-            max_ops=config.max_graph_size,
-            varying=() if self.whole else self._varying(arguments),
-            outside=self._outside,
-            numbers=key in self._numbers,
-        )
+        runs = itertools.count()
+        try:
+            recording = record(
+                self.call,
+                dict(zip(self.signature.names, arguments, strict=True)),
+                lambda: (next(runs), self.original(arguments))[1],
+                self.modules,
+                steps=steps,
+                max_ops=config.max_graph_size,
+                varying=() if self.whole else self._varying(arguments),
+                outside=self._outside,
+                numbers=key in self._numbers,
+            )
+        except Exception as error:
+            if next(runs):
+                raise  # the forward's own
+            self.refused[key] = Refusal("recorder_error", f"{type(error).__name__} before the forward ran: {error}")
+            return self._eager(arguments, self.refused[key])
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
         if recording.refusal is not None:
