@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -291,8 +292,11 @@ class Scope(Proving):
         if self._short:
             self._short -= 1
             return self._eager(arguments, _SHORT)
-        key = self.signature.structure(arguments)
-        refusal = self.refused.get(key) or self._listed(arguments, key)
+        try:
+            key = self.signature.structure(arguments)
+            refusal = self.refused.get(key) or self._listed(arguments, key)
+        except Exception as error:  # an argument that holds itself, or answers no question
+            return self._eager(arguments, Refusal("opaque_argument", f"{type(error).__name__} where it is looked into"))
         if refusal is not None:
             self._rests.setdefault(kinds, 1)
             return self._eager(arguments, refusal)
@@ -379,17 +383,24 @@ class Scope(Proving):
         twin = None if steps else self._twin(arguments)
         if twin is not None:
             return self._follow(*twin, arguments)
-        recording = record(
-            self.call,
-            self._named(arguments),
-            lambda: self.original(arguments),
-            self.modules,
-            steps=steps,
-            max_ops=config.max_graph_size,
-            varying=() if self.whole else self._varying(arguments),
-            outside=self._outside,
-            numbers=key in self._numbers,
-        )
+        runs = itertools.count()
+        try:
+            recording = record(
+                self.call,
+                self._named(arguments),
+                lambda: (next(runs), self.original(arguments))[1],
+                self.modules,
+                steps=steps,
+                max_ops=config.max_graph_size,
+                varying=() if self.whole else self._varying(arguments),
+                outside=self._outside,
+                numbers=key in self._numbers,
+            )
+        except Exception as error:
+            if next(runs):
+                raise  # the forward's own
+            self.refused[key] = Refusal("recorder_error", f"{type(error).__name__} before the forward ran: {error}")
+            return self._eager(arguments, self.refused[key])
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
         if recording.refusal is not None:

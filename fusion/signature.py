@@ -12,6 +12,7 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.utils import _pytree as pytree
 
 from fusion.capture.modes import in_other_mode
+from fusion.capture.provenance import is_atom
 from fusion.integrations.compile import opaque
 from fusion.patterns.source import define, renamed
 from fusion.runtime.plan import MISS
@@ -134,9 +135,11 @@ class Signature:
 
 
 def _kind(leaf: Any) -> Any:
+    if type(leaf) in (int, str, float, bool, type(None)):
+        return leaf
     if isinstance(leaf, torch.Tensor) and not leaf.is_nested:  # which has no sizes to ask for
         return (leaf.dtype, leaf.device, tuple(min(s, 2) for s in leaf.shape))
-    return leaf if isinstance(leaf, (type(None), bool, int, float, str)) else type(leaf)
+    return leaf if isinstance(leaf, (int, float, str)) and is_atom(leaf) else type(leaf)
 
 
 def _is_numbers(value: Any) -> bool:

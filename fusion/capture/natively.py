@@ -17,7 +17,7 @@ from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Path, Ref
 from fusion.patterns.recorded import HeldObject, IslandNode
 from fusion.runtime.lent import Contents, Written, contents, is_nest, noted, take_over, unchanged
-from fusion.runtime.nesting import tree_of, tree_text
+from fusion.runtime.nesting import tree_of, tree_text, unflatten
 from fusion.runtime.plan import Raised
 
 from .effects import Effects, has_memory, storage_key
@@ -483,4 +483,4 @@ def _flatten(result: Any) -> tuple[list[Any], str]:
 def _unflatten(structure: str, leaves: list[Any]) -> Any:
     if structure in ("tuple", "list"):
         return {"tuple": tuple, "list": list}[structure](leaves)
-    return leaves[0] if structure == "leaf" else pytree.tree_unflatten(leaves, tree_of(structure))
+    return leaves[0] if structure == "leaf" else unflatten(leaves, tree_of(structure))

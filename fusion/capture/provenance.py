@@ -39,6 +39,19 @@ _TAKES_ANYTHING = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 Atom = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
+def is_atom(value: Any) -> bool:
+    """Whether a plan may compare a plain value by type and value: its class answers as the builtin one does."""
+    kind = type(value)
+    if kind in Atom:
+        return True
+    return isinstance(value, Atom) and all(
+        getattr(kind, name) is getattr(base, name)
+        for base in kind.__mro__
+        if base in Atom
+        for name in ("__eq__", "__ne__")
+    )
+
+
 def is_ours(filename: str) -> bool:
     """Whether code of a file is torch's or part of what records and runs plans."""
     return filename.startswith(_OURS)

@@ -21,6 +21,7 @@ from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
 from fusion.runtime.nesting import flatten as flatten_result
+from fusion.runtime.nesting import mapped, unflatten
 from fusion.runtime.plan import Conditions
 from fusion.runtime.undo import State, Undo
 
@@ -30,10 +31,11 @@ from .functional import Node, Settlement
 from .given import Given, Item
 from .held import Entry, Held, is_library
 from .interrupts import held_back
+from .leftovers import without_symbols
 from .lookups import is_looked_into, put_back, real
 from .natively import as_tuples
 from .outside_effects import OutsideEffects
-from .provenance import Atom, Leaf, is_users_file, line_of, modules_of, short_line, tensors_of, user_line
+from .provenance import Atom, Leaf, is_atom, is_users_file, line_of, modules_of, short_line, tensors_of, user_line
 from .python_state import PythonState
 from .reads import SizeReads
 from .recorder import Recorder
@@ -165,7 +167,8 @@ def record(
     start = time.perf_counter()
     given = Given(arguments)
     leaves, containers = given.leaves, given.containers
-    objects = {id(leaf.value): leaf.path for leaf in leaves if not isinstance(leaf.value, (torch.Tensor, *Atom))}
+    others = [leaf for leaf in leaves if not (isinstance(leaf.value, torch.Tensor) or is_atom(leaf.value))]
+    objects = {id(leaf.value): leaf.path for leaf in others}
     generators = [leaf.value for leaf in leaves if isinstance(leaf.value, torch.Generator)]
     opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not _can_be_given(leaf.value)]
     kinds = islands.island_kinds(leaf.value for leaf in leaves if id(leaf.value) in objects)
@@ -214,13 +217,13 @@ def record(
         raise
     if effects.noticed is not None:
         recorder.refuse("python_state", f"the forward {effects.noticed}, which no plan would do", effects.line or where)
-    change = state.change()
+    change = _attempted(recorder, state.change)
     if change is not None:
         if recorder.refusal is None:
             recorder.module = state.changing()
         line = state.line() or where
         recorder.refuse("python_state", f"the forward {change} in what it finds outside its arguments", line)
-    items = given.set_items()
+    items = _attempted(recorder, given.set_items)
     if items is None:
         recorder.refuse("python_state", "the forward changes a list or dict it was given", where)
     if failure is not None:
@@ -242,7 +245,7 @@ def record(
             result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),
-        tuple((leaf.path, leaf.value) for leaf in leaves if isinstance(leaf.value, Atom)),
+        tuple((leaf.path, leaf.value) for leaf in leaves if is_atom(leaf.value)),
         tuple((leaf.path, type(leaf.value)) for leaf in leaves if id(leaf.value) in objects),
         tuple(recorder.aliased_inputs),
         apart=given.apart(items or ()),
@@ -254,6 +257,16 @@ def record(
         recording.refusal = replace(recording.refusal, origin=recording.refusal.origin or where)
         state.settle()
     return recording
+
+
+def _attempted(recorder: Recorder, step: Callable[[], Any]) -> Any:
+    """What a step after the run gives; where it fails, for an object that answers nothing, None and a refusal."""
+    try:
+        return step()
+    except Exception as error:
+        words = f"what the forward did is not known: {type(error).__name__}: {error}"
+        recorder.refuse(recording_code(error), words, "")
+        return None
 
 
 def _can_be_given(value: Any) -> bool:
@@ -293,10 +306,7 @@ def finish(
     recorder.forget()
     recorder.notice_fixed_size()
     recorder.check_lists()
-    leaves, tree = flatten_result(result)
-    inside = any(map(is_symbolic, leaves))
-    plain = unseen(pytree.tree_unflatten([hint(leaf) for leaf in leaves], tree) if inside else result)
-    recording = Recording(plain, recorder.refusal, culprit=recorder.module, reader=recorder.reader)
+    recording = Recording(unseen(result), recorder.refusal, culprit=recorder.module, reader=recorder.reader)
     recording.undo = recorder.effects.undo
     recording.left = recording.undo.now()
     recording.given = recorder.given
@@ -311,21 +321,27 @@ def finish(
             recording.refusal = Refusal(recording_code(error), f"{type(error).__name__}: {error}")
     if recording.refusal is not None:
         recording.graph = None
+        recording.result = without_symbols(recording.result)
         recorder.given.settle()
     else:
-        recording.values_set = pytree.tree_map(hint, recorder.given.values(items))
+        leaves, tree = flatten_result(recording.result)
+        recording.result = unflatten(map(hint, leaves), tree)
+        recording.values_set = mapped(hint, recorder.given.values(items))
     recording.seconds = time.perf_counter() - start
     return recording
 
 
 def unseen(result: Any) -> Any:
     """A result with the caller's own lists and dicts for those that told a session what was taken from them."""
-    leaves, tree = flatten_result(result)
+    try:
+        leaves, tree = flatten_result(result)
+    except Exception:  # such as a list that holds itself; no plan returns it
+        return result
     for leaf in leaves:
         put_back(leaf)
     if not any(map(is_looked_into, leaves)):
         return result
-    return pytree.tree_unflatten(list(map(real, leaves)), tree)
+    return unflatten(map(real, leaves), tree)
 
 
 def _fill(
@@ -419,10 +435,12 @@ def _output(leaf: Any, recorder: Recorder, settled: Settlement, translation: Tra
         name = recorder.name_of(leaf)
         if name is None:
             raise Refused("unknown_tensor", "the result holds a tensor that no operator of the forward made")
+        if (leaf.requires_grad or vars(leaf)) and recorder.made(name):
+            raise Refused("opaque_output", "the result holds a tensor that requires gradients or has attributes")
         return Ref(settled.renamed.get(name, name))
     if is_symbolic(leaf):
         return translation.dim(leaf)
-    if isinstance(leaf, (type(None), bool, int, float, str)):
+    if type(leaf) in _CONSTANTS:
         return Expect(leaf)
     known = recorder.objects.get(id(leaf))
     if known is not None:
@@ -430,6 +448,9 @@ def _output(leaf: Any, recorder: Recorder, settled: Settlement, translation: Tra
     if id(leaf) in recorder.containers:
         return Argument(recorder.containers[id(leaf)])
     raise Refused("opaque_output", f"the result holds a {type(leaf).__name__}")
+
+
+_CONSTANTS = frozenset(kind for kind in Atom if kind is not bytes)
 
 
 def _translated(node: Any, translation: Translation) -> Any:

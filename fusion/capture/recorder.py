@@ -135,6 +135,10 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.effects.memory[name] = storage_key(tensor)
         return name
 
+    def made(self, name: str) -> bool:
+        """Whether a value is a result, rather than given, found or a constant."""
+        return name not in self.parameters and name not in self.constants and name not in {i.name for i in self.inputs}
+
     def name_of(self, tensor: torch.Tensor) -> str | None:
         """The value name of a tensor that is known."""
         return self._names.get(id(tensor))
