@@ -136,9 +136,7 @@ def eager_function(graph: SubGraph) -> Callable[..., object]:
     local = {value: f"t{i}" for i, value in enumerate(graph.inputs)}
     last = {value: k for k, node in enumerate(graph.nodes) for value in node.refs}
     last |= dict.fromkeys(graph.outputs, len(graph.nodes))
-    free: list[
-        str
-    ] = []  # variables of values that nothing reads any more: they are used again, so that memory is freed
+    free: list[str] = []  # variables of values that nothing reads any more
     lines = [f"def eager({', '.join([*(local[i] for i in graph.inputs), *graph.symbols])}):"]
     for k, node in enumerate(graph.nodes):
         source = call(node, text, name, graph.spec[node.outputs[0]])
@@ -147,5 +145,7 @@ def eager_function(graph: SubGraph) -> Callable[..., object]:
             local[output] = free.pop() if free else f"t{len(local)}"
         several = "," if len(node.outputs) > 1 else ""
         lines.append(f"    {', '.join(local[o] for o in node.outputs)}{several} = {source}")
+        if free:
+            lines.append(f"    {' = '.join(free)} = None")  # their memory goes, as it does in the user's own code
     lines.append(f"    return {', '.join(local[o] for o in graph.outputs)}")
     return define("\n".join(lines), "eager", names, "<fusion eager region>")
