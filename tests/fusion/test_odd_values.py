@@ -166,7 +166,12 @@ def seen(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (slice, numpy.ndarray, bool, int, float, complex, str, bytes, range, set, enum.Enum)):
         kind = value.dtype if isinstance(value, numpy.ndarray) else None
         parts = (value.start, value.stop) if isinstance(value, slice) else ()
-        return type(value), kind, str(int(value)) if isinstance(value, Number) else repr(value), [type(p) for p in parts]
+        return (
+            type(value),
+            kind,
+            str(int(value)) if isinstance(value, Number) else repr(value),
+            [type(p) for p in parts],
+        )
     return type.__call__(type, value)
 
 
