@@ -162,5 +162,5 @@ class ClassForward:
         self.__wrapped__ = type(module).forward  # where its code is found
         self.__signature__ = inspect.signature(types.MethodType(type(module).forward, module))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)
