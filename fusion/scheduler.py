@@ -164,9 +164,9 @@ class FusionScheduler:
 
     def _partition(self, graph: RecordedGraph, values: Mapping[str, int]) -> Partition:
         """The regions of a graph; none where looking for them fails, so that its plan runs unfused."""
-        least, elements = self.config.min_nodes, self.config.min_tensor_elements
+        nodes, elements = self.config.min_nodes, self.config.min_tensor_elements
         try:
-            return partition(graph, min_nodes=least, min_elements=elements, values=values)
+            return partition(graph, min_nodes=nodes, min_elements=elements, values=values)
         except Exception as error:
             return unfused(graph, faults.noted(error, f"the {len(graph.nodes)} calls of a scope"))
 

@@ -82,6 +82,7 @@ class Scope(Proving):
             call may be recorded.
         surroundings: gives the modules, and further snapshot entries, where they are found rather than given.
         in_place: whether the modules are as calls will find them; without it, `refresh` is called once they are.
+        bound: what `entry` is a method of, where the callable is one.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Scope(Proving):
         divide: Callable[[Scope, Any, Refusal, torch.nn.Module | None, bool], bool] = lambda *_: False,
         surroundings: Callable[[], tuple[dict[str, torch.nn.Module], list[tuple[Any, ...]]]] | None = None,
         in_place: bool = True,
+        bound: Any = None,
     ) -> None:
         self.name = name
         self.call = call
@@ -129,7 +131,7 @@ class Scope(Proving):
         self._lock = Lock()
         self.signature = Signature(call)
         self._plans: list[Callable[..., Any]] = []
-        self.entry = self.signature.entry(self._plans, self.statistics.planned, self._slow)
+        self.entry = self.signature.entry(self._plans, self.statistics.planned, self._slow, bound)
         if in_place:
             self.refresh()
 

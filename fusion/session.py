@@ -19,7 +19,7 @@ from fusion.decide.decider import Candidate
 from fusion.decide.heuristics import Decision
 from fusion.decide.refusal import CODES, Refusal
 from fusion.decide.remedies import REMEDIES
-from fusion.entries import ModuleEntry, own_forward
+from fusion.entries import ModuleEntry, is_method, own_forward
 from fusion.integrations import standard, transformers
 from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.ops import Kind, kind_of
@@ -82,6 +82,7 @@ class Session:
             divide=functools.partial(self._divide, path),
             surroundings=lambda: of_module(module, scope.steps.values(), outside),
             in_place=False,
+            bound=module if is_method(own, module) else None,
         )
         self.scopes.append((module, scope))
         self._entries.append(ModuleEntry(module, scope.entry))

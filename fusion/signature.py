@@ -69,9 +69,12 @@ class Signature:
         return call(*positional, **named)
 
     def entry(
-        self, plans: list[Callable[..., Any]], counter: list[int], slow: Callable[..., Any]
+        self, plans: list[Callable[..., Any]], counter: list[int], slow: Callable[..., Any], bound: Any = None
     ) -> Callable[..., Any]:
         """The function that stands in for the callable: the mode checks, then the plans, then the slow path.
+
+        It is a method of `bound`, where that is given, which it takes as its first argument and does not use: who
+        wraps a forward, or binds it to another object, takes the function out of the method first.
 
         Whoever makes it puts the snapshot into its globals as `_f_unchanged`; no plan is tried before.
         """
@@ -89,7 +92,9 @@ class Signature:
             "_f_tracing": torch._C._get_tracing_state,
             "_f_compiling": get_eval_frame_callback,
         }
-        listed: list[str] = []
+        listed: list[str] = [] if bound is None else ["m"]
+        if listed and not any(p.kind is p.POSITIONAL_ONLY for p in self.parameters):
+            listed.append("/")
         star = False
         for i, p in enumerate(self.parameters):
             default = ""
@@ -120,7 +125,11 @@ class Signature:
         ]
         made = define("\n".join(lines), "entry", names, "<fusion entry>")
         made.__kwdefaults__ = {p.name: p.default for p in self.parameters if _has_keyword_default(p)} or None
-        return opaque(renamed(made, tuple(p.name for p in sorted(self.parameters, key=lambda p: _ORDER[p.kind]))))
+        names_in_code = tuple(p.name for p in sorted(self.parameters, key=lambda p: _ORDER[p.kind]))
+        if bound is None:
+            return opaque(renamed(made, names_in_code))
+        own = next(name for name in ("self", "self_", "self__") if name not in names_in_code)
+        return types.MethodType(opaque(renamed(made, (own, *names_in_code))), bound)
 
     def structure(self, arguments: Sequence[Any]) -> Any:
         """What a refusal is remembered by: the arguments' nesting, types, dtypes and plain values, without sizes."""
@@ -155,5 +164,5 @@ class ClassForward:
         self.__wrapped__ = type(module).forward  # where its code is found
         self.__signature__ = inspect.signature(types.MethodType(type(module).forward, module))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)
