@@ -58,7 +58,7 @@ def accept(fused: Tensor, eager: Tensor, exact: Tensor) -> Verdict:
         the Verdict; shape, dtype and strides must equal eager's (strides of dimensions longer than 1 only: the
         others say nothing about where an element lies).
     """
-    layout = _layout_differs(fused, eager)
+    layout = layout_differs(fused, eager)
     if layout:
         return Verdict(False, reason=layout)
     if eager.numel() == 0:
@@ -135,7 +135,8 @@ def _distance(values: Tensor, exact: Tensor) -> Tensor:
     return values.to(torch.float64, copy=True).sub_(exact).abs_()
 
 
-def _layout_differs(fused: Tensor, eager: Tensor) -> str:
+def layout_differs(fused: Tensor, eager: Tensor) -> str:
+    """How shape, dtype or strides (of dimensions longer than 1) differ from eager's, as a sentence; else ""."""
     if fused.shape != eager.shape:
         return f"Expected the shape {list(eager.shape)} of eager, found {list(fused.shape)}."
     if fused.dtype != eager.dtype:

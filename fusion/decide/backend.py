@@ -26,6 +26,7 @@ from fusion.runtime.launch import make_launcher
 from fusion.runtime.native import prepare_native
 
 from .heuristics import Decision
+from .trial import Trials
 
 _EARLIER = "; measured by an earlier process"
 
@@ -85,6 +86,7 @@ class Backends:
         self.store: Store | None = None
         if self.config.enable_cache:
             self.store = Store(self.config.cache_dir or default_directory())
+        self.trials = Trials(self.store)
         self.nests: dict[tuple[str, str], Nest | LoweringError] = {}
         self.kernels: dict[str, Kernel | Decision] = {}
         self.decisions: dict[str, Decision] = {}
@@ -161,6 +163,7 @@ class Backends:
                 self.kernels[digest] = Decision(False, error.code, error.message)
         if native:
             self._compile_cpp(native)
+            self._try({digest: fresh[digest] for digest in native})
 
     def _compile_cpp(self, nests: dict[str, Nest]) -> None:
         start = time.perf_counter()
@@ -179,6 +182,18 @@ class Backends:
             self.costs.cache_hits += kernel.from_cache
             self.costs.cache_misses += not kernel.from_cache
             self.kernels[digest] = Kernel(make_launcher(kernel), kernel.nest, kernel, "cpp")
+
+    def _try(self, graphs: dict[str, SubGraph]) -> None:
+        """Tries new kernels on made data; those that fail are refused."""
+        made = {d: k for d in graphs if isinstance(k := self.kernels[d], Kernel)}
+        if not self.config.verify or not made:
+            return
+        start = time.perf_counter()
+        verdicts = self.trials.verdicts([(graphs[d], k.compiled, k.launch) for d, k in made.items()])
+        self.costs.profile_seconds += time.perf_counter() - start
+        for digest, verdict in zip(made, verdicts, strict=True):
+            if verdict.code:
+                self.kernels[digest] = Decision(False, verdict.code, verdict.reason)
 
     def launcher(self, graph: SubGraph) -> Callable[..., Any] | Decision:
         """The launcher of one region, or the decision that there is none."""
