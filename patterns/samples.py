@@ -122,8 +122,7 @@ def _values(
     if draw is Draw.SHIFTED:
         values += 100.0
     if draw is Draw.SPECIAL:
-        special = _tiled(torch.tensor(_SPECIAL), shape, 3 * number)
-        values = torch.where(_some(values, _SEVENTH, number), special, values)
+        values = torch.where(_some(values, _SEVENTH, number), _by_row(values, number), values)
     if draw is Draw.ROWS and values.dim():
         for row, value in enumerate((-math.inf, 0.0, 1.0)[: values.shape[0]]):
             values[row] = value
@@ -136,6 +135,14 @@ def _some(values: Tensor, every: int, number: int) -> Tensor:
     """True at one element of `every`, at other ones for other numbers."""
     places = torch.arange(values.numel()).reshape(values.shape)
     return (places + number) % every == 0
+
+
+def _by_row(values: Tensor, number: int) -> Tensor:
+    """A special value for each row, so that a reduction meets one kind of them; by element where there are no rows."""
+    if values.dim() < 2:
+        return _tiled(torch.tensor(_SPECIAL), values.shape, number)
+    column = _tiled(torch.tensor(_SPECIAL), values.shape[:1], number)
+    return column.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)
 
 
 def _tiled(values: Tensor, shape: Sequence[int], turn: int) -> Tensor:

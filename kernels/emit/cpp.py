@@ -160,7 +160,7 @@ def shares_rows(nest: LoopNest) -> bool:
         return False
     rows = symbols.product(a.extent for a in nest.rows)
     few = not isinstance(rows, int) or rows < _MANY_ROWS
-    return few and any(not isinstance(n, int) or n * of > PARALLEL_WORK for n, of in passes(nest))
+    return few and any(not isinstance(n, int) or n * of > PARALLEL_WORK for n, of in column_passes(nest))
 
 
 def _shared_function(nest: LoopNest, name: str) -> list[str]:
@@ -292,11 +292,11 @@ def _work(nest: LoopNest) -> tuple[str, str]:
     if splits_column(nest):
         column: Dim = nest.column.extent if nest.column else 1
         return symbols.print_c(column), str(cost([s.value for s in nest.stores]) + 2 * len(nest.stores))
-    passes = " + ".join(f"{symbols.print_c(extent)} * {of}" for extent, of in passes(nest)) or "8"
+    passes = " + ".join(f"{symbols.print_c(extent)} * {of}" for extent, of in column_passes(nest)) or "8"
     return rows, passes if lanes is None else f"({passes}) * {LANES}"
 
 
-def passes(nest: LoopNest) -> list[tuple[Dim, int]]:
+def column_passes(nest: LoopNest) -> list[tuple[Dim, int]]:
     """For each loop over the column, how long it is and the instructions of an element."""
     passes = [(r.extent, cost([r.body]) + 1) for r in nest.reductions]
     stored: list[Scalar] = [s.value for s in nest.stores if not s.per_row]

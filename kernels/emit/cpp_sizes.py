@@ -16,7 +16,7 @@ from fusion.kernels.loops import LoopNest
 from fusion.patterns import symbols
 from fusion.patterns.symbols import Dim
 
-from .cpp import PARALLEL_WORK, parallel_rows, passes, shares_rows, splits_column
+from .cpp import PARALLEL_WORK, column_passes, parallel_rows, shares_rows, splits_column
 from .cpp_lanes import LANES
 from .cpp_rows import ROW_BUFFER
 from .neighbours import row_neighbours
@@ -24,12 +24,11 @@ from .neighbours import row_neighbours
 Sizes = dict[str, int]
 
 # Column lengths: one element; a vector and one more; two blocks of 512 and a rest that is no multiple of a vector.
-_LENGTHS = (1, 17, 2 * 512 + 33)
+_SHORT, _LONG = 17, 2 * 512 + 33
 _PAST_BUFFER = ROW_BUFFER + 33
-# Rows: one; more than one block of them, and odd, so that threads get unequal shares.
-_ROWS = (1, 67)
+_FEW, _MANY = 3, 67  # rows: more than one; more than a block of them, and odd, so that threads get unequal shares
 _MOST = 1 << 20  # the largest value a symbol is given, and the most elements of a tensor
-_FIRST = (3, 5, 7, 11, 13)  # what symbols are otherwise: small, odd and different
+_OTHERS = (11, _SHORT, 5, 7, 13)  # what symbols are at first: small, odd and different
 
 
 def branch_sizes(nest: Nest) -> list[Sizes]:
@@ -40,7 +39,7 @@ def branch_sizes(nest: Nest) -> list[Sizes]:
     Args:
         nest: a kernel; of a bundle, every part's branches are reached.
     """
-    base = {s.symbol: _FIRST[k % len(_FIRST)] for k, s in enumerate(nest.sizes) if s.source != "stride"}
+    base = {s.symbol: _OTHERS[k % len(_OTHERS)] for k, s in enumerate(nest.sizes) if s.source != "stride"}
     base |= {s.symbol: 0 for s in nest.sizes if s.source == "stride"}
     found: list[Sizes] = []
     for part in parts_of(nest):
@@ -55,30 +54,34 @@ def _branches(nest: LoopNest, base: Sizes) -> Iterator[Sizes]:
     columns = _varying([*(r.extent for r in nest.reductions), *([nest.column.extent] if nest.column else [])])
     lanes = row_neighbours(nest)
     rows = _varying([a.extent for a in nest.rows if a is not lanes])
+    single = base
+    for extent in (*columns, *rows):
+        single = next(_reaching(extent, 1, single), single)
+    yield single
+    few = _at_rows(rows, _FEW, base)
     for column in columns:
-        lengths = (*_LENGTHS, _PAST_BUFFER) if nest.reductions else _LENGTHS
-        for length in lengths:
-            yield from _reaching(column, length, base)
-    for count in _ROWS:
-        for row in rows:
-            yield from _reaching(row, count, base)
+        for length in (_LONG, _PAST_BUFFER) if nest.reductions else (_LONG,):
+            yield from _reaching(column, length, few)
     if lanes is not None:
-        yield from _reaching(lanes.extent, LANES + 1, base)
+        yield from _reaching(lanes.extent, LANES + 1, few)
     yield from _shared_work(nest, columns, rows, base)
 
 
 def _shared_work(nest: LoopNest, columns: list[Dim], rows: list[Dim], base: Sizes) -> Iterator[Sizes]:
-    """Sizes at which threads share rows, one row, or the column."""
-    each = symbols.as_dim(sum((extent * of for extent, of in passes(nest)), start=sympy.Integer(0)))
-    many = next((sizes for row in rows for sizes in _reaching(row, _ROWS[-1], base)), base)
-    total = symbols.product(a.extent for a in parallel_rows(nest)) if not splits_column(nest) else 1
-    work = symbols.as_dim(each * total)
-    for dim in (*columns[-1:], *rows[:1]):  # longer columns of many rows, or more rows where columns are fixed
-        yield from _reaching(work, PARALLEL_WORK + 1, many, vary=dim)
-    if shares_rows(nest) or splits_column(nest):
-        few = next((sizes for row in rows for sizes in _reaching(row, 1, base)), base)
-        for column in columns[-1:]:
-            yield from _reaching(each, PARALLEL_WORK + 1, few, vary=column)
+    """Sizes at which threads share rows, one row, or the column; longer columns, or more rows where those are fixed."""
+    each = symbols.as_dim(sum((extent * of for extent, of in column_passes(nest)), start=sympy.Integer(0)))
+    longest = columns[-1] if columns else rows[0] if rows else None
+    if longest is None:
+        return
+    total: Dim = 1 if splits_column(nest) else symbols.product(a.extent for a in parallel_rows(nest))
+    yield from _reaching(symbols.as_dim(each * total), PARALLEL_WORK + 1, _at_rows(rows, _MANY, base), vary=longest)
+    if shares_rows(nest):
+        yield from _reaching(each, PARALLEL_WORK + 1, _at_rows(rows, 1, base), vary=longest)
+
+
+def _at_rows(rows: list[Dim], count: int, base: Sizes) -> Sizes:
+    """`base` with `count` rows along the first axis that varies."""
+    return next((sizes for row in rows[:1] for sizes in _reaching(row, count, base)), base)
 
 
 def _reaching(extent: Dim, target: int, base: Sizes, vary: Dim | None = None) -> Iterator[Sizes]:
@@ -90,7 +93,10 @@ def _reaching(extent: Dim, target: int, base: Sizes, vary: Dim | None = None) ->
         base: values of all symbols.
         vary: an expression whose symbol is changed; None for one of `extent`'s own.
     """
-    for name in (s.name for s in symbols.free_symbols([extent if vary is None else vary])):
+    own = [s.name for s in symbols.free_symbols([extent if vary is None else vary])]
+    if target == 1:
+        base = {**base, **dict.fromkeys(own, 1)}
+    for name in own:
         low, high = 1, 1
         while high <= _MOST and _value(extent, {**base, name: high}) < target:
             low, high = high + 1, 2 * high
