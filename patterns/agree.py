@@ -22,6 +22,8 @@ from .verify import layout_differs, ulp
 _FACTOR = 4.0
 _ULPS = 2.0
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float64: torch.int64}
+# Double precision has no reference beyond it: eager's errors there are not known, and are a few ulp of the largest value.
+_DOUBLE_ULPS = 64
 # Of zeros of both signs these take either, by the order they meet them in.
 _CHOOSING = ("amax", "amin", "aminmax", "max", "min", "maximum", "minimum", "fmax", "fmin", "cummax", "cummin")
 
@@ -93,7 +95,8 @@ def disagreement(fused: Tensor, among: References, relative: float, *, signs: bo
         return _told(wrong, "are NaN or infinite where eager's are not")
     off = torch.stack([_distance(fused, x).nan_to_num_(math.inf) for x in (*among.by_eager, among.exact)]).amin(0)
     finite = torch.where(among.exact.isfinite(), among.exact, 0.0)
-    error = max(among.error, relative * among.scale)
+    own = _DOUBLE_ULPS * torch.finfo(torch.float64).eps if fused.dtype is torch.float64 else 0.0
+    error = max(among.error, max(relative, own) * among.scale)
     wrong = ~special & (off > _FACTOR * error + _ULPS * ulp(finite, fused.dtype))
     if bool(wrong.any()):
         return _told(wrong, f"are off by up to {float(off[wrong].max()):.3g}")
