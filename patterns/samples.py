@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 
+import sympy
 import torch
 from torch import Tensor
 
@@ -50,8 +51,7 @@ def draws(graph: SubGraph) -> tuple[Draw, ...]:
     if makes_integers(graph):
         return _BOUNDED
     if any(d.is_floating_point for d in dtypes):
-        wanted = tuple(d for d in Draw if d is not Draw.EPSILON or epsilon(graph))
-        return wanted
+        return tuple(d for d in Draw if d is not Draw.EPSILON or epsilon(graph))
     return (Draw.PLAIN, Draw.LARGE, Draw.TIES, Draw.EDGES, Draw.SPECIAL, Draw.ROWS)
 
 
@@ -63,8 +63,9 @@ def made_inputs(graph: SubGraph, sizes: Mapping[str, int], draw: Draw) -> list[T
         sizes: the value of every size symbol.
         draw: what values they hold.
     """
-    generator = torch.Generator().manual_seed(len(graph.inputs))
-    return [_tensor(graph, graph.spec[name], k, sizes, draw, generator) for k, name in enumerate(graph.inputs)]
+    generator = torch.Generator("cpu").manual_seed(len(graph.inputs))
+    with torch.device("cpu"):  # whatever the user's default device is
+        return [_tensor(graph, graph.spec[name], k, sizes, draw, generator) for k, name in enumerate(graph.inputs)]
 
 
 @functools.lru_cache(maxsize=512)
@@ -172,11 +173,11 @@ def _mask(shape: Sequence[int], draw: Draw, generator: torch.Generator) -> Tenso
 def _integers(
     graph: SubGraph, dtype: torch.dtype, shape: Sequence[int], number: int, draw: Draw, generator: torch.Generator
 ) -> Tensor:
-    divided, by_tensors = _divisions(graph)
+    by_minus_one, by_tensors = _divisions(graph)
     bounds = torch.iinfo(dtype)
     if by_tensors:
         return torch.randint(1, 8, tuple(shape), generator=generator).to(dtype)
-    if draw is Draw.LARGE and not divided:
+    if draw is Draw.LARGE and not by_minus_one:
         ends = [bounds.min, bounds.max, bounds.min + 1, bounds.max - 1, 0, 1, 3]
         return _tiled(torch.tensor(ends, dtype=torch.int64), shape, number).to(dtype)
     reach = 3 if draw is Draw.TIES else 50
@@ -186,11 +187,11 @@ def _integers(
 
 @functools.lru_cache(maxsize=512)
 def _divisions(graph: SubGraph) -> tuple[bool, bool]:
-    """Whether integers are divided, shifted or raised to powers; whether by a tensor."""
+    """Whether integers are divided by -1, which the least one does not survive; whether by a tensor, or shifted so."""
 
     def of_integers(node: OpNode) -> bool:
         named = any(part in node.op for part in _DIVIDES)
         return named and any(not graph.spec[name].dtype.is_floating_point for name in (*node.refs, *node.outputs))
 
-    nodes = [node for node in graph.nodes if of_integers(node)]
-    return bool(nodes), any(isinstance(x, Ref) for node in nodes for x in leaves(node.args[1:]))
+    by = [x for node in graph.nodes if of_integers(node) for x in leaves(node.args[1:])]
+    return any(isinstance(x, (int, float)) and x == -1 for x in by), any(isinstance(x, (Ref, sympy.Expr)) for x in by)
