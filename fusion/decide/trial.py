@@ -10,14 +10,14 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from fusion.kernels.apart import FirstRuns
 from fusion.kernels.compiler import CompiledKernel
-from fusion.kernels.emit.cpp_sizes import branch_sizes
+from fusion.kernels.emit.cpp_sizes import FIRST_SIZES, branch_sizes
 from fusion.kernels.lower import given_symbols
 from fusion.kernels.store import Store
 from fusion.patterns import symbols
@@ -26,6 +26,7 @@ from fusion.patterns.errors import FusionError, StructureMismatch
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.reference import run, run_fp64, run_singly
 from fusion.patterns.samples import Draw, draws, made_inputs
+from fusion.patterns.specs import TensorSpec
 
 _FORMAT = 1  # of what is stored, and of what a trial covers: one more where either changes
 # What data shows at any size; the rest is shown where the kernel is at its plainest.
@@ -114,31 +115,40 @@ def made_cases(graph: SubGraph, kernel: CompiledKernel) -> list[Case]:
         graph: canonical.
         kernel: what computes it.
     """
-    cases: list[Case] = []
     kinds = draws(graph)
-    plain = True
-    for sizes in branch_sizes(kernel.nest):
-        full = {**dict.fromkeys(graph.symbols, _REST), **sizes}
-        wanted = kinds if plain else [d for d in kinds if d in _EVERYWHERE]
-        made = [case for draw in wanted if (case := _case(graph, full, draw)) is not None]
-        plain = plain and not made
-        cases += made
-    return cases
+    for others in FIRST_SIZES:  # some operators take even sizes only
+        cases: list[Case] = []
+        for sizes in branch_sizes(kernel.nest, others):
+            full = {**dict.fromkeys(graph.symbols, _REST), **sizes}
+            wanted = [d for d in kinds if d in _EVERYWHERE] if cases else kinds
+            cases += [case for draw in wanted if (case := _case(graph, full, draw)) is not None]
+        if cases:
+            return cases
+    return []
 
 
 def _case(graph: SubGraph, sizes: Mapping[str, int], draw: Draw) -> Case | None:
-    """A made call; None where operators do not allow it, or make other shapes of it than the graph says."""
+    """A made call; None where operators do not allow it, or make anything of another shape than the graph says."""
+    names = tuple(name for node in graph.nodes for name in node.outputs if name in graph.spec)
     try:
         inputs = dict(zip(graph.inputs, made_inputs(graph, sizes, draw), strict=True))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            eager = run(graph, inputs, sizes)
+            eager = run(replace(graph, outputs=names, bundle=()), inputs, sizes)
     except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, FusionError):
         return None
-    for name in graph.outputs:
-        if list(eager[name].shape) != [symbols.evaluate(d, sizes) for d in graph.spec[name].shape]:
-            return None
-    return Case(sizes, draw, inputs, eager)
+    if not all(_as_told(graph.spec[name], eager[name], sizes, name in graph.outputs) for name in names):
+        return None
+    return Case(sizes, draw, inputs, {name: eager[name] for name in graph.outputs})
+
+
+def _as_told(spec: TensorSpec, made: torch.Tensor, sizes: Mapping[str, int], strides: bool) -> bool:
+    """Whether a tensor has the shape, and where asked for the strides, that its spec says."""
+    shape = [symbols.evaluate(d, sizes) for d in spec.shape]
+    if list(made.shape) != shape or not strides:
+        return list(made.shape) == shape
+    pairs = zip(shape, made.stride(), spec.strides, strict=True)
+    return all(n < 2 or have == symbols.evaluate(want, sizes) for n, have, want in pairs)
 
 
 class _Comparison:

@@ -7,7 +7,7 @@ kernel's loops for its size symbols.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import sympy
 
@@ -28,18 +28,20 @@ _SHORT, _LONG = 17, 2 * 512 + 33
 _PAST_BUFFER = ROW_BUFFER + 33
 _FEW, _MANY = 3, 67  # rows: more than one; more than a block of them, and odd, so that threads get unequal shares
 _MOST = 1 << 20  # the largest value a symbol is given, and the most elements of a tensor
-_OTHERS = (11, _SHORT, 5, 7, 13)  # what symbols are at first: small, odd and different
+# What symbols are at first: small and different; odd ones, so that vectors and halves have rests, else multiples of 4.
+FIRST_SIZES = ((11, _SHORT, 5, 7, 13), (12, 20, 8, 16, 28))
 
 
-def branch_sizes(nest: Nest) -> list[Sizes]:
+def branch_sizes(nest: Nest, first: Sequence[int] = FIRST_SIZES[0]) -> list[Sizes]:
     """Values of the nest's size symbols, by name; first the plainest ones, then one set for each branch.
 
     Whether operators allow such sizes at all, only running them tells.
 
     Args:
         nest: a kernel; of a bundle, every part's branches are reached.
+        first: what symbols are where no branch asks for more, in turn.
     """
-    base = {s.symbol: _OTHERS[k % len(_OTHERS)] for k, s in enumerate(nest.sizes) if s.source != "stride"}
+    base = {s.symbol: first[k % len(first)] for k, s in enumerate(nest.sizes) if s.source != "stride"}
     base |= {s.symbol: 0 for s in nest.sizes if s.source == "stride"}
     found: list[Sizes] = []
     for part in parts_of(nest):
