@@ -21,7 +21,12 @@ from .verify import layout_differs, ulp
 # `verify.EAGER_FACTOR`. How exact a kernel is, the user's data tells; here a wrong one is wrong by far more.
 _FACTOR = 4.0
 _ULPS = 2.0
-_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float64: torch.int64}
+_BITS = {
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float64: torch.int64,
+}
 # Double precision has no reference beyond it: eager's errors there are not known, and are a few ulp of the largest value.
 _DOUBLE_ULPS = 64
 # Of zeros of both signs these take either, by the order they meet them in.

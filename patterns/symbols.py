@@ -115,7 +115,9 @@ def evaluate(dim: Dim, values: Mapping[str, int]) -> int:
     if missing:
         raise GraphError(f"No value for the size symbols {sorted(missing)} in {dim}.")
     found = _number(dim, values)
-    return found if found is not None else int(dim.xreplace({s: sympy.Integer(values[s.name]) for s in dim.free_symbols}))
+    return (
+        found if found is not None else int(dim.xreplace({s: sympy.Integer(values[s.name]) for s in dim.free_symbols}))
+    )
 
 
 def _number(dim: sympy.Expr, values: Mapping[str, int]) -> int | None:

@@ -53,7 +53,9 @@ def test_a_stride_of_its_own_keeps_elements_apart() -> None:
     x = torch.randn(ROWS, 3 * COLUMNS)[:, ::3]
     graph = trace(lambda x: x * 2 + 1, x, dynamic={ROWS: "s0", COLUMNS: "s1", 3 * COLUMNS: "s2"})
     for sizes in branch_sizes(lower(graph)):
-        shape, strides = ([symbols.evaluate(d, sizes) for d in dims] for dims in (graph.spec["x0"].shape, graph.spec["x0"].strides))
+        shape, strides = (
+            [symbols.evaluate(d, sizes) for d in dims] for dims in (graph.spec["x0"].shape, graph.spec["x0"].strides)
+        )
         offsets = {i * strides[0] + j * strides[1] for i in range(shape[0]) for j in range(shape[1])}
         assert len(offsets) == shape[0] * shape[1]
 

@@ -10,7 +10,9 @@ import torch
 from fusion.patterns.agree import References, disagreement, equal
 
 
-def told(fused: list[float], eager: list[float], exact: list[float] | None = None, singly: list[float] | None = None) -> str:
+def told(
+    fused: list[float], eager: list[float], exact: list[float] | None = None, singly: list[float] | None = None
+) -> str:
     exact_tensor = torch.tensor(exact or eager, dtype=torch.float64)
     among = References(torch.tensor(eager), exact_tensor, None if singly is None else torch.tensor(singly))
     return disagreement(torch.tensor(fused), among, 0.0, signs=True)
