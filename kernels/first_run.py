@@ -5,10 +5,15 @@ it died of. Every tensor lies between two pages that nobody may touch: first its
 the lower one. Inputs cannot be written to, and what an output leaves free of its pages must stay as it is.
 """
 
+from __future__ import annotations
+
+import contextlib
 import ctypes
 import json
 import mmap
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 _NO_ACCESS, _READ = 0, 1  # PROT_NONE, PROT_READ on Linux and macOS
 _CANARY = 0xA5
@@ -40,7 +45,7 @@ class Guarded:
         at_end: whether the bytes end at the upper page; else they start at the lower one.
     """
 
-    def __init__(self, size, at_end):
+    def __init__(self, size: int, at_end: bool) -> None:
         page = mmap.PAGESIZE
         self.size = size
         self.length = max(page, -(-size // page) * page)
@@ -51,12 +56,12 @@ class Guarded:
         _protect(self.start - page, page, _NO_ACCESS)
         _protect(self.start + self.length, page, _NO_ACCESS)
 
-    def fill(self, byte):
+    def fill(self, byte: int) -> None:
         """Fills the bytes and makes their pages read-only."""
         ctypes.memset(self.address, byte, self.size)
         _protect(self.start, self.length, _READ)
 
-    def intact(self):
+    def intact(self) -> bool:
         """Whether what the bytes leave free of their pages is as it was."""
         held = ctypes.string_at(self.start, self.length)
         offset = self.address - self.start
@@ -64,22 +69,24 @@ class Guarded:
         return around.count(_CANARY) == len(around)
 
 
-def _protect(address, length, access):
+def _protect(address: int, length: int, access: int) -> None:
     mprotect = ctypes.CDLL(None).mprotect
     mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     if mprotect(address, length, access):
         raise OSError("mprotect failed")
 
 
-def _numbers(values):
+def _numbers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * max(len(values), 1))(*values)
 
 
-def run_case(library, kernel, case, at_end):
+def run_case(library: ctypes.CDLL, kernel: dict[str, Any], case: dict[str, Any], at_end: bool) -> str:
     """Runs a kernel on tensors of one structure; returns what is wrong, or ""."""
-    inputs, described, kept = [], [], []
-    for (code, bits), (shape, strides) in zip(kernel["inputs"], case["inputs"]):
-        elements = 1 + sum((n - 1) * s for n, s in zip(shape, strides)) if all(shape) else 0
+    inputs: list[Guarded] = []
+    described: list[DLTensor] = []
+    kept = []  # what the descriptions point to
+    for (code, bits), (shape, strides) in zip(kernel["inputs"], case["inputs"], strict=True):
+        elements = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if all(shape) else 0
         memory = Guarded(elements * bits // 8, at_end)
         memory.fill(_SHOWN_BYTE if code in (2, 4) else _WHOLE_BYTE)
         dims = _numbers(shape), _numbers(strides)
@@ -91,7 +98,8 @@ def run_case(library, kernel, case, at_end):
     tensors = (DLTensor * max(len(described), 1))(*described)
     if library[kernel["symbol"] + "_prepare"](tensors, _numbers(case["given"]), sizes, shapes):
         return ""  # the kernel does not take such tensors
-    outputs, at = [], 0
+    outputs: list[Guarded] = []
+    at = 0
     for width, rank in kernel["outputs"]:
         elements = 1
         for n in shapes[at : at + rank]:
@@ -105,14 +113,12 @@ def run_case(library, kernel, case, at_end):
     return "" if all(m.intact() for m in outputs) else "it writes outside its outputs"
 
 
-def main():
+def main() -> None:
     """Runs every kernel on every case; a line "begin <number>" before each, "wrong <number> <why>" where it is."""
-    try:
+    with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer here, not a file for someone to read
-    except (ImportError, OSError, ValueError):
-        pass
     wanted = json.load(sys.stdin)
     if wanted["runtime"]:
         ctypes.CDLL(wanted["runtime"], ctypes.RTLD_GLOBAL)

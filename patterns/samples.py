@@ -157,7 +157,7 @@ def _edges(graph: SubGraph, dtype: torch.dtype) -> Tensor:
     near = middle.to(dtype)
     step = torch.finfo(dtype).eps
     landmarks = torch.tensor(_LANDMARKS, dtype=dtype)
-    return torch.cat((near, near * (1 + step), near * (1 - step), landmarks)).unique(sorted=True)
+    return torch.cat((near, near * (1 + step), near * (1 - step), landmarks))
 
 
 def _mask(shape: Sequence[int], draw: Draw, generator: torch.Generator) -> Tensor:

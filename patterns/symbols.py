@@ -128,12 +128,16 @@ def _number(dim: sympy.Expr, values: Mapping[str, int]) -> int | None:
         return int(dim)
     if not isinstance(dim, (sympy.Add, sympy.Mul, FloorDiv, Mod)):
         return None
-    parts = [_number(a, values) for a in dim.args]
-    if None in parts:
-        return None
-    combine = {sympy.Add: sum, sympy.Mul: math.prod}.get(type(dim))
-    if combine is not None:
-        return combine(parts)
+    parts: list[int] = []
+    for argument in dim.args:
+        part = _number(argument, values)
+        if part is None:
+            return None
+        parts.append(part)
+    if isinstance(dim, sympy.Add):
+        return sum(parts)
+    if isinstance(dim, sympy.Mul):
+        return math.prod(parts)
     numerator, denominator = parts
     if not denominator:
         return None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import sympy
 
 from fusion.kernels.bundle import Nest, parts_of
-from fusion.kernels.loops import LoopNest
+from fusion.kernels.loops import Argument, LoopNest, Output
 from fusion.patterns import symbols
 from fusion.patterns.symbols import Dim
 
@@ -132,7 +132,8 @@ def _with_strides(nest: Nest, sizes: Sizes) -> Sizes:
 
 def _fits(nest: Nest, sizes: Sizes) -> bool:
     """Whether every tensor has a few elements at most, and at least one."""
-    for tensor in (*nest.inputs, *nest.outputs):
+    tensors: tuple[Argument | Output, ...] = (*nest.inputs, *nest.outputs)
+    for tensor in tensors:
         shape = [_value(n, sizes) for n in tensor.shape]
         strides = [_value(s, sizes) for s in tensor.strides]
         reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))

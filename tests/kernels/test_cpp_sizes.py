@@ -10,8 +10,8 @@ from graphs import trace
 
 from fusion.kernels.emit import cpp
 from fusion.kernels.emit.cpp_sizes import branch_sizes
-from fusion.kernels.lower import lower
 from fusion.kernels.loops import LoopNest
+from fusion.kernels.lower import lower
 from fusion.patterns import symbols
 
 ROWS, COLUMNS = 7, 13
