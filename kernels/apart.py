@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import signal
 import subprocess
@@ -95,7 +95,7 @@ def _answer(process: subprocess.Popen[bytes], request: Any) -> tuple[list[list[s
     """The words of the lines it wrote, and what a kernel ended it with."""
     died: Fault | None = None
     try:
-        told = process.communicate(json.dumps(request).encode(), timeout=_TIMEOUT_S)[0]
+        told = process.communicate(marshal.dumps(request), timeout=_TIMEOUT_S)[0]
     except subprocess.TimeoutExpired:
         process.kill()
         told = process.communicate()[0]

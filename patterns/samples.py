@@ -47,12 +47,20 @@ _BOUNDED = (Draw.PLAIN, Draw.TIES)
 
 def draws(graph: SubGraph) -> tuple[Draw, ...]:
     """The kinds of values that make a difference to `graph`, PLAIN first."""
-    dtypes = [graph.spec[name].dtype for name in graph.inputs]
     if makes_integers(graph):
         return _BOUNDED
-    if any(d.is_floating_point for d in dtypes):
-        return tuple(d for d in Draw if d is not Draw.EPSILON or epsilon(graph))
-    return (Draw.PLAIN, Draw.LARGE, Draw.TIES, Draw.EDGES, Draw.SPECIAL, Draw.ROWS)
+    dtypes = [graph.spec[name].dtype for name in graph.inputs]
+    unneeded: set[Draw] = {Draw.SMALL if epsilon(graph) else Draw.EPSILON}
+    if not any(d.is_floating_point for d in dtypes):
+        unneeded |= {Draw.SHIFTED, Draw.SMALL, Draw.EPSILON}
+    if not reduces(graph):
+        unneeded |= {Draw.SHIFTED} if torch.bool in dtypes else {Draw.SHIFTED, Draw.ROWS}
+    return tuple(d for d in Draw if d not in unneeded)
+
+
+def reduces(graph: SubGraph) -> bool:
+    """Whether elements are put together along rows: by a reduction, a scan or a softmax."""
+    return any(kind_of(node.op) is Kind.REDUCTION for node in graph.nodes)
 
 
 def made_inputs(graph: SubGraph, sizes: Mapping[str, int], draw: Draw) -> list[Tensor]:

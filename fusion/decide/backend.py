@@ -162,13 +162,17 @@ class Backends:
             except LoweringError as error:
                 self.kernels[digest] = Decision(False, error.code, error.message)
         if native:
-            self._compile_cpp(native)
-            self._try({digest: fresh[digest] for digest in native})
+            try:
+                self._compile_cpp(native)
+                self._try({digest: fresh[digest] for digest in native})
+            finally:
+                self.trials.close()
 
     def _compile_cpp(self, nests: dict[str, Nest]) -> None:
         start = time.perf_counter()
+        before = self.trials.prepare if self.config.verify else None
         try:
-            compiled = compile_cpp(list(nests.values()), self.store)
+            compiled = compile_cpp(list(nests.values()), self.store, before=before)
         except (CompileError, BackendUnavailable, LoweringError) as error:
             if len(nests) > 1:  # one bad kernel must not take the others with it
                 for digest, nest in nests.items():

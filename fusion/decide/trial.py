@@ -25,12 +25,13 @@ from fusion.patterns.agree import References, choosing, disagreement, equal
 from fusion.patterns.errors import FusionError, StructureMismatch
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.reference import run, run_fp64, run_singly
-from fusion.patterns.samples import Draw, draws, made_inputs
+from fusion.patterns.samples import Draw, draws, made_inputs, reduces
 from fusion.patterns.specs import TensorSpec
 
 _FORMAT = 1  # of what is stored, and of what a trial covers: one more where either changes
-# What data shows at any size; the rest is shown where the kernel is at its plainest.
+# What is shown at every size, the second where rows are put together; the rest is shown at the first size only.
 _EVERYWHERE = (Draw.PLAIN, Draw.LARGE)
+_NEED_MORE = frozenset(("var", "std", "var_mean", "std_mean"))  # than one element: torch writes a warning to stderr
 _REST = 16  # for symbols that the kernel does not have, and only operators before it read
 
 Launcher = Callable[..., Any]
@@ -64,6 +65,17 @@ class Trials:
     def __init__(self, store: Store | None) -> None:
         self.store = store
         self.known: dict[str, Verdict] = {}
+        self._first_runs: FirstRuns | None = None
+
+    def prepare(self) -> None:
+        """Starts the process that runs new kernels first, so that it is ready when they are compiled."""
+        self._first_runs = self._first_runs or FirstRuns()
+
+    def close(self) -> None:
+        """Ends that process where no kernel came."""
+        if self._first_runs is not None:
+            self._first_runs.close()
+            self._first_runs = None
 
     def verdicts(self, kernels: Sequence[tuple[SubGraph, CompiledKernel, Launcher]]) -> list[Verdict]:
         """A verdict on each kernel, in order; those that are new are tried together.
@@ -74,11 +86,10 @@ class Trials:
         keys = [_key(graph, kernel) for graph, kernel, _ in kernels]
         fresh = {key: k for key, k in zip(keys, kernels, strict=True) if self._remembered(key) is None}
         if fresh:
-            first_runs = FirstRuns()
-            try:
-                self._try(fresh, first_runs)
-            finally:
-                first_runs.close()
+            self.prepare()
+            assert self._first_runs is not None
+            self._try(fresh, self._first_runs)
+        self.close()
         return [self.known[key] for key in keys]
 
     def _try(self, fresh: Mapping[str, tuple[SubGraph, CompiledKernel, Launcher]], first_runs: FirstRuns) -> None:
@@ -116,11 +127,15 @@ def made_cases(graph: SubGraph, kernel: CompiledKernel) -> list[Case]:
         kernel: what computes it.
     """
     kinds = draws(graph)
+    everywhere = _EVERYWHERE if reduces(graph) else _EVERYWHERE[:1]
+    repeated = not _NEED_MORE.isdisjoint(node.op.split(".")[1] for node in graph.nodes)
     for others in FIRST_SIZES:  # some operators take even sizes only
         cases: list[Case] = []
         for sizes in branch_sizes(kernel.nest, others):
             full = {**dict.fromkeys(graph.symbols, _REST), **sizes}
-            wanted = [d for d in kinds if d in _EVERYWHERE] if cases else kinds
+            if repeated and 1 in full.values():
+                continue
+            wanted = [d for d in kinds if d in everywhere] if cases else kinds
             cases += [case for draw in wanted if (case := _case(graph, full, draw)) is not None]
         if cases:
             return cases
