@@ -80,11 +80,12 @@ class FirstRuns:
 
 def _start() -> subprocess.Popen[bytes] | None:
     # torch's OpenMP runtime reads its number of threads from the environment: as many as kernels get here.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, **threads}
     command = [sys.executable, "-I", "-S", str(Path(first_run.__file__))]
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-    if not sys.executable or os.name != "posix":
-        return None
+    if os.name != "posix" or not Path(sys.executable).name.startswith("python"):
+        return None  # in a frozen or embedding program that would start the program again
     try:
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, env=environment)
     except OSError:

@@ -27,7 +27,7 @@ _BITS = {
     torch.float16: torch.int16,
     torch.float64: torch.int64,
 }
-# Double precision has no reference beyond it: eager's errors there are not known, and are a few ulp of the largest value.
+# Double precision has no reference beyond it: eager's errors there, a few ulp of the largest value, are not known.
 _DOUBLE_ULPS = 64
 # Of zeros of both signs these take either, by the order they meet them in.
 _CHOOSING = ("amax", "amin", "aminmax", "max", "min", "maximum", "minimum", "fmax", "fmin", "cummax", "cummin")

@@ -27,7 +27,7 @@ Sizes = dict[str, int]
 _SHORT, _LONG = 17, 2 * 512 + 33
 _PAST_BUFFER = ROW_BUFFER + 33
 _FEW, _MANY = 3, 67  # rows: more than one; more than a block of them, and odd, so that threads get unequal shares
-_MOST = 1 << 20  # the largest value a symbol is given, and the most elements of a tensor
+_MOST = 1 << 19  # the largest value a symbol is given, and the most elements of a tensor: eager takes milliseconds
 # What symbols are at first: small and different; odd ones, so that vectors and halves have rests, else multiples of 4.
 FIRST_SIZES = ((11, _SHORT, 5, 7, 13), (12, 20, 8, 16, 28))
 

@@ -77,7 +77,7 @@ MUTANTS = (
     Mutant("softmax_without_maximum", scores, (ROWS,), r" - r0\)", " - 0.0f)", True),
     Mutant("mask_is_a_large_number", hidden_scores, (ROWS, MASK), r"\? \(-__builtin_inff\(\)\)", "? -1e5f", True),
     Mutant("another_epsilon", normed, (rand(16, 64, dtype=HALF), rand(64, dtype=HALF)), "1e-05f", "1e-06f", True),
-    Mutant("exp_makes_nan_finite", gated, (ROWS, ROWS), r"return x <= 88\.\d+f \? bounded :[^;]*;", "return bounded;", True),
+    Mutant("exp_makes_nan_finite", gated, (ROWS, ROWS), r"return x <= 88\.\d+f \?[^;]*;", "return bounded;", True),
     Mutant("threshold_far_away", bounded, (ROWS, ROWS), r"> 7\.0f", "> 6.5f"),
     Mutant("threshold_included", bounded, (ROWS, ROWS), r"> 7\.0f", ">= 7.0f"),
     Mutant("sign_of_zero_lost", negated, (ROWS, ROWS), r"\(-(x\d+)\)", r"(0.0f - \1)"),
@@ -103,7 +103,8 @@ def test_a_broken_kernel_is_refused_at_first_use(mutant: Mutant, monkeypatch: py
     compile_library, changes = cpp.Toolchain.compile_library, [0]
 
     def broken(toolchain: cpp.Toolchain, sources: tuple[str, ...], path: Path) -> None:
-        pairs = [re.subn(mutant.pattern, mutant.replacement, s, 0 if mutant.everywhere else 1, re.S) for s in sources]
+        most = 0 if mutant.everywhere else 1
+        pairs = [re.subn(mutant.pattern, mutant.replacement, s, count=most, flags=re.S) for s in sources]
         changes[0] += sum(count for _, count in pairs)
         compile_library(toolchain, tuple(text for text, _ in pairs), path)
 
@@ -128,6 +129,8 @@ SOUND = (
     (lambda x, y: torch.maximum(x, y) * torch.minimum(x, y), (ROWS, ROWS)),
     (lambda x, y: F.layer_norm(x * y, (64,)) + x.amax(-1, keepdim=True), (ROWS, ROWS)),
     (lambda x, y: (x % y) + torch.floor(x / y), (ROWS, ROWS)),
+    (lambda x, y: -torch.add(x, y, alpha=2), (ROWS, ROWS)),  # g++ makes one instruction of it, with another zero
+    (lambda x, y: F.elu(x, -0.5) * y, (ROWS, ROWS)),
     (lambda x, y: torch.sin(x) * torch.log1p(y.abs()), (ROWS, ROWS)),
 )  # what eager does with zeros and infinities depends on the size for some of these
 

@@ -69,6 +69,19 @@ def test_sizes_that_operators_do_not_allow_are_not_made() -> None:
     assert cases and all(case.inputs["a0"].shape[0] % 2 == 0 for case in cases)
 
 
+def test_sizes_at_which_a_value_inside_has_another_shape_are_not_made() -> None:
+    halves = {14: "s0", 7: "s0//2"}  # tensor_split makes the first half of 11 rows 6 of them
+    graph = trace(lambda x: torch.tensor_split(x, 2)[0].sum() * 2, torch.randn(14, 3), dynamic=halves)
+    cases = made_cases(graph.canonical, compiled(graph))
+    assert cases and all(case.sizes["s0"] % 2 == 0 for case in cases)
+
+
+def test_a_deviation_is_not_tried_on_one_element(capfd: pytest.CaptureFixture[str]) -> None:
+    graph = trace(lambda x: x.std(-1) * 2, torch.randn(7, 13), dynamic={7: "s0", 13: "s1"})
+    assert made_cases(graph.canonical, compiled(graph))
+    assert "degrees of freedom" not in capfd.readouterr().err
+
+
 def test_a_stored_verdict_of_another_form_is_a_miss(tmp_path: Path) -> None:
     graph = trace(program, torch.randn(7, 24), dynamic={7: "s0"})
     kernel = compiled(graph)

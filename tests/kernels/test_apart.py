@@ -71,5 +71,6 @@ def test_a_kernel_that_does_not_end_is_no_lasting_fact(
 
 
 def test_without_such_a_process_nothing_is_refused(kernel: CompiledKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart.sys, "executable", "/nowhere/python")
-    assert outcome(kernel) == {}
+    for executable in ("/nowhere/python", "/usr/bin/true", ""):  # gone; a program that embeds Python; unknown
+        monkeypatch.setattr(apart.sys, "executable", executable)
+        assert outcome(kernel) == {}
