@@ -125,7 +125,7 @@ INLINE double fma_of(double a, double b, double c) { return __builtin_fma(a, b, 
     (
         ("flipped",),
         """\
-// The negative of a sum of a product, by its sign bit: g++ makes one instruction of the two, which gives the other zero.
+// The negative of an fma, by its sign bit: g++ makes one instruction of the two, which gives the other zero.
 INLINE float flipped(float x) { return float_of(bits_of(x) ^ 0x80000000u); }
 INLINE double flipped(double x) {
     uint64_t u;
