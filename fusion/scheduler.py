@@ -293,6 +293,7 @@ class FusionScheduler:
         self._dispatchers.clear()
         self.backends.kernels.clear()
         self.backends.decisions.clear()
+        self.backends.trials.known.clear()
         self.backends.nests.clear()
         if self.backends.store is not None:
             self.backends.store.clear()

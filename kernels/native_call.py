@@ -25,10 +25,15 @@ class DLTensor(ctypes.Structure):
     )
 
 
+def type_code(dtype: torch.dtype) -> int:
+    """DLPack's code for the kind of number that `dtype` is."""
+    return _CODES.get(dtype, 2 if dtype.is_floating_point else 0)
+
+
 def describe(tensor: torch.Tensor) -> DLTensor:
     """A DLTensor of `tensor`, which must outlive it."""
     dims = ctypes.c_int64 * max(tensor.dim(), 1)
-    code = _CODES.get(tensor.dtype, 2 if tensor.dtype.is_floating_point else 0)
+    code = type_code(tensor.dtype)
     device = 1 if tensor.device.type == "cpu" else 2
     return DLTensor(
         tensor.data_ptr(), device, 0, tensor.dim(), code, 8 * tensor.dtype.itemsize, 1,

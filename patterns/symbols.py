@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
@@ -113,7 +114,34 @@ def evaluate(dim: Dim, values: Mapping[str, int]) -> int:
     missing = [s.name for s in dim.free_symbols if s.name not in values]
     if missing:
         raise GraphError(f"No value for the size symbols {sorted(missing)} in {dim}.")
-    return int(dim.xreplace({s: sympy.Integer(values[s.name]) for s in dim.free_symbols}))
+    found = _number(dim, values)
+    return (
+        found if found is not None else int(dim.xreplace({s: sympy.Integer(values[s.name]) for s in dim.free_symbols}))
+    )
+
+
+def _number(dim: sympy.Expr, values: Mapping[str, int]) -> int | None:
+    """`evaluate` for what most sizes are made of, without building expressions; None for anything else."""
+    if isinstance(dim, sympy.Symbol):
+        return int(values[dim.name])
+    if isinstance(dim, sympy.Integer):
+        return int(dim)
+    if not isinstance(dim, (sympy.Add, sympy.Mul, FloorDiv, Mod)):
+        return None
+    parts: list[int] = []
+    for argument in dim.args:
+        part = _number(argument, values)
+        if part is None:
+            return None
+        parts.append(part)
+    if isinstance(dim, sympy.Add):
+        return sum(parts)
+    if isinstance(dim, sympy.Mul):
+        return math.prod(parts)
+    numerator, denominator = parts
+    if not denominator:
+        return None
+    return numerator // denominator if isinstance(dim, FloorDiv) else numerator % denominator
 
 
 @functools.lru_cache(maxsize=1 << 16)  # printing is most of the time a digest takes

@@ -27,6 +27,7 @@ from fusion.runtime.native import prepare_native
 
 from . import faults, stored
 from .heuristics import Decision
+from .trial import Trials
 
 _EARLIER = "; measured by an earlier process"
 
@@ -86,6 +87,7 @@ class Backends:
         self.store: Store | None = None
         if self.config.enable_cache:
             self.store = Store(self.config.cache_dir or default_directory())
+        self.trials = Trials(self.store)
         self.nests: dict[tuple[str, str], Nest | LoweringError] = {}
         self.kernels: dict[str, Kernel | Decision] = {}
         self.decisions: dict[str, Decision] = {}
@@ -160,12 +162,17 @@ class Backends:
                 continue
             self.kernels[digest] = _launched(nest, nest, None)
         if native:
-            self._compile_cpp(native)
+            try:
+                self._compile_cpp(native)
+                self._try({digest: fresh[digest] for digest in native})
+            finally:
+                self.trials.close()
 
     def _compile_cpp(self, nests: dict[str, Nest]) -> None:
         start = time.perf_counter()
+        before = self.trials.prepare if self.config.verify else None
         try:
-            compiled = compile_cpp(list(nests.values()), self.store)
+            compiled = compile_cpp(list(nests.values()), self.store, before=before)
         except Exception as error:
             if len(nests) > 1:  # one bad kernel must not take the others with it
                 for digest, nest in nests.items():
@@ -183,6 +190,23 @@ class Backends:
             self.costs.cache_hits += kernel.from_cache
             self.costs.cache_misses += not kernel.from_cache
             self.kernels[digest] = _launched(kernel, kernel.nest, kernel)
+
+    def _try(self, graphs: dict[str, SubGraph]) -> None:
+        """Tries new kernels on made data; those that fail are refused."""
+        made = {d: k for d in graphs if isinstance(k := self.kernels[d], Kernel)}
+        if not self.config.verify or not made:
+            return
+        start = time.perf_counter()
+        try:
+            verdicts = self.trials.verdicts([(graphs[d], k.compiled, k.launch) for d, k in made.items()])
+        except BaseException:
+            for digest in made:  # none is used untried
+                del self.kernels[digest]
+            raise
+        self.costs.profile_seconds += time.perf_counter() - start
+        for digest, verdict in zip(made, verdicts, strict=True):
+            if verdict.code:
+                self.kernels[digest] = Decision(False, verdict.code, verdict.reason)
 
     def launcher(self, graph: SubGraph) -> Callable[..., Any] | Decision:
         """The launcher of one region, or the decision that there is none."""
