@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,20 +66,13 @@ class CompiledKernel:
         return script.standalone(self.nest, self.symbol, self.source)
 
 
-def compile_cpp(
-    nests: Sequence[Nest],
-    store: Store | None,
-    toolchain: Toolchain | None = None,
-    *,
-    before: Callable[[], None] | None = None,
-) -> list[CompiledKernel]:
+def compile_cpp(nests: Sequence[Nest], store: Store | None, toolchain: Toolchain | None = None) -> list[CompiledKernel]:
     """Compiles `nests`, in order; those that the store does not have, together, to one library.
 
     Args:
         nests: what to compile; equal ones are compiled once.
         store: where libraries are kept; None keeps them in a folder that is removed when the process ends.
         toolchain: the compiler; None finds one.
-        before: called before the compiler, where it is needed; what it starts has the compiler's time to get ready.
 
     Raises:
         BackendUnavailable: there is no compiler.
@@ -94,8 +87,6 @@ def compile_cpp(
     missing = {d: nest for d, nest in zip(digests, nests, strict=True) if libraries[d] is None}
     began = time.perf_counter()
     if missing:
-        if before is not None:
-            before()
         libraries.update(_build(missing, store, toolchain))
     seconds = time.perf_counter() - began
     return [
@@ -112,6 +103,16 @@ def compile_cpp(
         )
         for digest, nest in zip(digests, nests, strict=True)
     ]
+
+
+def needs_compiler(nests: Sequence[Nest], store: Store | None) -> bool:
+    """Whether `compile_cpp` is going to call the compiler: some nest is not in the store, as far as a look at it tells.
+
+    Raises:
+        LoweringError: a kernel has no C++ form.
+    """
+    toolchain = find_toolchain()
+    return toolchain is not None and (store is None or not all(store.has(_digest(n, toolchain), "file") for n in nests))
 
 
 def run_ctypes(

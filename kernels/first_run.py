@@ -2,7 +2,7 @@
 
 It reads what to run, marshalled, from its input and writes a line before each kernel, so that whoever started it knows
 which one it died of. Every tensor lies between two pages that nobody may touch: first its end at the upper one, then
-its start at the lower one. Inputs cannot be written to; what an output leaves free of its pages must stay as it is.
+its start at the lower one. Inputs cannot be written to, and what an output leaves free of its pages must stay as it is.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 from fusion.config import FusionConfig
 from fusion.kernels import kernel_sources
 from fusion.kernels.bundle import Nest
-from fusion.kernels.compiler import compile_cpp
+from fusion.kernels.compiler import compile_cpp, needs_compiler
 from fusion.kernels.emit.triton import emit, emit_all, schedule_for
 from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
@@ -170,9 +170,10 @@ class Backends:
 
     def _compile_cpp(self, nests: dict[str, Nest]) -> None:
         start = time.perf_counter()
-        before = self.trials.prepare if self.config.verify else None
         try:
-            compiled = compile_cpp(list(nests.values()), self.store, before=before)
+            if self.config.verify and needs_compiler(list(nests.values()), self.store):
+                self.trials.prepare()
+            compiled = compile_cpp(list(nests.values()), self.store)
         except Exception as error:
             if len(nests) > 1:  # one bad kernel must not take the others with it
                 for digest, nest in nests.items():

@@ -119,7 +119,7 @@ def test_a_compile_error_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     calls: list[int] = []
 
-    def broken(nests: Any, store: Any, **_: Any) -> Any:
+    def broken(nests: Any, store: Any) -> Any:
         calls.append(len(nests))
         raise CompileError("no good")
 
