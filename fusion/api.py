@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, overload
 
 import torch
 
@@ -12,7 +14,7 @@ from fusion.decide.backend import Kernel
 from fusion.functions import FusedFunction
 from fusion.patterns.errors import FusionError
 from fusion.recording import Config, Recording, record, start_recording, stop_recording
-from fusion.reporting.model import FusionReport
+from fusion.reporting.model import FusionReport, joined
 from fusion.scheduler import FusionScheduler
 from fusion.session import Session, kernels_of
 
@@ -22,16 +24,22 @@ register_op = meanings.register_op
 
 # Weak on both sides: a session lives in its model, in the entries that stand for the modules' forwards.
 _SESSIONS: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
+_DEEPEST = 2  # objects inside an object that `report` looks into
 
 
-def enable(model: torch.nn.Module, config: Config = None) -> torch.nn.Module:
+@overload
+def enable(model: torch.nn.Module, config: Config = None) -> torch.nn.Module: ...
+@overload
+def enable(model: Any, config: Config = None) -> Any: ...
+def enable(model: Any, config: Config = None) -> Any:
     """Puts a model under fusion: its first calls are recorded, later ones run proved and measured plans.
 
     Calls under autograd, autocast, training mode or another torch mode run as before. Enabling again replaces the
     config.
 
     Args:
-        model: any module; its repeated blocks are recorded one by one.
+        model: any module; its repeated blocks are recorded one by one. Or a pipeline: an object whose `components`
+            holds modules by name, each of which is enabled.
         config: a FusionConfig, a mapping of its fields, a JSON or TOML file, or None.
 
     Returns:
@@ -42,25 +50,49 @@ def enable(model: torch.nn.Module, config: Config = None) -> torch.nn.Module:
         BackendUnavailable: the config names a backend that this machine cannot provide.
         FusionError: `model` is no torch module, or one that TorchScript made.
     """
-    if not isinstance(model, torch.nn.Module):
+    modules = _modules_of(model)
+    if not modules:
         raise FusionError(f"enable() takes a torch.nn.Module, not a {type(model).__name__}.", remedy=_remedy_for(model))
-    if isinstance(model, torch.jit.ScriptModule):
-        raise FusionError(
-            f"enable() takes no scripted or traced module ({type(model).__name__}): its forward cannot be replaced.",
-            remedy="Enable the module that it was made from.",
-        )
+    for module in modules.values():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise FusionError(
+                f"enable() takes no scripted or traced module ({type(module).__name__}): it has no forward to replace.",
+                remedy="Enable the module that it was made from.",
+            )
     scheduler = FusionScheduler(config)
-    disable(model)
-    _SESSIONS[model] = weakref.ref(Session(model, scheduler))
+    for module in modules.values():
+        disable(module)
+        _SESSIONS[module] = weakref.ref(Session(module, scheduler))
     return model
 
 
-def disable(model: torch.nn.Module) -> torch.nn.Module:
-    """Takes a model out of fusion; it is then exactly as it was before `enable`. Returns the same model."""
-    session = _session_of(model)
-    if session is not None:
-        del _SESSIONS[model]
-        session.remove()
+def _modules_of(model: Any) -> dict[str, torch.nn.Module]:
+    """A module as "", or those among a pipeline's components by name; each once."""
+    if isinstance(model, torch.nn.Module):
+        return {"": model}
+    components = None
+    with contextlib.suppress(Exception):  # a property of an object that need be no pipeline
+        components = None if isinstance(model, type) else getattr(model, "components", None)
+    found = components.items() if isinstance(components, Mapping) else ()
+    named = {id(held): (str(name), held) for name, held in found if isinstance(held, torch.nn.Module)}
+    return dict(named.values())
+
+
+@overload
+def disable(model: torch.nn.Module) -> torch.nn.Module: ...
+@overload
+def disable(model: Any) -> Any: ...
+def disable(model: Any) -> Any:
+    """Takes a model, or a pipeline's modules, out of fusion; they are then exactly as before `enable`.
+
+    Returns:
+        the same model.
+    """
+    for module in _modules_of(model).values():
+        session = _session_of(module)
+        if session is not None:
+            del _SESSIONS[module]
+            session.remove()
     return model
 
 
@@ -95,33 +127,46 @@ def fuse(function: Any = None, config: Config = None) -> Any:
     return FusedFunction(function, config)
 
 
-def report(model: torch.nn.Module | FusedFunction) -> FusionReport:
+def report(model: Any) -> FusionReport:
     """What was fused in a model, what was not, and why; `print` it or take its `to_json()`.
 
+    Args:
+        model: one that is enabled, a function under fusion, or an object that holds enabled models: a wrapper around
+            one, a pipeline.
+
     Raises:
-        FusionError: the model is not enabled.
+        FusionError: there is no enabled model.
     """
-    return model.report() if isinstance(model, FusedFunction) else _enabled(model).report()
+    if isinstance(model, FusedFunction):
+        return model.report()
+    reports = {name: session.report() for name, session in _enabled(model).items()}
+    return joined(reports) if len(reports) > 1 else next(iter(reports.values()))
 
 
-def kernels_in_use(model: torch.nn.Module | FusedFunction) -> tuple[Kernel, ...]:
+def kernels_in_use(model: Any) -> tuple[Kernel, ...]:
     """The kernels a model's plans use now. Each prints as its LoopNest; `.sources()` has its C++ and Triton text.
 
+    Args:
+        model: as for `report`.
+
     Raises:
-        FusionError: the model is not enabled.
+        FusionError: there is no enabled model.
     """
     if isinstance(model, FusedFunction):
         return kernels_of([model.scope])
-    return kernels_of([scope for _, scope in _enabled(model).scopes])
+    return kernels_of([scope for session in _enabled(model).values() for _, scope in session.scopes])
 
 
 def _remedy_for(thing: Any) -> str:
     """What to enable instead: the modules that an object such as a pipeline holds, if it holds any."""
-    held = vars(thing) if hasattr(thing, "__dict__") and not isinstance(thing, type) else {}
-    names = [name for name, value in held.items() if isinstance(value, torch.nn.Module)]
+    names = [name for name, value in _attributes(thing).items() if isinstance(value, torch.nn.Module)]
     if names:
         return f"Enable the modules that it holds: {', '.join(names)}."
     return "For a function there is fusion.fuse(function)."
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    return dict(vars(thing)) if hasattr(thing, "__dict__") and not isinstance(thing, type) else {}
 
 
 def _session_of(model: torch.nn.Module) -> Session | None:
@@ -129,14 +174,43 @@ def _session_of(model: torch.nn.Module) -> Session | None:
     return reference() if reference is not None else None
 
 
-def _enabled(model: torch.nn.Module) -> Session:
-    session = _session_of(model)
-    if session is None and isinstance(model, torch.nn.Module):  # which may wrap one that is enabled
-        inside = [s for s in map(_session_of, model.modules()) if s is not None]
-        session = inside[0] if len(inside) == 1 else None
-    if session is None:
+def _enabled(model: Any) -> dict[str, Session]:
+    """The session of an enabled model as "", or those of the models inside an object, by their paths in it.
+
+    Raises:
+        FusionError: there is none.
+    """
+    found: dict[int, tuple[str, Session]] = {}
+    for name, module in _inside(model):
+        session = _session_of(module)
+        if session is not None:
+            found.setdefault(id(session), (name, session))
+    if not found:
         raise FusionError("This model is not under fusion.", remedy="Call fusion.enable(model) first.")
-    return session
+    own = next((session for name, session in found.values() if not name), None)
+    return {"": own} if own is not None else dict(found.values())
+
+
+def _inside(thing: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The modules that a module, or an object's attributes and components, lead to, by path.
+
+    Objects are looked into two deep: a wrapper around a pipeline still leads to its modules.
+    """
+    waiting: list[tuple[str, Any, int]] = [("", thing, 0)]
+    seen: set[int] = set()
+    while waiting:
+        path, held, depth = waiting.pop(0)
+        if id(held) in seen or isinstance(held, (torch.Tensor, type)):
+            continue
+        seen.add(id(held))
+        if isinstance(held, torch.nn.Module):
+            yield from held.named_modules(prefix=path)
+        if depth < _DEEPEST:
+            dot = f"{path}." if path else ""
+            below = held if isinstance(held, Mapping) else {**_attributes(held), **_modules_of(held)}
+            if isinstance(held, (list, tuple)):
+                below = dict(enumerate(held))
+            waiting += [(f"{dot}{name}", value, depth + 1) for name, value in below.items() if name != ""]
 
 
 __all__ = [

@@ -10,7 +10,8 @@ Module = torch.nn.Module
 
 
 def find_blocks(model: Module) -> dict[str, Module]:
-    """The repeated blocks of a model by path: elements with submodules of the outermost ModuleLists that hold several.
+    """The repeated blocks of a model by path: elements with submodules of the outermost ModuleLists that hold several,
+    and of the outermost Sequentials those that are there more than once.
 
     They may be of several classes, as in models that alternate attention with something else. One module under several
     paths is one block.
@@ -52,8 +53,24 @@ def _blocks(prefix: str, module: Module) -> Iterator[tuple[str, Module]]:
         path = f"{prefix}.{name}" if prefix else name
         if isinstance(child, torch.nn.ModuleList) and _repeated(child):
             yield from ((f"{path}.{i}", block) for i, block in enumerate(child))
+        elif isinstance(module, torch.nn.Sequential) and _is_stacked(child, module):
+            yield path, child
         else:
             yield from _blocks(path, child)
+
+
+def _is_stacked(block: Module, stack: torch.nn.Sequential) -> bool:
+    """Whether an element of a Sequential is a block: it has submodules, and so has another of its kind in there."""
+    if not any(block.children()) or type(block).forward is Module.forward:
+        return False
+    return sum(_kind(other) == _kind(block) for other in stack) > 1
+
+
+def _kind(module: Module) -> object:
+    """What blocks of one stack have in common: their class, and of torch's own classes also what is below them."""
+    if not type(module).__module__.startswith("torch.nn"):
+        return type(module)
+    return [(path, type(child)) for path, child in module.named_modules()]
 
 
 def _repeated(modules: torch.nn.ModuleList) -> bool:

@@ -22,14 +22,17 @@ class ModuleEntry:
 
     Args:
         module: the module.
-        forward: takes what its forward takes.
+        forward: takes what its forward takes; a method of the module where its forward is one.
     """
 
     def __init__(self, module: torch.nn.Module, forward: Callable[..., Any]) -> None:
         self.module = module
         self.own = own_forward(module)  # the forward that the user put into the module, or None
         original = types.MethodType(type(module).forward, module) if self.own is None else self.own
-        functools.update_wrapper(forward, original)
+        if is_method(self.own, module):  # wrapped is the function, which whoever unwraps it binds again
+            functools.update_wrapper(forward.__func__, original.__func__)  # type: ignore[attr-defined]
+        else:
+            functools.update_wrapper(forward, original)
         forward.__dict__[_MARK] = self
         answers = [_marked(method, self) for method in (self._state, self._replica, self._scriptable)]
         self._placed = dict(zip(ENTRY_NAMES, (forward, *answers), strict=True))
@@ -92,6 +95,11 @@ def _users(value: Any) -> Any:
             break  # a user's wrapper around ours, which has taken over our attributes
         value = entry._before[name]
     return value
+
+
+def is_method(own: Any, module: torch.nn.Module) -> bool:
+    """Whether a module's forward, its class's or its own, is a method of it."""
+    return own is None or (isinstance(own, types.MethodType) and own.__self__ is module)
 
 
 def own_forward(module: torch.nn.Module) -> Any:

@@ -47,7 +47,7 @@ class FusedFunction:
         except (TypeError, ValueError) as error:
             raise FusionError(f"The signature of {name} cannot be read: {error}", remedy="Wrap it in a def.") from None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.scope.entry(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:

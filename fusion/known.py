@@ -170,7 +170,7 @@ def _same_leaf(a: Any, b: Any, exact: bool) -> bool:
         return True
     if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
         one_state = getattr(a, "__dict__", a) is getattr(b, "__dict__", b)  # an object that a re-run made anew
-        return type(a) is type(b) and (one_state or bool(a == b) or _both_nan(a, b))
+        return type(a) is type(b) and (one_state or _equal(a, b) or _both_nan(a, b))
     if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
         return False
     if a.stride() != b.stride() and a.numel():
@@ -183,6 +183,13 @@ def _same_leaf(a: Any, b: Any, exact: bool) -> bool:
         return False
     bound = _LOOSE * float(b.nan_to_num(0, 0, 0).abs().max())
     return torch.allclose(a, b, rtol=0, atol=bound, equal_nan=True)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except Exception:  # an object of the user's that does not compare: not known to be equal
+        return False
 
 
 _COMPARED = frozenset(

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion import stack
 from fusion.capture.given import Given
 from fusion.capture.meanings import by_meaning
+from fusion.capture.provenance import line_of
 from fusion.capture.record import Recording, unseen
 from fusion.capture.replay import Replay, replay
 from fusion.decide.refusal import Refusal
@@ -47,9 +49,12 @@ class Proving:
         signature: Signature
         statistics: Statistics
         known: list[Known]
+        refused: dict[Any, Refusal]
         outgrown: int
         _lock: Lock
 
+        @property
+        def line(self) -> str: ...
         def _publish(self) -> None: ...
         def _eager(self, arguments: Sequence[Any], reason: Refusal | None = None) -> Any: ...
         def _short_of_memory(self, error: BaseException) -> None: ...
@@ -77,10 +82,14 @@ class Proving:
             if is_shortage(stopped.error):
                 self.known.remove(known)
                 raise
-            known.refusal = Refusal("plan_error", f"{type(stopped.error).__name__}: {stopped.error}")
+            known.refusal = self._plan_error(stopped.error)
+            return
+        if result is MISS:  # then it holds for no call, and recording such calls again would end here again
+            what = "an argument, or what the forward finds, is not equal to itself a moment later: no plan is valid"
+            known.refusal = self.refused[known.structure] = Refusal("guard", what, self.line)
             return
         if not agrees:
-            known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's")
+            known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's", self.line)
             return
         del result, did, recorded
         try:
@@ -103,10 +112,13 @@ class Proving:
             result, log, seen, tap = known.checked_run(arguments, taps, undo)
         except PlanStopped as stopped:
             undo.rewind()
-            if not _island_raised(stopped.log):  # else it is the user's own error, which comes again
+            users = _island_raised(stopped.log)
+            if not users:
                 without_frames(stopped)
+            result = self._replayed(arguments, stopped.log, known)  # an error of the user's own comes again here
+            if not users:
                 self._count_failure(known, stopped.error)
-            return self._replayed(arguments, stopped.log, known)
+            return result
         if result is MISS:
             return MISS
         left = undo.now()
@@ -126,7 +138,9 @@ class Proving:
         outcome = given.outcome(eager, known.graph.items)
         same = same_results(result, outcome) and same_results(seen, answers.seen) and undo.agrees(left)
         if not same:
-            known.refusal = Refusal("plan_mismatch", "the plan's result differs from eager's at another shape")
+            known.refusal = Refusal(
+                "plan_mismatch", "the plan's result differs from eager's at another shape", self.line
+            )
             self._publish()
             return eager
         full = {**values, **{s.symbol: _read(s, tap) for s in known.graph.symbols}}
@@ -146,7 +160,7 @@ class Proving:
 
     def _replayed(self, arguments: Sequence[Any], log: list[Any], known: Known) -> Any:
         """The original with the islands that already ran answering from the log."""
-        with self._replay(log, arguments, known):
+        with stack.lent(), self._replay(log, arguments, known):
             return unseen(self._eager(arguments))
 
     @contextmanager
@@ -174,27 +188,37 @@ class Proving:
                 raise error  # what it has written cannot be taken back, so it must not run again
             if undo is not None:
                 undo.rewind()
-            if not _island_raised(log):  # else it is the user's own error, which the user's code may catch
-                if not self.scheduler.config.fallback_on_error and not isinstance(error, Deoptimized):
-                    raise error
+            users = _island_raised(log)  # which the user's code may catch
+            if not (users or self.scheduler.config.fallback_on_error or isinstance(error, Deoptimized)):
+                raise error
+            if not users:
                 without_frames(error)
+            result = self._replayed(arguments, log, known)  # an error of the user's own comes again here
+            if not users:
                 with self._lock:
                     self._count_failure(known, error)
-            result = self._replayed(arguments, log, known)
             self.statistics.planned[0] -= 1  # the entry is about to count what it takes for a planned call
             return result
 
         return fail, note
 
+    def _plan_error(self, error: BaseException) -> Refusal:
+        """What to say of an error in a plan, or of a guard that did not hold in the midst of it."""
+        guard = isinstance(error, (Deoptimized, StructureMismatch))
+        remedy = "nothing to do, unless it happens often: then let what calls depend on stay the same" if guard else ""
+        return Refusal("plan_error", f"{type(error).__name__}: {error}", line_of(error) or self.line, remedy)
+
     def _count_failure(self, known: Known, error: BaseException) -> None:
-        """A plan stopped on the way. One whose guards do not hold for such calls makes room for a new recording, a
-        few times; one that keeps failing is not tried again."""
+        """A plan stopped where the original does not. One whose guards do not hold for such calls makes room for a new
+        recording, a few times; one that keeps failing is not tried again."""
         self.statistics.fallbacks += 1
         if is_shortage(error):
             self._short_of_memory(error)
             return
-        reason = Refusal("plan_error", f"{type(error).__name__}: {error}")
+        reason = self._plan_error(error)
         self.statistics.last_failure = reason
+        if isinstance(error, RecursionError):
+            return  # which says how deep the call was, and nothing of the plan
         done = self.statistics.planned[0]
         known.failures = 1 if done - known.failed_at > _FORGIVEN_AFTER else known.failures + 1
         known.failed_at = done

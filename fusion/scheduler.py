@@ -15,17 +15,17 @@ import torch
 
 from fusion.capture.record import Recording
 from fusion.config import FusionConfig
+from fusion.decide import faults
 from fusion.decide.backend import Backends, Kernel
-from fusion.decide.decider import Candidate, Decider, given_dims
+from fusion.decide.decider import Candidate, Decider, given_dims, pattern_of
 from fusion.decide.dependence import schedule
-from fusion.decide.partition import partition
+from fusion.decide.partition import partition, unfused
 from fusion.decide.refusal import CODES, Refusal
 from fusion.decide.regions import Partition
 from fusion.patterns.forks import cached_property
 from fusion.patterns.graph import OpNode, SubGraph
-from fusion.patterns.match import match
 from fusion.patterns.ops import FUSABLE, Kind, kind_of
-from fusion.patterns.recorded import IslandNode
+from fusion.patterns.recorded import IslandNode, RecordedGraph
 from fusion.runtime.codegen import write_plan
 from fusion.runtime.guards import write_match
 from fusion.runtime.plan import KernelCall, Shape, Source, Step, input_symbols, island_constants
@@ -152,14 +152,8 @@ class FusionScheduler:
         key = structure_key(shape)
         known = self.templates.get(key)
         if known is None:
-            values = dict(recording.values)
-            split = partition(
-                recording.graph,
-                min_nodes=self.config.min_nodes,
-                min_elements=self.config.min_tensor_elements,
-                values=values,
-            )
-            regions = tuple(replace(r, subgraph=r.subgraph.with_pattern(match(r.subgraph))) for r in split.regions)
+            split = self._partition(recording.graph, dict(recording.values))
+            regions = tuple(replace(r, subgraph=r.subgraph.with_pattern(pattern_of(r.subgraph))) for r in split.regions)
             split = replace(split, regions=regions)
             known = Template(shape, split, tuple(("node", i) for i in range(len(recording.graph.nodes))))
             self._trace("recording", recording.graph)
@@ -167,6 +161,14 @@ class FusionScheduler:
                 self._trace("region", region.subgraph)
             self.templates[key] = known
         return known
+
+    def _partition(self, graph: RecordedGraph, values: Mapping[str, int]) -> Partition:
+        """The regions of a graph; none where looking for them fails, so that its plan runs unfused."""
+        nodes, elements = self.config.min_nodes, self.config.min_tensor_elements
+        try:
+            return partition(graph, min_nodes=nodes, min_elements=elements, values=values)
+        except Exception as error:
+            return unfused(graph, faults.noted(error, f"the {len(graph.nodes)} calls of a scope"))
 
     def compile(
         self, template: Template, tensors: Mapping[str, torch.Tensor] | None, values: Mapping[str, int]
@@ -291,6 +293,7 @@ class FusionScheduler:
         self._dispatchers.clear()
         self.backends.kernels.clear()
         self.backends.decisions.clear()
+        self.backends.trials.known.clear()
         self.backends.nests.clear()
         if self.backends.store is not None:
             self.backends.store.clear()

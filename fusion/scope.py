@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
+from fusion import stack
 from fusion.capture import islands
 from fusion.capture.follow import follow
 from fusion.capture.given import Given
 from fusion.capture.likeness import Likeness, likeness, twins
-from fusion.capture.provenance import flatten
+from fusion.capture.provenance import flatten, user_line
 from fusion.capture.python_state import PythonState
-from fusion.capture.record import Recording, record, unseen
+from fusion.capture.record import Recording, call_line, record, unseen
 from fusion.capture.state import problems, unchanged, watched
 from fusion.decide.refusal import Refusal, Refused
 from fusion.integrations.compile import opaque, undisturbed
@@ -25,18 +27,26 @@ from fusion.patterns.forks import Lock
 from fusion.patterns.leaves import Path
 from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.proving import MOST_ROUTES, Proving
+from fusion.reasons import differed, too_many_plans
 from fusion.runtime.native import make_snapshot
 from fusion.runtime.plan import MISS
 from fusion.scheduler import FusionScheduler, Lists
 from fusion.signature import Signature
 
 _MOST_LISTS = 2  # of numbers that calls of one form are recorded with
+_MOST_PASSING = 4  # times that a scope ran out of stack while it was compiled, before it stays eager
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 _RESTS_AFTER = 8  # refused calls of one kind, after which only every `_LOOKS_UP`th is asked what it is
 _LOOKS_UP = 64
+_DEEP = Refusal("stack", "recording takes more stack than is left")
+_RESTLESS = Refusal(
+    "python_state",
+    f"what the modules hold has changed more than {_MOST_RESETS} times, and each change made the plans void",
+    remedy="pass what changes as an argument, or enable the model once it is set up",
+)
+_INSIDE = Refusal("active_mode", "a scope around this one is recorded or run again", remedy="nothing to do: it passes")
 _WAITS_AFTER_SHORTAGE = 64  # slow calls that are not recorded or proved after memory ran out while one was
 _SHORT = Refusal("out_of_memory", "memory ran out a few calls ago; they run eagerly for a while")
-_RESTLESS = Refusal("python_state", "the scope's modules keep changing")
 
 
 @dataclass
@@ -50,6 +60,7 @@ class Statistics:
     fallbacks: int = 0
     recording_seconds: float = 0.0
     last_reason: Refusal | None = None
+    passing: dict[str, Refusal] = field(default_factory=dict)  # why single calls ran eagerly, by code: the latest
     last_failure: Refusal | None = None
 
 
@@ -71,6 +82,7 @@ class Scope(Proving):
             call may be recorded.
         surroundings: gives the modules, and further snapshot entries, where they are found rather than given.
         in_place: whether the modules are as calls will find them; without it, `refresh` is called once they are.
+        bound: what `entry` is a method of, where the callable is one.
     """
 
     def __init__(
@@ -86,6 +98,7 @@ class Scope(Proving):
         divide: Callable[[Scope, Any, Refusal, torch.nn.Module | None, bool], bool] = lambda *_: False,
         surroundings: Callable[[], tuple[dict[str, torch.nn.Module], list[tuple[Any, ...]]]] | None = None,
         in_place: bool = True,
+        bound: Any = None,
     ) -> None:
         self.name = name
         self.call = call
@@ -98,6 +111,8 @@ class Scope(Proving):
         self.further: dict[Any, dict[str, torch.nn.Module]] = {}  # by the structure of the calls
         self.divide = divide
         self.surroundings = surroundings
+        self._numbers: set[Any] = set()  # structures of calls that are recorded without symbols for their sizes
+        self._passing = 0  # times that compiling ran out of stack
         self._rests: dict[Any, int] = {}  # refused calls, by kinds of arguments
         self._own_lists: dict[Any, Lists] = {}  # by the form of the calls, where no scope is like this one
         self._short = 0  # calls to wait before memory is asked for again
@@ -116,7 +131,7 @@ class Scope(Proving):
         self._lock = Lock()
         self.signature = Signature(call)
         self._plans: list[Callable[..., Any]] = []
-        self.entry = self.signature.entry(self._plans, self.statistics.planned, self._slow)
+        self.entry = self.signature.entry(self._plans, self.statistics.planned, self._slow, bound)
         if in_place:
             self.refresh()
 
@@ -128,7 +143,8 @@ class Scope(Proving):
             self.watching = self._watched()
             self.blocked = None
         except Refused as refused:
-            self.watching, self.blocked = [], refused.refusal
+            refusal = refused.refusal
+            self.watching, self.blocked = [], replace(refusal, origin=refusal.origin or self.line)
         self.snapshot = None
         self.entry.__globals__["_f_unchanged"] = _unwatched
         only = list(self.modules) == [""] and not self.steps
@@ -162,6 +178,7 @@ class Scope(Proving):
         """Every recording is void."""
         self.known.clear()
         self.refused.clear()
+        self._numbers.clear()
         self._rests.clear()
         self._lists_met().clear()
         self._publish()
@@ -207,11 +224,19 @@ class Scope(Proving):
         ]
         self._plans[:] = runs[::-1]
 
+    @property
+    def line(self) -> str:
+        """ "file:line" where the user has defined the callable, or calls it."""
+        return call_line(self.call)
+
     # ---- the slow path
 
     def original(self, arguments: Sequence[Any]) -> Any:
         """The callable itself."""
         return self.signature.invoke(self.call, arguments)
+
+    def _named(self, arguments: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self.signature.names, arguments, strict=True))
 
     def _eager(self, arguments: Sequence[Any], reason: Refusal | None = None) -> Any:
         self.statistics.eager += 1
@@ -219,15 +244,26 @@ class Scope(Proving):
             self.statistics.last_reason = reason
         return self.original(arguments)
 
+    def _passed(self, arguments: Sequence[Any], reason: Refusal) -> Any:
+        """Runs a call eagerly for what is about this call alone; the report says so, and where it was called."""
+        known = self.statistics.passing.get(reason.code)
+        if known is None or known.sentence != reason.sentence:
+            known = reason if reason.origin else replace(reason, origin=user_line())
+        self.statistics.passing[reason.code] = known
+        return self._eager(arguments, known)
+
     @opaque
     def _slow(self, *arguments: Any) -> Any:
         if get_eval_frame_callback():
             return undisturbed(self.signature.invoke, self.entry, arguments)
+        if stack.is_short():
+            with stack.lent():
+                return self._eager(arguments, _DEEP)
         return self._dispatch(arguments)
 
     def _dispatch(self, arguments: tuple[Any, ...]) -> Any:
         if not self.enabled():
-            return self._eager(arguments, Refusal("disabled", "enable_fusion is False"))
+            return self._passed(arguments, Refusal("disabled", "enable_fusion is False"))
         if self.resets > _MOST_RESETS:
             return self._eager(arguments, _RESTLESS)
         kinds = tuple([a if a is None or a is True or a is False else type(a) for a in arguments])
@@ -237,10 +273,10 @@ class Scope(Proving):
             if refused > _RESTS_AFTER and refused % _LOOKS_UP:
                 return self._eager(arguments)
         if islands.in_session():
-            return self._eager(arguments, Refusal("active_mode", "a scope around this one is recorded or run again"))
+            return self._eager(arguments, _INSIDE)
         problem = problems(self.modules, self.steps.values())
         if problem is not None:
-            return self._eager(arguments, problem)
+            return self._passed(arguments, problem)
         with self._lock:
             return self._advance(arguments, kinds)
 
@@ -258,8 +294,11 @@ class Scope(Proving):
         if self._short:
             self._short -= 1
             return self._eager(arguments, _SHORT)
-        key = self.signature.structure(arguments)
-        refusal = self.refused.get(key) or self._listed(arguments, key)
+        try:
+            key = self.signature.structure(arguments)
+            refusal = self.refused.get(key) or self._listed(arguments, key)
+        except Exception as error:  # an argument that holds itself, or answers no question
+            return self._eager(arguments, Refusal("opaque_argument", f"{type(error).__name__} where it is looked into"))
         if refusal is not None:
             self._rests.setdefault(kinds, 1)
             return self._eager(arguments, refusal)
@@ -280,9 +319,10 @@ class Scope(Proving):
         if self.known:
             self.statistics.guard_misses += 1
         if not self.records:
-            return self._eager(arguments, Refusal("guard", "the inputs do not have the recorded structure"))
+            return self._passed(arguments, Refusal("guard", "the inputs do not have the recorded structure"))
         if len(self.known) >= self.scheduler.config.max_plans:
-            return self._eager(arguments, Refusal("too_many_plans", f"max_plans={self.scheduler.config.max_plans}"))
+            full = self.statistics.passing.get("too_many_plans")  # which takes longer to tell than a call may
+            return self._passed(arguments, full or too_many_plans(self.known, self._named(arguments)))
         if self._waits:
             self._waits = False
             return self._eager(arguments)
@@ -306,7 +346,12 @@ class Scope(Proving):
         met = self._lists(arguments)
         if met is None or key in met.keys or not (met.full or len(met.keys) >= _MOST_LISTS):
             return None
-        return Refusal("data_read", "the numbers in a list that it is given vary from call to call")
+        return Refusal(
+            "data_read",
+            "the numbers in a list that it is given vary from call to call",
+            user_line(),
+            "pass the list as a tensor",
+        )
 
     def _holds(self) -> bool:
         """Whether the modules are as they were when they were last looked at."""
@@ -340,16 +385,24 @@ class Scope(Proving):
         twin = None if steps else self._twin(arguments)
         if twin is not None:
             return self._follow(*twin, arguments)
-        recording = record(
-            self.call,
-            dict(zip(self.signature.names, arguments, strict=True)),
-            lambda: self.original(arguments),
-            self.modules,
-            steps=steps,
-            max_ops=config.max_graph_size,
-            varying=() if self.whole else self._varying(arguments),
-            outside=self._outside,
-        )
+        runs = itertools.count()
+        try:
+            recording = record(
+                self.call,
+                self._named(arguments),
+                lambda: (next(runs), self.original(arguments))[1],
+                self.modules,
+                steps=steps,
+                max_ops=config.max_graph_size,
+                varying=() if self.whole else self._varying(arguments),
+                outside=self._outside,
+                numbers=key in self._numbers,
+            )
+        except Exception as error:
+            if next(runs):
+                raise  # the forward's own
+            self.refused[key] = Refusal("recorder_error", f"{type(error).__name__} before the forward ran: {error}")
+            return self._eager(arguments, self.refused[key])
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
         if recording.refusal is not None:
@@ -357,6 +410,10 @@ class Scope(Proving):
             self.statistics.last_reason = recording.refusal
             if recording.refusal.code == "out_of_memory":
                 self._short = _WAITS_AFTER_SHORTAGE
+            elif recording.refusal.code == "stack" and self._passing < _MOST_PASSING:
+                self._passing += 1  # a call that is less deep may be recorded
+            elif recording.unsuited and recording.culprit in (None, self.modules.get("")):
+                self._numbers.add(key)  # a plan for each size then, up to `max_plans`
             elif not self.divide(self, key, recording.refusal, recording.culprit, recording.changes):
                 if recording.refusal.code == "fixed_size" and lists is not None and len(lists.keys) > 1:
                     lists.keys.discard(key)
@@ -379,13 +436,20 @@ class Scope(Proving):
         outcome = recording.given.outcome(plain, recording.graph.items)
         alike = same_results(outcome, recording.outcome, exact=False)
         if not (alike and same_results(recording.undo.now(), recording.left, exact=False)):
-            self.refused[key] = Refusal("plan_mismatch", "the forward does something else when sizes are symbols")
+            self._refuse_symbols(key, differed(outcome, recording.outcome, self.line))
             return recording.result if steps else plain  # only the recorded run ran the steps
         del outcome
         if same_results(plain, recording.result):
             recording.share(plain)
         self._guarded(key, lambda: self.adopt(recording, arguments))
         return plain
+
+    def _refuse_symbols(self, key: Any, refusal: Refusal) -> None:
+        """A forward did something else with symbols for sizes: the next call like it is recorded with numbers."""
+        self.statistics.last_reason = refusal
+        if key in self._numbers:
+            self.refused[key] = refusal
+        self._numbers.add(key)
 
     def _again(self, recording: Recording, arguments: Sequence[Any]) -> Any:
         """The recorded call without symbols: what the caller gets."""
@@ -411,7 +475,9 @@ class Scope(Proving):
         reader = self.modules[""].get_submodule(path)
         if any(part is step for part in reader.modules() for step in self.steps.values()):
             return False
-        refusal = Refusal("data_read", "values of tensors decide, call by call, what it does")
+        refusal = Refusal(
+            "data_read", "values of tensors decide, call by call, what it does", call_line(type(reader).forward)
+        )
         return self.divide(self, key, refusal, reader, False)
 
     def _routed(self) -> set[str]:
@@ -420,7 +486,7 @@ class Scope(Proving):
 
     def _varying(self, arguments: Sequence[Any]) -> set[tuple[Path, int]]:
         """(path, dimension) of tensor arguments' sizes that earlier recordings fixed to other numbers."""
-        given = {leaf.path: leaf.value for leaf in flatten(dict(zip(self.signature.names, arguments, strict=True)))[0]}
+        given = {leaf.path: leaf.value for leaf in flatten(self._named(arguments))[0]}
         found: set[tuple[Path, int]] = set()
         for known in self.known:
             for entered in known.graph.inputs:
@@ -440,8 +506,12 @@ class Scope(Proving):
             if is_shortage(error):
                 self._short_of_memory(error)
                 return
-            self.refused[key] = Refusal("plan_error", f"{type(error).__name__}: {error}")
-            self.statistics.last_reason = self.refused[key]
+            refusal = self._plan_error(error)
+            self.statistics.last_reason = refusal
+            deep = isinstance(error, RecursionError)
+            self._passing += deep
+            if not deep or self._passing > _MOST_PASSING:
+                self.refused[key] = refusal
 
     def _short_of_memory(self, error: BaseException) -> None:
         """Memory ran out while something was proved: nothing is known from it, and it is tried again later."""
@@ -463,7 +533,7 @@ class Scope(Proving):
 
     def _follow(self, twin: Known, values: dict[str, int], arguments: Sequence[Any]) -> Any:
         """Records this call by following an equal module's recording; if they part, the next call is recorded."""
-        named = dict(zip(self.signature.names, arguments, strict=True))
+        named = self._named(arguments)
         given = Given(named)
         found = {leaf.path: leaf.value for leaf in given.leaves}
         inputs = {i.name: found[i.path] for i in twin.graph.inputs}
@@ -481,7 +551,12 @@ class Scope(Proving):
             change = "changes a list or dict it was given"
         if recording is None or change is not None:
             self.stranger = True
-            self.statistics.last_reason = Refusal("guard", f"differs from an equal module: {why or change}")
+            self.statistics.last_reason = Refusal(
+                "guard",
+                f"it does something else than an equal module: {why or change}",
+                self.line,
+                "nothing to do: it is recorded by itself",
+            )
             return result
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds

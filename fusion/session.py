@@ -6,17 +6,20 @@ import contextlib
 import functools
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fusion.blocks import find_blocks, parts
+from fusion.capture.recorder import holders
 from fusion.capture.surroundings import Outside, of_module
 from fusion.decide.backend import Kernel
 from fusion.decide.decider import Candidate
 from fusion.decide.heuristics import Decision
 from fusion.decide.refusal import CODES, Refusal
-from fusion.entries import ModuleEntry, own_forward
+from fusion.decide.remedies import REMEDIES
+from fusion.entries import ModuleEntry, is_method, own_forward
 from fusion.integrations import standard, transformers
 from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.ops import Kind, kind_of
@@ -29,8 +32,8 @@ from fusion.signature import ClassForward
 
 # Refusals that say something of the call, not of the module.
 _PASSING = (
-    "grad_enabled", "training", "active_mode", "autocast", "hook", "disabled", "too_many_plans", "unsupported_layout",
-    "step_error", "out_of_memory",
+    "grad_enabled", "training", "active_mode", "autocast", "hook", "collecting", "disabled", "too_many_plans",
+    "unsupported_layout", "step_error", "stack", "out_of_memory",
 )  # fmt: skip
 _MOST_DIVISIONS = 64  # a model whose modules fail one by one stays as it is after that many
 
@@ -79,6 +82,7 @@ class Session:
             divide=functools.partial(self._divide, path),
             surroundings=lambda: of_module(module, scope.steps.values(), outside),
             in_place=False,
+            bound=module if is_method(own, module) else None,
         )
         self.scopes.append((module, scope))
         self._entries.append(ModuleEntry(module, scope.entry))
@@ -95,17 +99,20 @@ class Session:
             whether the scope may be recorded another time.
         """
         module = scope.modules[""]
-        if refusal.code in _PASSING or len(self.eager) >= _MOST_DIVISIONS:
+        failed = sum(known.code != "foreign_weight" for known in self.eager.values())
+        if refusal.code in _PASSING or failed >= _MOST_DIVISIONS:
             return False
         if culprit is not None and culprit is not module:
             at = next((p for p, m in module.named_modules() if m is culprit), None)
             if at is None or any(m is culprit for m in scope.steps_of(key).values()):
                 return False
-            name = f"{path}.{at}" if path else at
-            if name not in self.eager:
-                self.eager[name] = refusal
-                self._add_parts(culprit, name)
-            scope.make_step(at, culprit, key, changing=changing)
+            self._make_step(path, scope, key, refusal, at, culprit, changing)
+            if refusal.code == "foreign_weight":  # the other modules with such weights would be found one by one
+                inside = {id(m) for step in scope.steps_of(key).values() for m in step.modules()}
+                for at, holder in holders(module):
+                    if holder is not module and id(holder) not in inside:
+                        why = replace(refusal, sentence=f"{type(holder).__name__} holds a weight of the same kind")
+                        self._make_step(path, scope, key, why, at, holder, changing)
             return True
         worked = scope.known or scope.statistics.planned[0]
         if not scope.divided and (refusal.code == "fixed_size" or not worked):
@@ -114,6 +121,16 @@ class Session:
                 scope.refresh()
                 scope.forget()
         return False
+
+    def _make_step(
+        self, path: str, scope: Scope, key: Any, refusal: Refusal, at: str, module: torch.nn.Module, changing: bool
+    ) -> None:
+        """Makes a module inside a scope a step that runs eagerly, at a path from the scope's own."""
+        name = f"{path}.{at}" if path else at
+        if name not in self.eager:
+            self.eager[name] = refusal
+            self._add_parts(module, name)
+        scope.make_step(at, module, key, changing=changing)
 
     def _add_parts(self, module: torch.nn.Module, path: str) -> bool:
         """Makes the largest modules below `module` scopes, next to those that are; whether there were any."""
@@ -238,9 +255,10 @@ def _state(scope: Scope, compiled: bool) -> tuple[str, str]:
     reason = str(refusals[0]) if refusals else ""
     if compiled and not all(k.refusal for k in scope.known):
         fused = any(c.kernels for k in scope.known for c, _ in k.plans.values())
+        reasons = [reason, *map(str, scope.statistics.passing.values())]
         if not reason and scope.statistics.last_failure is not None:
-            reason = f"last fallback: {scope.statistics.last_failure}"
-        return ("fused" if fused else "unfused plan"), reason
+            reasons.append(f"last fallback: {scope.statistics.last_failure}")
+        return ("fused" if fused else "unfused plan"), "\n".join(filter(None, reasons))
     if not refusals and scope.statistics.last_reason:
         reason = str(scope.statistics.last_reason)
     return ("eager" if reason else "not called"), reason
@@ -263,6 +281,7 @@ def _region_report(scope: Scope, compiled: Compiled, candidate: Candidate) -> Re
         bytes_after=decision.bytes_after,
         backend=candidate.kernel.backend if candidate.kernel else "eager",
         origin=next((n.origin for n in graph.nodes if n.origin), ""),
+        remedy="" if decision.fused else REMEDIES.get(decision.code, ""),
     )
 
 
@@ -302,4 +321,5 @@ def _refused_node(scope: Scope, compiled: Compiled, index: int, refusal: Any) ->
         bytes_after=None,
         backend="eager",
         origin=node.origin,
+        remedy=refusal.remedy,
     )

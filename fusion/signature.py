@@ -11,6 +11,8 @@ import torch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.utils import _pytree as pytree
 
+from fusion.capture.modes import in_other_mode
+from fusion.capture.provenance import is_atom
 from fusion.integrations.compile import opaque
 from fusion.patterns.source import define, renamed
 from fusion.runtime.plan import MISS
@@ -67,9 +69,12 @@ class Signature:
         return call(*positional, **named)
 
     def entry(
-        self, plans: list[Callable[..., Any]], counter: list[int], slow: Callable[..., Any]
+        self, plans: list[Callable[..., Any]], counter: list[int], slow: Callable[..., Any], bound: Any = None
     ) -> Callable[..., Any]:
         """The function that stands in for the callable: the mode checks, then the plans, then the slow path.
+
+        It is a method of `bound`, where that is given, which it takes as its first argument and does not use: who
+        wraps a forward, or binds it to another object, takes the function out of the method first.
 
         Whoever makes it puts the snapshot into its globals as `_f_unchanged`; no plan is tried before.
         """
@@ -82,11 +87,14 @@ class Signature:
             "_f_grad": torch.is_grad_enabled,
             "_f_dispatch": torch._C._len_torch_dispatch_stack,
             "_f_function": torch._C._len_torch_function_stack,
+            "_f_other": in_other_mode,
             "_f_autocast": torch._C._is_any_autocast_enabled,
             "_f_tracing": torch._C._get_tracing_state,
             "_f_compiling": get_eval_frame_callback,
         }
-        listed: list[str] = []
+        listed: list[str] = [] if bound is None else ["m"]
+        if listed and not any(p.kind is p.POSITIONAL_ONLY for p in self.parameters):
+            listed.append("/")
         star = False
         for i, p in enumerate(self.parameters):
             default = ""
@@ -105,7 +113,7 @@ class Signature:
         arguments = ", ".join(f"a{i}" for i in range(len(self.parameters)))
         lines = [
             f"def entry({', '.join(listed)}):",
-            "    _f_modes = _f_grad() or _f_dispatch() or _f_function() or _f_autocast()",
+            "    _f_modes = _f_grad() or _f_dispatch() or _f_function() and _f_other() or _f_autocast()",
             "    _f_traced = _f_tracing() or _f_compiling()",
             "    if not _f_modes and not _f_traced and _f_unchanged():",
             "        for _f_plan in _f_plans:",
@@ -117,7 +125,11 @@ class Signature:
         ]
         made = define("\n".join(lines), "entry", names, "<fusion entry>")
         made.__kwdefaults__ = {p.name: p.default for p in self.parameters if _has_keyword_default(p)} or None
-        return opaque(renamed(made, tuple(p.name for p in sorted(self.parameters, key=lambda p: _ORDER[p.kind]))))
+        names_in_code = tuple(p.name for p in sorted(self.parameters, key=lambda p: _ORDER[p.kind]))
+        if bound is None:
+            return opaque(renamed(made, names_in_code))
+        own = next(name for name in ("self", "self_", "self__") if name not in names_in_code)
+        return types.MethodType(opaque(renamed(made, (own, *names_in_code))), bound)
 
     def structure(self, arguments: Sequence[Any]) -> Any:
         """What a refusal is remembered by: the arguments' nesting, types, dtypes and plain values, without sizes."""
@@ -132,9 +144,11 @@ class Signature:
 
 
 def _kind(leaf: Any) -> Any:
+    if type(leaf) in (int, str, float, bool, type(None)):
+        return leaf
     if isinstance(leaf, torch.Tensor) and not leaf.is_nested:  # which has no sizes to ask for
         return (leaf.dtype, leaf.device, tuple(min(s, 2) for s in leaf.shape))
-    return leaf if isinstance(leaf, (type(None), bool, int, float, str)) else type(leaf)
+    return leaf if isinstance(leaf, (int, float, str)) and is_atom(leaf) else type(leaf)
 
 
 def _is_numbers(value: Any) -> bool:
@@ -150,5 +164,5 @@ class ClassForward:
         self.__wrapped__ = type(module).forward  # where its code is found
         self.__signature__ = inspect.signature(types.MethodType(type(module).forward, module))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return type(self.module).forward(self.module, *args, **kwargs)

@@ -105,6 +105,16 @@ def compile_cpp(nests: Sequence[Nest], store: Store | None, toolchain: Toolchain
     ]
 
 
+def needs_compiler(nests: Sequence[Nest], store: Store | None) -> bool:
+    """Whether `compile_cpp` is going to call the compiler: some nest is not in the store, as far as a look at it tells.
+
+    Raises:
+        LoweringError: a kernel has no C++ form.
+    """
+    toolchain = find_toolchain()
+    return toolchain is not None and (store is None or not all(store.has(_digest(n, toolchain), "file") for n in nests))
+
+
 def run_ctypes(
     kernel: CompiledKernel, inputs: Sequence[torch.Tensor], given: Sequence[int] = ()
 ) -> tuple[torch.Tensor, ...]:
@@ -151,14 +161,12 @@ def _mismatch(kernel: CompiledKernel, argument: Argument, tensor: torch.Tensor) 
 
 
 def _native(kernel: CompiledKernel) -> native_call.NativeKernel:
-    outputs = tuple((o.dtype, o.order) for o in kernel.nest.outputs)
+    outputs = tuple((o.dtype, o.order, tuple(dim for dim, _ in o.loose)) for o in kernel.nest.outputs)
     return _loaded(kernel.library, kernel.symbol, len(kernel.nest.sizes), outputs)
 
 
 @functools.lru_cache(maxsize=4096)
-def _loaded(
-    library: str, symbol: str, sizes: int, outputs: tuple[tuple[torch.dtype, tuple[int, ...]], ...]
-) -> native_call.NativeKernel:
+def _loaded(library: str, symbol: str, sizes: int, outputs: tuple[native_call.Form, ...]) -> native_call.NativeKernel:
     return native_call.NativeKernel(library, symbol, sizes, list(outputs))
 
 

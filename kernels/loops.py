@@ -53,16 +53,19 @@ class Output:
         dtype: element type in memory.
         shape: Dims over the nest's size symbols.
         order: dimensions from outermost to innermost in memory; the tensor is dense in that order.
+        loose: strides of dimensions of size 1 that are others than of a tensor that is dense; no element depends on
+            them, but eager gives them so.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[Dim, ...]
     order: tuple[int, ...]
+    loose: tuple[tuple[int, Dim], ...] = ()
 
     @property
     def strides(self) -> tuple[Dim, ...]:
-        """Dense strides in elements, by dimension."""
+        """Strides in elements, by dimension; those of a dense tensor, also where they are loose."""
         strides: list[Dim] = [0] * len(self.shape)
         running: Dim = 1
         for dim in reversed(self.order):
@@ -184,11 +187,15 @@ def head_text(
     """The first lines of a kernel's text: its name, its tensors, where its sizes come from."""
     lines = [f"kernel {name} ({numerics} numerics)"]
     lines += [f"  in  {a.name}: {_type(a.dtype)}{_dims(a.shape)} strides {_dims(a.strides)}" for a in inputs]
-    lines += [f"  out {o.name}: {_type(o.dtype)}{_dims(o.shape)} order {list(o.order)}" for o in outputs]
+    lines += [f"  out {o.name}: {_type(o.dtype)}{_dims(o.shape)} order {list(o.order)}{_loose(o)}" for o in outputs]
     for s in sizes:
         where = f"argument {s.argument}" if s.source == "given" else f"a{s.argument}.{s.source}[{s.dim}]"
         lines.append(f"  size {s.symbol} = {where}")
     return lines
+
+
+def _loose(output: Output) -> str:
+    return "".join(f" stride[{dim}] {symbols.render(stride)}" for dim, stride in output.loose)
 
 
 def verify(nest: LoopNest) -> None:

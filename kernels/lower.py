@@ -14,6 +14,7 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.ops import Kind
 from fusion.patterns.scalar import COLUMN, Apply, Constant, Load, Reduce, Reduced, Scalar, Scan, Scanned, Select, Size
+from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 
 from .bundle import Bundle, Nest
@@ -140,7 +141,16 @@ def given_symbols(nest: Nest) -> tuple[str, ...]:
 
 def _outputs(canonical: SubGraph) -> tuple[Output, ...]:
     specs = [canonical.spec[name] for name in canonical.outputs]
-    return tuple(Output(f"o{k}", spec.dtype, spec.shape, memory_order(f"o{k}", spec)) for k, spec in enumerate(specs))
+    return tuple(_output(f"o{k}", spec) for k, spec in enumerate(specs))
+
+
+def _output(name: str, spec: TensorSpec) -> Output:
+    dense = Output(name, spec.dtype, spec.shape, memory_order(name, spec))
+    if 0 in spec.shape:  # torch does not say what strides a tensor without elements has
+        return dense
+    pairs = enumerate(zip(spec.shape, spec.strides, dense.strides, strict=True))
+    loose = tuple((dim, now) for dim, (size, now, packed) in pairs if size == 1 and not symbols.same(now, packed))
+    return replace(dense, loose=loose)
 
 
 # What makes a space the wrong one for a graph; another may be right.

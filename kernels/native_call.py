@@ -4,6 +4,7 @@ import ctypes
 
 import torch
 
+Form = tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]
 _CODES = {torch.bool: 6, torch.bfloat16: 4, torch.uint8: 1}
 
 
@@ -24,10 +25,15 @@ class DLTensor(ctypes.Structure):
     )
 
 
+def type_code(dtype: torch.dtype) -> int:
+    """DLPack's code for the kind of number that `dtype` is."""
+    return _CODES.get(dtype, 2 if dtype.is_floating_point else 0)
+
+
 def describe(tensor: torch.Tensor) -> DLTensor:
     """A DLTensor of `tensor`, which must outlive it."""
     dims = ctypes.c_int64 * max(tensor.dim(), 1)
-    code = _CODES.get(tensor.dtype, 2 if tensor.dtype.is_floating_point else 0)
+    code = type_code(tensor.dtype)
     device = 1 if tensor.device.type == "cpu" else 2
     return DLTensor(
         tensor.data_ptr(), device, 0, tensor.dim(), code, 8 * tensor.dtype.itemsize, 1,
@@ -42,12 +48,11 @@ class NativeKernel:
         library: path of the shared library.
         symbol: the kernel's C name.
         sizes: how many size symbols it has.
-        outputs: dtype of each output, and its dimensions from outermost to innermost in memory.
+        outputs: dtype of each output, its dimensions from outermost to innermost in memory, and those of size 1 whose
+            strides the kernel tells after the sizes.
     """
 
-    def __init__(
-        self, library: str, symbol: str, sizes: int, outputs: list[tuple[torch.dtype, tuple[int, ...]]]
-    ) -> None:
+    def __init__(self, library: str, symbol: str, sizes: int, outputs: list[Form]) -> None:
         loaded = ctypes.CDLL(library)
         self._prepare = loaded[f"{symbol}_prepare"]
         self._prepare.restype = ctypes.c_int32
@@ -63,17 +68,22 @@ class NativeKernel:
             0 and the outputs, or the number (from 1) of the first input that does not fit and no outputs.
         """
         sizes = (ctypes.c_int64 * max(self._sizes, 1))()
-        shape = (ctypes.c_int64 * max(sum(len(order) for _, order in self._outputs), 1))()
+        shape = (ctypes.c_int64 * max(sum(len(order) + len(loose) for _, order, loose in self._outputs), 1))()
         described = (DLTensor * max(len(inputs), 1))(*map(describe, inputs))
         wrong = self._prepare(described, (ctypes.c_int64 * max(len(given), 1))(*given), sizes, shape)
         if wrong:
             return wrong, ()
         outputs = []
         at = 0
-        for dtype, order in self._outputs:
+        for dtype, order, loose in self._outputs:
             dense = torch.empty(shape[at : at + len(order)], dtype=dtype)
-            outputs.append(dense.permute([order.index(d) for d in range(len(order))]))
+            output = dense.permute([order.index(d) for d in range(len(order))])
             at += len(order)
+            strides = list(output.stride())
+            for dim in loose:
+                strides[dim] = shape[at]
+                at += 1
+            outputs.append(output.as_strided(output.shape, strides))
         sources = (ctypes.c_void_p * max(len(inputs), 1))(*(t.data_ptr() for t in inputs))
         targets = (ctypes.c_void_p * max(len(outputs), 1))(*(t.data_ptr() for t in outputs))
         self._run(sources, targets, sizes)

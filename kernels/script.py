@@ -33,7 +33,7 @@ def standalone(nest: Nest, symbol: str, source: str) -> str:
         "sizes": repr(len(nest.sizes)),
         "given": repr(given),
         "inputs": _listing([f"({dtype}, {shape}, {strides})" for dtype, shape, strides in inputs]),
-        "outputs": _listing([f"({o.dtype}, {o.order})" for o in nest.outputs]),
+        "outputs": _listing([f"({o.dtype}, {o.order}, {tuple(dim for dim, _ in o.loose)})" for o in nest.outputs]),
     }
     assignments = "\n".join(f"{name.upper()} = {text}" for name, text in parameters.items())
     escaped = source.replace("\\", "\\\\").replace('"""', r"\"\"\"")

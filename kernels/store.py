@@ -103,6 +103,11 @@ class Store:
     def _only_read(self, error: OSError) -> None:
         self.reason = f"The cache folder {self.directory} is only read, for it cannot be written: {error}."
 
+    def has(self, key: str, kind: str) -> bool:
+        """Whether there is an entry of a kind, "json" or "file", under `key`; whether it is a good one, reading tells."""
+        _check(key)
+        return self.enabled and self._entry(key, kind).exists()
+
     def get_json(self, key: str) -> Any | None:
         """The value stored under `key`, or None."""
         value = self._read(key, "json")

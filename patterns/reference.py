@@ -16,7 +16,7 @@ from . import symbols
 from .errors import StructureMismatch, UnsupportedOperator
 from .graph import OpNode, SubGraph
 from .leaves import Leaf, Ref, leaves, map_leaves
-from .ops import lookup, resolve
+from .ops import Kind, kind_of, lookup, resolve
 from .ops.reductions import rms_epsilon
 from .specs import TensorSpec
 from .symbols import Dim
@@ -50,6 +50,32 @@ def run(graph: SubGraph, inputs: Mapping[str, Tensor], sizes: Mapping[str, int] 
         UnsupportedOperator: this torch lacks an operator of the graph.
     """
     return _run(graph, inputs, bind_symbols(graph, inputs, sizes), lambda node, args, kwargs: (args, kwargs))
+
+
+def run_singly(
+    graph: SubGraph, inputs: Mapping[str, Tensor], sizes: Mapping[str, int] | None = None
+) -> dict[str, Tensor]:
+    """Runs `graph` as `run` does, but pointwise operators compute one element at a time instead of vectors of them.
+
+    torch has two loops for those, which differ in the sign of a zero and in the results of infinities: which of them
+    an element gets depends on the size of its tensor, so that eager's result is either.
+
+    Returns:
+        the outputs by name; their strides need not be eager's.
+
+    Raises:
+        as `run`.
+    """
+
+    def apart(leaf: Any) -> Any:
+        return torch.stack((leaf, leaf), -1)[..., 0] if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+    def change(node: OpNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        if kind_of(node.op) is not Kind.POINTWISE:
+            return args, kwargs
+        return map_leaves(apart, args), {name: map_leaves(apart, value) for name, value in kwargs.items()}
+
+    return _run(graph, inputs, bind_symbols(graph, inputs, sizes), change)
 
 
 def run_fp64(

@@ -19,8 +19,9 @@ from .errors import GraphError
 
 # Builtins that generated text may use.
 BUILTINS: dict[str, Any] = {
-    "Exception": Exception, "dict": dict, "float": float, "getattr": getattr, "id": id, "int": int, "len": len,
-    "list": list, "locals": locals, "max": max, "min": min, "set": set, "tuple": tuple, "type": type,
+    "Exception": Exception, "abs": abs, "dict": dict, "float": float, "getattr": getattr, "id": id, "int": int,
+    "len": len, "list": list, "locals": locals, "max": max, "min": min, "round": round, "set": set, "tuple": tuple,
+    "type": type,
 }  # fmt: skip
 
 # Attributes that generated text may read. `runtime.calls` writes the tensor methods.

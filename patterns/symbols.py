@@ -1,13 +1,14 @@
 """Sizes as numbers or symbolic expressions, and the two ways to print them.
 
-A `Dim` is a plain int, or a sympy expression over positive integer symbols. Sizes and index
-expressions are never negative, so floor division and remainder print as the C operators.
+A `Dim` is a plain int, or a sympy expression over positive integer symbols. Index expressions are never negative where
+they are used, so floor division and remainder print as the C operators; between sizes they are Python's.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
@@ -113,7 +114,34 @@ def evaluate(dim: Dim, values: Mapping[str, int]) -> int:
     missing = [s.name for s in dim.free_symbols if s.name not in values]
     if missing:
         raise GraphError(f"No value for the size symbols {sorted(missing)} in {dim}.")
-    return int(dim.xreplace({s: sympy.Integer(values[s.name]) for s in dim.free_symbols}))
+    found = _number(dim, values)
+    return (
+        found if found is not None else int(dim.xreplace({s: sympy.Integer(values[s.name]) for s in dim.free_symbols}))
+    )
+
+
+def _number(dim: sympy.Expr, values: Mapping[str, int]) -> int | None:
+    """`evaluate` for what most sizes are made of, without building expressions; None for anything else."""
+    if isinstance(dim, sympy.Symbol):
+        return int(values[dim.name])
+    if isinstance(dim, sympy.Integer):
+        return int(dim)
+    if not isinstance(dim, (sympy.Add, sympy.Mul, FloorDiv, Mod)):
+        return None
+    parts: list[int] = []
+    for argument in dim.args:
+        part = _number(argument, values)
+        if part is None:
+            return None
+        parts.append(part)
+    if isinstance(dim, sympy.Add):
+        return sum(parts)
+    if isinstance(dim, sympy.Mul):
+        return math.prod(parts)
+    numerator, denominator = parts
+    if not denominator:
+        return None
+    return numerator // denominator if isinstance(dim, FloorDiv) else numerator % denominator
 
 
 @functools.lru_cache(maxsize=1 << 16)  # printing is most of the time a digest takes
@@ -156,9 +184,24 @@ def print_python(dim: Dim, rename: Callable[[str], str] = lambda name: name) -> 
     return _Printer("//", rename).text(dim)
 
 
+def printable(dim: Dim) -> bool:
+    """Whether plans and kernels can compute a size from its symbols."""
+    try:
+        print_python(dim)
+    except GraphError:
+        return False
+    return True
+
+
 def print_c(dim: Dim, rename: Callable[[str], str] = lambda name: name) -> str:
-    """`dim` as C source over 64-bit integers; correct for non-negative operands only."""
+    """`dim` as C source over 64-bit integers; index expressions are correct for non-negative operands only."""
     return _Printer("/", rename).text(dim)
+
+
+def _may_be_negative(dim: sympy.Expr) -> bool:
+    """Whether a quotient or remainder of sizes, no index among them, may have an operand below zero."""
+    whole, by = dim.args
+    return not (whole.is_nonnegative and by.is_positive) and all(s.is_positive for s in dim.free_symbols)
 
 
 class _Printer:
@@ -177,6 +220,8 @@ class _Printer:
             return "(" + "*".join(self.text(a) for a in dim.args) + ")"
         if isinstance(dim, sympy.Pow) and dim.exp.is_Integer and int(dim.exp) > 0:
             return "(" + "*".join([self.text(dim.base)] * int(dim.exp)) + ")"
+        if isinstance(dim, (FloorDiv, Mod, PythonMod)) and _may_be_negative(dim):
+            return self._rounded_down(dim)
         if isinstance(dim, (FloorDiv, CleanDiv)):
             return f"({self.text(dim.args[0])} {self.divide} {self.text(dim.args[1])})"
         if isinstance(dim, (Mod, PythonMod)):
@@ -185,6 +230,12 @@ class _Printer:
             compare = ">" if isinstance(dim, Max) else "<"
             return functools.reduce(lambda a, b: self._choose(a, b, compare), map(self.text, dim.args))
         raise GraphError(f"A size expression of kind {type(dim).__name__} cannot be printed: {dim}.")
+
+    def _rounded_down(self, dim: sympy.Expr) -> str:
+        """A quotient or remainder as Python's, also where the language rounds towards zero."""
+        whole, by = map(self.text, dim.args)
+        rest = f"(({whole} % {by} + {by}) % {by})"
+        return f"(({whole} - {rest}) {self.divide} {by})" if isinstance(dim, FloorDiv) else rest
 
     def _choose(self, a: str, b: str, compare: str) -> str:
         if self.divide == "//":

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 
 import sympy
 
@@ -20,22 +19,9 @@ from .symbols import Dim
 _REMEDY = "This is a fault of the recorder: run with enable_fusion=False and report it."
 _SYMBOL = re.compile(r"\bs\d+\b")
 _WORD = re.compile(r"\b[A-Za-z_]\w*\b")
-_GUARD_WORDS = {
-    "and",
-    "or",
-    "not",
-    "True",
-    "False",
-    "max",
-    "min",
-    "Max",
-    "Min",
-    "math",
-    "floor",
-    "ceil",
-    "abs",
-    "float",
-}
+_GUARD_WORDS = frozenset(
+    ("and", "or", "not", "True", "False", "max", "min", "math", "floor", "ceil", "trunc", "round", "abs", "float")
+)
 
 
 def check_recording(graph: RecordedGraph) -> None:
@@ -142,13 +128,11 @@ class _Check:
 
     def _guards(self) -> None:
         for guard in self.graph.guards:
-            unknown = set(_SYMBOL.findall(guard)) - set(self.sourced)
-            strange = set(_words(guard)) - _GUARD_WORDS
-            if unknown or strange:
-                names = sorted(unknown | strange)
-                raise GraphError(f"The guard {guard!r} names {names}, no size symbols of it.", remedy=_REMEDY)
+            names = strange_words(guard) | (set(_SYMBOL.findall(guard)) - set(self.sourced))
+            if names:
+                raise GraphError(f"The guard {guard!r} names {sorted(names)}, no size symbols of it.", remedy=_REMEDY)
 
 
-def _words(guard: str) -> Iterator[str]:
-    words: Iterable[str] = _WORD.findall(guard)
-    return (w for w in words if not _SYMBOL.fullmatch(w))
+def strange_words(guard: str) -> set[str]:
+    """What the text of a guard names beside size symbols and what every plan knows."""
+    return {w for w in _WORD.findall(guard) if not _SYMBOL.fullmatch(w)} - _GUARD_WORDS

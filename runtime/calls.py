@@ -50,6 +50,8 @@ def call(node: OpNode, text: Text, name: Name, result: TensorSpec | None = None,
         hold_scalars: whether numbers may be held as tensors without dimensions.
         name: binds an object and gives its name; the first argument is a hint for the name.
     """
+    if not node.refs:  # of numbers alone, a shorthand would make another number
+        return _plainly(node, resolve(node.op), text, name)
     if node.op in _OPERATORS and len(node.args) == 2 and not node.kwargs:
         second = node.args[1]
         if hold_scalars and type(second) is float and result is not None and result.dtype is torch.float32:
@@ -66,11 +68,15 @@ def call(node: OpNode, text: Text, name: Name, result: TensorSpec | None = None,
         method = node.op.split(".")[1]
         rest = node.args[1] or ((),) if method in _SPREAD else node.args[1:]
         return f"{text(node.args[0])}.{method}({', '.join(map(text, rest))})"
-    function = _FUNCTIONS.get(node.op)
+    return _plainly(node, _FUNCTIONS.get(node.op) or resolve(node.op), text, name)
+
+
+def _plainly(node: OpNode, function: Any, text: Text, name: Name) -> str:
+    """A call of a function with the node's arguments."""
     arguments = list(map(text, node.args))
     if node.kwargs:  # a keyword is bound to a name of ours, for it may be any string
         arguments.append("**{" + ", ".join(f"{name('key', k)}: {text(v)}" for k, v in node.kwargs) + "}")
-    return f"{name('op', function or resolve(node.op))}({', '.join(arguments)})"
+    return f"{name('op', function)}({', '.join(arguments)})"
 
 
 def _slice(node: OpNode, text: Text, result: TensorSpec | None) -> str | None:

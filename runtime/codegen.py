@@ -17,7 +17,7 @@ from .calls import call
 from .guards import GuardWriter, head
 from .handed_on import HandedOn, restored
 from .lent import Changed, contents, keep_outer, kept, let_go, log_differences, log_writes, noted, versions
-from .nesting import tree_of
+from .nesting import tree_of, unflatten
 from .plan import KernelCall, Shape, Source, Step, as_it_is, bound_later
 from .wellformed import check_steps
 
@@ -346,8 +346,7 @@ class Writer(GuardWriter):
             taken = ", ".join(next(leaves) for _ in range(tree.num_leaves))
             if tree.type is torch.Size:  # which torch's pytrees would make a plain tuple
                 return f"{self.name('Size', torch.Size)}([{taken}])"
-            unflatten = self.name("unflatten", pytree.tree_unflatten)
-            return f"{unflatten}([{taken}], {self.name('tree', tree)})"
+            return f"{self.name('unflatten', unflatten)}([{taken}], {self.name('tree', tree)})"
         inner = [self._nested(child, leaves) for child in tree.children()]
         if tree.type is dict:
             keys = [self.outside(key) for key in tree.context]

@@ -182,7 +182,10 @@ def prepare(
     outputs = []
     for output in nest.outputs:
         shape = tuple(symbols.evaluate(d, values) for d in output.shape)
-        outputs.append((shape, _dense(shape, output.order), output.dtype))
+        strides = _dense(shape, output.order)
+        for dim, stride in output.loose:
+            strides[dim] = symbols.evaluate(stride, values)
+        outputs.append((shape, tuple(strides), output.dtype))
     sizes = tuple(values[s.symbol] for s in nest.sizes)
     divisible = tuple((n == 1, n % 16 == 0, n >= 2**31) for n in sizes)
     cut = pieces(nest, schedule, values, processors)
@@ -223,13 +226,13 @@ def _check_layout(nest: Nest, argument: Argument, tensor: torch.Tensor, values: 
         )
 
 
-def _dense(shape: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+def _dense(shape: tuple[int, ...], order: tuple[int, ...]) -> list[int]:
     """Strides of a tensor without gaps whose dimensions lie in `order`; as torch's, where there are no elements."""
     strides, running = [0] * len(shape), 1
     for dim in reversed(order):
         strides[dim] = running
         running *= max(1, shape[dim])
-    return tuple(strides)
+    return strides
 
 
 @functools.cache

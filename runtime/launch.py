@@ -43,7 +43,7 @@ def make_launcher(kernel: CompiledKernel | Nest) -> Launcher:
     prepare, run = (
         ctypes.cast(library[f"{kernel.symbol}_{part}"], ctypes.c_void_p).value for part in ("prepare", "run")
     )
-    outputs = tuple((*DLPACK_TYPES[o.dtype], o.order) for o in kernel.nest.outputs)
+    outputs = tuple((*DLPACK_TYPES[o.dtype], o.order, tuple(dim for dim, _ in o.loose)) for o in kernel.nest.outputs)
     launcher: Launcher = module.Launcher(
         prepare, run, len(kernel.nest.inputs), slow.given, len(kernel.nest.sizes), outputs, slow
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch.utils import _pytree as pytree
 
 
@@ -79,8 +80,35 @@ def fields_of(value: Any) -> dict[str, Any] | None:
     return {name: getattr(value, name) for name in names}
 
 
+def unflatten(leaves: Iterable[Any], tree: Any) -> Any:
+    """The nest of some leaves. Unlike torch's, it makes shapes of what were shapes.
+
+    Args:
+        leaves: in order.
+        tree: a pytree structure.
+    """
+    return _unflatten(iter(leaves), tree)
+
+
+def _unflatten(leaves: Iterator[Any], tree: Any) -> Any:
+    if tree.is_leaf():
+        return next(leaves)
+    inner = [_unflatten(leaves, child) for child in tree.children()]
+    return (
+        torch.Size(inner)
+        if tree.type is torch.Size
+        else pytree.SUPPORTED_NODES[tree.type].unflatten_fn(inner, tree.context)
+    )
+
+
+def mapped(function: Callable[[Any], Any], nest: Any) -> Any:
+    """A nest with a function's values for its leaves."""
+    leaves, tree = pytree.tree_flatten(nest)
+    return unflatten(map(function, leaves), tree)
+
+
 def flatten(result: Any, whole: Collection[int] = ()) -> tuple[list[Any], Any]:
-    """The leaves of a result, and the tree that `torch.utils._pytree.tree_unflatten` puts them back into.
+    """The leaves of a result, and the tree that `unflatten` puts them back into.
 
     Args:
         result: any nest of registered containers and dataclasses.
@@ -90,13 +118,16 @@ def flatten(result: Any, whole: Collection[int] = ()) -> tuple[list[Any], Any]:
     def is_leaf(x: Any) -> bool:
         return id(x) in whole
 
+    def is_whole(x: Any) -> bool:
+        return is_leaf(x) or type(x) is torch.Size
+
     def opened(x: Any) -> Any:
         fields = None if is_leaf(x) else fields_of(x)
         if fields is None:
             return x
-        return _Instance(type(x), {k: pytree.tree_map(opened, v, is_leaf=is_leaf) for k, v in fields.items()})
+        return _Instance(type(x), {k: pytree.tree_map(opened, v, is_leaf=is_whole) for k, v in fields.items()})
 
     leaves, tree = pytree.tree_flatten(result, is_leaf=is_leaf)
     if any(fields_of(leaf) is not None for leaf in leaves):
-        leaves, tree = pytree.tree_flatten(pytree.tree_map(opened, result, is_leaf=is_leaf), is_leaf=is_leaf)
+        leaves, tree = pytree.tree_flatten(pytree.tree_map(opened, result, is_leaf=is_whole), is_leaf=is_leaf)
     return leaves, tree

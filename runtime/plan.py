@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from fusion.patterns.leaves import Path
 from fusion.patterns.recorded import IslandNode, RecordedGraph, SymbolSource
@@ -22,6 +21,7 @@ from fusion.patterns.symbols import Dim
 
 from .lent import Contents
 from .memory import storages
+from .nesting import mapped
 from .undo import Undo
 from .wellformed import check_text
 
@@ -70,7 +70,7 @@ class KernelCall:
 
 def as_it_is(result: Any) -> Any:
     """What a read returned, for a log: a tensor that a later effect may write to is copied."""
-    return pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, result)
+    return mapped(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, result)
 
 
 Step = tuple[str, int]  # ("node", index into graph.nodes) or ("region", index into the kernels)

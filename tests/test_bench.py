@@ -24,7 +24,7 @@ PROVENANCE = {"machine", "cores", "threads", "python", "opfusion", "torch", "tri
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

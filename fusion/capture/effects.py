@@ -89,8 +89,12 @@ def view_in_place(function: Any) -> str | None:
         return None
     name, overload = str(function).rsplit(".", 1)
     if name not in _VIEWS_IN_PLACE:
-        raise Refused("outer_write", f"{function} changes the memory behind a tensor", user_line())
+        remedy = "make a new tensor instead"
+        raise Refused("outer_write", f"{function} changes the memory behind a tensor", user_line(), remedy)
     return f"{_VIEWS_IN_PLACE[name]}.{overload}"
+
+
+_SEED = "seed before the call, or draw with a torch.Generator that is an argument"
 
 
 class Effects:
@@ -180,7 +184,7 @@ class Effects:
             Refused: as `check_generators`.
         """
         if self._seeded:
-            raise Refused("random", "the forward seeds a generator before it draws", user_line())
+            raise Refused("random", "the forward seeds a generator before it draws", user_line(), _SEED)
         self._generators = self._states()
 
     def check_generators(self) -> None:
@@ -190,7 +194,7 @@ class Effects:
             Refused: something else drew from one, or seeded it, which a plan would not do.
         """
         if self._seeded or not _same(self._generators, self._states()):
-            raise Refused("random", "the forward seeds a generator, or draws from it past torch's operators")
+            raise Refused("random", "the forward seeds a generator, or draws past torch's operators", remedy=_SEED)
         if self._native_draws and self.undo.draws:
             raise Refused("random", "both operators and native calls of the forward draw random numbers")
 

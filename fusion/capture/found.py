@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import threading
 from collections.abc import Callable, Mapping
@@ -17,8 +18,9 @@ from fusion.patterns.recorded import IslandNode
 from fusion.runtime.plan import Raised, as_it_is
 
 from .effects import storage_key
+from .held import is_library
 from .islands import refresh, shown
-from .lookups import PLAIN, is_container, is_object, is_plain, state_of
+from .lookups import COPY, PLAIN, is_container, is_object, is_plain, state_of
 from .provenance import Atom, user_line
 
 Receiver = Path | Ref
@@ -41,6 +43,7 @@ class ObjectReads:
         real: dict[str, torch.Tensor]
         refusal: Refusal | None
         objects: dict[int, Receiver]
+        containers: dict[int, Path]
         _names: dict[int, str]
         _steps: Mapping[int, str]
         _made: list[Any]
@@ -50,7 +53,7 @@ class ObjectReads:
         @property
         def recording(self) -> bool: ...
 
-        def refuse(self, code: str, sentence: str, origin: str | None = None) -> None: ...
+        def refuse(self, code: str, sentence: str, origin: str | None = None, remedy: str = "") -> None: ...
         def object_leaf(self, value: Any) -> Argument | Ref | None: ...
         def _quiet(self, build: Callable[[], Any]) -> Any: ...
         def _attempt(self, what: str, record: Callable[[], None]) -> None: ...
@@ -79,19 +82,31 @@ class ObjectReads:
         """An attribute read on an object: a plain value becomes a condition, what can be looked into a value of the
         recording, anything else a refusal."""
         known = self._receiver(receiver)
+        if known is None and isinstance(receiver, collections.UserDict):
+            self._on_mapping(receiver, name, value)
         if known is None or self._paused or threading.get_ident() != self._thread:
             return value
         kind = type(receiver).__name__
         if callable(value) and not is_object(value):
             if self.recording:
-                self.refuse("opaque_argument", f"{kind}.{name}() is not registered as an island")
+                self.refuse("opaque_argument", f"{kind}.{name}() is called", None, _instead_of(receiver, name))
             return value
         if isinstance(receiver, torch.nn.Module) and not is_plain(value):
             self.log.append(value)
             if self.recording:
-                self.refuse("opaque_argument", f"{kind}.{name} is read; register an island for it")
+                what = f"{kind}.{name} of a module that is a scope of its own is read"
+                self.refuse("opaque_argument", what, None, _OF_A_STEP)
             return value
         return self._found(known, name, None, value, f"{kind}.{name}")
+
+    def _on_mapping(self, receiver: Any, name: str, value: Any) -> None:
+        """An attribute read on a mapping among the arguments: its items, its plain attributes and its methods are known
+        to a plan; the rest, such as a tokenizer's own record of a text, is not."""
+        own = name in object.__getattribute__(receiver, "__dict__")
+        known = name == "data" or (isinstance(value, Atom) if own else callable(value))
+        if self.recording and id(receiver) in self.containers and not known:
+            what = f"{type(receiver).__name__}.{name}, a {type(value).__name__}, is read"
+            self.refuse("opaque_argument", what, None, "read it before the call, and pass what is needed of it")
 
     def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
         """An item of a list or dict inside an object: as an attribute."""
@@ -106,14 +121,16 @@ class ObjectReads:
             self._python_writes.append(functools.partial(_hold_again, held, held.copy()))
         if self.recording and id(held) in self.objects:
             what = f"{type(held).__name__}.{method} of what an object holds"
-            self.refuse(*(("python_state", f"the forward calls {what}") if changes else ("opaque_argument", what)))
+            code, verb = ("python_state", "changes it by") if changes else ("opaque_argument", "looks at it by")
+            self.refuse(code, f"the forward {verb} {what}", None, "" if changes else COPY)
 
     def on_failed_read(self, held: Any, name: str, error: Exception) -> Any:
         """A read that raised: a plan would not know whether it does again."""
         if id(held) in self.objects and not self._paused and threading.get_ident() == self._thread:
             self.log.append(Raised(error))
             if self.recording:
-                self.refuse("opaque_argument", f"reads {name} of a {type(held).__name__}, which has none")
+                what = f"the forward asks a {type(held).__name__} for {name}, which it has not"
+                self.refuse("opaque_argument", what, None, "give the object that attribute or item")
         raise error
 
     def _found(self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, what: str) -> Any:
@@ -137,7 +154,10 @@ class ObjectReads:
         if is_container(handed):
             self._python_writes.append(functools.partial(_hold_again, handed, handed.copy()))
         if self.recording and is_container(handed):
-            self.refuse("opaque_argument", f"{what} is a {type(value).__name__}, given to who asks for exact classes")
+            told = (
+                f"{what} is a {type(value).__name__}, read by code that asks whether it is exactly that (`type(x) is`)"
+            )
+            self.refuse("opaque_argument", told, None, "ask by isinstance")
         return handed
 
     def _record_found(
@@ -167,7 +187,8 @@ class ObjectReads:
             return Expect(leaf), leaf
         if is_container(leaf) or is_object(leaf):
             return self.object_leaf(leaf) or self._new_object(leaf), leaf
-        raise Refused("opaque_argument", f"{what} is read; register an island for it", user_line())
+        told = f"{what}, a {type(leaf).__name__}, is read"
+        raise Refused("opaque_argument", told, user_line(), "keep tensors, numbers, strings, lists or dicts in there")
 
     def _look_up(self, tensor: torch.Tensor, name: str) -> None:
         """Notes a tensor that the read which is recorded now gave."""
@@ -217,7 +238,7 @@ class ObjectReads:
     def check_lists(self) -> None:
         """Refuses a forward that has changed a list of plain values which an object holds: a plan would not."""
         if any(len(now) != len(then) or any(map(_differ, now, then)) for now, then in self._lists):
-            self.refuse("python_state", "the forward changes a list that an object holds")
+            self.refuse("python_state", "the forward changes a list that an object among its arguments holds")
 
     def after_native(self) -> None:
         """A native call may have changed what objects hold."""
@@ -232,6 +253,17 @@ class ObjectReads:
 
 
 _NOTHING = object()
+_OF_A_STEP = "call it on, or read it from, a module that is no block, or hold what it gives in the module around"
+
+
+def _instead_of(receiver: Any, name: str) -> str:
+    """What to do about a method of an object that is called: what can be registered is the user's own."""
+    if isinstance(receiver, torch.nn.Module):
+        return _OF_A_STEP
+    owner = next((kind for kind in type(receiver).__mro__ if name in vars(kind)), type(receiver))
+    if is_library(owner.__module__):
+        return "call it before the forward, and pass what it gives"
+    return f"register it: fusion.register_island({owner.__name__}, {name!r}), with effect=False if it only reads"
 
 
 def _hold_again(held: Any, before: Any) -> None:

@@ -96,7 +96,12 @@ class Settlement:
         written = {key for _, key in self.writes}
         for name in self.recorder.effects.elided:
             if self.memory[name] in written:
-                raise Refused("guard", "whether contiguous() copies decides what an in-place operator writes to")
+                what = "whether contiguous() copies decides what an in-place operator writes to"
+                raise Refused("guard", what, self._writer_of(self.memory[name]), "write to a clone()")
+
+    def _writer_of(self, key: int) -> str:
+        """The user's line that first writes to some memory."""
+        return next((self.nodes[i].origin for i, written in self.writes if written == key), "")
 
     def _note_lent(self) -> None:
         """What a native call is given, and used afterwards, it may write to in another call."""
@@ -133,7 +138,8 @@ class Settlement:
             or any(self.last.get(n, -1) > i for n in older)
             or any(k == key and j < i for j, k in self.writes)
         ):
-            raise Refused("outer_write", "a native call writes to what an object holds and the forward uses otherwise")
+            what = "a call made as it is writes to what an object holds and the forward uses otherwise"
+            raise Refused("outer_write", what, self.nodes[i].origin)
         self.memory.update(dict.fromkeys(older, fresh))
         self.writes = [(j, k) for j, k in self.writes if (j, k) != (i, key)]
         self.native.discard((i, key))
@@ -145,7 +151,8 @@ class Settlement:
             users = {i for i, n in enumerate(self.nodes[:last]) if any(self.memory.get(r) == key for r in _read(n))}
             users |= {i for i, k in self.writes if k == key}
             if not users <= {i for i, k in self.native if k == key}:
-                raise Refused("outer_write", "a native call writes to a tensor of the caller's that is used before")
+                what = "a call made as it is writes to a tensor of the caller's that is used before"
+                raise Refused("outer_write", what, self.nodes[last].origin)
 
     def _check_shared(self) -> None:
         """What a native call returns may be its argument in one call and a copy in the next: `x.contiguous()`. Then
@@ -162,7 +169,9 @@ class Settlement:
             used = {self.memory[r] for n in self.nodes[j + 1 :] for r in _read(n) if r in self.memory}
             used |= {self.memory[name] for name in self.returned if name in self.memory}
             if later & made & given or (later & made and used & given) or (later & given and used & made):
-                raise Refused("outer_write", "what a native call returned, or was given, is written to", node.origin)
+                raise Refused(
+                    "outer_write", "what a call made as it is returned, or was given, is written to", node.origin
+                )
 
     # ---- one call
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion.patterns.leaves import Attribute, Path
+from fusion.runtime.nesting import mapped
 from fusion.runtime.plan import MISS
 
 from .provenance import Atom, Container, Leaf, flatten
@@ -107,7 +108,7 @@ class Given:
         for container, before in self._dicts:
             for key, value in list(container.value.items()):
                 if before.get(key) is not value and any(map(is_symbolic, pytree.tree_leaves(value))):
-                    container.value[key] = pytree.tree_map(hint, value)
+                    container.value[key] = mapped(hint, value)
 
     def rewind(self) -> None:
         """Makes the dicts hold what they held before the call."""

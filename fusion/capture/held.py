@@ -19,6 +19,7 @@ import torch
 from fusion.decide.refusal import Refused
 from fusion.runtime.native import ABSENT
 
+from .hooks import HOOKS, are_idle, entries_of
 from .provenance import modules_of
 
 SWITCH = "enable_fusion"  # the attribute of a model's config that switches fusion off and on
@@ -29,11 +30,11 @@ _NOT_STATE = (
     torch.SymInt, torch.SymFloat, torch.SymBool,
 )  # fmt: skip
 INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Attributes that a module under fusion has of us (`fusion.entries`).
 ENTRY_NAMES = ("forward", "__getstate__", "_replicate_for_data_parallel", "__prepare_scriptable__")
-_UNPATCHED = ("builtins", "torch", "fusion", "abc", "collections", "enum", "typing")  # whose methods are not watched
+_UNPATCHED = ("torch", "fusion", "abc", "collections", "enum", "typing")  # whose classes' methods are not watched
 _MADE_BY_PYTHON = ("__dict__", "__weakref__", "__annotate__", "__annotate_func__")
+_MADE_BY_CODE = 1 << 9  # the flag of classes that may be changed (Py_TPFLAGS_HEAPTYPE)
 _DEEPEST = 6
 _MOST_STATE = 10_000
 _MOST_BYTES = 4096  # of an array of numbers that is compared in each call
@@ -76,11 +77,12 @@ class Numbers(Members):
     def __init__(self, held: Any) -> None:
         view = memoryview(held) if not hasattr(held, "dtype") else None
         if held.dtype.hasobject if view is None else view.ndim != 1:
-            raise Refused("python_state", f"the forward reads a {type(held).__name__} of objects; hold a list")
+            what = f"the forward reads a {type(held).__name__} of objects"
+            raise Refused("python_state", what, remedy="hold a list")
         size = held.nbytes if view is None else view.nbytes
         if size > _MOST_BYTES:
             what = f"the forward reads a {type(held).__name__} of {size} bytes, which may change between calls"
-            raise Refused("python_state", f"{what}; hold a tensor, or an array with its writeable flag off")
+            raise Refused("python_state", what, remedy="hold a tensor, or an array with its writeable flag off")
         super().__init__(held)
 
     def _now(self) -> Any:
@@ -160,10 +162,9 @@ class Held:
 
     def _found(self, module: torch.nn.Module) -> None:
         self._module(module)
-        for hooks in _HOOKS:
-            if vars(module)[hooks]:
-                raise Refused("hook", f"{type(module).__name__}, which is held outside the module tree, has hooks")
-            self.entries.append(("size", vars(module)[hooks], 0))
+        if not all(are_idle(vars(module)[hooks]) for hooks in HOOKS):
+            raise Refused("hook", f"a {type(module).__name__} that is held outside the module tree has forward hooks")
+        self.entries += entries_of([module])
         for child in module.children():
             self._meet(child)
 
@@ -183,16 +184,17 @@ class Held:
             return
         if isinstance(value, random.Random) or (type(value).__module__ or "").startswith("numpy.random"):
             what = f"holds a {type(value).__name__}, whose draws no plan would make"
-            raise Refused("random", f"the forward {what}; use a torch.Generator, or draw before the call")
+            raise Refused("random", f"the forward {what}", remedy="use a torch.Generator, or draw before the call")
         if hasattr(type(value), "__next__"):
             what = f"holds a {type(value).__name__}, and what that gives next is seen only by taking it"
-            raise Refused("python_state", f"the forward {what}; keep a list, or the value itself")
+            raise Refused("python_state", f"the forward {what}", remedy="keep a list, or the value itself")
         inner = self._inner(value)
         if inner is None:
             return
         self._seen.add(id(value))
         if depth > _DEEPEST or len(self.entries) > _MOST_STATE:
-            raise Refused("python_state", "the modules hold more Python state than can be watched")
+            what = f"the modules hold more Python state than can be watched ({_MOST_STATE} entries, {_DEEPEST} deep)"
+            raise Refused("python_state", what, remedy="hold large tables outside the modules, or as tensors")
         for item in inner:
             self.visit(item, depth + 1)
 
@@ -259,10 +261,10 @@ class Held:
 
     def _methods(self, kind: type) -> None:
         """Methods, properties and the like of a class and its bases: which they are, and the code of the user's."""
-        if kind not in self._watched_classes and kind.__module__.partition(".")[0] not in _UNPATCHED:
+        if kind not in self._watched_classes and not _is_unpatched(kind):
             self.entries.append(("attribute", kind, "__mro__", kind.__mro__))  # its bases may be replaced
         for base in kind.__mro__:
-            if base in self._watched_classes or base.__module__.partition(".")[0] in _UNPATCHED:
+            if base in self._watched_classes or _is_unpatched(base):
                 continue
             self._watched_classes.add(base)
             members = _own_dict(base)
@@ -272,14 +274,14 @@ class Held:
                     continue
                 self.entries.append(("item", members, name, held))
                 function = getattr(held, "fget", None) or getattr(held, "__func__", held)
-                if isinstance(function, types.FunctionType) and not is_library(base.__module__):
+                if isinstance(function, types.FunctionType) and not is_of_library(base):
                     self.visit(function, 0)  # its code, defaults and closure
 
     def _class_state(self, kind: type, end: type, own: Mapping[str, Any]) -> list[Any]:
         """Data that the user's classes hold for their instances, where the instance with the dict `own` has none."""
         found = []
         for base in kind.__mro__[: kind.__mro__.index(end)]:
-            if is_library(base.__module__):
+            if is_of_library(base):
                 continue
             for name, held in list(vars(base).items()):
                 known = name in own or (base, name) in self._classes
@@ -306,6 +308,15 @@ def is_library(module: str) -> bool:
         return True
     file = getattr(sys.modules.get(root), "__file__", None) or ""
     return f"{os.sep}site-packages{os.sep}" in file or f"{os.sep}dist-packages{os.sep}" in file
+
+
+def is_of_library(kind: type) -> bool:
+    """Whether a class is Python's or an installed library's; one that `exec` made without a module's name is not."""
+    return not kind.__flags__ & _MADE_BY_CODE if kind.__module__ == "builtins" else is_library(kind.__module__)
+
+
+def _is_unpatched(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _UNPATCHED or not kind.__flags__ & _MADE_BY_CODE
 
 
 def _own_dict(kind: type) -> dict[str, Any]:

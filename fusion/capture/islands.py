@@ -50,12 +50,14 @@ class NativeFunction:
         function: the function.
         meaning: what is recorded in its place; None for one that is called as it is.
         effect, grows: as for an `Island`.
+        asks: what a call that comes here asks for, in words, where no such call is recorded; else "".
     """
 
     function: Callable[..., Any]
     meaning: Any
     effect: bool
     grows: tuple[int, ...] = ()
+    asks: str = ""
 
 
 _MODULE_INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}

@@ -12,6 +12,7 @@ from fusion.patterns.leaves import leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
 
 from .held import ENTRY_NAMES, PLAIN
+from .hooks import HOOKS, are_idle
 from .provenance import tensors_of
 
 _MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
@@ -37,7 +38,7 @@ def likeness(module: torch.nn.Module) -> Likeness:
     for path, child in module.named_modules():
         structure.append((path, id(type(child)), id(type(child).forward)))
         for name, value in vars(child).items():
-            if name in _MODULE_INTERNALS or name in ENTRY_NAMES:
+            if name in _MODULE_INTERNALS or name in ENTRY_NAMES or (name in HOOKS and are_idle(value)):
                 continue
             if type(value) is int:
                 integers.append((f"{path}.{name}", value))

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+COPY = "give it a copy: list(...) or dict(...) of it"  # what to do about a list that an object holds
 PLAIN = (type(None), bool, int, float, str)
 _IMMUTABLE, _HEAP = 1 << 8, 1 << 9  # flags of classes: Python code makes the latter alone
 # What no session is told of, or what is told of item by item.

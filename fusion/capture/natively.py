@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fusion.decide.faults import recording_code
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Path, Ref
 from fusion.patterns.recorded import HeldObject, IslandNode
 from fusion.runtime.lent import Contents, Written, contents, is_nest, noted, take_over, unchanged
-from fusion.runtime.nesting import tree_of, tree_text
+from fusion.runtime.nesting import tree_of, tree_text, unflatten
 from fusion.runtime.plan import Raised
 
 from .effects import Effects, has_memory, storage_key
@@ -25,8 +26,8 @@ from .found import ObjectReads, Receiver
 from .given import Given
 from .held import is_library
 from .islands import Island, NativeFunction, function_call, has_islands, own
-from .lookups import PLAIN, is_looked_into
-from .provenance import Atom, user_line
+from .lookups import COPY, PLAIN, is_looked_into
+from .provenance import Atom, line_of, user_line
 from .shadow import Shadow, is_symbolic, real_nest
 
 _HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
@@ -62,7 +63,7 @@ class NativeCalls(ObjectReads):
         @property
         def recording(self) -> bool: ...
 
-        def refuse(self, code: str, sentence: str, origin: str | None = None) -> None: ...
+        def refuse(self, code: str, sentence: str, origin: str | None = None, remedy: str = "") -> None: ...
         def notice_fixed_size(self) -> None: ...
         def _quiet(self, build: Callable[[], Any]) -> Any: ...
         def _leaf(self, leaf: Any) -> Any: ...
@@ -132,9 +133,8 @@ class NativeCalls(ObjectReads):
             return self._make(island, original, receiver, args, kwargs)
         known = self.objects.get(id(receiver))
         if known is None:
-            self.refuse(
-                "opaque_argument", f"{type(receiver).__name__}.{island.method} on an object that is no argument"
-            )
+            what = f"{type(receiver).__name__}.{island.method}() is called on an object that is no argument"
+            self.refuse("opaque_argument", what, None, "pass the object as an argument")
             return self._unrecorded(lambda a, k: original(receiver, *a, **k), args, kwargs)
         return self._native(
             known, island.method, lambda a, k: original(receiver, *a, **k), args, kwargs, island.effect, island.grows
@@ -144,7 +144,8 @@ class NativeCalls(ObjectReads):
         """The scope makes an object: so does the plan."""
         kind = type(made)
         if island.owner is not kind:
-            self.refuse("opaque_argument", f"{kind.__name__} is made; register it with fusion.register_made")
+            remedy = f"make it before the call and pass it, or declare it: fusion.register_made({kind.__name__})"
+            self.refuse("opaque_argument", f"the forward makes a {kind.__name__}", None, remedy)
             return self._unrecorded(lambda a, k: original(made, *a, **k), args, kwargs, made)
         real = own(real_nest((args, kwargs)))
         self._natively(lambda: original(made, *real[0], **real[1]), real)
@@ -168,6 +169,9 @@ class NativeCalls(ObjectReads):
     def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
         """A registered function: recorded as what it means, or called natively."""
         function, meaning = registered.function, registered.meaning
+        if registered.asks:
+            self.refuse("collecting", f"the call {registered.asks}")
+            return function(*args, **kwargs)
         if not self.recording:
             if meaning is not None:
                 return function(*args, **kwargs)
@@ -203,7 +207,8 @@ class NativeCalls(ObjectReads):
         if self._watched is not None and id(module) not in self._watched:
             if not _is_a_function(module):
                 kind = type(module).__name__
-                self.refuse("python_state", f"calls a {kind} that no module of the scope holds; make it an attribute")
+                what = f"the forward calls a {kind} that no module of the scope holds"
+                self.refuse("python_state", what, None, "make it an attribute of the module that calls it")
                 return original(module, *args, **kwargs)
             self._watched[id(module)] = module
             self.functions.append(module)
@@ -236,17 +241,19 @@ class NativeCalls(ObjectReads):
         effect: bool,
         grows: tuple[int, ...],
     ) -> Any:
+        told = _told(method)
         if any(map(is_looked_into, pytree.tree_leaves((args, kwargs)))):
-            self.refuse("opaque_argument", f"{method or 'a step'} is given a list or dict that an object holds")
+            self.refuse("opaque_argument", f"{told} is given a list or dict that an object holds", None, COPY)
             return self._unrecorded(call, args, kwargs)
         nests = any(map(_is_made_anew, (*args, *kwargs.values())))
         given = contents((args, kwargs))
         if nests and not (effect and all(map(is_nest, (*args, *kwargs.values()))) and _distinct(given)):
-            self.refuse("opaque_argument", f"{method or 'a step'} is given a container, which it may change")
+            self.refuse("opaque_argument", f"{told} is given a container, which it may change", None, _UNPACKED)
             return self._unrecorded(call, args, kwargs)
         self.check_lists()
         if self.given.changes():
-            self.refuse("python_state", f"{method or 'a step'} is called after a dict of the caller's is written to")
+            what = f"{told} is called after a dict of the caller's is written to"
+            self.refuse("python_state", what, None, "write to the dict at the end of the forward")
         real_args, real_kwargs = real_nest((args, kwargs))
         given_up = self._given_up()
         before = contents((real_args, real_kwargs))
@@ -254,11 +261,11 @@ class NativeCalls(ObjectReads):
         try:
             result = self._natively(lambda: call(real_args, real_kwargs), (real_args, real_kwargs))
         except Exception as error:
-            self._handed_back((args, kwargs), before, method)
+            self._handed_back((args, kwargs), before, told)
             self.log.append(self._entry(_raised(error, before), real_args, real_kwargs))
-            self.refuse("step_error", f"{method or 'a step'} raised {type(error).__name__}")
+            self.refuse("step_error", f"{told} raised {type(error).__name__}: {error}", line_of(error) or None)
             raise
-        self._handed_back((args, kwargs), before, method)
+        self._handed_back((args, kwargs), before, told)
         self._quiet(self.effects.after_native)
         self.after_native()
         self.log.append(self._entry(noted(result, before), real_args, real_kwargs))
@@ -340,13 +347,13 @@ class NativeCalls(ObjectReads):
         except Refused as refused:
             self.refusal = self.refusal or refused.refusal
         except Exception as error:
-            self.refuse("recorder_error", f"{what} could not be recorded: {type(error).__name__}: {error}")
+            self.refuse(recording_code(error), f"{what} could not be recorded: {type(error).__name__}: {error}")
 
-    def _handed_back(self, given: Any, before: Contents, method: str) -> None:
+    def _handed_back(self, given: Any, before: Contents, told: str) -> None:
         """A native call was given copies of lists and dicts: what it put into them goes into the forward's own."""
         if not unchanged(before):
             take_over(given, before)
-            self.refuse("python_state", f"{method or 'a step'} changes a list or dict it is given")
+            self.refuse("python_state", f"{told} changes a list or dict it is given")
 
     def _node(
         self,
@@ -398,7 +405,8 @@ class NativeCalls(ObjectReads):
         if known is not None:
             return known, leaf
         if method or not has_islands(type(leaf)):
-            raise Refused("opaque_output", f"{method or 'a step'} returned a {type(leaf).__name__}", user_line())
+            what = f"{_told(method)} returned a {type(leaf).__name__}"
+            raise Refused("opaque_output", what, user_line(), _RETURN)
         return self._new_object(leaf), leaf
 
     def _number(self, value: int) -> tuple[Any, Any]:
@@ -408,6 +416,15 @@ class NativeCalls(ObjectReads):
             return Expect(value), value
         self.numbers[name] = value
         return name, number
+
+
+_UNPACKED = "pass what it reads of the container as arguments of their own"
+_RETURN = "return tensors, numbers and strings, or tuples and lists of them"
+
+
+def _told(method: str) -> str:
+    """What a reason calls that which is called natively."""
+    return f"{method}()" if method else "a module or function that is called as it is"
 
 
 def _raised(error: Exception, before: Contents) -> Raised:
@@ -439,7 +456,7 @@ def as_tuples(tree: Any) -> Any:
     if isinstance(tree, (list, tuple)):
         return tuple(as_tuples(t) for t in tree)
     if isinstance(tree, slice):
-        raise Refused("opaque_argument", "a slice object as an operator argument")
+        raise Refused("opaque_argument", "a slice is an argument of an operator", remedy="index with numbers instead")
     return tree
 
 
@@ -466,4 +483,4 @@ def _flatten(result: Any) -> tuple[list[Any], str]:
 def _unflatten(structure: str, leaves: list[Any]) -> Any:
     if structure in ("tuple", "list"):
         return {"tuple": tuple, "list": list}[structure](leaves)
-    return leaves[0] if structure == "leaf" else pytree.tree_unflatten(leaves, tree_of(structure))
+    return leaves[0] if structure == "leaf" else unflatten(leaves, tree_of(structure))

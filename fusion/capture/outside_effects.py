@@ -20,6 +20,8 @@ import torch
 
 from fusion.patterns.forks import Lock, changes
 
+from .provenance import user_line
+
 _NOTED = {
     "print": "prints",
     "open": "opens a file",
@@ -34,10 +36,12 @@ class OutsideEffects:
 
     Attributes:
         noticed: the first one, in words, or None.
+        line: "file:line" of the user's code that did it, or "" where that was not seen.
     """
 
     def __init__(self) -> None:
         self.noticed: str | None = None
+        self.line = ""
         self._thread = threading.get_ident()
         self._python = random.getstate()
         self._numpy = _numpy_state()
@@ -63,7 +67,7 @@ class OutsideEffects:
             self._changes.close()
             _patching.release()
         if random.getstate() != self._python or not _equal(_numpy_state(), self._numpy):
-            self.noticed = "draws from Python's or NumPy's generator"
+            self.noticed, self.line = "draws from Python's or NumPy's generator", ""
 
     def _put_back(self) -> None:
         for name, function in self._functions.items():
@@ -80,6 +84,7 @@ class OutsideEffects:
     def _note(self, words: str) -> None:
         if threading.get_ident() == self._thread and self.noticed is None:
             self.noticed = words
+            self.line = user_line()
 
     def _noticing(self, function: Callable[..., Any], words: str) -> Callable[..., Any]:
         @functools.wraps(function)

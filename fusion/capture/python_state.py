@@ -20,6 +20,7 @@ from .lookups import put_back
 from .provenance import flatten
 from .shadow import hint, is_symbolic
 from .state import alike
+from .writers import codes_of, line_that_sets
 
 
 class PythonState:
@@ -54,6 +55,18 @@ class PythonState:
             if not alike(was, is_now):
                 return _in_words(was)
         return None
+
+    def line(self) -> str:
+        """ "file:line" of the code that makes the first change, as far as code tells; or ""."""
+        first = next(
+            (was for was, now in zip(self._before, self._entries(), strict=False) if not alike(was, now)), None
+        )
+        if first is None or first[0] != "item" or not isinstance(first[2], str):
+            return ""
+        children = [child for module in self._modules.values() for child in module.modules()]
+        kinds = {type(child) for child in children if vars(child) is first[1]} or set(map(type, children))
+        codes = [code for kind in kinds for code in codes_of(kind)]
+        return line_that_sets(first[2], [*codes, *(entry[2] for entry in self._before if entry[0] == "code")])
 
     def changing(self) -> torch.nn.Module | None:
         """The module that holds the first thing that is not as it was; None where that is not told."""

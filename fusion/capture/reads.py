@@ -14,7 +14,8 @@ from fusion.patterns.forks import changes
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Ref
 
-from .lookups import is_looked_into
+from . import interrupts
+from .lookups import COPY, is_looked_into
 from .provenance import user_line
 from .recorder import Recorder, unsupported
 
@@ -86,14 +87,24 @@ class SizeReads(Unseen):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        result = self._answered(func, args, kwargs or {})
+        if not self.recorder._paused:
+            interrupts.deliver()
+        return result
+
+    def _answered(self, func: Any, args: Any, kwargs: Any) -> Any:
         recorder = self.recorder
         if not recorder.recording:
             return func(*args, **kwargs)
         if any(map(is_looked_into, (*args, *kwargs.values()))):
-            recorder.refuse("opaque_argument", f"{func.__name__} is given a list that an object holds")
+            recorder.refuse("opaque_argument", f"{func.__name__} is given a list that an object holds", None, COPY)
             return func(*args, **kwargs)
-        if args and id(args[0]) in recorder._parameters and unsupported(args[0]) is None:
+        foreign = next((a for a in (*args, *kwargs.values()) if self._is_foreign(a)), None)
+        if foreign is not None:
+            if func.__name__ != "__get__":  # asking for a dtype or device is no computation
+                self._fake(foreign)  # which refuses it
+            return func(*args, **kwargs)
+        if args and id(args[0]) in recorder._parameters:
             self._fake(args[0])  # a plan guards what the forward asked about, such as the dtype, used or not
         if func in _VALUE_READS and not kwargs and all(isinstance(a, (bool, int, float)) for a in args[1:]):
             return self._value_read(func, args)
@@ -118,6 +129,10 @@ class SizeReads(Unseen):
         elif func in LAYOUT_READS:
             return self._layout(func, args, kwargs)
         return func(*args, **kwargs)
+
+    def _is_foreign(self, value: Any) -> bool:
+        """Whether a value is a weight that only its own library computes with."""
+        return id(value) in self.recorder._parameters and unsupported(value) is not None
 
     def _fake(self, tensor: Any) -> torch.Tensor | None:
         try:

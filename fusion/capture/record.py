@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fusion import stack
+from fusion.decide.faults import recording_code
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
@@ -20,6 +21,7 @@ from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
 from fusion.runtime.nesting import flatten as flatten_result
+from fusion.runtime.nesting import mapped, unflatten
 from fusion.runtime.plan import Conditions
 from fusion.runtime.undo import State, Undo
 
@@ -27,11 +29,13 @@ from . import islands
 from .forgotten import without_contents
 from .functional import Node, Settlement
 from .given import Given, Item
-from .held import Entry, Held
+from .held import Entry, Held, is_library
+from .interrupts import held_back
+from .leftovers import without_symbols
 from .lookups import is_looked_into, put_back, real
 from .natively import as_tuples
 from .outside_effects import OutsideEffects
-from .provenance import Atom, modules_of, tensors_of
+from .provenance import Atom, Leaf, is_atom, is_users_file, line_of, modules_of, short_line, tensors_of, user_line
 from .python_state import PythonState
 from .reads import SizeReads
 from .recorder import Recorder
@@ -66,6 +70,7 @@ class Recording:
         reader: the module inside the scope whose forward was the first to go by numbers that tensors held, or None.
         given: what the call was given.
         values_set: what it put into dicts it was given, by the graph's `items`.
+        unsuited: whether the forward failed on symbols in the place of sizes; it may take numbers.
         functions: modules that it called and that the scope's modules do not hold: their state counts, too.
     """
 
@@ -89,6 +94,7 @@ class Recording:
     culprit: torch.nn.Module | None = None
     reader: torch.nn.Module | None = None
     changes: bool = False
+    unsuited: bool = False
     given: Given = field(default_factory=lambda: Given({}))
     values_set: tuple[Any, ...] = ()
     functions: tuple[torch.nn.Module, ...] = ()
@@ -128,6 +134,7 @@ def below_autograd(
         yield
 
 
+@held_back
 def record(
     call: Callable[..., Any],
     arguments: Mapping[str, Any],
@@ -138,6 +145,7 @@ def record(
     max_ops: int = 4096,
     varying: Collection[tuple[Path, int]] = (),
     outside: Callable[[], list[Entry]] | None = None,
+    numbers: bool = False,
 ) -> Recording:
     """Runs `invoke()` once and records it.
 
@@ -151,6 +159,7 @@ def record(
         varying: (path, dimension) of tensor arguments' sizes that other recordings fixed to other numbers; one that
             fixes them again is refused.
         outside: gives snapshot entries for what a function finds in its closure and among global names.
+        numbers: whether arguments' sizes are numbers, as for a forward that cannot take symbols in their place.
 
     Returns:
         the outcome; `result` is always what the call returned, recorded or not.
@@ -158,7 +167,8 @@ def record(
     start = time.perf_counter()
     given = Given(arguments)
     leaves, containers = given.leaves, given.containers
-    objects = {id(leaf.value): leaf.path for leaf in leaves if not isinstance(leaf.value, (torch.Tensor, *Atom))}
+    others = [leaf for leaf in leaves if not (isinstance(leaf.value, torch.Tensor) or is_atom(leaf.value))]
+    objects = {id(leaf.value): leaf.path for leaf in others}
     generators = [leaf.value for leaf in leaves if isinstance(leaf.value, torch.Generator)]
     opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not _can_be_given(leaf.value)]
     kinds = islands.island_kinds(leaf.value for leaf in leaves if id(leaf.value) in objects)
@@ -181,38 +191,41 @@ def record(
         generators=generators,
         max_ops=max_ops,
         varying=[(f"x{i}", dim) for i, leaf in enumerate(tensors) for path, dim in varying if leaf.path == path],
+        numbers=numbers,
         forgets=True,
     )
-    recorder.containers = {id(c.value): c.path for c in containers}
+    recorder.containers = {id(c.value): c.path for c in containers if c.value is not None}
     recorder.given = given
+    where = call_line(call)
     if opaque:
-        kind = type(opaque[0].value).__name__
-        recorder.refuse(
-            "opaque_argument",
-            f"the argument {opaque[0].path[0]!r} is a {kind}; register its methods with fusion.register_island",
-            "",
-        )
+        recorder.refuse("opaque_argument", *_opaque(opaque[0], where))
     state = PythonState(modules, steps.values(), outside, arguments)
     effects = OutsideEffects()
     failure: Exception | None = None
-    short = False
-    with effects, below_autograd(recorder, kinds, SizeReads(recorder), inside):
-        try:
-            result = invoke()
-        except Exception as error:
-            failure, short = error, is_shortage(error)
-            if short:
-                without_frames(error)
+    unsuited = False
+    try:
+        with effects, below_autograd(recorder, kinds, SizeReads(recorder), inside):
+            try:
+                result = invoke()
+            except Exception as error:
+                failure = error
+                if is_shortage(error):
+                    without_frames(error)
+    except BaseException:  # KeyboardInterrupt, say: what the forward has done stays done, as it does eagerly
+        given.settle()
+        state.settle()
+        raise
     if effects.noticed is not None:
-        recorder.refuse("python_state", f"the forward {effects.noticed}, which no plan would do", call_line(call))
-    change = state.change()
+        recorder.refuse("python_state", f"the forward {effects.noticed}, which no plan would do", effects.line or where)
+    change = _attempted(recorder, state.change)
     if change is not None:
         if recorder.refusal is None:
             recorder.module = state.changing()
-        recorder.refuse("python_state", f"the forward {change} in what it finds outside its arguments", call_line(call))
-    items = given.set_items()
+        line = state.line() or where
+        recorder.refuse("python_state", f"the forward {change} in what it finds outside its arguments", line)
+    items = _attempted(recorder, given.set_items)
     if items is None:
-        recorder.refuse("python_state", "the forward changes a list or dict it was given", call_line(call))
+        recorder.refuse("python_state", "the forward changes a list or dict it was given", where)
     if failure is not None:
         state.settle()
         recorder.effects.undo.rewind()
@@ -221,23 +234,39 @@ def record(
         effects.rewind()
         if not recorder.log:  # what native calls did is not done again, and stays
             state.restore()
-        code, when = ("out_of_memory", "it was recorded") if short else ("recorder_error", "sizes were symbols")
-        recorder.refuse(code, f"{type(failure).__name__} while {when}: {failure}", "")
+        code = recording_code(failure)
+        unsuited = recorder.refusal is None and not numbers and code == "recorder_error"
+        if code != "recorder_error":
+            recorder.refusal = None  # whatever came before it
+        told = f"{type(failure).__name__} while sizes were symbols: {failure}"
+        recorder.refuse(code, told, line_of(failure))
         recorder.give_up()
-        with replay(recorder.log, arguments, steps.values()):
+        with stack.lent(), replay(recorder.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),
-        tuple((leaf.path, leaf.value) for leaf in leaves if isinstance(leaf.value, Atom)),
+        tuple((leaf.path, leaf.value) for leaf in leaves if is_atom(leaf.value)),
         tuple((leaf.path, type(leaf.value)) for leaf in leaves if id(leaf.value) in objects),
         tuple(recorder.aliased_inputs),
         apart=given.apart(items or ()),
     )
     recording = finish(recorder, result, conditions, start, items or ())
     recording.changes = change is not None
+    recording.unsuited = unsuited
     if recording.refusal is not None:
+        recording.refusal = replace(recording.refusal, origin=recording.refusal.origin or where)
         state.settle()
     return recording
+
+
+def _attempted(recorder: Recorder, step: Callable[[], Any]) -> Any:
+    """What a step after the run gives; where it fails, for an object that answers nothing, None and a refusal."""
+    try:
+        return step()
+    except Exception as error:
+        words = f"what the forward did is not known: {type(error).__name__}: {error}"
+        recorder.refuse(recording_code(error), words, "")
+        return None
 
 
 def _can_be_given(value: Any) -> bool:
@@ -245,12 +274,21 @@ def _can_be_given(value: Any) -> bool:
     return isinstance(value, torch.Generator) or islands.has_islands(type(value))
 
 
+def _opaque(leaf: Leaf, where: str) -> tuple[str, str, str]:
+    """What to say of an argument that cannot be looked into, where, and what to do about it."""
+    kind, name = type(leaf.value), str(leaf.path[0])
+    if is_library(kind.__module__):
+        return f"the argument {name!r} holds a {kind.__module__}.{kind.__name__}", where, ""
+    remedy = f"pass what the forward reads of it, or register {kind.__name__}'s methods with fusion.register_island"
+    return f"the argument {name!r} holds a {kind.__name__}", where, remedy
+
+
 def call_line(call: Callable[..., Any]) -> str:
-    """ "file:line" where a callable is defined, or ""."""
+    """ "file:line" where the user has defined a callable; where it is called, if it is torch's."""
     code = getattr(inspect.unwrap(getattr(call, "forward_function", call)), "__code__", None)
-    if code is None:
-        return ""
-    return f"{os.sep.join(code.co_filename.split(os.sep)[-2:])}:{code.co_firstlineno}"
+    if code is None or not is_users_file(code.co_filename):
+        return user_line()
+    return short_line(code.co_filename, code.co_firstlineno)
 
 
 def finish(
@@ -268,10 +306,7 @@ def finish(
     recorder.forget()
     recorder.notice_fixed_size()
     recorder.check_lists()
-    leaves, tree = flatten_result(result)
-    inside = any(map(is_symbolic, leaves))
-    plain = unseen(pytree.tree_unflatten([hint(leaf) for leaf in leaves], tree) if inside else result)
-    recording = Recording(plain, recorder.refusal, culprit=recorder.module, reader=recorder.reader)
+    recording = Recording(unseen(result), recorder.refusal, culprit=recorder.module, reader=recorder.reader)
     recording.undo = recorder.effects.undo
     recording.left = recording.undo.now()
     recording.given = recorder.given
@@ -283,24 +318,30 @@ def finish(
         except GuardError as error:
             recording.refusal = Refusal("guard", str(error))
         except Exception as error:
-            recording.refusal = Refusal("recorder_error", f"{type(error).__name__}: {error}")
+            recording.refusal = Refusal(recording_code(error), f"{type(error).__name__}: {error}")
     if recording.refusal is not None:
         recording.graph = None
+        recording.result = without_symbols(recording.result)
         recorder.given.settle()
     else:
-        recording.values_set = pytree.tree_map(hint, recorder.given.values(items))
+        leaves, tree = flatten_result(recording.result)
+        recording.result = unflatten(map(hint, leaves), tree)
+        recording.values_set = mapped(hint, recorder.given.values(items))
     recording.seconds = time.perf_counter() - start
     return recording
 
 
 def unseen(result: Any) -> Any:
     """A result with the caller's own lists and dicts for those that told a session what was taken from them."""
-    leaves, tree = flatten_result(result)
+    try:
+        leaves, tree = flatten_result(result)
+    except Exception:  # such as a list that holds itself; no plan returns it
+        return result
     for leaf in leaves:
         put_back(leaf)
     if not any(map(is_looked_into, leaves)):
         return result
-    return pytree.tree_unflatten(list(map(real, leaves)), tree)
+    return unflatten(map(real, leaves), tree)
 
 
 def _fill(
@@ -309,9 +350,13 @@ def _fill(
     recorder.effects.check_generators()
     outcome = (result, recorder.given.values(items)) if items else result
     leaves, tree = flatten_result(outcome, recorder.containers)
+    leaves = [recorder.shadow.settled(leaf) for leaf in leaves]
     returned = [recorder.name_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     settled = Settlement(recorder, [name for name in returned if name is not None])
-    translation = recorder.shadow.finish()
+    translation = recorder.shadow.finish(_sizes(recorder, settled, leaves))
+    recorder.notice_fixed_size()
+    if recorder.refusal is not None:
+        raise Refused(recorder.refusal.code, recorder.refusal.sentence, recorder.refusal.origin)
     outputs = tuple(_output(leaf, recorder, settled, translation) for leaf in leaves)
     recording.graph = RecordedGraph(
         inputs=tuple(recorder.inputs),
@@ -344,6 +389,16 @@ def _fill(
     recording.values = {s.symbol: _value_of(s, recorder) for s in translation.sources}
     recording.log = recorder.log
     recording.functions = tuple(recorder.functions)
+
+
+def _sizes(recorder: Recorder, settled: Settlement, outputs: Iterable[Any]) -> Iterator[Any]:
+    """Every size that a plan has to compute."""
+    for fake in recorder.fakes.values():
+        yield from fake.shape
+        yield from fake.stride()
+    for node in (*settled.nodes, *recorder.nodes):
+        yield from pytree.tree_leaves((as_tuples(node.args), as_tuples(node.kwargs)))
+    yield from outputs
 
 
 def _apart(conditions: Conditions, recorder: Recorder, settled: Settlement) -> Conditions:
@@ -379,11 +434,13 @@ def _output(leaf: Any, recorder: Recorder, settled: Settlement, translation: Tra
     if isinstance(leaf, torch.Tensor):
         name = recorder.name_of(leaf)
         if name is None:
-            raise Refused("unknown_tensor", "the result holds a tensor that no recorded operator made")
+            raise Refused("unknown_tensor", "the result holds a tensor that no operator of the forward made")
+        if (leaf.requires_grad or vars(leaf)) and recorder.made(name):
+            raise Refused("opaque_output", "the result holds a tensor that requires gradients or has attributes")
         return Ref(settled.renamed.get(name, name))
     if is_symbolic(leaf):
         return translation.dim(leaf)
-    if isinstance(leaf, (type(None), bool, int, float, str)):
+    if type(leaf) in _CONSTANTS:
         return Expect(leaf)
     known = recorder.objects.get(id(leaf))
     if known is not None:
@@ -391,6 +448,9 @@ def _output(leaf: Any, recorder: Recorder, settled: Settlement, translation: Tra
     if id(leaf) in recorder.containers:
         return Argument(recorder.containers[id(leaf)])
     raise Refused("opaque_output", f"the result holds a {type(leaf).__name__}")
+
+
+_CONSTANTS = frozenset(kind for kind in Atom if kind is not bytes)
 
 
 def _translated(node: Any, translation: Translation) -> Any:

@@ -20,21 +20,23 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fusion.decide.faults import recording_code
 from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import OpNode
-from fusion.patterns.leaves import Leaf, Path, Ref
+from fusion.patterns.leaves import Leaf, Path, Ref, path_text
 from fusion.patterns.ops import Kind, kind_of
 from fusion.patterns.ops.effects import draws
 from fusion.patterns.recorded import GraphInput, IslandNode
 from fusion.runtime.undo import identity
 
+from . import interrupts
 from .effects import Effects, has_memory, mapped, storage_key, tensors_written, view_in_place
 from .forgotten import Forgotten, without_contents
 from .given import Given
 from .meanings import meaning_of
 from .natively import NativeCalls, as_tuples
 from .provenance import Atom, user_line
-from .shadow import SHAPES, Shadow, has_unknown_size, hint, quiet_log
+from .shadow import SHAPES, GuardError, Shadow, has_unknown_size, hint, quiet_log
 
 _TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
@@ -44,6 +46,9 @@ _SIZED_BY_DATA = (
     torch.ops.aten.nonzero.default, torch.ops.aten.nonzero_numpy.default, torch.ops.aten.where.default,
     torch.ops.aten.masked_select.default,
 )  # fmt: skip
+
+
+_AFTERWARDS = "call the operator before or after the model, or keep its results dense and strided"
 
 
 class ModeSwitched(Exception):
@@ -72,10 +77,12 @@ class Recorder(NativeCalls, TorchDispatchMode):
         adopt_inputs: bool = False,
         max_ops: int = 4096,
         varying: Iterable[tuple[str, int]] = (),
+        numbers: bool = False,
         forgets: bool = False,
     ) -> None:
         super().__init__()
         self.shadow = Shadow(varying)
+        self._numbers = numbers
         self.nodes: list[OpNode | IslandNode] = []
         self.refusal: Refusal | None = None
         self.real: dict[str, torch.Tensor] = {}
@@ -115,10 +122,11 @@ class Recorder(NativeCalls, TorchDispatchMode):
             return
         problem = unsupported(tensor)
         if problem:
-            self.refuse("unsupported_layout", f"the argument {path} is {problem}")
+            self.refuse("unsupported_layout", f"the argument {path_text(path)} is {problem}")
             return
         self.inputs.append(GraphInput(name, path))
-        self._bind(name, tensor, self._quiet(lambda: self.shadow.of_input(name, tensor)))
+        fixed, sized = self.shadow.static, self.shadow.of_input
+        self._bind(name, tensor, self._quiet(lambda: fixed(tensor) if self._numbers else sized(name, tensor)))
 
     def _bind(self, name: str, tensor: torch.Tensor, fake: torch.Tensor) -> str:
         self.real[name] = tensor
@@ -126,6 +134,10 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self._names[id(tensor)] = name
         self.effects.memory[name] = storage_key(tensor)
         return name
+
+    def made(self, name: str) -> bool:
+        """Whether a value is a result, rather than given, found or a constant."""
+        return name not in self.parameters and name not in self.constants and name not in {i.name for i in self.inputs}
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
         """The value name of a tensor that is known."""
@@ -141,6 +153,9 @@ class Recorder(NativeCalls, TorchDispatchMode):
             return name
         if id(tensor) in self._parameters:
             path, _ = self._parameters[id(tensor)]
+            problem = unsupported(tensor)
+            if problem:
+                raise Refused("foreign_weight", f"{path} is {problem}", user_line())
             name = f"p{len(self.parameters)}"
             self.parameters[name] = path
             return self._bind(name, tensor, self._quiet(lambda: self.shadow.static(tensor)))
@@ -148,11 +163,11 @@ class Recorder(NativeCalls, TorchDispatchMode):
             name = f"x{len(self.inputs)}"
             self.add_input(name, (name,), tensor)
             return name
-        raise Refused(
-            "unknown_tensor",
-            f"a tensor {tuple(tensor.shape)} that is no argument, parameter, buffer or result; pass it as an argument",
-            user_line(),
-        )
+        problem = unsupported(tensor)
+        if problem:
+            raise Refused("foreign_weight", f"{problem}, which no module of the scope holds, is used", user_line())
+        what = f"a tensor {tuple(tensor.shape)} that is no argument, parameter, buffer or result is used"
+        raise Refused("unknown_tensor", what, user_line())
 
     def _quiet(self, build: Callable[[], Any]) -> Any:
         self._paused += 1
@@ -161,10 +176,17 @@ class Recorder(NativeCalls, TorchDispatchMode):
         finally:
             self._paused -= 1
 
-    def refuse(self, code: str, sentence: str, origin: str | None = None) -> None:
-        """Notes why the run cannot be replayed; the first reason stands."""
+    def refuse(self, code: str, sentence: str, origin: str | None = None, remedy: str = "") -> None:
+        """Notes why the run cannot be replayed; the first reason stands.
+
+        Args:
+            code: one of `CODES`.
+            sentence: what was met.
+            origin: the user's line; None for the one that is running.
+            remedy: what to do about it; "" for what the code says.
+        """
         if self.refusal is None:
-            self.refusal = Refusal(code, sentence, user_line() if origin is None else origin)
+            self.refusal = Refusal(code, sentence, user_line() if origin is None else origin, remedy)
 
     def notice_fixed_size(self) -> None:
         """Refuses the recording of a scope that has turned into a number what is another one in other calls."""
@@ -180,7 +202,12 @@ class Recorder(NativeCalls, TorchDispatchMode):
     # ---- operators
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        result = self._dispatched(func, args, kwargs or {})
+        if not self._paused:
+            interrupts.deliver()
+        return result
+
+    def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self._paused:
             if func._schema.is_mutable and (self.in_native or self._looked_up):
                 self._note_native_writes(func, args, kwargs)  # a step may write to what it was given
@@ -192,7 +219,10 @@ class Recorder(NativeCalls, TorchDispatchMode):
         if threading.get_ident() != self._thread or func is torch.ops.aten.detach_.default:
             return func(*real_args, **real_kwargs)  # detach_ ends torch.tensor() and changes no data
         if self.recording and (torch.is_grad_enabled() or torch.is_inference_mode_enabled() != self._inference):
-            self.refuse("active_mode", "the forward switches gradients or inference mode on or off inside")
+            remedy = "switch them around the call of the model instead"
+            self.refuse(
+                "active_mode", "the forward switches gradients or inference mode on or off inside", None, remedy
+            )
             raise ModeSwitched("the run goes on below autograd, which would change what the switch is for")
         if self.recording and func is torch.ops.aten.lift_fresh.default and not self._is_known(args[0]):
             return self._lift(func, args)
@@ -216,10 +246,12 @@ class Recorder(NativeCalls, TorchDispatchMode):
             self._record(func, args, kwargs, result)
         except Refused as refused:
             self.refusal = refused.refusal
+        except GuardError as error:
+            self.refuse("guard", str(error))
         except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode):
             self.refuse("data_read", f"the result's shape or value of {func} depends on tensor data")
         except Exception as error:
-            self.refuse("recorder_error", f"{func} could not be recorded: {type(error).__name__}: {error}")
+            self.refuse(recording_code(error), f"{func} could not be recorded: {type(error).__name__}: {error}")
         return result
 
     @contextlib.contextmanager
@@ -255,7 +287,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         if len(self.nodes) >= self._max_ops:
-            raise Refused("too_large", f"more than {self._max_ops} operators; raise max_graph_size")
+            raise Refused("too_large", f"more than max_graph_size={self._max_ops} operators are called", user_line())
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
             raise Refused("data_read", "a value of a tensor decides what Python does next", user_line())
         if draws(func, args, kwargs):
@@ -271,8 +303,10 @@ class Recorder(NativeCalls, TorchDispatchMode):
         self.fakes.update(before)
         if view is None:
             self.effects.writes += [(len(self.nodes), self.effects.memory[name]) for name in targets.values()]
-        names = [self._result(r, f, targets) for r, f in zip(results, fakes, strict=True)]
-        if names and not func._schema.is_mutable and all(n in self._input_names(args, kwargs) for n in names):
+        given = self._input_names(args, kwargs)
+        operands = [self.fakes[name] for name in sorted(given)]
+        names = [self._result(func, r, f, targets, operands) for r, f in zip(results, fakes, strict=True)]
+        if names and not func._schema.is_mutable and all(name in given for name in names):
             return  # handed its operand back, for every shape: nothing happened
         self.nodes.append(
             OpNode(
@@ -288,7 +322,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
         if isinstance(leaf, torch.Tensor):
             return Ref(self._known(leaf))
         if isinstance(leaf, (torch.SymFloat, torch.SymBool)):
-            raise Refused("guard", "a size became a floating-point argument of an operator", user_line())
+            return self.shadow.settled(leaf)
         if isinstance(leaf, (*Atom, torch.SymInt)):
             return leaf
         if isinstance(leaf, torch.Generator):  # torch hands it on as another object
@@ -296,7 +330,13 @@ class Recorder(NativeCalls, TorchDispatchMode):
         known = self.object_leaf(leaf)
         if known is not None:
             return known
-        raise Refused("opaque_argument", f"an argument of type {type(leaf).__name__}", user_line())
+        if isinstance(leaf, torch.ScriptObject):
+            raise Refused("foreign_weight", "an operator is given packed weights", user_line())
+        if id(leaf) in self.containers:
+            what = f"a module that is a scope of its own is given a {type(leaf).__name__}, which it may change"
+            raise Refused("opaque_argument", what, user_line(), "pass its items to the module, or a dict of them")
+        what = f"an operator or module is given a {type(leaf).__name__} that a plan cannot find again"
+        raise Refused("opaque_argument", what, user_line(), "make it an argument or an attribute of the module")
 
     def _shadows(self, func: Any, args: Any, kwargs: Any, count: int) -> Sequence[Any]:
         """The results of an operator on the shadows; None for each where torch cannot tell their shapes beforehand.
@@ -307,7 +347,8 @@ class Recorder(NativeCalls, TorchDispatchMode):
         if func in _SIZED_BY_DATA:
             return (None,) * count
         fake_args, fake_kwargs = mapped(
-            lambda a: self.fakes[self._known(a)] if isinstance(a, torch.Tensor) else a, (args, kwargs)
+            lambda a: self.fakes[self._known(a)] if isinstance(a, torch.Tensor) else self.shadow.settled(a),
+            (args, kwargs),
         )
 
         def call() -> Any:
@@ -336,7 +377,7 @@ class Recorder(NativeCalls, TorchDispatchMode):
     def _input_names(self, args: Any, kwargs: Any) -> set[str]:
         return {self._names[id(a)] for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)}
 
-    def _result(self, real: Any, fake: Any, targets: Mapping[int, str]) -> str:
+    def _result(self, func: Any, real: Any, fake: Any, targets: Mapping[int, str], operands: Sequence[Any]) -> str:
         if not isinstance(real, torch.Tensor):
             raise Refused("data_read", f"an operator returned a Python {type(real).__name__}", user_line())
         if id(real) in targets:
@@ -345,16 +386,19 @@ class Recorder(NativeCalls, TorchDispatchMode):
             return self._names[id(real)]
         problem = unsupported(real)
         if problem:
-            raise Refused("unsupported_layout", f"an operator returned {problem}", user_line())
+            raise Refused("unsupported_layout", f"an operator returned {problem}", user_line(), _AFTERWARDS)
         name = f"v{len(self.real)}"
+        shape = () if fake is None else tuple(hint(d) for d in fake.shape)
+        if fake is not None and (shape != tuple(real.shape) or fake.dtype != real.dtype):
+            raise Refused("shape_mismatch", f"expected {shape}, the operator gave {tuple(real.shape)}", user_line())
+        if fake is not None and real.numel() and tuple(map(hint, fake.stride())) != real.stride():
+            fake = self._quiet(lambda: self.shadow.laid_out(fake, real, operands))
+            if fake is None and kind_of(str(func)) is not Kind.LIBRARY:
+                told = f"{func} lays its result out as {real.stride()}, otherwise than its shape function says"
+                raise Refused("shape_mismatch", told, user_line())
         if fake is None:
             self.opaque.append(name)
             return self._bind(name, real, self._quiet(lambda: self.shadow.of_input(name, real)))
-        shape = tuple(hint(d) for d in fake.shape)
-        if shape != tuple(real.shape) or fake.dtype != real.dtype:
-            raise Refused("shape_mismatch", f"expected {shape}, the operator gave {tuple(real.shape)}", user_line())
-        if real.numel() and tuple(map(hint, fake.stride())) != real.stride():
-            fake = self._quiet(lambda: self.shadow.build(real, fake.shape, self.shadow._strides("", real, fake.shape)))
         if self._forgotten is not None and self.effects.made_here(real):
             self._forgotten.watch(name, real)
         return self._bind(name, real, fake)
@@ -426,3 +470,11 @@ def unsupported(tensor: torch.Tensor) -> str | None:
     if not has_memory(tensor):
         return "a tensor inside a torch.func transform"
     return None
+
+
+def holders(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The modules at and below `module`, by path, that hold weights which only their own library computes with."""
+    for path, child in module.named_modules():
+        held = (*child._parameters.values(), *child._buffers.values())
+        if any(tensor is not None and unsupported(tensor) for tensor in held):
+            yield path, child

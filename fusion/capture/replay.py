@@ -77,7 +77,7 @@ class Replay:
 
     def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
         """The logged answer for a function that is called natively; another is what it means."""
-        if self.depth:
+        if self.depth or registered.asks:
             return registered.function(*args, **kwargs)
         if registered.meaning is not None:
             return registered.meaning.decomposition(*args, **kwargs)

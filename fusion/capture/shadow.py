@@ -21,6 +21,7 @@ from torch.utils._sympy.printers import PythonPrinter
 from fusion.patterns import symbols
 from fusion.patterns.recorded import SymbolSource
 from fusion.patterns.symbols import Dim
+from fusion.patterns.wellformed import strange_words
 
 from .provenance import user_line
 
@@ -175,6 +176,7 @@ class Shadow:
         self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
         self.mode.cache_enabled = False  # keys of symbolic sizes take longer to make than the shapes they would save
         self.sources: list[tuple[sympy.Symbol, SymbolSource]] = []
+        self._numbers: dict[sympy.Expr, Any] = {}  # of the symbols of `sources`, as torch hands them to the forward
 
     def new_symbol(self, value: int, source: tuple[str, str, int]) -> Any:
         """A symbol whose real value is `value`; 0, 1 and what is no size, a negative result, stay numbers."""
@@ -189,7 +191,29 @@ class Shadow:
         if kind == "shape" and (name, dim) in self.varying:
             self.env.varying.append(number.node.expr)
         self.sources.append((number.node.expr, SymbolSource(f"s{len(self.sources)}", *source)))
+        self._numbers[number.node.expr] = number
         return number
+
+    def pin(self, expression: sympy.Expr) -> None:
+        """Makes the sizes that an expression depends on numbers, each with a guard."""
+        for symbol in sorted(self.env.replace(expression).free_symbols, key=str):
+            number = self._numbers.get(symbol)
+            if number is None:
+                raise GuardError(f"{expression} depends on a number that has no source")
+            int(number)
+
+    def settled(self, value: Any) -> Any:
+        """What no plan computes, a share of a size or a comparison of sizes, as the number it is; others as they are.
+
+        The number holds by a guard: on the outcome of a comparison, on each size that a share depends on.
+        """
+        if isinstance(value, torch.SymBool):
+            return bool(value)
+        if isinstance(value, torch.SymFloat):
+            number = hint(value)
+            self.pin(value.node.expr)
+            return number
+        return value
 
     @contextlib.contextmanager
     def careful(self) -> Iterator[None]:
@@ -247,9 +271,58 @@ class Shadow:
                 running = strides[dim] * sizes[dim]
         return strides
 
-    def finish(self) -> Translation:
-        """The recording's symbols and guards, once no more can come."""
-        return Translation(self)
+    def laid_out(self, fake: torch.Tensor, real: torch.Tensor, operands: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """The shadow of an operator's result whose strides are others than torch's shape function says.
+
+        A dimension of size 1 has the stride that it has in an operand, or that of another dimension, or what lies
+        between two of that one's elements; the check at another shape tells whether it always has.
+
+        Args:
+            fake: what the shape function gives.
+            real: the result.
+            operands: shadows of the operator's.
+
+        Returns:
+            None where no sizes give such strides.
+        """
+        sizes, strides = list(fake.shape), list(real.stride())
+        said: list[Any] = [None] * real.ndim
+        running: Any = 1
+        for dim in sorted(range(real.ndim), key=lambda d: (strides[d], -d)):
+            if strides[dim] == hint(running):
+                said[dim] = running
+                running = running * sizes[dim]
+            elif strides[dim] in (0, 1):
+                said[dim] = strides[dim]
+        known = [(s, n) for s, n in zip(said, sizes, strict=True) if s is not None]
+        steps = [s for s, _ in known] + [s * n for s, n in known]
+        for dim, size in enumerate(real.shape):
+            if said[dim] is None and size == 1:
+                given = [o.stride(dim) for o in operands if o.ndim == real.ndim]
+                said[dim] = next((step for step in given + steps if hint(step) == strides[dim]), None)
+        return None if None in said else self.build(real, sizes, said)
+
+    def finish(self, sizes: Iterable[Any] = ()) -> Translation:
+        """The recording's symbols and guards, once no more can come.
+
+        Args:
+            sizes: all that a plan has to compute. Where one of them, or a guard, is of a kind that it cannot, the sizes
+                that this one depends on become numbers.
+
+        Raises:
+            GuardError: a condition is on a number that a plan cannot know.
+        """
+        said = list(
+            dict.fromkeys(s.node.expr for s in sizes if isinstance(s, torch.SymInt) and not s.node.expr.is_Symbol)
+        )
+        fixed = self.env.fixed
+        translation = Translation(self)
+        while (strange := translation.strange(said)) is not None:
+            self.pin(strange)
+            translation = Translation(self)
+        if fixed is None and self.env.fixed is not None:
+            self.env.fixed = (self.env.fixed[0], "")  # the forward is over: no line of it is at work
+        return translation
 
 
 class Translation:
@@ -257,7 +330,7 @@ class Translation:
 
     Attributes:
         sources: the graph symbols that are left after torch's own unification.
-        guards: conditions as Python text over graph symbols; "never" cases raise GuardError.
+        guards: conditions as Python text over graph symbols, with what torch calls each.
     """
 
     def __init__(self, shadow: Shadow) -> None:
@@ -276,18 +349,26 @@ class Translation:
                 self.names[final] = symbols.symbol(renamed.symbol)
             else:
                 settled.append((renamed.symbol, final))
-        self.guards = self._guards(settled)
+        self.guards = self._guards(settled)  # of numbers without a source raise GuardError
         self.numbers = self._numbers()
 
     def dim(self, value: Any) -> Dim:
         """A torch size as a graph Dim; a number where a guard says so, as a size of 1 is not a size that may be 1."""
-        if not is_symbolic(value):
-            return int(value)
-        expression = self.env.replace(value.node.expr)
+        return self._dim(value.node.expr) if is_symbolic(value) else int(value)
+
+    def _dim(self, said: Any) -> Dim:
+        expression = self.env.replace(said)
         if not expression.is_Symbol and not expression.is_number:
             bounds = self.env.bound_sympy(expression)
             expression = bounds.lower if bounds.is_singleton() else expression.xreplace(self.numbers)
         return symbols.as_dim(self._whole(expression).xreplace(self.names))
+
+    def strange(self, sizes: Iterable[Any]) -> Any:
+        """The first of torch's expressions, or of the guards, that no plan can compute, or None."""
+        for size in sizes:
+            if not symbols.printable(self._dim(size)):
+                return size
+        return next((said for text, said in self.guards.items() if strange_words(text)), None)
 
     def _numbers(self) -> dict[Any, Any]:
         """What the guards say expressions of sizes come to."""
@@ -311,11 +392,11 @@ class Translation:
 
         return expression.replace(rounded, divided) if expression.has(IntTrueDiv) else expression
 
-    def _guards(self, settled: Sequence[tuple[str, Any]]) -> list[str]:
+    def _guards(self, settled: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         printer = PythonPrinter()
-        found: dict[str, None] = {}
+        found: dict[str, Any] = {}
         for symbol, final in settled:
-            found[printer.doprint(sympy.Eq(symbols.symbol(symbol), self._renamed(final)))] = None
+            found[printer.doprint(sympy.Eq(symbols.symbol(symbol), self._renamed(final)))] = final
         for guard in self.env.guards:
             expression = self._renamed(guard.expr)
             if expression in (sympy.true, True):
@@ -323,8 +404,9 @@ class Translation:
             unknown = expression.free_symbols - set(self.names.values())
             if unknown:
                 raise GuardError(f"a condition on sizes that have no source: {guard.expr}")
-            found.setdefault(printer.doprint(expression).replace("torch.sym_float(", "float("))  # of plain numbers
-        return list(found)
+            text = printer.doprint(expression).replace("torch.sym_float(", "float(")  # of plain numbers
+            found.setdefault(text, guard.expr)
+        return found
 
 
 class GuardError(Exception):

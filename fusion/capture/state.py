@@ -12,10 +12,11 @@ from torch.nn.modules import module as torch_module
 from fusion.decide.refusal import Refusal
 from fusion.runtime.native import ABSENT
 
+from . import hooks, modes
 from .held import PLAIN, SWITCH, Entry, Held, Members
 from .provenance import modules_of
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_MOST_NAMED = 3  # modules that a reason names
 
 
 def problems(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Module] = ()) -> Refusal | None:
@@ -23,29 +24,35 @@ def problems(modules: Mapping[str, torch.nn.Module], steps: Iterable[torch.nn.Mo
 
     What happens in `steps` is their own affair, but for hooks: a re-run of the scope around them would not run those.
     """
-    if torch.is_grad_enabled():
-        return Refusal("grad_enabled", "call the model under torch.inference_mode() or torch.no_grad()")
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
-        return Refusal("active_mode", "another dispatch or function mode is active")
-    if torch._C._is_any_autocast_enabled():
-        return Refusal("autocast", "autocast is enabled; cast the model instead")
-    if torch._C._get_tracing_state():
-        return Refusal("active_mode", "torch.jit is tracing")
-    if forward_ad._current_level >= 0:
-        return Refusal("grad_enabled", "forward-mode differentiation is active")
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return Refusal("hook", "global module hooks are registered")
+    mode = modes.problem()
+    if mode is not None:
+        return mode
     for module in modules.values():
         for path, child in modules_of(module, steps):
             if child.training:
-                return Refusal("training", f"{path or type(child).__name__} is in training mode; call model.eval()")
-            if child is not module and any(getattr(child, hooks) for hooks in _HOOKS):
-                return Refusal("hook", f"{path} has forward hooks")
+                return _in_training(module, [(p, c) for p, c in modules_of(module, steps) if c.training])
+            found = None if child is module else hooks.problem(child, path)
+            if found is not None:
+                return found
     for step in steps:
         for path, child in step.named_modules():
-            if any(getattr(child, hooks) for hooks in _HOOKS):
-                return Refusal("hook", f"{path or type(child).__name__}, inside a step, has forward hooks")
+            found = hooks.problem(child, f"{path or 'a module'} inside a step" if child is not step else "a step")
+            if found is not None:
+                return found
     return None
+
+
+def _in_training(root: torch.nn.Module, found: Sequence[tuple[str, torch.nn.Module]]) -> Refusal:
+    """Which modules are in training mode, and how each gets out of it."""
+    named = [f"{path or 'the module'} ({type(child).__name__})" for path, child in found]
+    names = ", ".join(named[:_MOST_NAMED]) + (f" and {len(named) - _MOST_NAMED} more" * (len(named) > _MOST_NAMED))
+    verb = "is" if len(found) == 1 else "are"
+    if root.training:
+        fixed = "eval" in vars(root)  # an exported module, whose eval() raises
+        remedy = "set its `training` to False: its own eval() is not torch's" if fixed else "call model.eval()"
+        return Refusal("training", f"{names} {verb} in training mode", remedy=remedy)
+    what = f"{names} {verb} in training mode, though the module around is not: put there, or switched, after eval()"
+    return Refusal("training", what, remedy=f"call eval() on {found[0][0]}, or once more on the model")
 
 
 def watched(
@@ -68,16 +75,18 @@ def watched(
         ("size", torch_module._global_forward_hooks, 0),
         ("size", torch_module._global_forward_pre_hooks, 0),
         ("call", torch.get_default_dtype, torch.get_default_dtype()),
+        ("call", modes.default_device, modes.default_device()),
         ("attribute", forward_ad, "_current_level", -1),  # a kernel hands on no tangents
     ]
     kinds: dict[Any, None] = {}
     steps = tuple(steps)
+    hooked: list[torch.nn.Module] = []
     for module in modules.values():
         for _, child in modules_of(module, steps):
             kinds[type(child)] = None
             if child is not module:  # the root's own hooks run around the scope
-                entries += [("size", vars(child)[hooks], 0) for hooks in _HOOKS]
-    entries += [("size", vars(step)[hooks], 0) for step in steps for hooks in _HOOKS]
+                hooked.append(child)
+    entries += hooks.entries_of([*hooked, *steps])
     held = Held(modules, objects, steps)
     kinds.update(dict.fromkeys(map(type, held.modules)))
     entries += [("attribute", kind, "forward", kind.forward) for kind in kinds]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .held import PLAIN, Held, is_library
+from .held import PLAIN, Held, is_of_library
 from .provenance import modules_of
 
 _DEEPEST = 4  # functions that call functions
@@ -136,7 +136,7 @@ def of_module(
     names = _Names(outside)
     kinds = dict.fromkeys(type(child) for _, child in modules_of(module, tuple(steps)))
     for base in dict.fromkeys(base for kind in kinds for base in kind.__mro__):
-        if not is_library(base.__module__):
+        if not is_of_library(base):
             for held in list(vars(base).values()):
                 called = getattr(held, "fget", None) or getattr(held, "__func__", held)
                 if isinstance(called, types.FunctionType):
@@ -172,7 +172,7 @@ def _methods(value: Any) -> Iterator[types.FunctionType]:
         else:
             waiting += vars(held).values() if hasattr(held, "__dict__") else ()
             for base in type(held).__mro__:
-                if not is_library(base.__module__):
+                if not is_of_library(base):
                     yield from (f for f in vars(base).values() if isinstance(f, types.FunctionType))
 
 

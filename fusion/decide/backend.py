@@ -14,7 +14,7 @@ import torch
 from fusion.config import FusionConfig
 from fusion.kernels import kernel_sources
 from fusion.kernels.bundle import Nest
-from fusion.kernels.compiler import compile_cpp
+from fusion.kernels.compiler import compile_cpp, needs_compiler
 from fusion.kernels.emit.triton import emit, emit_all, schedule_for
 from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
@@ -25,8 +25,9 @@ from fusion.patterns.graph import SubGraph
 from fusion.runtime.launch import make_launcher
 from fusion.runtime.native import prepare_native
 
-from . import stored
+from . import faults, stored
 from .heuristics import Decision
+from .trial import Trials
 
 _EARLIER = "; measured by an earlier process"
 
@@ -86,6 +87,7 @@ class Backends:
         self.store: Store | None = None
         if self.config.enable_cache:
             self.store = Store(self.config.cache_dir or default_directory())
+        self.trials = Trials(self.store)
         self.nests: dict[tuple[str, str], Nest | LoweringError] = {}
         self.kernels: dict[str, Kernel | Decision] = {}
         self.decisions: dict[str, Decision] = {}
@@ -117,6 +119,8 @@ class Backends:
                 known = lower_kernel(graph.with_pattern(None), numerics=self.config.numerics)
             except LoweringError as error:
                 known = error
+            except Exception as error:
+                known = LoweringError(faults.CODE, faults.noted(error, "+".join(graph.ops)))
             self.nests[key] = known
         if isinstance(known, LoweringError):
             raise known
@@ -156,30 +160,54 @@ class Backends:
             if backend == "cpp":
                 native[digest] = nest
                 continue
-            try:  # a primitive that Triton lacks refuses this region, not its whole scope
-                self.kernels[digest] = Kernel(make_launcher(nest), nest, None, "triton")
-            except LoweringError as error:
-                self.kernels[digest] = Decision(False, error.code, error.message)
+            self.kernels[digest] = _launched(nest, nest, None)
         if native:
-            self._compile_cpp(native)
+            try:
+                self._compile_cpp(native)
+                self._try({digest: fresh[digest] for digest in native})
+            finally:
+                self.trials.close()
 
     def _compile_cpp(self, nests: dict[str, Nest]) -> None:
         start = time.perf_counter()
         try:
+            if self.config.verify and needs_compiler(list(nests.values()), self.store):
+                self.trials.prepare()
             compiled = compile_cpp(list(nests.values()), self.store)
-        except (CompileError, BackendUnavailable, LoweringError) as error:
+        except Exception as error:
             if len(nests) > 1:  # one bad kernel must not take the others with it
                 for digest, nest in nests.items():
                     self._compile_cpp({digest: nest})
                 return
-            self.kernels[next(iter(nests))] = Decision(False, "compile_error", str(error).splitlines()[0])
+            ((digest, nest),) = nests.items()
+            if isinstance(error, (CompileError, BackendUnavailable, LoweringError)):
+                self.kernels[digest] = Decision(False, "compile_error", str(error).splitlines()[0])
+            else:
+                self.kernels[digest] = Decision(False, faults.CODE, faults.noted(error, nest.name))
             return
         finally:
             self.costs.compile_seconds += time.perf_counter() - start
         for digest, kernel in zip(nests, compiled, strict=True):
             self.costs.cache_hits += kernel.from_cache
             self.costs.cache_misses += not kernel.from_cache
-            self.kernels[digest] = Kernel(make_launcher(kernel), kernel.nest, kernel, "cpp")
+            self.kernels[digest] = _launched(kernel, kernel.nest, kernel)
+
+    def _try(self, graphs: dict[str, SubGraph]) -> None:
+        """Tries new kernels on made data; those that fail are refused."""
+        made = {d: k for d in graphs if isinstance(k := self.kernels[d], Kernel)}
+        if not self.config.verify or not made:
+            return
+        start = time.perf_counter()
+        try:
+            verdicts = self.trials.verdicts([(graphs[d], k.compiled, k.launch) for d, k in made.items()])
+        except BaseException:
+            for digest in made:  # none is used untried
+                del self.kernels[digest]
+            raise
+        self.costs.profile_seconds += time.perf_counter() - start
+        for digest, verdict in zip(made, verdicts, strict=True):
+            if verdict.code:
+                self.kernels[digest] = Decision(False, verdict.code, verdict.reason)
 
     def launcher(self, graph: SubGraph) -> Callable[..., Any] | Decision:
         """The launcher of one region, or the decision that there is none."""
@@ -214,6 +242,16 @@ class Backends:
         self.decisions[key] = decision
         if self.store is not None and not known and stored.lasts(decision):
             self.store.put_json(key, asdict(decision))
+
+
+def _launched(kernel: Any, nest: Nest, compiled: Any) -> Kernel | Decision:
+    """A kernel with its launcher; what fails, such as a primitive that Triton lacks, refuses its region alone."""
+    try:
+        return Kernel(make_launcher(kernel), nest, compiled, "triton" if compiled is None else "cpp")
+    except LoweringError as error:
+        return Decision(False, error.code, error.message)
+    except Exception as error:
+        return Decision(False, faults.CODE, faults.noted(error, nest.name))
 
 
 def _cpp_identity() -> str:

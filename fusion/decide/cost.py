@@ -219,7 +219,7 @@ def _pointwise_weight(op: str, args: Any, kwargs: tuple[tuple[str, Any], ...], d
     assert row.expression is not None
     try:
         made = row.expression(*map_leaves(operand, args), **{k: map_leaves(operand, v) for k, v in kwargs})
-    except (TypeError, ValueError, AttributeError, OverflowError):  # a use that needs what only lowering knows
+    except Exception:  # a use that needs what only lowering knows, which then says what is wrong
         return _ELEMENT_WEIGHT
     return max(1, sum(_primitive(n) for n in scalar.walk(made))) if isinstance(made, Scalar) else 1
 

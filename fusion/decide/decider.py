@@ -20,6 +20,7 @@ from fusion.patterns.ops import Kind, kind_of
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.reference import run
 
+from . import faults
 from .backend import Backends, Kernel
 from .facts import Facts
 from .heuristics import Decision, FusionHeuristics, bytes_moved
@@ -28,7 +29,7 @@ from .split import splits
 
 # A region whose kernel was refused for one of these is cut in two, and its parts once more; of the cheapest cuts, this
 # many are looked at for one that lowers. More would cost more time to compile and measure than a region can save.
-_MEASURED = ("slower", "inaccurate", "compile_error", "launch_error")
+_MEASURED = ("slower", "inaccurate", "compile_error", "launch_error", "triton-primitive")
 _SPLIT_ROUNDS, _SPLITS_TRIED = 2, 4
 
 
@@ -74,20 +75,29 @@ class Decider:
             rows = self._unbundled(rows, tensors, values)
         if tensors is not None and self.config.profile:
             copied = frozenset(i for region in partition.regions for i in region.shared)
-            rows = self._split(graph, copied, rows, tensors, values)
+            try:
+                rows = self._split(graph, copied, rows, tensors, values)
+            except Exception as error:
+                faults.noted(error, "parts of the regions that are slower than eager")
         return _fueled(rows, self.config.max_fusions)
 
     def _decided(
         self, regions: Sequence[Region], tensors: Mapping[str, torch.Tensor] | None, values: Mapping[str, int]
     ) -> list[Candidate]:
         """Decisions on `regions`, in order; those that rules allow are compiled together."""
-        static = [self.heuristics.should_fuse(r.subgraph, values) for r in regions]
+        static = [self._rule(r, values) for r in regions]
         wanted = [r.subgraph for r, s in zip(regions, static, strict=True) if s.fused]
         made = iter(self.backends.compile(wanted))
         return [
             self._decide(region, next(made), tensors, values) if rule.fused else Candidate(region, rule, None)
             for region, rule in zip(regions, static, strict=True)
         ]
+
+    def _rule(self, region: Region, values: Mapping[str, int]) -> Decision:
+        try:
+            return self.heuristics.should_fuse(region.subgraph, values)
+        except Exception as error:
+            return Decision(False, faults.CODE, faults.noted(error, "+".join(region.subgraph.ops)))
 
     def _unbundled(
         self, candidates: Sequence[Candidate], tensors: Mapping[str, torch.Tensor], values: Mapping[str, int]
@@ -147,6 +157,19 @@ class Decider:
         tensors: Mapping[str, torch.Tensor] | None,
         values: Mapping[str, int],
     ) -> Candidate:
+        try:
+            return self._judged(region, kernel, tensors, values)
+        except Exception as error:
+            words = faults.noted(error, "+".join(region.subgraph.ops))
+            return Candidate(region, Decision(False, faults.CODE, words), None)
+
+    def _judged(
+        self,
+        region: Region,
+        kernel: Kernel | Decision,
+        tensors: Mapping[str, torch.Tensor] | None,
+        values: Mapping[str, int],
+    ) -> Candidate:
         graph = region.subgraph
         if isinstance(kernel, Decision):
             before, after = bytes_moved(graph, values)
@@ -169,7 +192,16 @@ class Decider:
 
 def _named(region: Region) -> Region:
     """`region` with the name of the pattern it is."""
-    return replace(region, subgraph=region.subgraph.with_pattern(match(region.subgraph)))
+    return replace(region, subgraph=region.subgraph.with_pattern(pattern_of(region.subgraph)))
+
+
+def pattern_of(graph: SubGraph) -> str | None:
+    """The name of the pattern that a region's graph is. A name decides nothing: where looking for one fails, None."""
+    try:
+        return match(graph)
+    except Exception as error:
+        faults.noted(error, f"a name for {'+'.join(graph.ops)}")
+        return None
 
 
 def _may_be_split(candidate: Candidate) -> bool:

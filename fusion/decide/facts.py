@@ -13,6 +13,7 @@ from fusion.patterns.recorded import IslandNode, RecordedGraph, island_text
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 
+from . import faults
 from .dependence import Dependence, dependence, is_view, made_by
 
 Extents = tuple[str, ...]  # sizes other than 1, as sorted text: an iteration space up to the order of its dimensions
@@ -195,7 +196,12 @@ def _boundary(
     row = ops.lookup(node.op)
     if row is None or row.kind in _OUTSIDE:
         return "not_fusable", f"{node.op} is a library call"
-    reason = row.covers(ops.call_of(node, spec))
+    if row.kind is Kind.POINTWISE and not refs:
+        return "operator_use", f"{node.op} is given no tensor"
+    try:
+        reason = row.covers(ops.call_of(node, spec))
+    except Exception as error:
+        return faults.CODE, faults.noted(error, node.op)
     if reason is not None or not node.outputs:
         return "operator_use", f"{node.op}: {reason or 'no result'}"
     for name in names:

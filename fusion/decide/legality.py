@@ -10,6 +10,7 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref, map_leaves
 
+from . import faults
 from .facts import Facts, No
 from .plain import Plain
 from .refusal import CODES
@@ -53,6 +54,8 @@ class Legality:
         except LoweringError as error:
             code = _LOWERING_CODES.get(error.code, error.code)
             return (code if code in CODES else "not_fusable", error.message)
+        except Exception as error:
+            return faults.CODE, faults.noted(error, "+".join(graph.ops))
         return None
 
     def _structure(self, region: Region) -> tuple[int, ...]:

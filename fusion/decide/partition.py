@@ -14,7 +14,7 @@ from dataclasses import replace
 from fusion.patterns.recorded import IslandNode, RecordedGraph
 from fusion.patterns.specs import TensorSpec
 
-from . import cost
+from . import cost, faults
 from .bundle import bundle
 from .check import verify
 from .dependence import schedule
@@ -56,6 +56,18 @@ def partition(
     made = Partition(regions, tuple(_refusals(search, regions)), schedule(graph, regions, facts.dependence))
     verify(made, graph, facts)
     return made
+
+
+def unfused(graph: RecordedGraph, reason: str) -> Partition:
+    """The partition without regions, for a graph that none could be found in.
+
+    Args:
+        graph: a recording.
+        reason: why there are none.
+    """
+    calls = ((i, node) for i, node in enumerate(graph.nodes) if not isinstance(node, IslandNode))
+    refusals = tuple((i, Refusal(faults.CODE, reason, node.origin)) for i, node in calls)
+    return Partition((), refusals, schedule(graph, ()))
 
 
 def _refusals(search: _Search, regions: Iterable[Region]) -> Iterable[tuple[int, Refusal]]:

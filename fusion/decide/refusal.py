@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# code -> what it means; the report shows the code and the refusal's own sentence.
+from .remedies import REMEDIES
+
+# code -> what it means; the report shows the code and the refusal's own sentence. `REMEDIES` has what to do about it.
 CODES: dict[str, str] = {
     # recording a scope
     "grad_enabled": "autograd is recording; fusion is for inference",
@@ -12,12 +14,14 @@ CODES: dict[str, str] = {
     "active_mode": "another torch dispatch or function mode is active",
     "autocast": "autocast is enabled",
     "hook": "a module inside the scope has forward hooks",
+    "collecting": "the call asks for what its modules give on the way",
     "data_read": "the forward reads tensor data in Python",
     "numpy": "the forward passes through NumPy",
     "python_state": "the forward changes Python state",
     "unknown_tensor": "the forward uses a tensor of unknown origin",
     "opaque_argument": "an argument is an object the recorder cannot look into",
     "opaque_output": "the result holds an object the recorder cannot rebuild",
+    "foreign_weight": "a weight is quantised or a tensor subclass, which only its own library computes with",
     "unsupported_layout": "a tensor has a layout, subclass or device the recorder does not cover",
     "outer_write": "the forward writes to a tensor it was given",
     "random": "the forward draws random numbers",
@@ -30,6 +34,7 @@ CODES: dict[str, str] = {
     "recorder_error": "the recorder failed",
     "out_of_memory": "memory ran out while the call was recorded or its kernels were proved",
     "disabled": "fusion is switched off",
+    "stack": "the call is near Python's recursion limit",
     # trusting a plan
     "plan_mismatch": "the plan's result differs from eager's",
     "plan_error": "the plan failed",
@@ -55,6 +60,7 @@ CODES: dict[str, str] = {
     "fuel": "max_fusions reached",
     "no_backend": "no compiler for this device",
     "compile_error": "the kernel did not compile",
+    "compiler_fault": "the compiler failed on it; please report this",
     "inaccurate": "the kernel's error is larger than eager's allows",
     "unproved": "the kernel's proof could not be made",
     "slower": "the kernel did not measure faster",
@@ -73,24 +79,28 @@ class Refusal:
         code: one of `CODES`.
         sentence: what was met, in words.
         origin: "file:line" of the user's code, or "".
+        remedy: what to do about it; that of the code where nothing more is known.
     """
 
     code: str
     sentence: str
     origin: str = ""
+    remedy: str = ""
 
     def __post_init__(self) -> None:
         if self.code not in CODES:
             raise ValueError(f"{self.code!r} is no refusal code; add it to CODES.")
+        if not self.remedy:
+            object.__setattr__(self, "remedy", REMEDIES[self.code])
 
     def __str__(self) -> str:
         where = f" ({self.origin})" if self.origin else ""
-        return f"{self.code}: {self.sentence}{where}"
+        return f"{self.code}: {self.sentence}{where}; {self.remedy}"
 
 
 class Refused(Exception):
     """Carries a Refusal out of a step; never reaches the user."""
 
-    def __init__(self, code: str, sentence: str, origin: str = "") -> None:
-        self.refusal = Refusal(code, sentence, origin)
+    def __init__(self, code: str, sentence: str, origin: str = "", remedy: str = "") -> None:
+        self.refusal = Refusal(code, sentence, origin, remedy)
         super().__init__(str(self.refusal))

@@ -31,6 +31,7 @@ class RegionReport:
         backend: who made the kernel, "cpp" or "triton"; "eager" where refused.
         origin: "file:line" of the user's code.
         count: how many regions this row stands for.
+        remedy: what to do about a refusal; empty for what is fused.
     """
 
     scope: str
@@ -48,6 +49,7 @@ class RegionReport:
     backend: str
     origin: str
     count: int = 1
+    remedy: str = ""
 
     @property
     def speedup(self) -> float | None:
@@ -169,6 +171,36 @@ class FusionReport:
         from .text import render
 
         return render(self)
+
+
+def joined(reports: Mapping[str, FusionReport]) -> FusionReport:
+    """One report over several models, their scopes' names after the models'.
+
+    What the models share because they were enabled together, compile times and the cache, is told as the first has it.
+
+    Args:
+        reports: at least one, by the model's name.
+    """
+    first = next(iter(reports.values()))
+    scopes = [replace(scope, name=f"{name}.{scope.name}") for name, one in reports.items() for scope in one.scopes]
+    totals = [one.totals for one in reports.values()]
+    summed = replace(
+        first.totals,
+        scopes=len(scopes),
+        launches_before=sum(t.launches_before for t in totals),
+        launches_after=sum(t.launches_after for t in totals),
+        eager_us=_sum(t.eager_us for t in totals),
+        fused_us=_sum(t.fused_us for t in totals),
+        recording_seconds=sum(t.recording_seconds for t in totals),
+        fallbacks=sum(t.fallbacks for t in totals),
+        guard_misses=sum(t.guard_misses for t in totals),
+    )
+    return replace(first, scopes=tuple(scopes), totals=summed)
+
+
+def _sum(times: Iterable[float | None]) -> float | None:
+    known = [time for time in times if time is not None]
+    return sum(known) if known else None
 
 
 def _scope(values: Mapping[str, Any]) -> ScopeReport:

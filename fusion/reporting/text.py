@@ -11,11 +11,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fusion.decide.remedies import NOTHING
+
 from .model import FusionReport, RegionReport, ScopeReport, Totals
 
 WIDTH = 100
 NARROW = 96  # columns below which the shapes, which to_json keeps, leave the table
 BLANK = "-"
+_MOST_LINES = 2  # of the user's code that one reason names
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 
@@ -75,7 +78,7 @@ def _heading(scope: ScopeReport) -> Text:
 
 def _body(scope: ScopeReport, width: int) -> Iterator[RenderableType]:
     if scope.reason:
-        yield _indented(scope.reason)
+        yield from map(_indented, scope.reason.splitlines())
     yield _indented(_counters(scope), "dim")
     rows = [*scope.regions, *filter(_is_measured, scope.refusals)]
     if rows:
@@ -162,25 +165,45 @@ def _bytes(row: RegionReport) -> str:
 
 
 def _reasons(rows: Sequence[RegionReport]) -> Iterator[RenderableType]:
-    """Each reason once, with the numbers of the rows it holds for."""
-    reasons: dict[tuple[str, str], list[int]] = {}
+    """Each reason once, with the numbers of the rows it holds for, their lines, and what to do about it."""
+    reasons: dict[tuple[str, str, str], list[int]] = {}
     for number, row in enumerate(rows, 1):
-        reasons.setdefault((row.code, row.reason), []).append(number)
-    for (code, reason), numbers in reasons.items():
-        row_numbers = ", ".join(map(str, numbers))
-        yield _indented(f"{row_numbers}  {code}: {reason}" if reason else f"{row_numbers}  {code}")
+        reasons.setdefault((row.code, row.reason, row.remedy), []).append(number)
+    for (code, reason, remedy), numbers in reasons.items():
+        text = f"{', '.join(map(str, numbers))}  {code}" + (f": {reason}" if reason else "")
+        refused = [rows[n - 1] for n in numbers if rows[n - 1].decision == "refused"]
+        yield _indented("; ".join(filter(None, (text, _where(refused), remedy))))
 
 
 def _left_alone(rows: Sequence[RegionReport], scopes: int) -> Iterator[RenderableType]:
-    """Operators that never were a candidate worth a measurement: how many of one scope, and why."""
-    reasons: dict[str, int] = {}
+    """Operators that never were a candidate worth a measurement: how many of one scope, why, and where.
+
+    What to do about it is said where there is something to do.
+    """
+    reasons: dict[str, list[RegionReport]] = {}
     for row in rows:
         reason = f"{row.code}: {row.reason}" if row.reason else f"{row.code}: {' '.join(_runs(row.ops)) or row.name}"
-        reasons[reason] = reasons.get(reason, 0) + row.count
+        reasons.setdefault(reason, []).append(row)
     if reasons:
         yield _indented("Left to eager:", "dim")
-    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
-        yield _indented(f"{-(-count // scopes):>3}x {reason}", "dim")
+    for reason, found in sorted(reasons.items(), key=lambda item: -_count(item[1])):
+        yield _indented(f"{-(-_count(found) // scopes):>3}x {reason}", "dim")
+        remedy = "" if found[0].remedy.startswith(NOTHING) else found[0].remedy
+        more = "; ".join(filter(None, (_where(found), remedy)))
+        if more:
+            yield _indented(f"     {more}", "dim")
+
+
+def _count(rows: Sequence[RegionReport]) -> int:
+    return sum(row.count for row in rows)
+
+
+def _where(rows: Sequence[RegionReport]) -> str:
+    """The user's lines of some rows, the first few; "" where none is known."""
+    lines = list(dict.fromkeys(row.origin for row in rows if row.origin))
+    if not lines:
+        return ""
+    return f"at {', '.join(lines[:_MOST_LINES])}{', ...' if len(lines) > _MOST_LINES else ''}"
 
 
 def _totals(totals: Totals) -> Iterator[RenderableType]:

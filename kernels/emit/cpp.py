@@ -117,15 +117,15 @@ def _check(nest: LoopNest) -> None:
             raise LoweringError("name", f"{name!r} cannot name a variable of the C++ kernel {nest.name}.")
 
 
-def _parallel_rows(nest: LoopNest) -> tuple[Axis, ...]:
+def parallel_rows(nest: LoopNest) -> tuple[Axis, ...]:
     """The axes that threads share, but for the one whose rows are taken in blocks."""
     lanes = row_neighbours(nest)
     return tuple(a for a in nest.rows if a is not lanes and not (isinstance(a.extent, int) and a.extent == 1))
 
 
-def _splits_column(nest: LoopNest) -> bool:
+def splits_column(nest: LoopNest) -> bool:
     """Whether threads share the column: there is one row only, and nothing in it needs all of the column."""
-    return not _parallel_rows(nest) and not nest.reductions and all(not s.per_row for s in nest.stores)
+    return not parallel_rows(nest) and not nest.reductions and all(not s.per_row for s in nest.stores)
 
 
 def _sizes(nest: LoopNest) -> list[str]:
@@ -141,10 +141,10 @@ def _parameters(nest: LoopNest) -> str:
 def _rows_function(nest: LoopNest, name: str) -> list[str]:
     """The serial kernel: rows first..last, or columns first..last of the one row."""
     block = Block()
-    Row(nest, ("first", "last") if _splits_column(nest) else None).write(block)
+    Row(nest, ("first", "last") if splits_column(nest) else None).write(block)
     lines = [f"static __attribute__((noinline)) void {name}_rows("]
     lines += [f"    {_parameters(nest)}, int64_t first, int64_t last) {{", *_sizes(nest)]
-    if _splits_column(nest):
+    if splits_column(nest):
         lines += [f"    const int64_t {a.name} = 0;" for a in nest.rows]
         lines += ["    " + line for line in block.lines]
     else:
@@ -154,18 +154,18 @@ def _rows_function(nest: LoopNest, name: str) -> list[str]:
     return [*lines, "}"]
 
 
-def _shares_rows(nest: LoopNest) -> bool:
+def shares_rows(nest: LoopNest) -> bool:
     """Whether there may be fewer rows than threads, each long enough for the threads to share it."""
     if not nest.reductions or any(r.running for r in nest.reductions) or row_neighbours(nest) is not None:
         return False
     rows = symbols.product(a.extent for a in nest.rows)
     few = not isinstance(rows, int) or rows < _MANY_ROWS
-    return few and any(not isinstance(n, int) or n * of > PARALLEL_WORK for n, of in _passes(nest))
+    return few and any(not isinstance(n, int) or n * of > PARALLEL_WORK for n, of in column_passes(nest))
 
 
 def _shared_function(nest: LoopNest, name: str) -> list[str]:
     """The kernel on one of several threads, each of which takes a stretch of the column of every row."""
-    if not _shares_rows(nest):
+    if not shares_rows(nest):
         return []
     block = Block()
     Row(nest, None).write_shared(block)
@@ -185,7 +185,7 @@ def _shared_function(nest: LoopNest, name: str) -> list[str]:
 
 def _row_indices(nest: LoopNest) -> list[str]:
     """Row axes from the linear row number, innermost first; of neighbouring rows, where their block begins and ends."""
-    parallel, lanes = _parallel_rows(nest), row_neighbours(nest)
+    parallel, lanes = parallel_rows(nest), row_neighbours(nest)
     lines = [f"const int64_t {a.name} = 0;" for a in nest.rows if a not in parallel and a is not lanes]
     rest = "row"
     if lanes is not None:
@@ -235,7 +235,7 @@ def _prepare_function(nest: Nest) -> list[str]:
         ]
         lines += [f"    if ({' || '.join(shapes)}) return {k + 1};"] if shapes else []
         lines += [f"    if (({' || '.join(strides)}) && !is_empty(in[{k}])) return {k + 1};"] if strides else []
-    dims = [o.shape[d] for o in nest.outputs for d in o.order]
+    dims = [dim for o in nest.outputs for dim in (*(o.shape[d] for d in o.order), *(stride for _, stride in o.loose))]
     lines += [f"    out_shape[{n}] = {symbols.print_c(dim)};" for n, dim in enumerate(dims)]
     return [*lines, "    return 0;", "}"]
 
@@ -254,7 +254,7 @@ def _run_function(nest: LoopNest, name: str, kernel: Nest) -> list[str]:
         f"    const int64_t total = {total};",
         "    if (total < 1) return;  // what is computed before a loop may read elements that an empty tensor lacks",
         "#if defined(_OPENMP)",
-        *(_share(nest, shared, each) if _shares_rows(nest) else []),
+        *(_share(nest, shared, each) if shares_rows(nest) else []),
         f"    if (total > 1 && total * ({each}) > {PARALLEL_WORK} && omp_get_max_threads() > 1) {{",
         "        #pragma omp parallel",
         "        {",
@@ -289,14 +289,14 @@ def _work(nest: LoopNest) -> tuple[str, str]:
     rows = symbols.print_c(symbols.product(a.extent for a in nest.rows if a is not lanes))
     if lanes is not None:
         rows = f"{rows} * (({symbols.print_c(lanes.extent)} + {LANES - 1}) / {LANES})"
-    if _splits_column(nest):
+    if splits_column(nest):
         column: Dim = nest.column.extent if nest.column else 1
         return symbols.print_c(column), str(cost([s.value for s in nest.stores]) + 2 * len(nest.stores))
-    passes = " + ".join(f"{symbols.print_c(extent)} * {of}" for extent, of in _passes(nest)) or "8"
+    passes = " + ".join(f"{symbols.print_c(extent)} * {of}" for extent, of in column_passes(nest)) or "8"
     return rows, passes if lanes is None else f"({passes}) * {LANES}"
 
 
-def _passes(nest: LoopNest) -> list[tuple[Dim, int]]:
+def column_passes(nest: LoopNest) -> list[tuple[Dim, int]]:
     """For each loop over the column, how long it is and the instructions of an element."""
     passes = [(r.extent, cost([r.body]) + 1) for r in nest.reductions]
     stored: list[Scalar] = [s.value for s in nest.stores if not s.per_row]

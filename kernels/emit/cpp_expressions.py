@@ -94,6 +94,8 @@ def apply_text(node: Apply, operands: Sequence[str]) -> str:
         template = "({0} != 0)"
     if node.fn == "cast" and node.dtype.is_floating_point and _was_floating(node.args[0]):
         template = "(({type})unseen({0}))"
+    if node.fn == "neg" and isinstance(node.args[0], Apply) and node.args[0].fn == "fma":
+        template = "flipped({0})"
     if node.fn in ("and", "or", "xor") and node.dtype is torch.bool:
         template = f"((bool){template})"  # C++ makes an int of two bools, and max_of wants two of a kind
     return template.format(*operands, type=COMPUTE[node.dtype])

@@ -123,6 +123,20 @@ INLINE double fma_of(double a, double b, double c) { return __builtin_fma(a, b, 
 """,
     ),
     (
+        ("flipped",),
+        """\
+// The negative of an fma, by its sign bit: g++ makes one instruction of the two, which gives the other zero.
+INLINE float flipped(float x) { return float_of(bits_of(x) ^ 0x80000000u); }
+INLINE double flipped(double x) {
+    uint64_t u;
+    __builtin_memcpy(&u, &x, 8);
+    u ^= (uint64_t)1 << 63;
+    __builtin_memcpy(&x, &u, 8);
+    return x;
+}
+""",
+    ),
+    (
         ("unseen",),
         """\
 // g++ takes a float's way through an integer for a truncation, which makes -0.5 a negative zero; here it cannot see it

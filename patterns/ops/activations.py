@@ -44,7 +44,7 @@ def _leaky_relu(x: Scalar, slope: Scalar | Number = 0.01) -> Scalar:
 def _elu(x: Scalar, alpha: Scalar | Number = 1, scale: Scalar | Number = 1, input_scale: Scalar | Number = 1) -> Scalar:
     """x * scale, or below 0 (exp(x * input_scale) - 1) * alpha * scale."""
     below = apply("mul", apply("mul", apply("expm1", apply("mul", x, input_scale)), alpha), scale)
-    return apply("where", apply("le", x, 0), below, apply("mul", x, scale))
+    return apply("where", apply("lt", x, 0), below, apply("mul", x, scale))
 
 
 def _celu(x: Scalar, alpha: Scalar | Number = 1.0) -> Scalar:

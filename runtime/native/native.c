@@ -413,6 +413,7 @@ typedef struct {
     int ndim;
     DLDataType dtype;
     int order[64]; /* the dimension that lies at each place in memory, outermost first */
+    int n_loose, loose[64]; /* dimensions of size 1 whose strides are given, after the sizes */
 } OutputForm;
 
 typedef struct {
@@ -429,7 +430,8 @@ static void allocation_failed(void *context, const char *kind, const char *messa
     PyErr_Format(PyExc_RuntimeError, "%s: %s", kind, message);
 }
 
-/* A new tensor whose sizes in memory order are `shape`; its address goes to `data`. NULL with an exception set. */
+/* A new tensor whose sizes in memory order are `shape`, before its loose strides; its address goes to `data`. NULL with
+   an exception set. */
 static PyObject *allocate(const OutputForm *form, const int64_t *shape, void **data, int64_t *bytes) {
     DLTensor prototype = {0};
     prototype.device.device_type = kDLCPU;
@@ -450,6 +452,7 @@ static PyObject *allocate(const OutputForm *form, const int64_t *shape, void **d
         running *= size > 1 ? size : 1; /* as torch counts strides where there are no elements */
         elements *= size;
     }
+    for (int i = 0; i < form->n_loose; i++) t->strides[form->loose[i]] = shape[form->ndim + i];
     *data = (char *)t->data + t->byte_offset;
     *bytes += elements * (form->dtype.bits / 8);
     void *made = NULL;
@@ -490,7 +493,7 @@ static PyObject *launcher_call(PyObject *object, PyObject *const *args, size_t n
             return NULL;
         }
         if (result) PyTuple_SET_ITEM(result, k, made);
-        at += self->outputs[k].ndim;
+        at += self->outputs[k].ndim + self->outputs[k].n_loose;
     }
     if (bytes >= RELEASE_BYTES) {
         Py_BEGIN_ALLOW_THREADS
@@ -504,8 +507,9 @@ static PyObject *launcher_call(PyObject *object, PyObject *const *args, size_t n
 
 static int form_parse(OutputForm *form, PyObject *tuple) {
     int code, bits;
-    PyObject *order;
-    if (!PyTuple_Check(tuple) || !PyArg_ParseTuple(tuple, "iiO!:output", &code, &bits, &PyTuple_Type, &order)) {
+    PyObject *order, *loose;
+    if (!PyTuple_Check(tuple) ||
+        !PyArg_ParseTuple(tuple, "iiO!O!:output", &code, &bits, &PyTuple_Type, &order, &PyTuple_Type, &loose)) {
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "an output is a tuple");
         return -1;
     }
@@ -519,8 +523,15 @@ static int form_parse(OutputForm *form, PyObject *tuple) {
         form->order[i] = (int)dim;
     }
     uint64_t all = form->ndim == 64 ? UINT64_MAX : (UINT64_C(1) << (form->ndim & 63)) - 1;
-    if (form->ndim <= 64 && seen == all) return 0;
-    PyErr_SetString(PyExc_ValueError, "an output's order is a permutation of at most 64 dimensions");
+    form->n_loose = (int)PyTuple_GET_SIZE(loose);
+    for (int i = 0; form->ndim <= 64 && form->n_loose <= form->ndim && i < form->n_loose; i++) {
+        long dim = PyLong_AsLong(PyTuple_GET_ITEM(loose, i));
+        if (dim == -1 && PyErr_Occurred()) return -1;
+        if (dim < 0 || dim >= form->ndim) seen = 0;
+        form->loose[i] = (int)dim;
+    }
+    if (form->ndim <= 64 && form->n_loose <= form->ndim && seen == all) return 0;
+    PyErr_SetString(PyExc_ValueError, "an output's order is a permutation of at most 64 dimensions, some of them loose");
     return -1;
 }
 
@@ -548,7 +559,8 @@ static PyObject *launcher_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     self->outputs = PyMem_Calloc(n_out, sizeof(OutputForm));
     if (!self->outputs) PyErr_NoMemory();
     for (Py_ssize_t k = 0; self->outputs && !PyErr_Occurred() && k < n_out; k++)
-        if (!form_parse(&self->outputs[k], PyTuple_GET_ITEM(outputs, k))) self->out_dims += self->outputs[k].ndim;
+        if (!form_parse(&self->outputs[k], PyTuple_GET_ITEM(outputs, k)))
+            self->out_dims += self->outputs[k].ndim + self->outputs[k].n_loose;
     if (PyErr_Occurred()) Py_CLEAR(self);
     return (PyObject *)self;
 }

@@ -7,7 +7,9 @@ import functools
 import inspect
 import pickle
 import types
+import typing
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -162,11 +164,80 @@ def test_a_copy_of_a_copy_can_be_enabled(quick: fusion.FusionConfig) -> None:
 def test_the_entry_is_a_function_like_the_forward(quick: fusion.FusionConfig) -> None:
     module = fusion.enable(Factor().eval(), quick)
     forward = module.forward
-    assert isinstance(forward, types.FunctionType)
+    assert isinstance(forward, types.MethodType) and forward.__self__ is module
+    assert isinstance(forward.__func__, types.FunctionType)
     assert forward.__name__ == "forward" and forward.__doc__ == "Multiplied." and forward.__module__ == __name__
     assert inspect.signature(forward) == inspect.signature(Factor().forward)
-    assert inspect.unwrap(forward).__self__ is module  # type: ignore[attr-defined]
+    assert inspect.unwrap(forward) is Factor.forward
+    assert typing.get_type_hints(forward) == typing.get_type_hints(Factor().forward)
     assert "torch.tanh" in inspect.getsource(forward)
+
+
+def prepared(model: torch.nn.Module) -> torch.nn.Module:
+    """What accelerate does to a model for mixed precision."""
+
+    def cast(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs).float()
+
+        return call
+
+    model._original_forward = model.forward
+    function = getattr(model.forward, "__func__", None)
+    if function is None:
+        model.forward = cast(torch.autocast("cpu", torch.bfloat16)(model.forward))
+    else:
+        method = types.MethodType(torch.autocast("cpu", torch.bfloat16)(function), model)
+        model.forward = types.MethodType(cast(method.__func__), model)
+    return model
+
+
+def unwrapped(model: torch.nn.Module, bind: bool) -> torch.nn.Module:
+    """What accelerate does to be rid of it; `bind` as its newer versions do."""
+    forward: Any = model.forward
+    original = model.__dict__.pop("_original_forward")
+    while hasattr(forward, "__wrapped__"):
+        forward = forward.__wrapped__
+        if forward == original:
+            break
+    if bind or not isinstance(forward, types.MethodType):
+        forward = types.MethodType(forward, model)
+    model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize("bind", [True, False])
+@torch.no_grad()
+def test_wrappers_that_are_taken_off_by_their_functions(quick: fusion.FusionConfig, bind: bool) -> None:
+    eager, model = Factor().eval(), fusion.enable(Factor().eval(), quick)
+    x = torch.linspace(-1, 1, 12).view(3, 4)
+    for _ in range(3):
+        torch.testing.assert_close(model(x), eager(x))
+    for _ in range(3):
+        torch.testing.assert_close(prepared(model)(x), prepared(eager)(x))
+        unwrapped(model, bind), unwrapped(eager, bind)
+        for rows in (1, 2, 3):
+            torch.testing.assert_close(model(x[:rows]), eager(x[:rows]))
+    fusion.disable(model)
+    torch.testing.assert_close(model(x), eager(x))
+
+
+class Named(torch.nn.Module):
+    """Whose parameters' names leave none for the module itself."""
+
+    def forward(this, x: torch.Tensor, /, y: float = 2.0, *rest: Any, self: float = 1.0, **more: Any) -> torch.Tensor:
+        return torch.tanh(x) * y * self + len(rest) + len(more)
+
+
+@torch.no_grad()
+def test_a_method_takes_any_names(quick: fusion.FusionConfig) -> None:
+    eager, model = Named().eval(), fusion.enable(Named().eval(), quick)
+    x = torch.linspace(-1, 1, 12).view(3, 4)
+    assert inspect.signature(model.forward) == inspect.signature(eager.forward)
+    for call in (lambda m: m(x), lambda m: m.forward(x, 3.0, 1, self=4.0, m=2), lambda m: m(x, y=1.5, this=0, x=1)):
+        for _ in range(3):
+            torch.testing.assert_close(call(model), call(eager))
 
 
 @torch.no_grad()

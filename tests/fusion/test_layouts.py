@@ -69,3 +69,33 @@ def test_batches_of_1_and_2_in_turn_have_plans() -> None:
         after = fusion.report(fused)
     assert after.totals.fallbacks == before.totals.fallbacks
     assert sum(s.fused_calls for s in after.scopes) - sum(s.fused_calls for s in before.scopes) >= 10
+
+
+@pytest.mark.parametrize("stride", [0, 1, 3, 7, 8, 64])
+def test_a_kernels_result_keeps_any_stride_of_a_dimension_of_size_1(stride: int) -> None:
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.float() * 2, torch.rad2deg(x > 0), (x * 2).unsqueeze(0)
+
+    fused = fusion.fuse(function, {"profile": False})
+    with torch.no_grad():
+        for step in (stride, 5, stride, 0, stride, 5, stride):
+            x = torch.randn(1, 8, dtype=torch.float64).as_strided((1, 8), (step, 1))
+            found, expected = fused(x), function(x)
+            assert [t.stride() for t in found] == [t.stride() for t in expected]
+            assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
+    assert fused.report().scopes[0].fused_calls > 1
+
+
+def test_a_view_whose_strides_torch_tells_otherwise_beforehand() -> None:
+    """An image from rows of its points, as attention on images makes it: of one image the first stride is another."""
+
+    def function(h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return (h.transpose(-1, -2).reshape(x.shape) + x) * 0.5
+
+    fused = fusion.fuse(function, {"profile": False})
+    with torch.no_grad():
+        for batch, side in ((1, 8), (2, 12), (1, 16), (2, 8), (1, 12), (1, 9)) * 2:
+            x, h = torch.randn(batch, 32, side, side), torch.randn(batch, side * side, 32)
+            found, expected = fused(h, x), function(h, x)
+            assert found.stride() == expected.stride() and torch.allclose(found, expected)
+    assert fused.report().scopes[0].fused_calls > 6

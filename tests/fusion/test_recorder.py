@@ -42,7 +42,7 @@ def test_a_recording_does_not_wait_for_torchs_exporter() -> None:
         "    y = torch.exp(x) if x.shape[0] > 2 else x\n"
         "print(len(run.graph.symbols), len(run.graph.guards), 'torch.export._trace' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "1", "False"]
 
 

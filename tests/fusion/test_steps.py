@@ -142,7 +142,7 @@ def test_a_module_that_becomes_a_step_after_it_was_recorded_inside(quick: fusion
         torch.testing.assert_close(
             no_grad(fused, rand(rows), Memory(), look), no_grad(eager, rand(rows), Memory(), look)
         )
-    assert planned(fused)["Around"] >= 2 and "inner" in fusion.api._enabled(fused).eager
+    assert planned(fused)["Around"] >= 2 and "inner" in fusion.api._enabled(fused)[""].eager
 
 
 class Both:

@@ -37,7 +37,7 @@ def transformer(kind: str = "qwen3", dtype: torch.dtype = torch.float32, **chang
 
 def scopes(model: torch.nn.Module) -> dict[str, Scope]:
     """An enabled model's scopes by name."""
-    return {scope.name: scope for _, scope in api._enabled(model).scopes}
+    return {scope.name: scope for session in api._enabled(model).values() for _, scope in session.scopes}
 
 
 def planned(model: torch.nn.Module) -> dict[str, int]:

@@ -140,8 +140,11 @@ def _proofs() -> Iterator[list[tuple[Decision, SubGraph]]]:
 class _Check:
     def __init__(self, program: Program) -> None:
         self.program = program
-        made, self.arguments = load(program, {"fusion": fusion})
-        self.eager = made().eval()
+        self.names = load(program, {"fusion": fusion})
+        self.arguments = self.names["arguments"]
+        self.eager = self.names["Forward"]().eval()
+        start = self.names["effects"]() if program.around else []
+        self.left = {"eager": start, "fused": start}  # what the calls of each side have left around the program
         self.fused = copy.deepcopy(self.eager)
         config = {"profile": False, "verify": True, "min_nodes": program.min_nodes, "enable_cache": False}
         fusion.enable(self.fused, config)
@@ -152,12 +155,17 @@ class _Check:
     def run(self) -> Outcome:
         with torch.no_grad(), warnings.catch_warnings(), _proofs() as failed:
             warnings.simplefilter("ignore")
-            for sizes, seed in calls(self.program):
-                self._call(sizes, seed)
+            try:
+                for number, (sizes, seed) in enumerate(calls(self.program)):
+                    self._happen(number)
+                    self._call(sizes, seed)
+            finally:
+                torch.set_default_dtype(torch.float32)
+                torch.set_default_device(None)
         for decision, graph in failed:
             if not _is_known(decision.reason) and _exact(graph):
                 raise Mismatch("inaccurate", f"a kernel fails its proof: {decision.reason}\n{graph}")
-        scopes = [s for _, s in api._enabled(self.fused).scopes]
+        scopes = [s for _, s in api._enabled(self.fused)[""].scopes]
         outcome = Outcome(
             self.calls,
             sum(s.statistics.planned[0] for s in scopes),
@@ -188,15 +196,40 @@ class _Check:
 
     # ---- one call
 
+    def _happen(self, number: int) -> None:
+        """What the caller changes before a call, on both sides."""
+        for at, statement in self.program.events:
+            if at == number:
+                for side, module in (("eager", self.eager), ("fused", self.fused)):
+                    with self._around(side):
+                        exec(statement, {**self.names, "module": module})
+
+    @contextmanager
+    def _around(self, side: str) -> Iterator[None]:
+        """Has Python's state as the calls of one side left it."""
+        if not self.program.around:
+            yield
+            return
+        held = self.names["effects"]()
+        self.names["put_effects"](self.left[side])
+        try:
+            yield
+        finally:
+            self.left[side] = self.names["effects"]()
+            self.names["put_effects"](held)
+
     def _call(self, sizes: dict[str, int], seed: int) -> None:
         mine, theirs = self.arguments(**sizes, seed=seed), self.arguments(**sizes, seed=seed)
         before = copy.deepcopy(self.eager)
         where = f"sizes {sizes}, seed {seed}"
         torch.manual_seed(seed)
-        wanted, raised = _attempt(self.eager, theirs)
+        self.start = self.left["eager"]
+        with self._around("eager"):
+            wanted, raised = _attempt(self.eager, theirs)
         drawn = torch.get_rng_state()
         torch.manual_seed(seed)
-        found, failed = _attempt(self.fused, mine)
+        with self._around("fused"):
+            found, failed = _attempt(self.fused, mine)
         if raised is None and not torch.equal(drawn, torch.get_rng_state()):
             raise Mismatch("random", f"{where}: the generator is in another state than after eager's call")
         self.calls += 1
@@ -205,7 +238,7 @@ class _Check:
             if self._unspecified(before, sizes, seed):
                 return
             raise Mismatch("raised", f"{where}: eager raised {raised!r}, fused raised {failed!r}") from failed
-        ours, yours = self._seen(self.fused, mine, found), self._seen(self.eager, theirs, wanted)
+        ours, yours = self._seen("fused", self.fused, mine, found), self._seen("eager", self.eager, theirs, wanted)
         differ = _differ(ours, yours)
         if differ and isinstance(differ, str):
             if not self._unspecified(before, sizes, seed):
@@ -216,20 +249,22 @@ class _Check:
             if not _equal(a, b):
                 a.copy_(b)  # a difference that is allowed is not to grow from call to call
 
-    @staticmethod
-    def _seen(module: torch.nn.Module, arguments: Any, result: Any) -> Any:
+    def _seen(self, side: str, module: torch.nn.Module, arguments: Any, result: Any) -> Any:
         """All that a caller can see after a call."""
         kept = [a.kept for a in arguments if hasattr(a, "kept")]
         plain = tuple(a for a in arguments if not hasattr(a, "kept"))
         state = {**dict(module.named_buffers()), **dict(module.named_parameters())}
-        return {"result": result, "arguments": plain, "state": state, "kept": kept}
+        python = [[m.log, m.count, m.last] for m in module.modules() if hasattr(m, "log")]
+        left = [self.left[side], python]
+        return {"result": result, "arguments": plain, "state": state, "kept": kept, "left": copy.deepcopy(left)}
 
     def _trial(self, before: torch.nn.Module, sizes: dict[str, int], seed: int, watch: Watch) -> Any:
         module, arguments = copy.deepcopy(before), self.arguments(**sizes, seed=seed)
         torch.manual_seed(seed)
-        with watch:
-            result = module(*arguments)
-        return self._seen(module, arguments, result)
+        self.left["trial"] = self.start
+        with self._around("trial"), watch:
+            result = _called(module, arguments)
+        return self._seen("trial", module, arguments, result)
 
     def _unspecified(self, before: torch.nn.Module, sizes: dict[str, int], seed: int) -> bool:
         try:
@@ -271,9 +306,18 @@ def _is_known(sentence: str) -> bool:
     return any(text in sentence for text in KNOWN)
 
 
-def _attempt(call: Any, arguments: Any) -> tuple[Any, Exception | None]:
+def _called(module: Any, arguments: Any) -> tuple[Any, bool]:
+    """A call's result, and whether it leaves gradients enabled, which are disabled again."""
     try:
-        return call(*arguments), None
+        result = module(*arguments)
+        return result, torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(False)
+
+
+def _attempt(module: Any, arguments: Any) -> tuple[Any, Exception | None]:
+    try:
+        return _called(module, arguments), None
     except Exception as error:
         return None, error
 
@@ -292,8 +336,8 @@ def _differ(ours: Any, yours: Any) -> str | bool:
             if a != b:
                 return f"{path} is {a!r}, eager's is {b!r}"
             continue
-        if (a.dtype, a.shape) != (b.dtype, b.shape) or _layout(a) != _layout(b):
-            looks = [f"{t.dtype}{list(t.shape)} strides {t.stride()}" for t in (a, b)]
+        looks = [_looks(t) for t in (a, b)]
+        if looks[0] != looks[1]:
             return f"{path} is {looks[0]}, eager's is {looks[1]}"
         if not _equal(a, b):
             values = True
@@ -304,8 +348,11 @@ def _differ(ours: Any, yours: Any) -> str | bool:
     return values
 
 
-def _layout(t: torch.Tensor) -> Any:
-    return tuple(s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1) if t.numel() else ()
+def _looks(t: torch.Tensor) -> str:
+    flags = [name for name in ("requires_grad", "is_leaf") if getattr(t, name)]
+    flags += ["inference"] if t.is_inference() else []
+    strides = t.stride() if t.numel() else "any"
+    return f"{t.dtype}{list(t.shape)} strides {strides} {' '.join(flags)}"
 
 
 def _sharing(leaves: list[Any]) -> list[Any]:

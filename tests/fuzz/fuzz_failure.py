@@ -38,6 +38,8 @@ def script(program: Program, found: str) -> str:
         program.text(),
         "",
         f"CALLS = {calls(program)}",
+        f"EVENTS = {program.events}",
+        *([] if program.around else ["def effects():\n    return None", "def put_effects(held):\n    pass"]),
         config,
         _MAIN,
     ]
@@ -53,13 +55,22 @@ def write(program: Program, found: str, folder: Path) -> Path:
 
 _MAIN = '''
 
-def attempt(module, given):
-    """The result, the arguments afterwards and the module's state; or the error."""
+def attempt(module, given, events, left):
+    """The result, the arguments afterwards and the module's state; or the error. `left` is all that is around it."""
+    put_effects(left[0])
     try:
+        for event in events:
+            exec(event, {**globals(), "module": module})
         result = module(*given)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    return {"result": result, "arguments": given, "state": module.state_dict(keep_vars=True)}
+    finally:
+        modes = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+        left[0] = effects()
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    python = [[m.log, m.count, m.last] for m in module.modules() if hasattr(m, "log")]
+    return {"result": result, "grad": modes, "arguments": given, "state": state, "left": [left, copy.deepcopy(python)]}
 
 
 def same(a, b):
@@ -78,10 +89,12 @@ def main():
         eager = Forward().eval()
         config = {"profile": False, "verify": verify, "min_nodes": MIN_NODES, "enable_cache": False}
         fused = fusion.enable(copy.deepcopy(eager), config)
-        for sizes, seed in CALLS:
+        lefts = [[effects()], [effects()]]
+        for number, (sizes, seed) in enumerate(CALLS):
+            events = [event for at, event in EVENTS if at == number]
             with torch.no_grad():
-                wanted = flatten(attempt(eager, arguments(**sizes, seed=seed)))
-                found = flatten(attempt(fused, arguments(**sizes, seed=seed)))
+                wanted = flatten(attempt(eager, arguments(**sizes, seed=seed), events, lefts[0]))
+                found = flatten(attempt(fused, arguments(**sizes, seed=seed), events, lefts[1]))
             pairs = [(p, a, b) for (p, a), (_, b) in zip(found, wanted) if "Store" not in type(a).__name__]
             for path, a, b in pairs:
                 if not same(a, b):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import fuzz_around as around
 import fuzz_steps as steps
 import fuzz_templates as templates
 import torch
@@ -33,7 +34,7 @@ _SHAPES: tuple[tuple[int | str, ...], ...] = (
     ("B", "N", 8), ("B", "N", 8), ("N", 8), ("B", "N"), (8,), ("B", 1, "N", "N"), ("B", 2, "N", 4), (1, "N", 8), ("N",),
     (), ("B", "N", 2, 4), (1,), ("N", 1), ("B", 8, "N"), (4, 8), ("B", "N", 0),
 )  # fmt: skip
-_LAYOUTS = ("dense", "dense", "dense", "transposed", "stepped", "offset", "expanded")
+_LAYOUTS = ("dense", "dense", "dense", "transposed", "stepped", "offset", "expanded", "odd")
 
 Draw = Callable[[steps.Pool], Step | None]
 
@@ -65,6 +66,11 @@ def _kinds() -> list[tuple[int, Draw]]:
     ]
 
 
+_READS, _MODES, _EFFECTS = map(steps.template, (around.READS, around.MODES, around.EFFECTS))
+_AROUND = ((_READS,), (_READS,), (_READS,), (_READS,), (_READS,), (_READS,), (_MODES,), (_MODES, _READS),
+           (_EFFECTS,), (_READS, _MODES, _EFFECTS))  # fmt: skip
+
+
 class Builder:
     """A program in the making; also the Pool that steps are drawn from.
 
@@ -79,6 +85,7 @@ class Builder:
         self.steps: list[Step] = []
         self.counter = 0
         self.cache = False
+        self.around = _AROUND[self.integer(0, 9)] if self.maybe(40) else ()
         self.inputs = self._inputs()
         self.state = self._state()
         self._restart()
@@ -165,6 +172,9 @@ class Builder:
 
     def _restart(self) -> None:
         """The values at every size, computed anew: after a write that one of them refused."""
+        self.names: dict[str, Any] = {"torch": torch}
+        exec(around.SOURCE, self.names)
+        self.names["self"] = self.names["Around"]()
         self.values: list[dict[str, torch.Tensor]] = []
         self.watches: list[Watch] = []
         for sizes in self.sizes:
@@ -184,12 +194,12 @@ class Builder:
     def _runs(self, step: Step) -> bool:
         """Runs a step at every size; False where torch or `Watch` refuses it, or where its results grow too large."""
         for number, values, watch in zip((3, 2, 3), self.values, self.watches, strict=True):
-            scope = {"torch": torch, "F": torch.nn.functional, "cache": _Store, "n0": number, **values}
+            scope = {"torch": torch, "F": torch.nn.functional, "cache": _Store, "n0": number, **self.names, **values}
             shapes = {name: t.shape for name, t in values.items()}
             try:
                 with torch.no_grad(), warnings.catch_warnings(), watch:
                     warnings.simplefilter("ignore")
-                    exec(step.text, scope)
+                    exec(step.text, scope)  # no_grad puts the mode back that a step sets
             except (Exception, Unspecified):
                 return False
             if any(values[name].shape != shape for name, shape in shapes.items()):
@@ -205,7 +215,7 @@ class Builder:
 
     def attempt(self) -> None:
         """Draws a step and keeps it where it runs."""
-        step = self.pick(self.kinds)(self)
+        step = self.pick(self.around if self.around and self.maybe(20) else self.kinds)(self)
         if step is None:
             return
         if self._runs(step):
@@ -225,9 +235,15 @@ class Builder:
         number = any("n0" in step.text for step in self.steps)
         plain = Program(
             self.inputs, self.state, self._groups(), tuple(self.steps), self._result(), self.sizes,
-            self.pick((1, 1, 1, 2)), self.cache, number,
+            self.pick((1, 1, 1, 2)), self.cache, number, around=bool(self.around), hostile=self.maybe(15),
         )  # fmt: skip
-        return self._in_blocks(plain) if self.maybe(40) and len(self.steps) > 1 else plain
+        if self.maybe(40) and len(self.steps) > 1:
+            plain = self._in_blocks(plain)
+        return replace(plain, events=self._events(plain.blocks)) if self.around else plain
+
+    def _events(self, blocks: int) -> tuple[tuple[int, str], ...]:
+        options = around.EVENTS + around.BLOCK_EVENTS if blocks else around.EVENTS
+        return tuple(sorted((self.integer(1, 6), self.pick(options)) for _ in range(self.integer(0, 3))))
 
     def _in_blocks(self, program: Program) -> Program:
         """The program with some of its steps in modules of their own, each given what the last one made."""

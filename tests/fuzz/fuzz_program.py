@@ -7,10 +7,11 @@ is a module's source, so that what is tested, what is printed and what a failure
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import fuzz_around
 import torch
 
 Sizes = tuple[tuple[str, int], ...]  # what the letters in shapes stand for in a call
@@ -42,6 +43,12 @@ def fill(shape: tuple[int, ...], dtype: torch.dtype, data: str, seed: int) -> to
 def laid_out(layout: str, shape: tuple[int, ...], dtype: torch.dtype, data: str, seed: int) -> torch.Tensor:
     """A tensor of `shape` whose memory is laid out in one of the ways a caller's may be."""
     rank = len(shape)
+    if layout == "odd" and 1 in shape:  # strides that no element depends on
+        dense = fill(shape, dtype, data, seed)
+        strides = [
+            (0, 7, 3 * stride)[seed % 3] if n == 1 else stride for n, stride in zip(shape, dense.stride(), strict=True)
+        ]
+        return dense.as_strided(shape, strides)
     if layout == "transposed" and rank > 1:
         return fill((*shape[:-2], shape[-1], shape[-2]), dtype, data, seed).transpose(-1, -2)
     if layout == "stepped" and rank:
@@ -112,21 +119,21 @@ class Group:
     kind: str
     inputs: tuple[str, ...]
 
-    def packed(self) -> str:
-        """The expression that a caller passes."""
+    def packed(self, key: Callable[[str], str]) -> str:
+        """The expression that a caller passes; `key` gives an input's key in a dict."""
         if self.kind == "plain":
             return self.inputs[0]
         if self.kind == "dict":
-            return "{" + ", ".join(f"{i!r}: {i}" for i in self.inputs) + "}"
+            return "{" + ", ".join(f"{key(i)!r}: {i}" for i in self.inputs) + "}"
         inside = ", ".join(self.inputs)
         return f"[{inside}]" if self.kind == "list" else f"({inside},)"
 
-    def unpacked(self) -> list[str]:
+    def unpacked(self, key: Callable[[str], str]) -> list[str]:
         """The statements with which a forward begins."""
         if self.kind == "plain":
             return [] if self.name == self.inputs[0] else [f"{self.inputs[0]} = {self.name}"]
         if self.kind == "dict":
-            return [f"{i} = {self.name}[{i!r}]" for i in self.inputs]
+            return [f"{i} = {self.name}[{key(i)!r}]" for i in self.inputs]
         return [f"{', '.join(self.inputs)}, = {self.name}"]
 
 
@@ -145,6 +152,9 @@ class Program:
         number: whether the forward takes an integer `n0`, which is 3 in all calls but one.
         blocks: how many modules in a row run the steps that are `inside`; 0 leaves those in the forward.
         carry: a value that the next block reads in place of another, and that other.
+        around: whether the steps find what `fuzz_around.SOURCE` defines.
+        events: statements about `module` that a caller runs between calls, each with the number of the call after it.
+        hostile: whether state and dict keys have the names of `fuzz_around.hostile`.
     """
 
     inputs: tuple[Tensor, ...]
@@ -158,13 +168,19 @@ class Program:
     number: bool = False
     blocks: int = 0
     carry: tuple[str, str] | None = None
+    around: bool = False
+    events: tuple[tuple[int, str], ...] = ()
+    hostile: bool = False
     letters: tuple[str, ...] = field(default=("B", "N"))
+
+    def _key(self, name: str) -> str:
+        return fuzz_around.hostile(name) if self.hostile else name
 
     def text(self) -> str:
         """The source of the module, of `arguments(sizes, seed)`, and of what both need but torch."""
         extra = [name for name, there in (("cache", self.cache), ("n0", self.number)) if there]
-        forward = [line for g in self.groups for line in g.unpacked()]
-        forward += [f"{s.name} = self.{s.name}" for s in self.state]
+        forward = [line for g in self.groups for line in g.unpacked(self._key)]
+        forward += [f"{s.name} = getattr(self, {self._key(s.name)!r})" for s in self.state]
         inside = [k for k, step in enumerate(self.steps) if step.inside] if self.blocks else []
         block, between = self._block(extra) if inside else ([], [])
         forward += [step.text for step in self.steps[: inside[0] if inside else None]] + between
@@ -173,17 +189,19 @@ class Program:
         for k, s in enumerate(self.state):
             made = s.text(str(1000 + k))
             if s.name.startswith("p"):
-                held.append(f"self.{s.name} = torch.nn.Parameter({made}, requires_grad=False)")
+                parameter = f"torch.nn.Parameter({made}, requires_grad=False)"
+                held.append(f"self.register_parameter({self._key(s.name)!r}, {parameter})")
             else:
-                held.append(f"self.register_buffer({s.name!r}, {made})")
+                held.append(f"self.register_buffer({self._key(s.name)!r}, {made})")
         given = [f"{x.name} = {x.text(f'seed + {k}')}" for k, x in enumerate(self.inputs)]
-        packed = [g.packed() for g in self.groups]
+        packed = [g.packed(self._key) for g in self.groups]
         packed += (["Store()"] if self.cache else []) + (["2 if seed == 300 else 3"] if self.number else [])
         return "\n".join(
             [
+                *(fuzz_around.SOURCE.splitlines() if self.around else []),
                 *(_STORE.splitlines() if self.cache else []),
                 *block,
-                "class Forward(torch.nn.Module):",
+                f"class Forward({self._base}):",
                 "    def __init__(self):",
                 "        super().__init__()",
                 *(f"        {line}" for line in held),
@@ -193,12 +211,17 @@ class Program:
                 f"        return {self.result}",
                 "",
                 "",
+                *(fuzz_around.OTHER.format("Forward").splitlines() if self.around else []),
                 f"def arguments({', '.join(self.letters)}, seed):",
                 *(f"    {line}" for line in given),
                 f"    return ({', '.join(packed)}{',' if packed else ''})",
                 "",
             ]
         )
+
+    @property
+    def _base(self) -> str:
+        return "Around" if self.around else "torch.nn.Module"
 
     def _block(self, extra: list[str]) -> tuple[list[str], list[str]]:
         """The source of the block's class, and the lines of the forward that call it."""
@@ -207,12 +230,13 @@ class Program:
         reads = dict.fromkeys(name for step in steps for name in step.reads if name not in made)
         given = [*reads, *(name for name in extra if any(name in step.text for step in steps))]
         source = [
-            "class Block(torch.nn.Module):",
+            f"class Block({self._base}):",
             f"    def forward({', '.join(['self', *given])}):",
             *(f"        {step.text}" for step in steps),
             f"        return {', '.join(made) or None}",
             "",
             "",
+            *(fuzz_around.OTHER.format("Block").splitlines() if self.around else []),
         ]
         call = f"    {', '.join(made)}{' = ' if made else ''}block({', '.join(given)})"
         carried = [f"    {self.carry[1]} = {self.carry[0]}"] if self.carry else []
@@ -221,7 +245,7 @@ class Program:
     @property
     def digest(self) -> str:
         """Names the program: the start of a SHA-256 over its text."""
-        return hashlib.sha256(f"{self.text()}{self.sizes}{self.min_nodes}".encode()).hexdigest()[:12]
+        return hashlib.sha256(f"{self.text()}{self.sizes}{self.min_nodes}{self.events}".encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
         return f"{self.text()}\nsizes = {[dict(s) for s in self.sizes]}, min_nodes = {self.min_nodes}"
@@ -245,8 +269,8 @@ fusion.register_island(Store, "update")
 '''
 
 
-def load(program: Program, names: Mapping[str, Any]) -> tuple[type[torch.nn.Module], Any]:
-    """The program's module class and its `arguments`.
+def load(program: Program, names: Mapping[str, Any]) -> dict[str, Any]:
+    """What a program's text defines: its module class "Forward", its "arguments", and what is around them.
 
     Args:
         program: what to load.
@@ -254,4 +278,4 @@ def load(program: Program, names: Mapping[str, Any]) -> tuple[type[torch.nn.Modu
     """
     scope: dict[str, Any] = {"torch": torch, "F": torch.nn.functional, "laid_out": laid_out, **names}
     exec(compile(program.text(), "fuzzed.py", "exec"), scope)
-    return scope["Forward"], scope["arguments"]
+    return scope

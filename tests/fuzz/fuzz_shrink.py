@@ -71,6 +71,12 @@ def _smaller(program: Program) -> Iterator[Program]:
         yield replace(program, cache=False)
     if program.number and not any("n0" in s.text for s in program.steps):
         yield replace(program, number=False)
+    for k in range(len(program.events)):
+        yield replace(program, events=program.events[:k] + program.events[k + 1 :])
+    if program.around and not program.events:
+        yield replace(program, around=False)
+    if program.hostile:
+        yield replace(program, hostile=False)
     if program.min_nodes > 1:
         yield replace(program, min_nodes=1)
 

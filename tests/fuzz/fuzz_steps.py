@@ -159,7 +159,10 @@ class _Blanks(dict[str, str]):
 
 
 def template(block: str, wanted: Wanted = anything, *, results: int = 1) -> Callable[[Pool], Step | None]:
-    """Draws a line of `block` about a value that is `wanted`; `results` is how many it makes."""
+    """Draws a line of `block` about a value that is `wanted`; `results` is how many it makes.
+
+    A line with the blank r is a statement by itself, which assigns its only result to r.
+    """
     options = lines(block)
 
     def draw(pool: Pool) -> Step | None:
@@ -171,11 +174,15 @@ def template(block: str, wanted: Wanted = anything, *, results: int = 1) -> Call
         if x is None:
             return None
         blanks = _Blanks(pool, x)
+        makes = tuple(pool.fresh() for _ in range(results))
+        option = str(pool.pick(options))
+        blanks["r"] = makes[0] if makes else ""
         try:
-            text = str(pool.pick(options)).format_map(blanks)
+            text = option.format_map(blanks)
         except Missing:
             return None
-        makes = tuple(pool.fresh() for _ in range(results))
+        if "{r}" in option:
+            return Step(text, tuple(dict.fromkeys(blanks.reads)), makes)
         return Step(f"{', '.join(makes)} = {text}" if makes else text, tuple(dict.fromkeys(blanks.reads)), makes)
 
     return draw

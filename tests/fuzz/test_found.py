@@ -122,7 +122,7 @@ def test_a_negative_number_from_data_is_a_condition() -> None:
         for number in (-3, -3, -3, 4, 4, -3, -5, 0):
             y = torch.tensor([number, 0])
             assert torch.equal(module(x, y), Forward()(x, y)), number
-    (scope,) = (scope for _, scope in api._enabled(module).scopes)
+    (scope,) = (scope for _, scope in api._enabled(module)[""].scopes)
     assert scope.statistics.planned[0] > 0 and not scope.refused
 
 
@@ -140,5 +140,5 @@ def test_a_value_that_equals_itself_not_or_another_one_is_a_condition(fill: floa
         for other in (y, y, -y, -y, y):
             x = torch.rand(3, 5)
             assert torch.equal(module(x, other), Forward()(x, other))
-    (scope,) = (scope for _, scope in api._enabled(module).scopes)
+    (scope,) = (scope for _, scope in api._enabled(module)[""].scopes)
     assert scope.statistics.planned[0] > 0 and all(known.refusal is None for known in scope.known)

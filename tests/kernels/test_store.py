@@ -238,6 +238,13 @@ def test_clear_removes_everything(store, tmp_path):
     assert store.put_json(KEY, 2)
 
 
+def test_has_tells_of_an_entry_by_kind(tmp_path):
+    store = Store(tmp_path / "cache")
+    assert not store.has(KEY, "json")
+    store.put_json(KEY, 1)
+    assert store.has(KEY, "json") and not store.has(KEY, "file")
+
+
 def _write(directory, start, number):
     store = Store(directory)
     start.wait(10)

@@ -404,7 +404,7 @@ def standing_alone(nest: Nest) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.py"
         path.write_text(standalone(nest, schedule, emit(nest, schedule)))
-        done = subprocess.run([sys.executable, "-I", str(path)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-I", str(path)], capture_output=True, text=True)
     lines = done.stdout.splitlines()
     ok = done.returncode == 0 and [line.split()[0] for line in lines] == [o.name for o in nest.outputs]
     return {"ok": ok, "why": done.stderr[-2000:] or done.stdout}

@@ -1,0 +1,235 @@
+"""A kernel's trial: made data at the sizes that reach every branch of it, before it sees data of the user's.
+
+Once for a kernel's text, its graph and the compiler; the verdict is kept in the store. Operators run first, so that a
+kernel is tried only on what they allow; then it runs in a process of its own; then its results here are compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fusion.kernels.apart import FirstRuns
+from fusion.kernels.compiler import CompiledKernel
+from fusion.kernels.emit.cpp_sizes import FIRST_SIZES, branch_sizes
+from fusion.kernels.lower import given_symbols
+from fusion.kernels.store import Store
+from fusion.patterns import symbols
+from fusion.patterns.agree import References, choosing, disagreement, equal
+from fusion.patterns.errors import FusionError, StructureMismatch
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.reference import run, run_fp64, run_singly
+from fusion.patterns.samples import Draw, draws, made_inputs, reduces
+from fusion.patterns.shortage import is_shortage
+from fusion.patterns.specs import TensorSpec
+
+_FORMAT = 1  # of what is stored, and of what a trial covers: one more where either changes
+# What is shown at every size, the second where rows are put together; the rest is shown at the first size only.
+_EVERYWHERE = (Draw.PLAIN, Draw.LARGE)
+_NEED_MORE = frozenset(("var", "std", "var_mean", "std_mean"))  # than one element: torch writes a warning to stderr
+_REST = 16  # for symbols that the kernel does not have, and only operators before it read
+
+Launcher = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One made call of a kernel: its sizes, the kind of its values, its inputs, and eager's outputs."""
+
+    sizes: Mapping[str, int]
+    draw: Draw
+    inputs: Mapping[str, torch.Tensor]
+    eager: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a trial found: a refusal code and a sentence, both empty for a kernel that passed."""
+
+    code: str = ""
+    reason: str = ""
+
+
+class Trials:
+    """Tries kernels and remembers the verdicts.
+
+    Args:
+        store: where verdicts are kept beyond this process; None keeps them here only.
+    """
+
+    def __init__(self, store: Store | None) -> None:
+        self.store = store
+        self.known: dict[str, Verdict] = {}
+        self._first_runs: FirstRuns | None = None
+
+    def prepare(self) -> None:
+        """Starts the process that runs new kernels first, so that it is ready when they are compiled."""
+        self._first_runs = self._first_runs or FirstRuns()
+
+    def close(self) -> None:
+        """Ends that process where no kernel came."""
+        if self._first_runs is not None:
+            self._first_runs.close()
+            self._first_runs = None
+
+    def verdicts(self, kernels: Sequence[tuple[SubGraph, CompiledKernel, Launcher]]) -> list[Verdict]:
+        """A verdict on each kernel, in order; those that are new are tried together.
+
+        Args:
+            kernels: each with the graph it computes and what launches it.
+        """
+        keys = [_key(graph, kernel) for graph, kernel, _ in kernels]
+        fresh = {key: k for key, k in zip(keys, kernels, strict=True) if self._remembered(key) is None}
+        if fresh:
+            self.prepare()
+            assert self._first_runs is not None
+            self._try(fresh, self._first_runs)
+        self.close()
+        return [self.known[key] for key in keys]
+
+    def _try(self, fresh: Mapping[str, tuple[SubGraph, CompiledKernel, Launcher]], first_runs: FirstRuns) -> None:
+        cases = {key: made_cases(graph.canonical, kernel) for key, (graph, kernel, _) in fresh.items()}
+        at = [(fresh[key][1], _distinct([c.sizes for c in made])) for key, made in cases.items()]
+        faults = first_runs.outcome(at)
+        for k, (key, (graph, kernel, launch)) in enumerate(fresh.items()):
+            fault = faults.get(k)
+            if fault is not None:
+                self._remember(key, Verdict("launch_error", f"the kernel is not run: {fault.reason}"), fault.lasting)
+                continue
+            try:
+                self._remember(key, _Comparison(graph.canonical, cases[key]).verdict(kernel, launch))
+            except Exception as error:  # of an operator, say: it says nothing lasting about the kernel
+                if is_shortage(error):
+                    raise
+                self._remember(key, Verdict("unproved", f"the trial failed: {type(error).__name__}: {error}"), False)
+
+    def _remembered(self, key: str) -> Verdict | None:
+        if key not in self.known and self.store is not None:
+            found = self.store.get_json(key)
+            if isinstance(found, dict) and set(found) == {"code", "reason"} and all(map(_is_text, found.values())):
+                self.known[key] = Verdict(**found)
+        return self.known.get(key)
+
+    def _remember(self, key: str, verdict: Verdict, lasting: bool = True) -> None:
+        self.known[key] = verdict
+        if self.store is not None and lasting:
+            self.store.put_json(key, {"code": verdict.code, "reason": verdict.reason})
+
+
+def made_cases(graph: SubGraph, kernel: CompiledKernel) -> list[Case]:
+    """The calls that a kernel is tried on: those of its branches' sizes that the graph's operators allow.
+
+    Args:
+        graph: canonical.
+        kernel: what computes it.
+    """
+    kinds = draws(graph)
+    everywhere = _EVERYWHERE if reduces(graph) else _EVERYWHERE[:1]
+    repeated = not _NEED_MORE.isdisjoint(node.op.split(".")[1] for node in graph.nodes)
+    for others in FIRST_SIZES:  # some operators take even sizes only
+        cases: list[Case] = []
+        for sizes in branch_sizes(kernel.nest, others):
+            full = {**dict.fromkeys(graph.symbols, _REST), **sizes}
+            if repeated and 1 in full.values():
+                continue
+            wanted = [d for d in kinds if d in everywhere] if cases else kinds
+            cases += [case for draw in wanted if (case := _case(graph, full, draw)) is not None]
+        if cases:
+            return cases
+    return []
+
+
+def _case(graph: SubGraph, sizes: Mapping[str, int], draw: Draw) -> Case | None:
+    """A made call; None where operators do not allow it, or make anything of another shape than the graph says."""
+    names = tuple(name for node in graph.nodes for name in node.outputs if name in graph.spec)
+    try:
+        inputs = dict(zip(graph.inputs, made_inputs(graph, sizes, draw), strict=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            eager = run(replace(graph, outputs=names, bundle=()), inputs, sizes)
+    except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, FusionError):
+        return None
+    if not all(_as_told(graph.spec[name], eager[name], sizes, name in graph.outputs) for name in names):
+        return None
+    return Case(sizes, draw, inputs, {name: eager[name] for name in graph.outputs})
+
+
+def _as_told(spec: TensorSpec, made: torch.Tensor, sizes: Mapping[str, int], strides: bool) -> bool:
+    """Whether a tensor has the shape, and where asked for the strides, that its spec says."""
+    shape = [symbols.evaluate(d, sizes) for d in spec.shape]
+    if list(made.shape) != shape or not strides:
+        return list(made.shape) == shape
+    pairs = zip(shape, made.stride(), spec.strides, strict=True)
+    return all(n < 2 or have == symbols.evaluate(want, sizes) for n, have, want in pairs)
+
+
+class _Comparison:
+    """Runs a kernel on its cases and compares. References that cost more are made where cheaper ones do not settle it.
+
+    Args:
+        graph: canonical.
+        cases: the calls.
+    """
+
+    def __init__(self, graph: SubGraph, cases: Sequence[Case]) -> None:
+        self.graph = graph
+        self.cases = cases
+        self.signs = not choosing(graph)
+
+    def verdict(self, kernel: CompiledKernel, launch: Launcher) -> Verdict:
+        names = given_symbols(kernel.nest)
+        for case in self.cases:
+            try:
+                made = launch(*case.inputs.values(), *(case.sizes[name] for name in names))
+            except StructureMismatch:
+                continue  # it does not take such tensors: operators would run
+            results = made if isinstance(made, tuple) else (made,)
+            wrong = self._wrong(case, dict(zip(self.graph.outputs, results, strict=True)))
+            if wrong:
+                where = ", ".join(f"{name}={size}" for name, size in case.sizes.items())
+                return Verdict("inaccurate", f"On made data ({case.draw.value}; {where}), {wrong}")
+        return Verdict()
+
+    def _wrong(self, case: Case, results: Mapping[str, torch.Tensor]) -> str:
+        open_ = {name: fused for name, fused in results.items() if not equal(fused, case.eager[name])}
+        if not open_:
+            return ""
+        exact = run_fp64(self.graph, case.inputs, case.sizes)
+        among = {name: References(case.eager[name], exact[name]) for name in open_}
+        if not any(disagreement(f, among[name], 0.0, signs=self.signs) for name, f in open_.items()):
+            return ""
+        singly = run_singly(self.graph, case.inputs, case.sizes)
+        for name, fused in open_.items():
+            full = References(case.eager[name], exact[name], singly[name])
+            wrong = disagreement(fused, full, self._relative(case.draw, name), signs=self.signs)
+            if wrong:
+                return f"output {name!r}: {wrong}"
+        return ""
+
+    def _relative(self, draw: Draw, name: str) -> float:
+        """Eager's worst error over the scale of the result, on data of one kind at all sizes."""
+        worst = 0.0
+        for case in self.cases:
+            if case.draw is draw and case.eager[name].is_floating_point() and case.eager[name].numel():
+                among = References(case.eager[name], run_fp64(self.graph, case.inputs, case.sizes)[name])
+                worst = max(worst, among.error / scale if (scale := among.scale) else 0.0)
+        return worst
+
+
+def _distinct(sizes: Sequence[Mapping[str, int]]) -> list[Mapping[str, int]]:
+    return list({tuple(s.items()): s for s in sizes}.values())
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _key(graph: SubGraph, kernel: CompiledKernel) -> str:
+    parts = ["trial", _FORMAT, graph.digest, kernel.digest, torch.__version__, torch.get_num_threads()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
