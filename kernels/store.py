@@ -104,7 +104,7 @@ class Store:
         self.reason = f"The cache folder {self.directory} is only read, for it cannot be written: {error}."
 
     def has(self, key: str, kind: str) -> bool:
-        """Whether there is an entry of a kind, "json" or "file", under `key`; whether it is a good one, reading tells."""
+        """Whether there is an entry of a kind, "json" or "file", under `key`; if it is a good one, reading tells."""
         _check(key)
         return self.enabled and self._entry(key, kind).exists()
 
