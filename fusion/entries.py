@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from fusion.capture.held import ENTRY_NAMES
-
-_MARK = "_fusion_entry"  # the attribute of our functions that holds the entry
+from fusion.capture.held import ENTRY_MARK, ENTRY_NAMES
 
 
 class ModuleEntry:
@@ -33,11 +31,15 @@ class ModuleEntry:
             functools.update_wrapper(forward.__func__, original.__func__)  # type: ignore[attr-defined]
         else:
             functools.update_wrapper(forward, original)
-        forward.__dict__[_MARK] = self
+        forward.__dict__[ENTRY_MARK] = self
         answers = [_marked(method, self) for method in (self._state, self._replica, self._scriptable)]
         self._placed = dict(zip(ENTRY_NAMES, (forward, *answers), strict=True))
         self._before = {name: _users(vars(module).get(name)) for name in ENTRY_NAMES}
         module.__dict__.update(self._placed)
+
+    def has(self, function: Any) -> bool:
+        """Whether a function is one of those that this put into the module."""
+        return any(placed is function for placed in self._placed.values())
 
     def remove(self) -> None:
         """Makes the module's attributes what they were, but for those that somebody else has set since."""
@@ -83,13 +85,13 @@ def _marked(method: Callable[..., Any], entry: ModuleEntry) -> Callable[..., Any
     def function() -> Any:
         return method()
 
-    function.__dict__[_MARK] = entry
+    function.__dict__[ENTRY_MARK] = entry
     return function
 
 
 def _users(value: Any) -> Any:
     """What a user put in the place of one of our functions, which may stand in for each other; None for nothing."""
-    while isinstance(entry := getattr(value, _MARK, None), ModuleEntry):
+    while isinstance(entry := getattr(value, ENTRY_MARK, None), ModuleEntry):
         name = next((name for name, placed in entry._placed.items() if placed is value), None)
         if name is None:
             break  # a user's wrapper around ours, which has taken over our attributes

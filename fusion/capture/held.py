@@ -32,6 +32,7 @@ _NOT_STATE = (
 INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 # Attributes that a module under fusion has of us (`fusion.entries`).
 ENTRY_NAMES = ("forward", "__getstate__", "_replicate_for_data_parallel", "__prepare_scriptable__")
+ENTRY_MARK = "_fusion_entry"  # the attribute of such functions that holds their `ModuleEntry`
 _UNPATCHED = ("torch", "fusion", "abc", "collections", "enum", "typing")  # whose classes' methods are not watched
 _MADE_BY_PYTHON = ("__dict__", "__weakref__", "__annotate__", "__annotate_func__")
 _MADE_BY_CODE = 1 << 9  # the flag of classes that may be changed (Py_TPFLAGS_HEAPTYPE)
@@ -176,7 +177,10 @@ class Held:
     # ---- other objects
 
     def visit(self, value: Any, depth: int) -> None:
-        """Notes what a value holds, and what that holds in turn."""
+        """Notes what a value holds, and what that holds in turn; of a function of ours what it stands for."""
+        entry = getattr(value, ENTRY_MARK, None) if isinstance(value, (types.FunctionType, types.MethodType)) else None
+        if entry is not None and entry.has(value):
+            value = entry.own
         if isinstance(value, (*PLAIN, *_NOT_STATE)) or id(value) in self._seen:
             return
         if isinstance(value, torch.nn.Module):

@@ -16,6 +16,7 @@ from fusion.decide import backend, decider
 from fusion.kernels.emit import triton as emit_triton
 from fusion.patterns import ops
 from fusion.runtime import launch
+from fusion.scope import _WAITS_AFTER_SHORTAGE
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
@@ -134,7 +135,7 @@ def test_running_out_of_memory_is_remembered_of_nothing(
     with monkeypatch.context() as patched:
         patched.setattr("fusion.scheduler.partition", exhausted)
         torch.testing.assert_close(fused(x), two_chains(x))
-    for _ in range(3):
+    for _ in range(_WAITS_AFTER_SHORTAGE + 4):
         torch.testing.assert_close(fused(x), two_chains(x))
     assert fused.scope.statistics.planned[0] > 0
 

@@ -355,32 +355,3 @@ def test_hooks_that_collect_hidden_states(quick: fusion.FusionConfig) -> None:
 
 
 # ---- default devices
-
-
-def test_a_default_device_changes_nothing(quick: fusion.FusionConfig) -> None:
-    class Makes(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> Any:
-            return torch.tanh(x) * 2, torch.ones(3)
-
-    module = fusion.enable(Makes().eval(), quick)
-    eager = Makes().eval()
-    x = rows()[0]
-
-    def call() -> None:
-        for a, b in zip(no_grad(module, x), no_grad(eager, x), strict=True):
-            assert a.device == b.device and (a.device.type == "meta" or torch.allclose(a, b))
-
-    for _ in range(3):
-        call()
-    with torch.device("meta"):
-        call()
-    call()
-    try:
-        for device in ("cpu", "meta"):
-            torch.set_default_device(device)
-            call()
-    finally:
-        torch.set_default_device(None)
-    before = planned(module)["Makes"]
-    call()
-    assert planned(module)["Makes"] == before + 1

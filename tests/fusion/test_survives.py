@@ -172,6 +172,7 @@ def call(*args, **kwargs):
 def test_an_interrupt_inside_torchs_questions_arrives(
     name: str, quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job does not have
     before, original = modes(), getattr(SymNode, name)
     code = compile(_INTERRUPTED, os.path.join(os.path.dirname(torch.__file__), "made.py"), "exec")
     for place in (0, 1, 2, 3, 5, 8, 13):
