@@ -325,20 +325,21 @@ def looked_up(m: Any, x: torch.Tensor, extra: Any) -> torch.Tensor:
     return F.silu(x) * (2.0 if x.shape in m.d else 3.0) * m.w
 
 
-LIMITED = {
-    "isinstance": (lambda m, x, _: F.silu(x) * (2.0 if isinstance(x.shape[1], int) else 3.0) * m.w, "plan_mismatch"),
-    "a dict by shape": (looked_up, "recorder_error"),
-    "a format": (lambda m, x, _: F.silu(x) * len(f"{x.shape[1]:d}") * m.w, "recorder_error"),
-    "lru_cache": (lambda m, x, _: F.silu(x) * table(x.shape[1]) * m.w, "recorder_error"),
+NUMBERS: dict[str, Any] = {
+    "isinstance": lambda m, x, _: F.silu(x) * (2.0 if isinstance(x.shape[1], int) else 3.0) * m.w,
+    "a dict by shape": looked_up,
+    "a format": lambda m, x, _: F.silu(x) * len(f"{x.shape[1]:d}") * m.w,
+    "lru_cache": lambda m, x, _: F.silu(x) * table(x.shape[1]) * m.w,
 }
 
 
-@pytest.mark.parametrize(("step", "code"), LIMITED.values(), ids=LIMITED)
-def test_python_that_tells_a_symbol_from_a_number(step: Any, code: str, quick: Any) -> None:
+@pytest.mark.parametrize("step", NUMBERS.values(), ids=NUMBERS)
+def test_python_that_tells_a_symbol_from_a_number(step: Any, quick: Any) -> None:
+    """It is recorded with numbers: a plan for each size."""
     module, eager = pair(quick, step, d={(2, 7, 16): 1})
-    for length in (10, 10, 7, 7, 12):
+    for length in (10, 10, 10, 7, 7, 7, 12, 10, 7):
         same(module, eager, values(length), steps=2)  # two kernels' roundings: the factor is one of its own
-    assert_never_planned(module, code)
+    assert sum(planned(module).values()) >= 3
 
 
 def test_an_offset_into_storage_is_read_on_every_call(quick: fusion.FusionConfig) -> None:
