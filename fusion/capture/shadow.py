@@ -257,19 +257,8 @@ class Shadow:
 
     def _strides(self, name: str, tensor: torch.Tensor, sizes: Sequence[Any]) -> list[Any]:
         """Strides as products of sizes where the layout is dense in some order, else as numbers or symbols."""
-        strides: list[Any] = [0] * tensor.ndim
-        running: Any = 1
         real = tensor.stride()
-        for dim in sorted(range(tensor.ndim), key=lambda d: (real[d], -d)):
-            if real[dim] == hint(running):
-                strides[dim] = running
-                running = running * sizes[dim]
-            elif real[dim] in (0, 1):
-                strides[dim] = real[dim]
-            else:
-                strides[dim] = self.new_symbol(real[dim], (name, "stride", dim))
-                running = strides[dim] * sizes[dim]
-        return strides
+        return _packed(real, sizes, lambda dim: self.new_symbol(real[dim], (name, "stride", dim)))
 
     def laid_out(self, fake: torch.Tensor, real: torch.Tensor, operands: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """The shadow of an operator's result whose strides are others than torch's shape function says.
@@ -285,15 +274,8 @@ class Shadow:
         Returns:
             None where no sizes give such strides.
         """
-        sizes, strides = list(fake.shape), list(real.stride())
-        said: list[Any] = [None] * real.ndim
-        running: Any = 1
-        for dim in sorted(range(real.ndim), key=lambda d: (strides[d], -d)):
-            if strides[dim] == hint(running):
-                said[dim] = running
-                running = running * sizes[dim]
-            elif strides[dim] in (0, 1):
-                said[dim] = strides[dim]
+        sizes, strides = list(fake.shape), real.stride()
+        said = _packed(strides, sizes, lambda dim: None)
         known = [(s, n) for s, n in zip(said, sizes, strict=True) if s is not None]
         steps = [s for s, _ in known] + [s * n for s, n in known]
         for dim, size in enumerate(real.shape):
@@ -323,6 +305,28 @@ class Shadow:
         if fixed is None and self.env.fixed is not None:
             self.env.fixed = (self.env.fixed[0], "")  # the forward is over: no line of it is at work
         return translation
+
+
+def _packed(real: Sequence[int], sizes: Sequence[Any], otherwise: Callable[[int], Any]) -> list[Any]:
+    """Strides as products of sizes, from the innermost dimension on.
+
+    Args:
+        real: the strides.
+        sizes: with symbols.
+        otherwise: the stride of a dimension that is no such product; None leaves it out.
+    """
+    strides: list[Any] = [None] * len(real)
+    running: Any = 1
+    for dim in sorted(range(len(real)), key=lambda d: (real[d], -d)):
+        if real[dim] == hint(running):
+            strides[dim] = running
+            running = running * sizes[dim]
+        elif real[dim] in (0, 1):
+            strides[dim] = real[dim]
+        else:
+            strides[dim] = otherwise(dim)
+            running = running if strides[dim] is None else strides[dim] * sizes[dim]
+    return strides
 
 
 class Translation:
