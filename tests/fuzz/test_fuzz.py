@@ -139,7 +139,8 @@ def test_a_script_runs_alone_and_prints_both_results(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "fused" in done.stdout  # the report
     wrong = script(EXACT, "nothing").replace("found = flatten(attempt(fused,", "found = flatten(attempt(lambda x: x,")
-    path.write_text(wrong.replace("module.state_dict(keep_vars=True)", "{}"))
+    state = "{**dict(module.named_parameters()), **dict(module.named_buffers())}"
+    path.write_text(wrong.replace(state, "{}").replace("module.modules()", "()"))
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "fused tensor(" in done.stdout and "eager tensor(" in done.stdout
