@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections.abc import Iterator
+
+from fusion.patterns.forks import Lock
 
 # Frames. Recording a block took 116 with everything imported, of which eager's own were 13; first imports take more.
 _NEEDED = 300
@@ -28,7 +29,7 @@ class _Loans:
     """What the interpreter's limit, which is one for all threads, has been raised by."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._limit = 0  # what we last made it
         self._over = 0  # loans that could not be taken back yet, for the stack was that deep
 

@@ -119,7 +119,7 @@ def _request(kernel: CompiledKernel, cases: Sequence[Mapping[str, int]]) -> dict
         "symbol": kernel.symbol,
         "sizes": len(nest.sizes),
         "inputs": [(type_code(a.dtype), 8 * a.dtype.itemsize) for a in nest.inputs],
-        "outputs": [(o.dtype.itemsize, len(o.order)) for o in nest.outputs],
+        "outputs": [(o.dtype.itemsize, len(o.order), len(o.loose)) for o in nest.outputs],
         "cases": [
             {
                 "inputs": [

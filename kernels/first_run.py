@@ -95,19 +95,19 @@ def run_case(library: ctypes.CDLL, kernel: dict[str, Any], case: dict[str, Any],
         kept.append(dims)
         inputs.append(memory)
         described.append(DLTensor(memory.address, 1, 0, len(shape), code, bits, 1, *dims, 0))
-    ranks = [rank for _, rank in kernel["outputs"]]
-    sizes, shapes = _numbers([0] * kernel["sizes"]), _numbers([0] * sum(ranks))
+    told = sum(rank + strides for _, rank, strides in kernel["outputs"])  # sizes, then strides of dimensions of size 1
+    sizes, shapes = _numbers([0] * kernel["sizes"]), _numbers([0] * told)
     tensors = (DLTensor * max(len(described), 1))(*described)
     if library[kernel["symbol"] + "_prepare"](tensors, _numbers(case["given"]), sizes, shapes):
         return ""  # the kernel does not take such tensors
     outputs: list[Guarded] = []
     at = 0
-    for width, rank in kernel["outputs"]:
+    for width, rank, loose in kernel["outputs"]:
         elements = 1
         for n in shapes[at : at + rank]:
             elements *= n
         outputs.append(Guarded(elements * width, at_end))
-        at += rank
+        at += rank + loose
     run = library[kernel["symbol"] + "_run"]
     run.restype = None
     pointers = [(ctypes.c_void_p * max(len(each), 1))(*(m.address for m in each)) for each in (inputs, outputs)]

@@ -41,6 +41,14 @@ def test_a_sound_kernel_passes(kernel: CompiledKernel) -> None:
     assert outcome(kernel, kernel) == {}
 
 
+def test_outputs_with_strides_that_no_element_depends_on() -> None:
+    """The kernel tells them after the sizes of each output."""
+    x = torch.randn(1, 8).to(torch.bfloat16).as_strided((1, 8), (0, 1))
+    (kernel,) = compile_cpp([lower(trace(lambda x: (x.float(), x.double(), x.half()), x))], None)
+    assert all(output.loose for output in kernel.nest.outputs)
+    assert FirstRuns().outcome([(kernel, [{}])]) == {}
+
+
 LOOP = "for (int64_t row = first; row < last; ++row) {"
 
 
