@@ -1,4 +1,4 @@
-"""Calls under a default device, or in a block of one, are fused; the device is part of the guard."""
+"""Settings of torch that decide what a forward makes, such as a default device, are part of the guard, no obstacle."""
 
 from __future__ import annotations
 
@@ -80,3 +80,20 @@ def test_another_mode_around_the_device_keeps_calls_eager() -> None:
         model(X)
     assert counts.calls and _fused(model) == fused
     assert "Counts" in str(fusion.report(model))
+
+
+def test_deterministic_algorithms_are_part_of_the_guard() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return (x * 2).relu() + (1 if torch.are_deterministic_algorithms_enabled() else 0)
+
+    fused = fusion.fuse(function, {"profile": False})
+    for _ in range(3):
+        assert torch.equal(fused(X), function(X))
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(3):
+            assert torch.equal(fused(X), function(X))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(fused(X), function(X))
+    assert fused.report().scopes[0].fused_calls >= 4
