@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LAYOUT := build/layout
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: docs demo test lint bench fuzz clean
@@ -13,7 +14,7 @@ demo: $(READY)
 	$(BIN)/fusion demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

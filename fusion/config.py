@@ -52,7 +52,11 @@ class FusionConfig(BaseModel):
     enable_cache: bool = Field(True, description="Keep kernels and decisions on disk between processes.")
     cache_dir: Path | None = Field(None, strict=False, description="Where; None is the platform's cache folder.")
     fallback_on_error: bool = Field(True, description="Run eagerly when a kernel fails; False raises instead.")
-    verify: bool = Field(True, description="Check each kernel against the fp64 rule before its first use.")
+    verify: bool = Field(
+        True,
+        description="Try each CPU kernel once on made data, first in a process of its own; "
+        "check each kernel against the fp64 rule before its first use.",
+    )
     profile: bool = Field(True, description="Measure before deciding; False fuses every legal region.")
     max_fusions: int | None = Field(
         None, ge=0, description="At most this many kernels per scope, to bisect a wrong result; 0 is the unfused plan."

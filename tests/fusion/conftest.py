@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,10 @@ from fusion.capture import follow
 
 @pytest.fixture(scope="session")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> fusion.FusionConfig:
-    """Fuses whatever is proved; kernels are compiled once per test session."""
-    return fusion.FusionConfig(profile=False, cache_dir=tmp_path_factory.mktemp("kernels"))
+    """Fuses whatever is proved; kernels are compiled once per test session, whichever worker asks first."""
+    base = tmp_path_factory.getbasetemp()
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return fusion.FusionConfig(profile=False, cache_dir=session / "kernels")
 
 
 @pytest.fixture

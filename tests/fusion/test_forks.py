@@ -1,8 +1,10 @@
 """Children forked while another thread compiles the C runtime, records, or holds a lock of ours."""
 
 import builtins
+import faulthandler
 import os
 import threading
+import traceback
 from collections.abc import Callable
 
 import pytest
@@ -16,15 +18,14 @@ QUICK = {"profile": False, "min_nodes": 1, "min_tensor_elements": 0}
 
 
 def in_child(does: Callable[[], bool]) -> bool:
-    """Whether `does` says yes in a forked child; one that hangs is ended."""
+    """Whether `does` says yes in a forked child; one that hangs is ended. The child says on stderr what went wrong."""
     child = os.fork()
     if not child:
-        watchdog = threading.Timer(60, os._exit, [2])
-        watchdog.daemon = True
-        watchdog.start()
+        faulthandler.dump_traceback_later(120, exit=True, file=2)
         try:
             os._exit(0 if does() else 1)
-        finally:
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
             os._exit(3)
     return os.waitpid(child, 0)[1] == 0
 
