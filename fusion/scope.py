@@ -81,7 +81,7 @@ class Scope(Proving):
             run changed the modules' Python state; True when it took the scope, or its steps, apart, so that a later
             call may be recorded.
         surroundings: gives the modules, and further snapshot entries, where they are found rather than given.
-        in_place: whether the modules are as calls will find them; without it, `refresh` is called once they are.
+        in_place: whether the modules are as calls will find them; without it, they are changed inside `placing`.
         bound: what `entry` is a method of, where the callable is one.
     """
 
@@ -149,6 +149,13 @@ class Scope(Proving):
         self.entry.__globals__["_f_unchanged"] = _unwatched
         only = list(self.modules) == [""] and not self.steps
         self.likeness = likeness(self.modules[""]) if only else None
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Inside the block the entry is put into the modules; calls of other threads wait until they are watched."""
+        with self._lock:
+            yield
+            self.refresh()
 
     def steps_of(self, key: Any) -> dict[str, torch.nn.Module]:
         """The steps of calls of one structure, by path."""

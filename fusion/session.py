@@ -85,8 +85,8 @@ class Session:
             bound=module if is_method(own, module) else None,
         )
         self.scopes.append((module, scope))
-        self._entries.append(ModuleEntry(module, scope.entry))
-        scope.refresh()  # which sees the module with its new forward
+        with scope.placing():
+            self._entries.append(ModuleEntry(module, scope.entry))
 
     def _divide(
         self, path: str, scope: Scope, key: Any, refusal: Refusal, culprit: torch.nn.Module | None, changing: bool

@@ -1,0 +1,96 @@
+"""Threads that call a model while another one enables and disables it."""
+
+import threading
+
+import pytest
+import torch
+
+import fusion
+from fusion import session
+from fusion.entries import ModuleEntry
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.norm(x)) * 2 + x
+
+
+class Stack(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_call_that_comes_while_an_entry_is_being_placed_waits_for_it(
+    quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = Stack().eval(), torch.randn(3, 16)
+    with torch.no_grad():
+        expected = model(x)
+    results: list[torch.Tensor | Exception] = []
+    threads: list[threading.Thread] = []
+
+    def call() -> None:
+        try:
+            with torch.no_grad():
+                results.append(model(x))
+        except Exception as error:
+            results.append(error)
+
+    class CalledAtOnce(ModuleEntry):
+        """Another thread calls the model as soon as the module has its entry."""
+
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)  # type: ignore[arg-type]
+            threads.append(threading.Thread(target=call))
+            threads[-1].start()
+            threads[-1].join(0.5)
+
+    monkeypatch.setattr(session, "ModuleEntry", CalledAtOnce)
+    fusion.enable(model, quick)
+    for thread in threads:
+        thread.join()
+    assert len(results) == len(threads) >= 3
+    for result in results:
+        assert isinstance(result, torch.Tensor), result
+        torch.testing.assert_close(result, expected)
+
+
+def test_models_are_enabled_and_disabled_while_others_call_them(quick: fusion.FusionConfig) -> None:
+    model, x = Stack().eval(), torch.randn(3, 16)
+    with torch.no_grad():
+        expected = model(x)
+    over, wrong = threading.Event(), []
+
+    def call() -> None:
+        while not over.is_set():
+            try:
+                with torch.no_grad():
+                    torch.testing.assert_close(model(x), expected)
+            except BaseException as error:
+                wrong.append(error)
+                return
+
+    threads = [threading.Thread(target=call) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(10):
+            fusion.enable(model, quick)
+            with torch.no_grad():
+                model(x)
+            fusion.disable(model)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong, wrong
