@@ -129,12 +129,11 @@ def cpu_seconds(calls: int) -> float:
     return min(times)
 
 
-def test_tangled_calls_are_quick_and_grow_linearly() -> None:
-    """A quiet Xeon core takes 0.5 s for 3,000; the bound leaves a shared one three times that."""
+def test_the_time_for_tangled_calls_grows_linearly() -> None:
+    """Only the ratio is a test: what 3,000 calls take (0.5 s on a quiet Xeon core) depends on the machine."""
     partition(tangled(300, seed=1), values={"s0": 2, "s1": 9})  # what is looked up once per process
     small, large = cpu_seconds(3000), cpu_seconds(6000)
-    assert small < 1.5
-    assert large < 2.6 * small  # what is quadratic takes four times as long
+    assert large < 3 * small  # what is quadratic takes four times as long
 
 
 @pytest.mark.parametrize("seed", range(60))
