@@ -22,6 +22,8 @@ def in_child(does: Callable[[], bool]) -> bool:
     child = os.fork()
     if not child:
         faulthandler.dump_traceback_later(120, exit=True, file=2)
+        # OpenMP's threads do not survive a fork, and torch's own calls wait for them for ever.
+        torch.set_num_threads(1)
         try:
             os._exit(0 if does() else 1)
         except BaseException:

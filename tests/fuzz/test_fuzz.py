@@ -23,7 +23,7 @@ from fusion.kernels.loops import LoopNest
 from fusion.kernels.toolchain.cpp import find_toolchain
 from fusion.patterns.scalar import Apply
 
-COUNT = 200
+COUNT = 100
 SEED = 20250
 
 needs_compiler = pytest.mark.skipif(find_toolchain() is None, reason="needs a C++ compiler")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -102,7 +103,15 @@ def collect(dtypes: Iterable[torch.dtype], count: int | None, *, varied: bool) -
         dtypes: of the samples.
         count: structures taken of each OpInfo in each dtype; None for all.
         varied: whether each sample is taken strided, expanded and empty, too.
+
+    For each operator torch looks through the whole stack for the test that asks. Under pytest that took most of the
+    time; a thread of its own has a short stack.
     """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_collected, dtypes, count, varied).result()
+
+
+def _collected(dtypes: Iterable[torch.dtype], count: int | None, varied: bool) -> Found:
     from torch.testing._internal.common_methods_invocations import op_db  # takes seconds, and some runs need no samples
 
     known = {op.split(".")[1].strip("_") for op in TABLE}
