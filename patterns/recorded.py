@@ -183,8 +183,8 @@ class RecordedGraph:
 
         Nodes are calls ("3 mul" is `nodes[3]`) and what enters and leaves ("input x0", "parameter x1", "constant x2",
         "object o0", "output 0"), in the order of execution. An edge is one use of a value; a call that uses a value
-        twice has two, hence a MultiDiGraph. It has no circles. Side effects are no edges: a valid order is a topological
-        one in which no call has moved past one with an `effect`. The recorded order is `index`.
+        twice has two, hence a MultiDiGraph. It has no circles. Side effects are no edges: a valid order is a
+        topological one in which no call has moved past one with an `effect`. The recorded order is `index`.
 
         Each node has these attributes (`network.NodeAttributes`):
             kind (str): "input", "parameter", "constant", "object", "output" or "island"; for an operator its `Kind`:
