@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sympy
 import torch
@@ -21,6 +21,9 @@ from .forks import cached_property
 from .leaves import Leaf, Ref, decode, encode, leaves, map_leaves, ref_names, sha256, show
 from .specs import TensorSpec, decode_spec, encode_spec
 from .symbols import Dim
+
+if TYPE_CHECKING:
+    import networkx
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,12 @@ class SubGraph:
             tuple((name, decode_spec(spec)) for name, spec in data["specs"]),
             bundle=tuple(data.get("bundle", ())),
         )
+
+    def to_networkx(self) -> networkx.MultiDiGraph:
+        """The graph as one of networkx, with the nodes and attributes that `RecordedGraph.to_networkx` tells of."""
+        from .network import of_subgraph  # with networkx, which takes long to import
+
+        return of_subgraph(self)
 
     def __str__(self) -> str:
         lines = [f"subgraph {self.pattern or '+'.join(self.ops)}({', '.join(self.inputs)})"]

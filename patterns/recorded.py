@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .forks import cached_property
 from .graph import OpNode
 from .leaves import Leaf, Path, Ref, encode, leaves, path_text, sha256, show
 from .specs import TensorSpec, encode_spec
+
+if TYPE_CHECKING:
+    import networkx
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +177,39 @@ class RecordedGraph:
     def ops(self) -> tuple[OpNode, ...]:
         """The operator calls, without islands."""
         return tuple(n for n in self.nodes if isinstance(n, OpNode))
+
+    def to_networkx(self) -> networkx.MultiDiGraph:
+        """The data flow as a graph of networkx, to query (`networkx.ancestors`), draw, or write to a file.
+
+        Nodes are calls ("3 mul" is `nodes[3]`) and what enters and leaves ("input x0", "parameter x1", "constant x2",
+        "object o0", "output 0"), in the order of execution. An edge is one use of a value; a call that uses a value
+        twice has two, hence a MultiDiGraph. It has no circles. Side effects are no edges: a valid order is a
+        topological one in which no call has moved past one with an `effect`. The recorded order is `index`.
+
+        Each node has these attributes (`network.NodeAttributes`):
+            kind (str): "input", "parameter", "constant", "object", "output" or "island"; for an operator its `Kind`:
+                "pointwise", "reduction", "view", "element", "library" or "effect".
+            op (str): a call's operator ("aten.mul.Tensor") or what an island calls ("cache.update"); else "".
+            index (int): its place among the graph's `nodes`, or among its inputs, parameters, ..., outputs.
+            values (str): names of the values it makes, with ", " between them; what an output hands back.
+            path (str): where an input, a parameter or an object comes from ("position_embeddings[0]"); else "".
+            dtype, shape, device (str): of the first tensor among its values: "bfloat16", "[s0, 64]", "cpu"; else "".
+            origin (str): "file:line" of the user's code that makes the value; "" where it is not known.
+            effect (bool): whether the call writes to memory, draws random numbers or has Python side effects.
+
+        Each edge has these (`network.EdgeAttributes`):
+            kind (str): "operand", or "size" where only a number is used that is known once the value is made.
+            value (str): the value's name.
+            output (int): which of the maker's results it is, from 0.
+            operand (int): which of the values that the reader reads (its `refs`) it is, from 0; -1 for a "size".
+            dtype, shape, device (str): the value's.
+
+        Raises:
+            GraphError: the recording is malformed; one that was recorded never is.
+        """
+        from .network import of_recording  # with networkx, which takes long to import
+
+        return of_recording(self)
 
     def __str__(self) -> str:
         lines = [

