@@ -193,7 +193,7 @@ LONG = {
 def few_long_rows(name: str) -> dict[str, object]:
     """A kernel on few rows, each cut into pieces, by the fp64 rule."""
     case, (graph, nest) = long_rows.LONG_ROWS[name], long_rows.lowered(name)
-    schedule = dataclasses.replace(launch_options(nest), columns=32)
+    schedule = dataclasses.replace(launch_options(nest), columns=16)
     run = make_cuda_launcher(nest, schedule=schedule, processors=PROCESSORS)
     for rows, columns in ((1, 513), (2, 530)) if case.along else ((70, 513),):
         x = long_rows.values(name, rows, columns)
@@ -211,7 +211,7 @@ def few_long_rows(name: str) -> dict[str, object]:
 def whole_rows() -> dict[str, object]:
     """Rows that are many, or short, or none, take one launch of the kernel whose few long rows take several."""
     graph, nest = long_rows.lowered("several outputs")
-    schedule = dataclasses.replace(launch_options(nest), columns=32)
+    schedule = dataclasses.replace(launch_options(nest), columns=16)
     run = make_cuda_launcher(nest, schedule=schedule, processors=PROCESSORS)
     busy = PROCESSORS // 2 + 1
     for rows, columns, grid in ((1, 496, [1]), (busy, 513, [busy]), (0, 513, []), (3, 513, [15, 3 * 33])):
@@ -249,7 +249,7 @@ def empty_pieces() -> dict[str, object]:
     x, y = normal(2, 700), normal(2, 20, seed=1)
     graph = trace(lambda x, y: (x.amax(-1) + y.sum(-1) - y.amin(-1)).bfloat16(), x, y)
     nest = lower(graph)
-    schedule = dataclasses.replace(launch_options(nest), kind=Kind.LOOPED, rows=1, columns=32)
+    schedule = dataclasses.replace(launch_options(nest), kind=Kind.LOOPED, rows=1, columns=16)
     with launched() as grids:
         made = make_cuda_launcher(nest, schedule=schedule, processors=PROCESSORS)(x, y)
     why = reduction_cases.judge(graph, (made,), (x, y))
