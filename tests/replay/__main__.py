@@ -26,10 +26,13 @@ CHANGED = ROOT / "build" / "replay"  # where the texts go that differ
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Replays, compares or stores, and says what differs."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
     isolate()
     every = list(cases())
     names = [name for name in every if re.fullmatch(given.cases, name)]
+    if not names:
+        parser.error(f"no case's name is {given.cases!r}; there are {', '.join(every)}")
     stored = Stored.read()
     other = stored.other_versions()
     if other and given.accept and names == every:
