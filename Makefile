@@ -8,13 +8,16 @@ LAYOUT := build/layout
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: docs demo test lint bench fuzz clean
+.PHONY: docs demo test replay lint bench fuzz clean
 
 demo: $(READY)
 	$(BIN)/fusion demo $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+replay: $(READY)
+	$(BIN)/python tests/replay $(if $(ACCEPT),--accept) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

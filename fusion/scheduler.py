@@ -240,7 +240,7 @@ class FusionScheduler:
                 within = {s: (low, high) for s, low, high in compiled.bucket}
                 known = write_plan(template.shape, compiled.steps, compiled.calls, within=within, **options)
             template.sources[key] = known
-            self._trace(f"{kind} plan", known.text)
+            self._trace(f"{kind} plan", known)
         return known
 
     def _trace(self, stage: str, value: object) -> None:

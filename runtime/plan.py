@@ -144,6 +144,9 @@ class Source:
     text: str
     names: dict[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return self.text
+
     def bind(self, values: Mapping[str, Any]) -> Plan:
         """Makes the plan callable.
 

@@ -90,6 +90,12 @@ def test_matching_gives_the_sizes() -> None:
     assert sorted(values.values()) == [6, 9]
 
 
+def test_a_source_prints_as_its_text() -> None:
+    _, shape = recorded(lambda x: x * 2, x=torch.rand(3, 4))
+    source = write_match(shape)
+    assert str(source) == source.text and source.text.startswith("def plan(a0):\n")
+
+
 def test_containers_are_checked() -> None:
     def call(pair: Any, table: Any) -> Any:
         return torch.exp(pair[0]) * 2 + pair[1] * table["a"]
