@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
@@ -33,11 +33,14 @@ from fusion.runtime.plan import MISS
 from fusion.scheduler import FusionScheduler, Lists
 from fusion.signature import Signature
 
+_Seen = TypeVar("_Seen")
+
 _MOST_LISTS = 2  # of numbers that calls of one form are recorded with
 _MOST_PASSING = 4  # times that a scope ran out of stack while it was compiled, before it stays eager
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
 _RESTS_AFTER = 8  # refused calls of one kind, after which only every `_LOOKS_UP`th is asked what it is
 _LOOKS_UP = 64
+_LOOKS = 8  # times that state is looked at before another thread's changes are too many
 _DEEP = Refusal("stack", "recording takes more stack than is left")
 _RESTLESS = Refusal(
     "python_state",
@@ -141,14 +144,15 @@ class Scope(Proving):
         """Takes the modules as they are now as what plans are valid for."""
         try:
             self.watching = self._watched()
+            only = list(self.modules) == [""] and not self.steps
+            self.likeness = _settled(lambda: likeness(self.modules[""])) if only else None
             self.blocked = None
         except Refused as refused:
             refusal = refused.refusal
             self.watching, self.blocked = [], replace(refusal, origin=refusal.origin or self.line)
+            self.likeness = None
         self.snapshot = None
         self.entry.__globals__["_f_unchanged"] = _unwatched
-        only = list(self.modules) == [""] and not self.steps
-        self.likeness = likeness(self.modules[""]) if only else None
 
     @contextmanager
     def placing(self) -> Iterator[None]:
@@ -210,6 +214,9 @@ class Scope(Proving):
 
     def _watched(self) -> list[tuple[Any, ...]]:
         """Snapshot entries for everything the callable depends on beside its arguments."""
+        return _settled(self._looked_at)
+
+    def _looked_at(self) -> list[tuple[Any, ...]]:
         entries: list[tuple[Any, ...]] = []
         if self.surroundings is not None:
             self.modules, entries = self.surroundings()
@@ -603,3 +610,16 @@ class Scope(Proving):
 def _unwatched() -> bool:
     """Stands in for a snapshot until there is a plan to guard."""
     return False
+
+
+def _settled(look: Callable[[], _Seen]) -> _Seen:
+    """What is seen of state that other threads may change meanwhile.
+
+    Raises:
+        Refused: it changed each time it was looked at.
+    """
+    for _ in range(_LOOKS):
+        with suppress(RuntimeError):  # a dictionary changed its size while it was looked through
+            return look()
+    what = "another thread changes what the forward depends on while it is looked at"
+    raise Refused("python_state", what, remedy="call the model while no other thread changes it")

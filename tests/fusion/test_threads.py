@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fusion
-from fusion import session
+from fusion import scope, session
 from fusion.entries import ModuleEntry
 
 
@@ -94,3 +94,32 @@ def test_models_are_enabled_and_disabled_while_others_call_them(quick: fusion.Fu
         for thread in threads:
             thread.join()
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_state_that_changes_while_it_is_looked_at_is_looked_at_again(
+    quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """As when another thread adds an attribute; where that goes on and on, the scope runs eagerly and says so."""
+    model, x = Stack().eval(), torch.randn(3, 16)
+    with torch.no_grad():
+        expected = model(x)
+    look, looks = scope.watched, []
+
+    def disturbed(*arguments: object) -> object:
+        looks.append(arguments)
+        if len(looks) <= times:
+            raise RuntimeError("dictionary changed size during iteration")
+        return look(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scope, "watched", disturbed)
+    fusion.enable(model, quick)
+    with torch.no_grad():
+        for _ in range(4):
+            torch.testing.assert_close(model(x), expected)
+    report = fusion.report(model)
+    if times == 1:
+        assert report.scopes[0].fused_calls
+    else:
+        assert "another thread changes" in report.scopes[0].reason
+    fusion.disable(model)
