@@ -198,7 +198,16 @@ def make_snapshot(entries: Iterable[tuple[Any, ...]]) -> Callable[[], bool]:
         ValueError, TypeError: an entry of another form.
     """
     module = load_native()
-    return (module.Snapshot if module else PythonSnapshot)(list(entries))
+    return (module.Snapshot if module else PythonSnapshot)(_grouped(entries))
+
+
+def _grouped(entries: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """What is asked of one object stands together: the C extension looks once at a dict that has not changed."""
+    groups: dict[Any, list[tuple[Any, ...]]] = {}
+    for number, entry in enumerate(entries):
+        of_container = isinstance(entry, tuple) and len(entry) > 1 and entry[0] in ("item", "size")
+        groups.setdefault(("object", id(entry[1])) if of_container else ("entry", number), []).append(entry)
+    return [entry for group in groups.values() for entry in group]
 
 
 class PythonSnapshot:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from fusion.decide.refusal import Refusal
 
 _CPU = torch.device("cpu")
+_function_modes = torch._C._len_torch_function_stack  # found once: it is asked in every call
 _known: dict[torch.device, torch.device] = {}  # a snapshot compares by identity
 
 
@@ -21,7 +22,7 @@ def default_device() -> torch.device:
     Returns:
         the same object for equal devices.
     """
-    if not torch._C._len_torch_function_stack():
+    if not _function_modes():
         return _CPU
     contexts = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)]
     device = contexts[-1].device if contexts else _CPU

@@ -75,7 +75,7 @@ def watched(
         ("size", torch_module._global_forward_hooks, 0),
         ("size", torch_module._global_forward_pre_hooks, 0),
         ("call", torch.get_default_dtype, torch.get_default_dtype()),
-        ("call", torch.are_deterministic_algorithms_enabled, torch.are_deterministic_algorithms_enabled()),
+        ("call", torch._C._get_deterministic_algorithms, torch._C._get_deterministic_algorithms()),
         ("call", modes.default_device, modes.default_device()),
         ("attribute", forward_ad, "_current_level", -1),  # a kernel hands on no tangents
     ]

@@ -240,7 +240,7 @@ static void guard_dealloc(Guard *self) {
 
 /* ---- Snapshot ---- */
 
-enum { ITEM, SIZE, ATTRIBUTE, INDEX, CLASS, CODE, CALL };
+enum { ITEM, SIZE, ATTRIBUTE, BASES, INDEX, CLASS, CODE, CALL }; /* BASES: the attribute __mro__ of a class */
 
 /* CPython 3.11 numbers every state of every dict, so a dict whose number is the same has not changed. Later versions
  * deprecate the number; there every call looks the keys up. */
@@ -253,7 +253,8 @@ enum { ITEM, SIZE, ATTRIBUTE, INDEX, CLASS, CODE, CALL };
 typedef struct {
     int kind;
     Py_ssize_t size;
-    uint64_t version; /* of the dict, when the item was last found to be as expected; 0 for never */
+    Py_ssize_t run;   /* of the first entry of those in a row about one dict: how many they are; else 0 */
+    uint64_t version; /* of that dict, when they last all held; 0 for never */
     PyObject *target, *key, *expected;
 } Entry;
 
@@ -267,13 +268,9 @@ typedef struct {
 /* 1: as expected. 0: changed. -1: an exception is set. */
 static int entry_holds(Entry *e) {
     if (e->kind == ITEM) {
-        uint64_t version = VERSION(e->target); /* before the lookup, which may run code */
-        if (version && version == e->version) return 1;
         PyObject *found = PyDict_GetItemWithError(e->target, e->key);
         if (!found && PyErr_Occurred()) return -1;
-        int holds = (found ? found : absent) == e->expected;
-        if (holds) e->version = version;
-        return holds;
+        return (found ? found : absent) == e->expected;
     }
     if (e->kind == SIZE) {
         Py_ssize_t size = PyObject_Size(e->target);
@@ -281,6 +278,7 @@ static int entry_holds(Entry *e) {
     }
     if (e->kind == INDEX)
         return PyList_GET_SIZE(e->target) > e->size && PyList_GET_ITEM(e->target, e->size) == e->expected;
+    if (e->kind == BASES) return ((PyTypeObject *)e->target)->tp_mro == e->expected;
     if (e->kind == CLASS) return (PyObject *)Py_TYPE(e->target) == e->key;
     if (e->kind == CODE) return PyFunction_GET_CODE(e->target) == e->key;
     if (e->kind == CALL) {
@@ -299,19 +297,56 @@ static int entry_holds(Entry *e) {
     return found == e->expected;
 }
 
+/* Whether all entries from `first` to `end` hold; as `entry_holds`. */
+static int entries_hold(Entry *first, const Entry *end) {
+    for (Entry *e = first; e < end;) {
+        const Entry *next = e + 1;
+        if (e->run) {
+            uint64_t version = VERSION(e->target); /* before the lookups, which may run code */
+            next = e + e->run;
+            if (!version || version != e->version) {
+                for (Entry *one = e; one < next; one++) {
+                    int holds = entry_holds(one);
+                    if (holds != 1) return holds;
+                }
+                e->version = version;
+            }
+        } else {
+            int holds = entry_holds(e);
+            if (holds != 1) return holds;
+        }
+        e += next - e;
+    }
+    return 1;
+}
+
 static PyObject *snapshot_call(PyObject *object, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
     Snapshot *self = (Snapshot *)object;
     if (PyVectorcall_NARGS(nargsf) || (kwnames && PyTuple_GET_SIZE(kwnames))) {
         PyErr_SetString(PyExc_TypeError, "a snapshot is called without arguments");
         return NULL;
     }
-    const Entry *end = self->entries + self->n;
-    for (Entry *e = self->entries; e < end; e++) {
-        int holds = entry_holds(e);
-        if (holds < 0) return NULL;
-        if (!holds) Py_RETURN_FALSE;
+    int hold = entries_hold(self->entries, self->entries + self->n);
+    return hold < 0 ? NULL : PyBool_FromLong(hold);
+}
+
+/* Whether the version of the entry's target says that the entry still holds. */
+static int is_of_dict(const Entry *e) {
+    return (e->kind == ITEM || e->kind == SIZE) && (PyDict_CheckExact(e->target) || PyODict_CheckExact(e->target));
+}
+
+static void find_runs(Entry *entries, Py_ssize_t n) {
+    Entry *first = NULL;
+    for (Entry *e = entries; e < entries + n; e++) {
+        if (!is_of_dict(e)) {
+            first = NULL;
+        } else if (first && first->target == e->target) {
+            first->run++;
+        } else {
+            first = e;
+            first->run = 1;
+        }
     }
-    Py_RETURN_TRUE;
 }
 
 static int entry_parse(Entry *e, PyObject *tuple) {
@@ -336,7 +371,8 @@ static int entry_parse(Entry *e, PyObject *tuple) {
             return -1;
         }
     } else if (!strcmp(kind, "attribute") && expected && PyUnicode_Check(second)) {
-        e->kind = ATTRIBUTE;
+        int bases = PyType_CheckExact(target) && PyUnicode_CompareWithASCIIString(second, "__mro__") == 0;
+        e->kind = bases ? BASES : ATTRIBUTE;
     } else if (!strcmp(kind, "class") && !expected && PyType_Check(second)) {
         e->kind = CLASS;
     } else if (!strcmp(kind, "code") && !expected && PyFunction_Check(target) && PyCode_Check(second)) {
@@ -373,6 +409,7 @@ static PyObject *snapshot_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         else
             self->n = i + 1;
     }
+    if (self) find_runs(self->entries, self->n);
     Py_DECREF(listed);
     return (PyObject *)self;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -261,6 +262,50 @@ def test_a_snapshot_sees_an_item_change(make) -> None:
     watched[7] = [1]  # equal, but another object
     assert snapshot() is False
     del watched["a"]
+    assert snapshot() is False
+
+
+@snapshots
+def test_a_snapshot_sees_changes_of_dicts_whose_entries_are_mixed(make) -> None:
+    class Longer(dict):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return super().__len__() + extra
+
+    extra = 0
+    first, ordered, longer = {"a": None}, OrderedDict(a=None), Longer(a=None)
+    dicts = (first, ordered, longer)
+    entries = [("item", d, "a", None) for d in dicts] + [("size", d, 1) for d in dicts] + [("class", first, dict)]
+    snapshot = make(entries)
+    for watched in dicts:
+        assert snapshot() is True
+        assert snapshot() is True
+        watched["b"] = 1
+        assert snapshot() is False
+        assert snapshot() is False
+        del watched["b"]
+        assert snapshot() is True
+        watched["a"] = 1
+        assert snapshot() is False
+        watched["a"] = None
+    assert snapshot() is True
+    extra = 1
+    assert snapshot() is False
+
+
+@snapshots
+def test_a_snapshot_sees_a_classs_bases_change(make) -> None:
+    class Base:
+        pass
+
+    class Other:
+        pass
+
+    class Watched(Base):
+        pass
+
+    snapshot = make([("attribute", Watched, "__mro__", Watched.__mro__)])
+    assert snapshot() is True
+    Watched.__bases__ = (Other,)
     assert snapshot() is False
 
 
