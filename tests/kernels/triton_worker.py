@@ -452,7 +452,7 @@ def example(name: str, dtype: torch.dtype) -> dict[str, object]:
     nest, graph = lowered(name, dtype)
     schedule = launch_options(nest)
     if schedule.kind is Kind.LOOPED:  # chunks shorter than the rows, so that there are several
-        schedule = dataclasses.replace(schedule, columns=32)
+        schedule = dataclasses.replace(schedule, columns=16)
     run = make_cuda_launcher(nest, schedule=schedule)
     worst = 0.0
     for length in (LENGTH, 19, 0):
