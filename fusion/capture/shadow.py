@@ -256,9 +256,19 @@ class Shadow:
         return self.build(tensor, sizes, self._strides(name, tensor, sizes))
 
     def _strides(self, name: str, tensor: torch.Tensor, sizes: Sequence[Any]) -> list[Any]:
-        """Strides as products of sizes where the layout is dense in some order, else as numbers or symbols."""
+        """Strides as products of sizes where the layout is dense in some order, else as numbers or symbols.
+
+        The stride of a dimension of size 1 decides how torch lays results out, by its place among the others: that it
+        is smaller or larger than they are is a guard.
+        """
         real = tensor.stride()
-        return _packed(real, sizes, lambda dim: self.new_symbol(real[dim], (name, "stride", dim)))
+        strides = _packed(real, sizes, lambda dim: self.new_symbol(real[dim], (name, "stride", dim)))
+        for dim, stride in enumerate(strides):
+            if tensor.shape[dim] == 1 and isinstance(stride, torch.SymInt) and stride.node.expr.is_Symbol:
+                others = [(s, n) for d, (s, n) in enumerate(zip(strides, sizes, strict=True)) if d != dim]
+                for bound in (bound for s, n in others for bound in (s, s * n)):
+                    bool(stride < bound), bool(stride > bound)  # what is asked of a symbol becomes a guard
+        return strides
 
     def laid_out(self, fake: torch.Tensor, real: torch.Tensor, operands: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """The shadow of an operator's result whose strides are others than torch's shape function says.
@@ -325,7 +335,8 @@ def _packed(real: Sequence[int], sizes: Sequence[Any], otherwise: Callable[[int]
             strides[dim] = real[dim]
         else:
             strides[dim] = otherwise(dim)
-            running = running if strides[dim] is None else strides[dim] * sizes[dim]
+            if strides[dim] is not None and not (isinstance(sizes[dim], int) and sizes[dim] == 1):
+                running = strides[dim] * sizes[dim]
     return strides
 
 

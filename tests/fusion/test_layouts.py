@@ -99,3 +99,23 @@ def test_a_view_whose_strides_torch_tells_otherwise_beforehand() -> None:
             found, expected = fused(h, x), function(h, x)
             assert found.stride() == expected.stride() and torch.allclose(found, expected)
     assert fused.report().scopes[0].fused_calls > 6
+
+
+@pytest.mark.parametrize("calls", [(0, 1, 2, 1, 2, 0), (2, 1, 2, 0, 1), (1, 1, 1, 2, 2, 2)])
+def test_the_place_of_a_size_1_stride_among_the_others_decides_the_results_layout(
+    quick: fusion.FusionConfig, calls: tuple[int, ...], without_gradients: None
+) -> None:
+    """Strides 0, between those of the other dimensions, and above them, in another order and at other sizes each."""
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x + 7
+
+    fused = fusion.fuse(forward, quick)
+    for size in (4, 9, 3, 4):
+        for kind in calls:
+            dense = torch.randn(1, size, 8)
+            x = dense.as_strided(dense.shape, ((0, 7, 3 * 8 * size)[kind], 8, 1))
+            result = fused(x)
+            assert result.stride() == forward(x).stride()
+            assert torch.equal(result, forward(x))
+    assert fusion.report(fused).scopes[0].fused_calls
