@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -619,7 +619,12 @@ def _settled(look: Callable[[], _Seen]) -> _Seen:
         Refused: it changed each time it was looked at.
     """
     for _ in range(_LOOKS):
-        with suppress(RuntimeError):  # a dictionary changed its size while it was looked through
+        try:
             return look()
+        except RuntimeError as error:
+            if "during iteration" not in str(
+                error
+            ):  # Python's words where a container changed while it was looked through
+                raise
     what = "another thread changes what the forward depends on while it is looked at"
     raise Refused("python_state", what, remedy="call the model while no other thread changes it")

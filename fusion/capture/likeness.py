@@ -37,7 +37,7 @@ def likeness(module: torch.nn.Module) -> Likeness:
     integers: list[tuple[str, int]] = []
     for path, child in module.named_modules():
         structure.append((path, id(type(child)), id(type(child).forward)))
-        for name, value in list(vars(child).items()):
+        for name, value in vars(child).items():
             if name in _MODULE_INTERNALS or name in ENTRY_NAMES or (name in HOOKS and are_idle(value)):
                 continue
             if type(value) is int:

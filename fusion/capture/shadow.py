@@ -335,7 +335,8 @@ def _packed(real: Sequence[int], sizes: Sequence[Any], otherwise: Callable[[int]
             strides[dim] = real[dim]
         else:
             strides[dim] = otherwise(dim)
-            if strides[dim] is not None and not (isinstance(sizes[dim], int) and sizes[dim] == 1):
+            is_one = isinstance(sizes[dim], int) and sizes[dim] == 1  # a symbol is above 1, and asking would fix it
+            if strides[dim] is not None and not is_one:
                 running = strides[dim] * sizes[dim]
     return strides
 

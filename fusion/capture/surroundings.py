@@ -83,7 +83,7 @@ class _Names:
     def _attributes(self, called: types.FunctionType) -> None:
         own = called.__dict__
         self.entries.append(("size", own, len(own)))
-        for name, value in list(own.items()):
+        for name, value in own.items():
             self.entries.append(("item", own, name, value))
             if not isinstance(value, (types.FunctionType, types.MethodType)):  # what it wraps is visited if it is used
                 self.found(f"{len(self._seen)}.{name}", value, _DEEPEST)

@@ -253,7 +253,7 @@ enum { ITEM, SIZE, ATTRIBUTE, BASES, INDEX, CLASS, CODE, CALL }; /* BASES: the a
 typedef struct {
     int kind;
     Py_ssize_t size;
-    Py_ssize_t run;   /* of the first entry of those in a row about one dict: how many they are; else 0 */
+    Py_ssize_t run;   /* how many entries in a row about one dict begin here; 1 for an entry about anything else */
     uint64_t version; /* of that dict, when they last all held; 0 for never */
     PyObject *target, *key, *expected;
 } Entry;
@@ -297,25 +297,21 @@ static int entry_holds(Entry *e) {
     return found == e->expected;
 }
 
+/* Whether the version of the entry's target says that the entry still holds. */
+static int is_of_dict(const Entry *e) {
+    return (e->kind == ITEM || e->kind == SIZE) && (PyDict_CheckExact(e->target) || PyODict_CheckExact(e->target));
+}
+
 /* Whether all entries from `first` to `end` hold; as `entry_holds`. */
 static int entries_hold(Entry *first, const Entry *end) {
-    for (Entry *e = first; e < end;) {
-        const Entry *next = e + 1;
-        if (e->run) {
-            uint64_t version = VERSION(e->target); /* before the lookups, which may run code */
-            next = e + e->run;
-            if (!version || version != e->version) {
-                for (Entry *one = e; one < next; one++) {
-                    int holds = entry_holds(one);
-                    if (holds != 1) return holds;
-                }
-                e->version = version;
-            }
-        } else {
-            int holds = entry_holds(e);
+    for (Entry *e = first; e < end; e += e->run) {
+        uint64_t version = is_of_dict(e) ? VERSION(e->target) : 0; /* before the lookups, which may run code */
+        if (version && version == e->version) continue;
+        for (Entry *one = e; one < e + e->run; one++) {
+            int holds = entry_holds(one);
             if (holds != 1) return holds;
         }
-        e += next - e;
+        e->version = version;
     }
     return 1;
 }
@@ -330,21 +326,14 @@ static PyObject *snapshot_call(PyObject *object, PyObject *const *args, size_t n
     return hold < 0 ? NULL : PyBool_FromLong(hold);
 }
 
-/* Whether the version of the entry's target says that the entry still holds. */
-static int is_of_dict(const Entry *e) {
-    return (e->kind == ITEM || e->kind == SIZE) && (PyDict_CheckExact(e->target) || PyODict_CheckExact(e->target));
-}
-
 static void find_runs(Entry *entries, Py_ssize_t n) {
     Entry *first = NULL;
     for (Entry *e = entries; e < entries + n; e++) {
-        if (!is_of_dict(e)) {
-            first = NULL;
-        } else if (first && first->target == e->target) {
+        if (first && is_of_dict(e) && first->target == e->target) {
             first->run++;
         } else {
-            first = e;
-            first->run = 1;
+            e->run = 1;
+            first = is_of_dict(e) ? e : NULL;
         }
     }
 }
