@@ -37,14 +37,16 @@ class Written:
     Attributes:
         entry: what the log would hold otherwise.
         given: what those tensors hold after the call, by their places among the tensors it was given.
+        later: places of tensors that others may write to after the call.
     """
 
     entry: Any
     given: dict[int, Tensor]
+    later: Sequence[int] = ()
 
     def put(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Writes that to the tensors that a re-run gives the call; returns them as they were."""
-        before = [kept(t) if place in self.given else t for place, t in enumerate(tensors)]
+        """Writes that to the tensors that a re-run gives the call; returns what the call saw."""
+        before = [kept(t) if place in self.given or place in self.later else t for place, t in enumerate(tensors)]
         for place, held in self.given.items():
             mine = tensors[place]
             if (
@@ -97,10 +99,13 @@ def log_writes(
 
 
 def log_differences(log: list[Any], before: Sequence[Tensor], places: Sequence[int], *tensors: Tensor) -> None:
-    """As `log_writes`, by what all the tensors that the call was given held before it."""
+    """As `log_writes`, by what all the tensors that the call was given held before it.
+
+    A re-run that is compared with this one has to keep what the call saw, as this one did: the entry says of which
+    tensors.
+    """
     given = {p: t.clone() for p, t in zip(places, tensors, strict=True) if not torch.equal(t, before[p])}
-    if given:
-        log[-1] = Written(log[-1], given)
+    log[-1] = Written(log[-1], given, places)
 
 
 def keep_outer(undo: Undo, outer: Sequence[Tensor], *tensors: Tensor) -> None:
@@ -114,7 +119,7 @@ def keep_outer(undo: Undo, outer: Sequence[Tensor], *tensors: Tensor) -> None:
 def let_go(log: list[Any], place: int, gone: Any) -> None:
     """Takes a result out of a log."""
     entry = log[place]
-    log[place] = Written(gone, entry.given) if type(entry) is Written else gone
+    log[place] = Written(gone, entry.given, entry.later) if type(entry) is Written else gone
 
 
 def is_nest(value: Any) -> bool:

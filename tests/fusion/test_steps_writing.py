@@ -285,3 +285,40 @@ def test_a_plan_keeps_no_tensor_for_a_write_that_did_not_happen(quick: fusion.Fu
         fused(rows_like(3, 0, 1))
     assert planned(fused)["Deep"] == before + 1
     assert 1 <= fused.step.most[0] <= 2
+
+
+class Keeps:
+    """A library's object that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.given: list[torch.Tensor] = []
+
+    def update(self, x: torch.Tensor) -> torch.Tensor:
+        self.given.append(x)
+        return x + 1
+
+
+fusion.register_island(Keeps, "update")
+
+
+class Later(torch.nn.Module):
+    """Gives an object a constant of its own, and writes to that through a view afterwards."""
+
+    def forward(self, x: torch.Tensor, keeps: Keeps) -> torch.Tensor:
+        y = torch.tensor([1.0, 2.0])
+        keeps.update(y)
+        y[::3][torch.zeros(1, dtype=torch.int64)] = -1.0
+        return torch.exp(x) * 0.5
+
+
+def test_a_tensor_is_written_to_after_an_object_was_given_it(quick: fusion.FusionConfig) -> None:
+    eager = Later().eval()
+    fused = fusion.enable(Later().eval(), quick)
+    for rows in (3, 3, 4, 4, 5, 3):
+        mine, theirs, x = Keeps(), Keeps(), rows_like(rows, 0, 1)
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x, mine), eager(x, theirs))
+        torch.testing.assert_close(mine.given, theirs.given)
+    (row,) = fusion.report(fused).scopes
+    assert row.state == "fused" and not row.reason
+    assert planned(fused)["Later"] == 4
