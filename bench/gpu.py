@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from fusion.kernels.toolchain import triton
+from fusion.kernels.backends.triton import toolchain as triton_toolchain
 
 from . import decode, kernels, prefill
 from .options import Options
@@ -28,4 +28,4 @@ def why_not() -> str | None:
     if not torch.cuda.is_available():
         built = torch.version.cuda or torch.version.hip
         return "torch finds no CUDA device." if built else "this torch is built for the CPU only; install one for CUDA."
-    return triton.available()
+    return triton_toolchain.available()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fusion.kernels.emit import cpp
+from fusion.kernels.backends.cpp import emit as cpp_emit
 from fusion.patterns.graph import OpNode
 from fusion.patterns.ops import FUSABLE, kind_of
 from fusion.runtime.plan import MISS
@@ -199,7 +199,7 @@ def _partition_and_emit_seconds(watch: Watch, ran: list[Compiled]) -> float:
     nests = {kernel.nest.subgraph: kernel.nest for compiled in ran for kernel in compiled.kernels}
     start = time.perf_counter()
     if nests:
-        cpp.translation_unit(list(nests.values()))
+        cpp_emit.translation_unit(list(nests.values()))
     return time.perf_counter() - start + sum(watch.partition_seconds[partition] for partition in made)
 
 

@@ -121,12 +121,12 @@ def _devices() -> list[Finding]:
 
 
 def _cpu_toolchain() -> list[Finding]:
-    from .kernels.toolchain import cpp
+    from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 
-    toolchain = cpp.find_toolchain()
+    toolchain = cpp_toolchain.find_toolchain()
     if toolchain is None:
         return [
-            Finding("C++ compiler", "missing", "", cpp.why_missing()),
+            Finding("C++ compiler", "missing", "", cpp_toolchain.why_missing()),
             Finding(CPU_KERNELS, "missing", "no C++ compiler"),
         ]
     headers = Path(sysconfig.get_paths()["include"], "Python.h")
@@ -134,7 +134,7 @@ def _cpu_toolchain() -> list[Finding]:
     advice = "Install them (Debian, Ubuntu: apt install python3-dev) for faster calls of kernels."
     threads = Finding("OpenMP runtime", "works", toolchain.runtime)
     if not toolchain.runtime:
-        loaded = cpp.openmp_runtime()
+        loaded = cpp_toolchain.openmp_runtime()
         why = f"{toolchain.version} cannot share {loaded}." if loaded else "torch has loaded none."
         threads = Finding(
             "OpenMP runtime", "missing", why, "Kernels run on one thread; with g++ they would share torch's."
@@ -162,9 +162,9 @@ def _compiles(toolchain: Any) -> Finding:
 
 
 def _gpu_toolchain() -> list[Finding]:
-    from .kernels.toolchain import triton
+    from fusion.kernels.backends.triton import toolchain as triton_toolchain
 
-    reason = triton.available()
+    reason = triton_toolchain.available()
     if reason is None:
         return [Finding(GPU_KERNELS, "works", "Triton runs here")]
     return [Finding(GPU_KERNELS, "missing", reason)]

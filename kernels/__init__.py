@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fusion.kernels.backends.cpp import emit as cpp_emit
+from fusion.kernels.backends.triton import emit as triton_emit
 from fusion.kernels.bundle import Bundle, Nest
-from fusion.kernels.emit import cpp, triton
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import given_symbols, lower, lower_kernel
 from fusion.patterns.errors import LoweringError
@@ -22,7 +23,10 @@ def kernel_sources(nest: Nest) -> dict[str, str]:
     Both texts are made here; no compiler and no GPU is needed.
     """
     sources = {"loops": str(nest)}
-    writers: dict[str, Callable[[Nest], str]] = {"cpp": lambda n: cpp.translation_unit([n]), "triton": triton.emit_all}
+    writers: dict[str, Callable[[Nest], str]] = {
+        "cpp": lambda n: cpp_emit.translation_unit([n]),
+        "triton": triton_emit.emit_all,
+    }
     for name, write in writers.items():
         try:
             sources[name] = write(nest)

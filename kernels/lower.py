@@ -9,6 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fusion.kernels.inline import Elements, check_calls
+from fusion.kernels.iteration_space import (
+    Body,
+    ReducedSizes,
+    Space,
+    column_candidates,
+    column_space,
+    memory_order,
+    merged,
+    space_of,
+)
 from fusion.patterns import indexing, ops, scalar, symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import OpNode, SubGraph
@@ -18,9 +29,7 @@ from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 
 from .bundle import Bundle, Nest
-from .elements import Elements, check_calls
 from .loops import Argument, LoopNest, Output, Reduction, SizeParameter, Store
-from .space import Body, ReducedSizes, Space, column_candidates, column_space, memory_order, merged, space_of
 
 _NAME_LENGTH = 48
 

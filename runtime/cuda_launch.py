@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from fusion.kernels.backends.triton import toolchain as toolchain
+from fusion.kernels.backends.triton.emit import AnySchedule, Schedule, emit, schedule_for
+from fusion.kernels.backends.triton.schedule import in_phases, needs_int64, pieces, programs
 from fusion.kernels.bundle import Nest
-from fusion.kernels.emit.triton import AnySchedule, Schedule, emit, schedule_for
-from fusion.kernels.emit.triton_schedule import in_phases, needs_int64, pieces, programs
 from fusion.kernels.loops import Argument, LoopNest
-from fusion.kernels.toolchain import triton as toolchain
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, StructureMismatch
 from fusion.patterns.forks import cached_property
@@ -52,7 +52,7 @@ def make_cuda_launcher(
     It is called with the input tensors in order, then the integers of the sizes whose source is "given". It returns
     the one output, or a tuple of them, and raises StructureMismatch, naming the input, for tensors whose dtype, shape,
     strides or device are not those of `nest.inputs`. It runs on the current stream of the inputs' device: as one
-    launch, or, where rows are few and long, as one for each of the nests of `kernels/phases.py`.
+    launch, or, where rows are few and long, as one for each of the nests of `kernels/split_reduction.py`.
 
     Args:
         nest: the kernel.

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from fusion.kernels.backends.cpp.compile import CompiledKernel, run_ctypes
 from fusion.kernels.bundle import Nest
-from fusion.kernels.compiler import CompiledKernel, run_ctypes
 from fusion.kernels.loops import Argument
 from fusion.patterns import symbols
 from fusion.patterns.errors import StructureMismatch

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import sympy
 import torch
 
-from fusion.kernels.libraries import is_whole
+from fusion.kernels.backends.cpp.libraries import is_whole
+from fusion.kernels.backends.cpp.toolchain import compile_c_extension, find_toolchain, why_missing
 from fusion.kernels.store import Store
-from fusion.kernels.toolchain.cpp import compile_c_extension, find_toolchain, why_missing
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, CompileError, FusionError, GraphError
 from fusion.patterns.forks import Lock

@@ -13,12 +13,14 @@ import torch
 
 from fusion.config import FusionConfig
 from fusion.kernels import kernel_sources
+from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
+from fusion.kernels.backends.cpp.compile import compile_cpp, needs_compiler
+from fusion.kernels.backends.triton import script as triton_script
+from fusion.kernels.backends.triton import toolchain as triton_toolchain
+from fusion.kernels.backends.triton.emit import emit, emit_all, schedule_for
 from fusion.kernels.bundle import Nest
-from fusion.kernels.compiler import compile_cpp, needs_compiler
-from fusion.kernels.emit.triton import emit, emit_all, schedule_for
 from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
-from fusion.kernels.toolchain import cpp, triton, triton_script
 from fusion.patterns.errors import BackendUnavailable, CompileError, LoweringError
 from fusion.patterns.forks import Lock
 from fusion.patterns.graph import SubGraph
@@ -99,11 +101,11 @@ class Backends:
     def _check_explicit(self) -> None:
         """An explicit request that cannot be met is an error, not a fallback."""
         if self.config.backend == "triton":
-            reason = triton.available()
+            reason = triton_toolchain.available()
             if reason:
                 raise BackendUnavailable(f"backend='triton' was asked for: {reason}")
-        if self.config.backend == "cpp" and cpp.find_toolchain() is None:
-            raise BackendUnavailable(f"backend='cpp' was asked for: {cpp.why_missing()}")
+        if self.config.backend == "cpp" and cpp_toolchain.find_toolchain() is None:
+            raise BackendUnavailable(f"backend='cpp' was asked for: {cpp_toolchain.why_missing()}")
 
     def lower(self, graph: SubGraph) -> Nest:
         """The loops of a region, remembered by digest.
@@ -134,7 +136,11 @@ class Backends:
             return Decision(False, "device", f"no kernels for the device {device!r}")
         if self.config.backend not in ("auto", wanted):
             return Decision(False, "no_backend", f"backend={self.config.backend!r} makes no kernels for {device}")
-        missing = triton.available() if wanted == "triton" else (None if cpp.find_toolchain() else cpp.why_missing())
+        missing = (
+            triton_toolchain.available()
+            if wanted == "triton"
+            else (None if cpp_toolchain.find_toolchain() else cpp_toolchain.why_missing())
+        )
         return Decision(False, "no_backend", missing) if missing else wanted
 
     def compile(self, graphs: Sequence[SubGraph]) -> list[Kernel | Decision]:
@@ -224,7 +230,7 @@ class Backends:
         machine = torch.cuda.get_device_name() if device == "cuda" else _cpp_identity()
         parts = [graph.digest, self.config.numerics, self.config.fusion_ratio, str(bucket), machine, torch.__version__]
         text = kernel.compiled.digest if kernel.compiled is not None else emit_all(kernel.nest)
-        parts += [text, triton.version(), torch.get_num_threads(), self.config.verify, self.config.profile]
+        parts += [text, triton_toolchain.version(), torch.get_num_threads(), self.config.verify, self.config.profile]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def remembered(self, key: str) -> Decision | None:
@@ -255,5 +261,5 @@ def _launched(kernel: Any, nest: Nest, compiled: Any) -> Kernel | Decision:
 
 
 def _cpp_identity() -> str:
-    toolchain = cpp.find_toolchain()
+    toolchain = cpp_toolchain.find_toolchain()
     return toolchain.identity if toolchain else ""

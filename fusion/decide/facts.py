@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fusion.kernels.elements import DTYPES
-from fusion.kernels.space import memory_order
+from fusion.kernels.inline import DTYPES
+from fusion.kernels.iteration_space import memory_order
 from fusion.patterns import ops, symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import OpNode

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 
-from fusion.kernels.elements import LIMIT
-from fusion.kernels.space import column_space, memory_order
+from fusion.kernels.inline import LIMIT
+from fusion.kernels.iteration_space import column_space, memory_order
 from fusion.patterns import ops
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.ops.views import PERMUTATIONS, SAME_ELEMENTS, SELECTIONS

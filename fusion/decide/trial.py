@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from fusion.kernels.apart import FirstRuns
-from fusion.kernels.compiler import CompiledKernel
-from fusion.kernels.emit.cpp_sizes import FIRST_SIZES, branch_sizes
+from fusion.kernels.backends.cpp.compile import CompiledKernel
+from fusion.kernels.backends.cpp.isolated import FirstRuns
+from fusion.kernels.backends.cpp.trial_sizes import FIRST_SIZES, branch_sizes
 from fusion.kernels.lower import given_symbols
 from fusion.kernels.store import Store
 from fusion.patterns import symbols

@@ -12,11 +12,11 @@ from partitions import ROWS, WIDTH, Views, divided, names, recorded, taken_apart
 import fusion
 from fusion.decide.heuristics import Decision, FusionHeuristics
 from fusion.decide.partition import partition
+from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 from fusion.kernels.bundle import parts_of
-from fusion.kernels.toolchain import cpp
 from fusion.patterns.match import match
 
-needs_compiler = pytest.mark.skipif(cpp.find_toolchain() is None, reason=cpp.why_missing() or "")
+needs_compiler = pytest.mark.skipif(cpp_toolchain.find_toolchain() is None, reason=cpp_toolchain.why_missing() or "")
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import fusion
 from fusion.decide import backend, decider
-from fusion.kernels.emit import triton as emit_triton
+from fusion.kernels.backends.triton import emit as emit_triton
 from fusion.patterns import ops
 from fusion.runtime import launch
 from fusion.scope import _WAITS_AFTER_SHORTAGE

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import fusion
-from fusion.kernels.toolchain import cpp
+from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 
 Function = Callable[..., torch.Tensor]
 
@@ -100,15 +100,15 @@ MUTANTS = (
 @pytest.mark.usefixtures("without_gradients")
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_broken_kernel_is_refused_at_first_use(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_library, changes = cpp.Toolchain.compile_library, [0]
+    compile_library, changes = cpp_toolchain.Toolchain.compile_library, [0]
 
-    def broken(toolchain: cpp.Toolchain, sources: tuple[str, ...], path: Path) -> None:
+    def broken(toolchain: cpp_toolchain.Toolchain, sources: tuple[str, ...], path: Path) -> None:
         most = 0 if mutant.everywhere else 1
         pairs = [re.subn(mutant.pattern, mutant.replacement, s, count=most, flags=re.S) for s in sources]
         changes[0] += sum(count for _, count in pairs)
         compile_library(toolchain, tuple(text for text, _ in pairs), path)
 
-    monkeypatch.setattr(cpp.Toolchain, "compile_library", broken)
+    monkeypatch.setattr(cpp_toolchain.Toolchain, "compile_library", broken)
     fused = fusion.fuse(mutant.function, {"profile": False, "enable_cache": False})
     results = [fused(*mutant.arguments) for _ in range(2)]
     expected = mutant.function(*mutant.arguments)

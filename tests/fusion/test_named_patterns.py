@@ -10,10 +10,10 @@ from model_code import WRITTEN
 from partitions import check_complete, check_values, recorded
 
 from fusion.decide.partition import partition
-from fusion.kernels import compiler
-from fusion.kernels.compiler import CompiledKernel
+from fusion.kernels.backends.cpp import compile as cpp_compile
+from fusion.kernels.backends.cpp.compile import CompiledKernel
+from fusion.kernels.backends.cpp.toolchain import find_toolchain
 from fusion.kernels.lower import given_symbols, lower
-from fusion.kernels.toolchain.cpp import find_toolchain
 from fusion.patterns import SubGraph, accept_all, match, ops, run, run_fp64, symbols
 from fusion.patterns.graph import canonicalize
 
@@ -54,7 +54,7 @@ def kernels(regions: dict[Case, list[Region]]) -> dict[Case, list[CompiledKernel
         pytest.skip("no C++ compiler")
     named = [(case, lower(r.graph)) for case, found in regions.items() for r in found if match(r.graph)]
     made: dict[Case, list[CompiledKernel]] = {}
-    for (case, _), kernel in zip(named, compiler.compile_cpp([nest for _, nest in named], None), strict=True):
+    for (case, _), kernel in zip(named, cpp_compile.compile_cpp([nest for _, nest in named], None), strict=True):
         made.setdefault(case, []).append(kernel)
     return made
 
@@ -82,7 +82,7 @@ def test_named_regions_are_kernels_that_meet_the_rule(
         before = [t.clone() for t in region.inputs]
         stands_for = canonicalize(region.graph)[2]
         given = [symbols.evaluate(stands_for[s], region.sizes) for s in given_symbols(kernel.nest)]
-        made = compiler.run_ctypes(kernel, region.inputs, given)
+        made = cpp_compile.run_ctypes(kernel, region.inputs, given)
         eager, exact = (with_torch(region.graph, inputs, region.sizes) for with_torch in (run, run_fp64))
         verdict = accept_all({o: (f, eager[o], exact[o]) for o, f in zip(region.graph.outputs, made, strict=True)})
         assert verdict.ok, verdict.reason

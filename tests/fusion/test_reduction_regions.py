@@ -8,7 +8,7 @@ from graphs import normal, trace
 from reduction_cases import judge, regions
 
 import fusion
-from fusion.kernels.toolchain.cpp import find_toolchain
+from fusion.kernels.backends.cpp.toolchain import find_toolchain
 from fusion.patterns.ops import Kind, kind_of
 
 REGIONS = {name: region for name, region in regions().items() if name != "native layer norm"}  # three results

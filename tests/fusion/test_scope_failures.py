@@ -92,9 +92,9 @@ def test_a_wrong_kernel_is_refused(quick: fusion.FusionConfig, monkeypatch: pyte
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    from fusion.kernels.toolchain import cpp
+    from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 
-    monkeypatch.setattr(cpp, "find_toolchain", lambda: None)
+    monkeypatch.setattr(cpp_toolchain, "find_toolchain", lambda: None)
     pair = Pair(fusion.FusionConfig(profile=False, cache_dir=tmp_path))
     for rows in (3, 4, 5, 4):
         pair(rand(rows, 16))

@@ -16,10 +16,10 @@ from fusion.decide.heuristics import Decision, FusionHeuristics
 from fusion.decide.refusal import CODES
 from fusion.decide.regions import make_region
 from fusion.decide.split import splits
-from fusion.kernels.toolchain import cpp
+from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 from fusion.scheduler import FusionScheduler
 
-needs_compiler = pytest.mark.skipif(cpp.find_toolchain() is None, reason=cpp.why_missing() or "")
+needs_compiler = pytest.mark.skipif(cpp_toolchain.find_toolchain() is None, reason=cpp_toolchain.why_missing() or "")
 
 
 def norm_and_gate(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from bench.op_counts import count
 from bench.options import Options
 from bench.sweep import rows_of
 from bench.sweep_one import measure
-from fusion.kernels.toolchain.cpp import find_toolchain
+from fusion.kernels.backends.cpp.toolchain import find_toolchain
 
 _SEVERAL = 3
 

@@ -11,7 +11,7 @@ from graphs import trace
 import fusion
 from fusion.decide import trial
 from fusion.decide.trial import Trials, made_cases
-from fusion.kernels.compiler import CompiledKernel, compile_cpp
+from fusion.kernels.backends.cpp.compile import CompiledKernel, compile_cpp
 from fusion.kernels.lower import lower
 from fusion.kernels.store import Store
 from fusion.patterns.graph import SubGraph

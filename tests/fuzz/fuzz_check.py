@@ -24,7 +24,7 @@ from fusion import api
 from fusion.decide import backend
 from fusion.decide.heuristics import Decision, FusionHeuristics
 from fusion.decide.trial import Trials, Verdict
-from fusion.kernels.compiler import compile_cpp
+from fusion.kernels.backends.cpp.compile import compile_cpp
 from fusion.kernels.store import Store
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.ops import canonical

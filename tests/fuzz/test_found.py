@@ -12,7 +12,7 @@ from fuzz_program import Group, Program, Step, Tensor
 
 import fusion
 from fusion import api
-from fusion.kernels.toolchain.cpp import find_toolchain
+from fusion.kernels.backends.cpp.toolchain import find_toolchain
 
 pytestmark = pytest.mark.skipif(find_toolchain() is None, reason="needs a C++ compiler")
 

@@ -19,8 +19,8 @@ from fuzz_run import Tally, run
 from fuzz_shrink import shrunk
 
 from fusion.decide import backend
+from fusion.kernels.backends.cpp.toolchain import find_toolchain
 from fusion.kernels.loops import LoopNest
-from fusion.kernels.toolchain.cpp import find_toolchain
 from fusion.patterns.scalar import Apply
 
 COUNT = 100

@@ -14,7 +14,7 @@ import opinfo_cases
 import torch
 from triton.runtime.errors import InterpreterError
 
-from fusion.kernels.toolchain import triton as toolchain
+from fusion.kernels.backends.triton import toolchain as toolchain
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.ops import Kind, kind_of
 from fusion.runtime.cuda_launch import make_cuda_launcher

@@ -12,11 +12,12 @@ import torch
 from bundles import graph_of, inputs
 from graphs import LENGTH, normal, trace
 
-from fusion.kernels import compiler, kernel_sources
+from fusion.kernels import kernel_sources
+from fusion.kernels.backends.cpp import compile as cpp_compile
+from fusion.kernels.backends.cpp.toolchain import find_toolchain
 from fusion.kernels.bundle import Bundle, parts_of
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import lower, lower_kernel
-from fusion.kernels.toolchain.cpp import find_toolchain
 from fusion.patterns import reference
 from fusion.patterns.errors import GraphError, StructureMismatch
 from fusion.patterns.graph import SubGraph
@@ -96,11 +97,11 @@ def test_each_mistake_is_named(bundle: Bundle, message: str) -> None:
 @pytest.mark.parametrize("numerics", ["eager", "fp32"])
 def test_values_meet_the_rule_at_every_length_with_one_kernel(length: int, numerics: str) -> None:
     graph, given = graph_of(), inputs(length)
-    (kernel,) = compiler.compile_cpp([lower_kernel(graph, numerics=numerics)], None)
+    (kernel,) = cpp_compile.compile_cpp([lower_kernel(graph, numerics=numerics)], None)
     named = dict(zip(graph.inputs, given, strict=True))
     before = [t.clone() for t in given]
     eager, exact = reference.run(graph, named), reference.run_fp64(graph, named)
-    results = compiler.run_ctypes(kernel, given)
+    results = cpp_compile.run_ctypes(kernel, given)
     assert len(results) == 4
     for name, ours in zip(graph.outputs, results, strict=True):
         verdict = accept(ours, eager[name], exact[name])
@@ -116,8 +117,8 @@ def test_one_part_without_elements_leaves_the_others_alone() -> None:
 
     given = (normal(3, 4), normal(0, 5), normal(2, 2, 2))
     graph = replace(trace(fn, *given), bundle=(1, 1, 1))
-    (kernel,) = compiler.compile_cpp([lower_kernel(graph)], None)
-    for ours, theirs in zip(compiler.run_ctypes(kernel, given), fn(*given), strict=True):
+    (kernel,) = cpp_compile.compile_cpp([lower_kernel(graph)], None)
+    for ours, theirs in zip(cpp_compile.run_ctypes(kernel, given), fn(*given), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -129,26 +130,26 @@ def test_large_parts_run_on_threads() -> None:
     given = (normal(700_000), normal(300, 3000))
     graph = replace(trace(fn, *given), bundle=(1, 1))
     nest = lower_kernel(graph)
-    (kernel,) = compiler.compile_cpp([nest], None)
+    (kernel,) = cpp_compile.compile_cpp([nest], None)
     assert kernel.source.count("#pragma omp parallel") == 2
     exact = reference.run_fp64(graph, dict(zip(graph.inputs, given, strict=True)))
-    for ours, theirs, truth in zip(compiler.run_ctypes(kernel, given), fn(*given), exact.values(), strict=True):
+    for ours, theirs, truth in zip(cpp_compile.run_ctypes(kernel, given), fn(*given), exact.values(), strict=True):
         assert accept(ours, theirs, truth).ok
 
 
 @needs_compiler
 def test_an_input_of_a_later_part_is_checked(bundle: Bundle) -> None:
-    (kernel,) = compiler.compile_cpp([bundle], None)
+    (kernel,) = cpp_compile.compile_cpp([bundle], None)
     x, y, w, n = inputs()
     with pytest.raises(StructureMismatch, match="a3"):
-        compiler.run_ctypes(kernel, (x, y, w, n.int()))
+        cpp_compile.run_ctypes(kernel, (x, y, w, n.int()))
     with pytest.raises(StructureMismatch, match="a1"):
-        compiler.run_ctypes(kernel, (x, y[:, :-1], w, n))
+        cpp_compile.run_ctypes(kernel, (x, y[:, :-1], w, n))
 
 
 @needs_compiler
 def test_it_is_a_program_that_runs_alone(bundle: Bundle) -> None:
-    (kernel,) = compiler.compile_cpp([bundle], None)
+    (kernel,) = cpp_compile.compile_cpp([bundle], None)
     done = subprocess.run([sys.executable, "-c", kernel.to_script()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line[:2] for line in done.stdout.splitlines()[:4]] == ["o0", "o1", "o2", "o3"]

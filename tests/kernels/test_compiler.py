@@ -12,12 +12,12 @@ import pytest
 import torch
 from graphs import DYNAMIC, EXAMPLES, trace
 
-from fusion.kernels import compiler
-from fusion.kernels.emit import cpp
+from fusion.kernels.backends.cpp import compile as cpp_compile
+from fusion.kernels.backends.cpp import emit as cpp_emit
+from fusion.kernels.backends.cpp import toolchain as toolchain_module
+from fusion.kernels.backends.cpp.toolchain import compile_c_extension, find_toolchain, why_missing
 from fusion.kernels.lower import lower
 from fusion.kernels.store import Store
-from fusion.kernels.toolchain import cpp as toolchain_module
-from fusion.kernels.toolchain.cpp import compile_c_extension, find_toolchain, why_missing
 from fusion.patterns.errors import BackendUnavailable, CompileError
 
 needs_compiler = pytest.mark.skipif(find_toolchain() is None, reason="no C++ compiler")
@@ -31,19 +31,19 @@ def nests(names=NAMES):
 def works(kernel, name):
     inputs = EXAMPLES[name].inputs(length=3)
     eager = EXAMPLES[name].fn(*inputs)
-    ours = compiler.run_ctypes(kernel, inputs)[0]
+    ours = cpp_compile.run_ctypes(kernel, inputs)[0]
     torch.testing.assert_close(ours, eager[0] if isinstance(eager, tuple) else eager)
 
 
 @needs_compiler
 def test_missing_kernels_are_compiled_to_one_library_and_found_again(tmp_path):
     store = Store(tmp_path / "cache")
-    cold = compiler.compile_cpp(nests(), store)
+    cold = cpp_compile.compile_cpp(nests(), store)
     assert len({k.library for k in cold}) == 1
     assert len({k.digest for k in cold}) == 4
     assert all(not k.from_cache and k.compile_seconds > 0 for k in cold)
     assert Path(cold[0].library).is_relative_to(tmp_path)
-    warm = compiler.compile_cpp(nests(), Store(tmp_path / "cache"))
+    warm = cpp_compile.compile_cpp(nests(), Store(tmp_path / "cache"))
     assert all(k.from_cache and k.compile_seconds == 0 for k in warm)
     assert [k.library for k in warm] == [k.library for k in cold]
     for kernel, name in zip(warm, NAMES, strict=True):
@@ -55,27 +55,27 @@ def test_missing_kernels_are_compiled_to_one_library_and_found_again(tmp_path):
 def test_units_hold_each_kernel_once_and_share_the_work(processors, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
     some = nests()
-    units = compiler._units(some)
+    units = cpp_compile._units(some)
     assert len(units) == min(processors, len(some))
     for nest in some:
-        assert sum(cpp.code(nest) in unit for unit in units) == 1
-    lengths = [sum(len(cpp.code(nest)) for nest in some if cpp.code(nest) in unit) for unit in units]
-    assert max(lengths) - min(lengths) <= max(len(cpp.code(nest)) for nest in some)
+        assert sum(cpp_emit.code(nest) in unit for unit in units) == 1
+    lengths = [sum(len(cpp_emit.code(nest)) for nest in some if cpp_emit.code(nest) in unit) for unit in units]
+    assert max(lengths) - min(lengths) <= max(len(cpp_emit.code(nest)) for nest in some)
 
 
 @needs_compiler
 @pytest.mark.parametrize("processors", [1, 2])
 def test_kernels_do_the_same_in_however_many_units(processors, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
-    for kernel, name in zip(compiler.compile_cpp(nests(), None), NAMES, strict=True):
+    for kernel, name in zip(cpp_compile.compile_cpp(nests(), None), NAMES, strict=True):
         works(kernel, name)
 
 
 @needs_compiler
 def test_only_what_is_missing_is_compiled(tmp_path):
     store = Store(tmp_path / "cache")
-    compiler.compile_cpp(nests(("swiglu",)), store)
-    made = compiler.compile_cpp(nests(("swiglu", "rms_norm", "swiglu")), store)
+    cpp_compile.compile_cpp(nests(("swiglu",)), store)
+    made = cpp_compile.compile_cpp(nests(("swiglu", "rms_norm", "swiglu")), store)
     assert [k.from_cache for k in made] == [True, False, True]
     assert made[0].library != made[1].library
 
@@ -84,7 +84,7 @@ def test_only_what_is_missing_is_compiled(tmp_path):
 def test_four_kernels_compile_in_well_under_a_second_unless_the_machine_is_busy(tmp_path):
     toolchain = find_toolchain()
     began = time.process_time() + sum(os.times()[2:4])
-    compiler.compile_cpp(nests(), None, dataclasses.replace(toolchain, cpu="other"))
+    cpp_compile.compile_cpp(nests(), None, dataclasses.replace(toolchain, cpu="other"))
     seconds = time.process_time() + sum(os.times()[2:4]) - began  # of processor time, children included
     assert seconds < 2.0  # four times what it takes here: a guard against a header or an unrolling gone wild
 
@@ -92,9 +92,9 @@ def test_four_kernels_compile_in_well_under_a_second_unless_the_machine_is_busy(
 @needs_compiler
 def test_a_damaged_library_is_compiled_again(tmp_path):
     store = Store(tmp_path / "cache")
-    (kernel,) = compiler.compile_cpp(nests(("swiglu",)), store)
+    (kernel,) = cpp_compile.compile_cpp(nests(("swiglu",)), store)
     Path(kernel.library).write_bytes(b"\x7fELF no more")
-    (again,) = compiler.compile_cpp(nests(("swiglu",)), store)
+    (again,) = cpp_compile.compile_cpp(nests(("swiglu",)), store)
     assert not again.from_cache
     works(again, "swiglu")
 
@@ -103,7 +103,7 @@ def test_a_damaged_library_is_compiled_again(tmp_path):
 def test_without_a_store_or_with_a_broken_one_kernels_still_run(tmp_path):
     (tmp_path / "file").write_text("")
     for store in (None, Store(tmp_path / "file" / "cache")):
-        (kernel,) = compiler.compile_cpp(nests(("rope",)), store)
+        (kernel,) = cpp_compile.compile_cpp(nests(("rope",)), store)
         assert not kernel.from_cache
         works(kernel, "rope")
 
@@ -119,13 +119,13 @@ def test_the_digest_covers_flags_compiler_and_processor():
     ]
     assert len({t.identity for t in (toolchain, *others)}) == 5
     (nest,) = nests(("swiglu",))
-    assert compiler._digest(nest, toolchain) != compiler._digest(nest, others[0])
+    assert cpp_compile._digest(nest, toolchain) != cpp_compile._digest(nest, others[0])
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["swiglu", "qk_norm_rope", "masked_fill"])
 def test_a_script_runs_alone(tmp_path, name):
-    (kernel,) = compiler.compile_cpp(nests((name,)), None)
+    (kernel,) = cpp_compile.compile_cpp(nests((name,)), None)
     path = tmp_path / "kernel.py"
     path.write_text(kernel.to_script())
     code = "import sys, runpy; sys.modules['fusion'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -141,7 +141,7 @@ def test_no_compiler_is_an_error_that_names_the_remedy(monkeypatch):
     assert find_toolchain() is None
     assert "apt install g++" in why_missing()
     with pytest.raises(BackendUnavailable, match=r"no-such-compiler.*apt install g\+\+"):
-        compiler.compile_cpp(nests(("swiglu",)), None)
+        cpp_compile.compile_cpp(nests(("swiglu",)), None)
 
 
 @needs_compiler

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from fusion.kernels import compiler
-from fusion.kernels.toolchain import cpp, processes
+from fusion.kernels import processes
+from fusion.kernels.backends.cpp import compile as cpp_compile
+from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 from fusion.patterns.errors import CompileError
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """What earlier tests found out about compilers is forgotten."""
-    monkeypatch.setattr(cpp, "_hung", {})
-    monkeypatch.setattr(cpp, "_overruns", collections.Counter())
+    monkeypatch.setattr(cpp_toolchain, "_hung", {})
+    monkeypatch.setattr(cpp_toolchain, "_overruns", collections.Counter())
 
 
 def _program(path: Path, body: str) -> str:
@@ -26,8 +27,8 @@ def _program(path: Path, body: str) -> str:
     return str(path)
 
 
-def _toolchain(path: Path, body: str) -> cpp.Toolchain:
-    return cpp.Toolchain((_program(path, body),), "fake", (), "", "")
+def _toolchain(path: Path, body: str) -> cpp_toolchain.Toolchain:
+    return cpp_toolchain.Toolchain((_program(path, body),), "fake", (), "", "")
 
 
 def _alive(name: str) -> bool:
@@ -47,21 +48,21 @@ def test_a_compiler_that_sleeps_for_ever_is_tried_once_and_leaves_nothing(tmp_pa
 
 
 def test_a_compiler_that_computes_for_ever_is_told_by_a_trifle(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpp, "_TRIFLE_S", 0.3)
+    monkeypatch.setattr(cpp_toolchain, "_TRIFLE_S", 0.3)
     toolchain = _toolchain(tmp_path / "cxx", "while :; do :; done\n")
     with pytest.raises(CompileError, match="processor time for a source of one line"):
         toolchain.compile_library(("int a;",), tmp_path / "a.so")
-    assert set(cpp._hung) == {toolchain.command}
+    assert set(cpp_toolchain._hung) == {toolchain.command}
 
 
 def test_a_large_source_may_take_long_and_one_that_takes_for_ever_is_refused_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpp, "_TRIFLE_S", 0.3)
-    monkeypatch.setattr(cpp, "_PROCESSOR_S", 1.0)
+    monkeypatch.setattr(cpp_toolchain, "_TRIFLE_S", 0.3)
+    monkeypatch.setattr(cpp_toolchain, "_PROCESSOR_S", 1.0)
     spins = 'case "$*" in *trifle*) exit 0;; esac\nwhile :; do :; done\n'
     toolchain = _toolchain(tmp_path / "cxx", spins)
     with pytest.raises(CompileError, match="for one source"):
         toolchain.compile_library(("int a;",), tmp_path / "a.so")
-    assert not cpp._hung
+    assert not cpp_toolchain._hung
 
 
 def test_a_process_that_a_busy_machine_keeps_waiting_does_not_hang(monkeypatch):
@@ -88,10 +89,10 @@ def test_orphans_that_hold_its_outputs_do_not_hold_up_a_call(tmp_path):
 
 
 def test_a_compiler_that_hangs_when_asked_what_it_is_does_not_count_as_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpp, "_TELLS_VERSION_S", 0.5)
+    monkeypatch.setattr(cpp_toolchain, "_TELLS_VERSION_S", 0.5)
     program = _program(tmp_path / "g++", f"echo x >> {tmp_path}/calls\n/bin/sleep 98764\n")
     for runtime in ("", "/lib/libgomp.so"):
-        assert cpp._find(program, str(tmp_path), runtime) is None
+        assert cpp_toolchain._find(program, str(tmp_path), runtime) is None
     assert len((tmp_path / "calls").read_text().split()) == 1
     assert not _alive("/bin/sleep 98764")
 
@@ -112,7 +113,7 @@ def test_files_that_cannot_be_written_are_a_failure_to_compile(tmp_path, monkeyp
 def test_only_the_process_that_made_the_folder_removes_it(tmp_path):
     folder = tmp_path / "kernels"
     folder.mkdir()
-    compiler._remove(os.getpid() + 1, folder)
+    cpp_compile._remove(os.getpid() + 1, folder)
     assert folder.is_dir()
-    compiler._remove(os.getpid(), folder)
+    cpp_compile._remove(os.getpid(), folder)
     assert not folder.exists()

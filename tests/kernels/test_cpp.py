@@ -12,11 +12,12 @@ from graphs import DYNAMIC, EXAMPLES, LENGTH, normal, trace
 from test_lower_random import OTHER_LENGTH, start
 from test_lower_random import program as random_program
 
-from fusion.kernels import compiler
-from fusion.kernels.emit import cpp, cpp_expressions
+from fusion.kernels.backends.cpp import compile as cpp_compile
+from fusion.kernels.backends.cpp import emit as cpp_emit
+from fusion.kernels.backends.cpp import expressions as cpp_expressions
+from fusion.kernels.backends.cpp.toolchain import find_toolchain, openmp_runtime
 from fusion.kernels.loops import Argument, Axis, LoopNest, Output, Reduction, SizeParameter, Store
 from fusion.kernels.lower import lower
-from fusion.kernels.toolchain.cpp import find_toolchain, openmp_runtime
 from fusion.patterns import reference, scalar, symbols
 from fusion.patterns.errors import CompileError, LoweringError, StructureMismatch
 from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Select, apply, cast, round_to
@@ -60,12 +61,12 @@ def load(k=0, dtype=torch.float32, offset=J):
 
 
 def compiled(*nests):
-    return compiler.compile_cpp(nests, None)
+    return cpp_compile.compile_cpp(nests, None)
 
 
 def run(nest, *inputs):
     (kernel,) = compiled(nest)
-    return compiler.run_ctypes(kernel, inputs)
+    return cpp_compile.run_ctypes(kernel, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_examples_meet_the_rule_at_every_length_with_one_kernel(kernels, name, d
     before = [t.clone() for t in inputs]
     if name == "masked_softmax" and length == 0:
         pytest.skip("a maximum over no elements")
-    fused = compiler.run_ctypes(kernel, inputs)
+    fused = cpp_compile.run_ctypes(kernel, inputs)
     eager = EXAMPLES[name].fn(*inputs)
     eager = eager if isinstance(eager, tuple) else (eager,)
     exact = reference.run_fp64(graph, dict(zip(graph.inputs, inputs, strict=True)))
@@ -111,7 +112,7 @@ def test_large_rows_run_on_threads_and_meet_the_rule(numerics):
     graph = trace(fn, *inputs, dynamic={})
     (kernel,) = compiled(lower(graph, numerics=numerics))
     exact = reference.run_fp64(graph, dict(zip(graph.inputs, inputs, strict=True)))
-    for ours, theirs, truth in zip(compiler.run_ctypes(kernel, inputs), fn(*inputs), exact.values(), strict=True):
+    for ours, theirs, truth in zip(cpp_compile.run_ctypes(kernel, inputs), fn(*inputs), exact.values(), strict=True):
         assert accept(ours, theirs, truth).ok
 
 
@@ -120,7 +121,7 @@ def test_pointwise_float32_is_bit_equal_to_eager(kernels):
         inputs = EXAMPLES[name].inputs(torch.float32, 33)
         expected = EXAMPLES[name].fn(*inputs)
         expected = expected if isinstance(expected, tuple) else (expected,)
-        for ours, theirs in zip(compiler.run_ctypes(kernels[name, torch.float32][1], inputs), expected, strict=True):
+        for ours, theirs in zip(cpp_compile.run_ctypes(kernels[name, torch.float32][1], inputs), expected, strict=True):
             assert torch.equal(ours, theirs)
 
 
@@ -155,7 +156,7 @@ def test_every_primitive_compiles_in_every_dtype_it_has():
     three = torch.arange(1, 20)
     for kernel in kernels:
         inputs = [three.to(a.dtype) for a in kernel.nest.inputs]
-        (result,) = compiler.run_ctypes(kernel, inputs)
+        (result,) = cpp_compile.run_ctypes(kernel, inputs)
         assert result.shape == (19,)
 
 
@@ -224,7 +225,7 @@ def test_special_values_come_out_where_eager_has_them(kernels, dtype):
             inputs[0][0, k, 5 + k] = value
         eager = EXAMPLES[name].fn(*inputs)
         for ours, theirs in zip(
-            compiler.run_ctypes(kernels[name, dtype][1], inputs),
+            cpp_compile.run_ctypes(kernels[name, dtype][1], inputs),
             eager if isinstance(eager, tuple) else (eager,),
             strict=True,
         ):
@@ -262,7 +263,7 @@ def test_a_softmax_keeps_its_exponentials_or_makes_them_again(columns):
     assert "<= 4096" in kernel.source
     x = normal(3, columns) * 30  # far enough apart for subnormal results
     exact = reference.run_fp64(graph, {"x0": x})
-    (ours,) = compiler.run_ctypes(kernel, (x,))
+    (ours,) = cpp_compile.run_ctypes(kernel, (x,))
     verdict = accept(ours, fn(x), *exact.values())
     assert verdict.ok, verdict.reason
 
@@ -304,7 +305,7 @@ def test_random_programs_give_exactly_what_eager_gives():
     assert len(programs) > 40
     for (fn, nest), kernel in zip(programs, compiled(*(nest for _, nest in programs)), strict=True):
         for length in (LENGTH, OTHER_LENGTH):  # small integers: every result is exact
-            (result,) = compiler.run_ctypes(kernel, (start(length),))
+            (result,) = cpp_compile.run_ctypes(kernel, (start(length),))
             assert torch.equal(result, fn(start(length))), nest
 
 
@@ -312,7 +313,7 @@ def test_inputs_that_do_not_fit_are_refused_by_name():
     nest = lower(trace(EXAMPLES["swiglu"].fn, *EXAMPLES["swiglu"].inputs(), dynamic=DYNAMIC))
     (kernel,) = compiled(nest)
     good = EXAMPLES["swiglu"].inputs(length=4)
-    assert torch.equal(compiler.run_ctypes(kernel, good)[0].isnan(), torch.zeros(2, 4, 64, dtype=torch.bool))
+    assert torch.equal(cpp_compile.run_ctypes(kernel, good)[0].isnan(), torch.zeros(2, 4, 64, dtype=torch.bool))
     bad = [
         good[1].double(),
         good[1].to(torch.bfloat16),
@@ -327,9 +328,9 @@ def test_inputs_that_do_not_fit_are_refused_by_name():
     ]
     for tensor in bad:
         with pytest.raises(StructureMismatch, match=r"input a1 .*float32 on cpu.*Record"):
-            compiler.run_ctypes(kernel, (good[0], tensor))
+            cpp_compile.run_ctypes(kernel, (good[0], tensor))
     with pytest.raises(StructureMismatch, match="takes 2 tensors, not 1"):
-        compiler.run_ctypes(kernel, good[:1])
+        cpp_compile.run_ctypes(kernel, good[:1])
 
 
 def test_strides_of_size_one_and_empty_dimensions_do_not_matter():
@@ -351,11 +352,11 @@ def test_sizes_can_be_given_and_outputs_permuted():
     )  # fmt: skip
     (kernel,) = compiled(nest)
     x = normal(4, 3)
-    (y,) = compiler.run_ctypes(kernel, (x,), (5,))
+    (y,) = cpp_compile.run_ctypes(kernel, (x,), (5,))
     assert torch.equal(y, (x * 5).t())
     assert y.stride() == (1, 3)
     with pytest.raises(StructureMismatch, match="takes 1 sizes, not 0"):
-        compiler.run_ctypes(kernel, (x,))
+        cpp_compile.run_ctypes(kernel, (x,))
 
 
 def test_integers_wrap_and_division_never_traps():
@@ -365,7 +366,7 @@ def test_integers_wrap_and_division_never_traps():
     types = (torch.int64, torch.int64)
     names = ("add", "mul", "div", "fmod")
     kernels = compiled(*(flat(n, apply(n, *pair), types, torch.int64) for n in names))
-    total, product, quotient, rest = (compiler.run_ctypes(k, (a, b))[0] for k in kernels)
+    total, product, quotient, rest = (cpp_compile.run_ctypes(k, (a, b))[0] for k in kernels)
     assert torch.equal(total, a + b)
     assert torch.equal(product, a * b)
     assert quotient.tolist() == [1, -(2**63), 3, -3, 0, 0]
@@ -377,14 +378,14 @@ def test_source_is_deterministic_and_free_of_what_users_wrote():
     origin = ("aten.exp.default @ we*/ird\n#include.py:3 \\",)
     plain = flat("exp; drop", value, [torch.float32], torch.float32)
     marked = LoopNest(**{**{f: getattr(plain, f) for f in plain.__dataclass_fields__}, "origin": origin})
-    assert cpp.symbol(plain) == cpp.symbol(marked)
-    assert cpp.symbol(plain).isidentifier()
-    assert "// aten.exp.default @ we?/ird?include.py:3 ?\n" in cpp.emit(marked).replace("??", "?")
-    assert cpp.code(plain) == cpp.code(marked)
+    assert cpp_emit.symbol(plain) == cpp_emit.symbol(marked)
+    assert cpp_emit.symbol(plain).isidentifier()
+    assert "// aten.exp.default @ we?/ird?include.py:3 ?\n" in cpp_emit.emit(marked).replace("??", "?")
+    assert cpp_emit.code(plain) == cpp_emit.code(marked)
     assert compiled(plain, marked)[0].digest == compiled(plain, marked)[1].digest
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import graphs, hashlib\nfrom fusion.kernels.lower import lower\nfrom fusion.kernels.emit import cpp\n"
+        "import graphs, hashlib\nfrom fusion.kernels.lower import lower\nfrom fusion.kernels.backends.cpp import emit as cpp\n"
         "e = graphs.EXAMPLES['rope']\n"
         "print(hashlib.sha256(cpp.translation_unit([lower(graphs.trace(e.fn, *e.inputs()))]).encode()).hexdigest())"
     )
@@ -401,11 +402,11 @@ def test_source_is_deterministic_and_free_of_what_users_wrote():
 
 def test_names_and_dtypes_without_a_place_in_cpp_are_refused():
     with pytest.raises(LoweringError, match="complex64"):
-        cpp.emit(flat("c", Constant(torch.float32, 1.0), [torch.complex64], torch.float32))
+        cpp_emit.emit(flat("c", Constant(torch.float32, 1.0), [torch.complex64], torch.float32))
     nest = flat("n", load(), [torch.float32], torch.float32)
     fields = {f: getattr(nest, f) for f in nest.__dataclass_fields__}
     with pytest.raises(LoweringError, match="'x1'"):
-        cpp.emit(LoopNest(**{**fields, "rows": (Axis("x1", 1),)}))
+        cpp_emit.emit(LoopNest(**{**fields, "rows": (Axis("x1", 1),)}))
 
 
 def test_loops_of_every_example_vectorise(kernels, tmp_path):

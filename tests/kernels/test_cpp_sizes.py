@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from graphs import trace
 
-from fusion.kernels.emit import cpp
-from fusion.kernels.emit.cpp_sizes import branch_sizes
+from fusion.kernels.backends.cpp import emit as cpp_emit
+from fusion.kernels.backends.cpp.trial_sizes import branch_sizes
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import lower
 from fusion.patterns import symbols
@@ -24,7 +24,7 @@ def nest_of(fn: Callable[..., Any], *example: torch.Tensor, fixed: bool = False)
 def work(nest: LoopNest, sizes: dict[str, int]) -> int:
     """Elements times instructions of a whole run."""
     rows = symbols.evaluate(symbols.product(a.extent for a in nest.rows), sizes)
-    return rows * sum(symbols.evaluate(extent, sizes) * of for extent, of in cpp.column_passes(nest))
+    return rows * sum(symbols.evaluate(extent, sizes) * of for extent, of in cpp_emit.column_passes(nest))
 
 
 def test_a_softmax_reaches_every_branch() -> None:
@@ -34,14 +34,16 @@ def test_a_softmax_reaches_every_branch() -> None:
     assert (1, 1) in found
     assert any(512 < c < 4096 and c % 32 for c in columns)  # blocks, and a rest that is no multiple of a vector
     assert any(c > 4096 for c in columns)  # more than the row buffer holds
-    assert any(r > 64 and r % 2 and work(nest, {"s0": r, "s1": c}) > cpp.PARALLEL_WORK for r, c in found)  # shared rows
-    assert any(r == 1 and work(nest, {"s0": 1, "s1": c}) > cpp.PARALLEL_WORK for r, c in found)  # one shared row
+    assert any(
+        r > 64 and r % 2 and work(nest, {"s0": r, "s1": c}) > cpp_emit.PARALLEL_WORK for r, c in found
+    )  # shared rows
+    assert any(r == 1 and work(nest, {"s0": 1, "s1": c}) > cpp_emit.PARALLEL_WORK for r, c in found)  # one shared row
 
 
 def test_fixed_columns_are_reached_by_rows() -> None:
     nest = nest_of(lambda x: torch.softmax(x * 2, -1), torch.randn(ROWS, COLUMNS), fixed=True)
     found = [s["s0"] for s in branch_sizes(nest)]
-    assert 1 in found and any(work(nest, {"s0": r}) > cpp.PARALLEL_WORK for r in found)
+    assert 1 in found and any(work(nest, {"s0": r}) > cpp_emit.PARALLEL_WORK for r in found)
 
 
 def test_neighbouring_rows_make_more_than_a_block() -> None:

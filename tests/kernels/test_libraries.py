@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from test_compiler import needs_compiler, nests, works
 
-from fusion.kernels import compiler
-from fusion.kernels.libraries import is_whole, why_unusable
+from fusion.kernels.backends.cpp import compile as cpp_compile
+from fusion.kernels.backends.cpp.libraries import is_whole, why_unusable
+from fusion.kernels.backends.cpp.toolchain import Toolchain, find_toolchain
 from fusion.kernels.store import Store
-from fusion.kernels.toolchain.cpp import Toolchain, find_toolchain
 from fusion.patterns.errors import CompileError
 from fusion.runtime import native
 
@@ -43,15 +43,15 @@ def test_a_library_in_the_store_that_cannot_be_used_is_made_again(
     tmp_path: Path, breaks: Callable[[Path], None]
 ) -> None:
     store = Store(tmp_path / "cache")
-    (kernel,) = compiler.compile_cpp(nests(("swiglu",)), None)
+    (kernel,) = cpp_compile.compile_cpp(nests(("swiglu",)), None)
     copy = tmp_path / "broken.so"
     shutil.copy(kernel.library, copy)
     breaks(copy)
     store.put_file(kernel.digest, copy)
-    (again,) = compiler.compile_cpp(nests(("swiglu",)), store)
+    (again,) = cpp_compile.compile_cpp(nests(("swiglu",)), store)
     assert not again.from_cache
     works(again, "swiglu")
-    assert compiler.compile_cpp(nests(("swiglu",)), Store(store.directory))[0].from_cache
+    assert cpp_compile.compile_cpp(nests(("swiglu",)), Store(store.directory))[0].from_cache
 
 
 @needs_compiler
@@ -69,9 +69,9 @@ def test_a_library_that_cannot_be_used_is_not_published(
 
     monkeypatch.setattr(Toolchain, "_compile", compiles)
     with pytest.raises(CompileError, match="cannot be used"):
-        compiler.compile_cpp(nests(("swiglu",)), store)
+        cpp_compile.compile_cpp(nests(("swiglu",)), store)
     assert store.statistics()["entries"] == 0
-    (kernel,) = compiler.compile_cpp(nests(("swiglu",)), store)
+    (kernel,) = cpp_compile.compile_cpp(nests(("swiglu",)), store)
     works(kernel, "swiglu")
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from graphs import EXAMPLES, normal, rms_norm, trace
 from lowered import nest_of, refused
 
-from fusion.kernels import elements
+from fusion.kernels import inline
 from fusion.kernels.loops import Axis
 from fusion.kernels.lower import lower
 from fusion.patterns import scalar
@@ -79,7 +79,7 @@ def test_reductions_of_rows_that_only_a_part_of_a_join_has() -> None:
 
 
 def test_regions_too_large_to_inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elements, "LIMIT", 16)
+    monkeypatch.setattr(inline, "LIMIT", 16)
     lower(trace(lambda x: x + 1.0, normal(4)))
     assert refused(EXAMPLES["rope"].fn, *EXAMPLES["rope"].inputs()).code == "too_large"
 

@@ -23,9 +23,9 @@ import torch
 from opinfo_cases import Case, Found, Sample
 from row_samples import SAMPLES, called, tensors_of
 
-from fusion.kernels import compiler
-from fusion.kernels.elements import DTYPES
-from fusion.kernels.toolchain.cpp import find_toolchain
+from fusion.kernels.backends.cpp import compile as cpp_compile
+from fusion.kernels.backends.cpp.toolchain import find_toolchain
+from fusion.kernels.inline import DTYPES
 from fusion.patterns.errors import CompileError
 from fusion.patterns.ops import TABLE, Kind, kind_of, lookup
 
@@ -112,15 +112,15 @@ def wrong(found: Found) -> dict[str, list[str]]:
 def _judged(cases: Sequence[Case]) -> list[str]:
     """Why each case's kernel is wrong; "" where it is right."""
     try:
-        kernels = compiler.compile_cpp([case.nest for case in cases], None)
+        kernels = cpp_compile.compile_cpp([case.nest for case in cases], None)
     except CompileError as error:
         if len(cases) == 1:
             return [f"{cases[0].name}: {str(error)[-1000:]}"]
         half = len(cases) // 2
         return _judged(cases[:half]) + _judged(cases[half:])
 
-    def reason(case: Case, kernel: compiler.CompiledKernel) -> str:
-        return opinfo_cases.verdict(case, functools.partial(compiler.run_ctypes, kernel))
+    def reason(case: Case, kernel: cpp_compile.CompiledKernel) -> str:
+        return opinfo_cases.verdict(case, functools.partial(cpp_compile.run_ctypes, kernel))
 
     return list(map(reason, cases, kernels))
 

@@ -14,7 +14,7 @@ from reduction_cases import lowered as lowered_case
 
 from fusion.kernels.loops import LoopNest, SizeParameter
 from fusion.kernels.lower import lower
-from fusion.kernels.phases import can_split, extents, phases
+from fusion.kernels.split_reduction import can_split, extents, phases
 from fusion.patterns import symbols
 from fusion.patterns.scalar import Select
 

@@ -15,10 +15,10 @@ import triton_nests as nests
 from graphs import EXAMPLES
 from triton_worker import lowered
 
-from fusion.kernels.emit.triton import emit, launch_options
-from fusion.kernels.emit.triton_schedule import Kind, forms, tensors
+from fusion.kernels.backends.triton import toolchain as toolchain
+from fusion.kernels.backends.triton.emit import emit, launch_options
+from fusion.kernels.backends.triton.schedule import Kind, forms, tensors
 from fusion.kernels.lower import lower, lower_kernel
-from fusion.kernels.toolchain import triton as toolchain
 from fusion.patterns import scalar
 from fusion.patterns.errors import BackendUnavailable, LoweringError
 from fusion.runtime.cuda_launch import make_cuda_launcher

@@ -11,10 +11,10 @@ import torch
 import triton_nests as nests
 from graphs import LENGTH, trace
 
-from fusion.kernels.emit import triton_math, triton_primitives
-from fusion.kernels.emit.neighbours import row_neighbours
-from fusion.kernels.emit.triton import Kind, emit, emit_all, launch_options, parameters, schedule_for
-from fusion.kernels.emit.triton_schedule import (
+from fusion.kernels.backends.triton import math as triton_math
+from fusion.kernels.backends.triton import primitives as triton_primitives
+from fusion.kernels.backends.triton.emit import Kind, emit, emit_all, launch_options, parameters, schedule_for
+from fusion.kernels.backends.triton.schedule import (
     column_count,
     forms,
     in_phases,
@@ -24,6 +24,7 @@ from fusion.kernels.emit.triton_schedule import (
     row_count,
 )
 from fusion.kernels.lower import lower, lower_kernel
+from fusion.kernels.memory_order import row_neighbours
 from fusion.patterns import scalar, symbols
 from fusion.patterns.errors import LoweringError
 

@@ -26,13 +26,13 @@ import triton_nests as nests
 from graphs import EXAMPLES, LENGTH, normal, trace
 from torch.nn.functional import layer_norm
 
+from fusion.kernels.backends.triton import toolchain as toolchain
+from fusion.kernels.backends.triton.emit import Kind, emit, launch_options, schedule_for
+from fusion.kernels.backends.triton.schedule import BundleSchedule
+from fusion.kernels.backends.triton.script import standalone
 from fusion.kernels.bundle import Nest
-from fusion.kernels.emit.triton import Kind, emit, launch_options, schedule_for
-from fusion.kernels.emit.triton_schedule import BundleSchedule
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import lower, lower_kernel
-from fusion.kernels.toolchain import triton as toolchain
-from fusion.kernels.toolchain.triton_script import standalone
 from fusion.patterns import reference, verify
 from fusion.patterns.errors import LoweringError, StructureMismatch
 from fusion.patterns.graph import SubGraph

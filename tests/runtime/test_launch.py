@@ -10,9 +10,9 @@ import pytest
 import torch
 from graphs import DYNAMIC, EXAMPLES, trace
 
-from fusion.kernels.compiler import CompiledKernel, compile_cpp, run_ctypes
+from fusion.kernels.backends.cpp.compile import CompiledKernel, compile_cpp, run_ctypes
+from fusion.kernels.backends.cpp.toolchain import find_toolchain, why_missing
 from fusion.kernels.lower import lower
-from fusion.kernels.toolchain.cpp import find_toolchain, why_missing
 from fusion.patterns.errors import StructureMismatch
 from fusion.runtime import launch, native
 from fusion.runtime.launch import CtypesLauncher, make_launcher

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 
-from fusion.kernels import native_call
+from fusion.kernels.backends.cpp import native_call
+from fusion.kernels.backends.cpp.toolchain import find_toolchain
 from fusion.kernels.bundle import Nest
-from fusion.kernels.toolchain.cpp import find_toolchain
 from fusion.patterns import symbols
 
 

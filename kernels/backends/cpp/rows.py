@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from fusion.kernels.backends.cpp.columns import Column, Running, Sink
+from fusion.kernels.backends.cpp.expressions import Block, Interner, Values, cost, stored_value
+from fusion.kernels.backends.cpp.lanes import Lanes
 from fusion.kernels.loops import LoopNest
+from fusion.kernels.memory_order import row_neighbours
 from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import Select
 from fusion.patterns.symbols import Dim
-
-from .cpp_columns import Column, Running, Sink
-from .cpp_expressions import Block, Interner, Values, cost, stored_value
-from .cpp_lanes import Lanes
-from .neighbours import row_neighbours
 
 # Elements a row may have for its costly values to be kept between passes: 16 KiB of floats each, on the stack.
 ROW_BUFFER = 4096

@@ -11,15 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import sympy
 
+from fusion.kernels.backends.cpp.emit import PARALLEL_WORK, column_passes, parallel_rows, shares_rows, splits_column
+from fusion.kernels.backends.cpp.lanes import LANES
+from fusion.kernels.backends.cpp.rows import ROW_BUFFER
 from fusion.kernels.bundle import Nest, parts_of
 from fusion.kernels.loops import Argument, LoopNest, Output
+from fusion.kernels.memory_order import row_neighbours
 from fusion.patterns import symbols
 from fusion.patterns.symbols import Dim
-
-from .cpp import PARALLEL_WORK, column_passes, parallel_rows, shares_rows, splits_column
-from .cpp_lanes import LANES
-from .cpp_rows import ROW_BUFFER
-from .neighbours import row_neighbours
 
 Sizes = dict[str, int]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .cpp_math import MATH, Section
+from fusion.kernels.backends.cpp.math import MATH, Section
 
 _ALWAYS = """\
 #include <stdint.h>

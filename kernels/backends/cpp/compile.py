@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from fusion.kernels import native_call, script
+from fusion.kernels.backends.cpp import emit as cpp_emit
+from fusion.kernels.backends.cpp import native_call, script
+from fusion.kernels.backends.cpp.libraries import why_unusable
+from fusion.kernels.backends.cpp.prelude import prelude
+from fusion.kernels.backends.cpp.toolchain import Toolchain, find_toolchain, why_missing
 from fusion.kernels.bundle import Nest
-from fusion.kernels.emit import cpp
-from fusion.kernels.emit.cpp_prelude import prelude
-from fusion.kernels.libraries import why_unusable
 from fusion.kernels.loops import Argument
 from fusion.kernels.store import Store
-from fusion.kernels.toolchain.cpp import Toolchain, find_toolchain, why_missing
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, CompileError, StructureMismatch
 
@@ -95,9 +95,9 @@ def compile_cpp(nests: Sequence[Nest], store: Store | None, toolchain: Toolchain
             digest=digest,
             target="cpp",
             nest=nest,
-            source=cpp.translation_unit([nest]),
+            source=cpp_emit.translation_unit([nest]),
             library=str(libraries[digest]),
-            symbol=cpp.symbol(nest),
+            symbol=cpp_emit.symbol(nest),
             compile_seconds=seconds if digest in missing else 0.0,
             from_cache=digest not in missing,
         )
@@ -171,7 +171,7 @@ def _loaded(library: str, symbol: str, sizes: int, outputs: tuple[native_call.Fo
 
 
 def _digest(nest: Nest, toolchain: Toolchain) -> str:
-    code = cpp.code(nest)
+    code = cpp_emit.code(nest)
     return hashlib.sha256(json.dumps([prelude(code), code, toolchain.identity]).encode()).hexdigest()
 
 
@@ -197,7 +197,7 @@ def _kept(digest: str, nest: Nest, store: Store | None) -> Path | None:
 
 
 def _entry_points(nest: Nest) -> list[str]:
-    return [f"{cpp.symbol(nest)}_{part}" for part in ("prepare", "run")]
+    return [f"{cpp_emit.symbol(nest)}_{part}" for part in ("prepare", "run")]
 
 
 def _units(nests: list[Nest]) -> tuple[str, ...]:
@@ -205,11 +205,11 @@ def _units(nests: list[Nest]) -> tuple[str, ...]:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     units: list[list[Nest]] = [[] for _ in range(min(len(nests), processors, _MOST_UNITS))]
     lengths = [0] * len(units)
-    for nest in sorted(nests, key=lambda nest: -len(cpp.code(nest))):
+    for nest in sorted(nests, key=lambda nest: -len(cpp_emit.code(nest))):
         shortest = lengths.index(min(lengths))
         units[shortest].append(nest)
-        lengths[shortest] += len(cpp.code(nest))
-    return tuple(map(cpp.translation_unit, units))
+        lengths[shortest] += len(cpp_emit.code(nest))
+    return tuple(map(cpp_emit.translation_unit, units))
 
 
 def _private_folder() -> Path:

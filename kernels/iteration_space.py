@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 
 import sympy
 
+from fusion.kernels.loops import Axis, Reduction, Store
 from fusion.patterns import indexing, scalar, symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.indexing import Extents, Index
 from fusion.patterns.scalar import COLUMN, Load, Scalar, Select, Size
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
-
-from .loops import Axis, Reduction, Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fusion.kernels.iteration_space import moved
 from fusion.kernels.loops import Argument, Axis, LoopNest, Output, Reduction, SizeParameter, Store
-from fusion.kernels.space import moved
 from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import Load, Reduced, Select
 from fusion.patterns.symbols import Dim

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from fusion.kernels import first_run
-from fusion.kernels.compiler import CompiledKernel
-from fusion.kernels.native_call import type_code
-from fusion.kernels.toolchain.cpp import openmp_runtime
+from fusion.kernels.backends.cpp import isolated_worker as cpp_isolated_worker
+from fusion.kernels.backends.cpp.compile import CompiledKernel
+from fusion.kernels.backends.cpp.native_call import type_code
+from fusion.kernels.backends.cpp.toolchain import openmp_runtime
 from fusion.patterns import symbols
 
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP)
@@ -82,7 +82,7 @@ def _start() -> subprocess.Popen[bytes] | None:
     # torch's OpenMP runtime reads its number of threads from the environment: as many as kernels get here.
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "OMP_WAIT_POLICY": "PASSIVE"}
     environment = {**os.environ, **threads}
-    command = [sys.executable, "-I", "-S", str(Path(first_run.__file__))]
+    command = [sys.executable, "-I", "-S", str(Path(cpp_isolated_worker.__file__))]
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
     if os.name != "posix" or not Path(sys.executable).name.startswith("python"):
         return None  # in a frozen or embedding program that would start the program again

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusion.kernels import processes
+from fusion.kernels.backends.triton import emit as emitter
+from fusion.kernels.backends.triton import script as triton_script
+from fusion.kernels.backends.triton.schedule import tensors
+from fusion.kernels.bundle import Nest
 from fusion.patterns.errors import BackendUnavailable, CompileError
-
-from ..bundle import Nest
-from ..emit import triton as emitter
-from ..emit.triton_schedule import tensors
-from . import processes, triton_script
 
 if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget

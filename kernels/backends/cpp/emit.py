@@ -14,18 +14,17 @@ from collections.abc import Sequence
 
 import torch
 
+from fusion.kernels.backends.cpp.expressions import STORAGE, Block, cost
+from fusion.kernels.backends.cpp.lanes import LANES
+from fusion.kernels.backends.cpp.prelude import prelude
+from fusion.kernels.backends.cpp.rows import Row
 from fusion.kernels.bundle import Bundle, Nest
 from fusion.kernels.loops import Argument, Axis, LoopNest, Output
+from fusion.kernels.memory_order import row_neighbours
 from fusion.patterns import symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import COLUMN, Scalar
 from fusion.patterns.symbols import Dim
-
-from .cpp_expressions import STORAGE, Block, cost
-from .cpp_lanes import LANES
-from .cpp_prelude import prelude
-from .cpp_rows import Row
-from .neighbours import row_neighbours
 
 # DLPack type codes; bits are the element size.
 _CODES = {torch.bool: 6, torch.bfloat16: 4, torch.uint8: 1}

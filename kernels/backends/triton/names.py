@@ -5,10 +5,9 @@ from __future__ import annotations
 import keyword
 import re
 
+from fusion.kernels.backends.triton.schedule import parameters
+from fusion.kernels.loops import LoopNest
 from fusion.patterns.errors import LoweringError
-
-from ..loops import LoopNest
-from .triton_schedule import parameters
 
 _OF_OURS = re.compile(r"(v|end)\d+|\w+_(block|carry|mean|count|next|off)")
 _OURS = {"j", "row", "program", "blocks", "start", "tl", "triton", "ROWS", "COLS", "INDEX", "range", "float"}

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 import sympy
 import torch
 
+from fusion.kernels.backends.cpp.expressions import (
+    COMPUTE,
+    Block,
+    Interner,
+    Values,
+    branches,
+    literal,
+    mentions_column,
+    split_column,
+)
 from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import COLUMN, Scalar, Scanned, Select
 from fusion.patterns.symbols import Dim
-
-from .cpp_expressions import COMPUTE, Block, Interner, Values, branches, literal, mentions_column, split_column
 
 _BLOCK = 512  # elements that are computed to a buffer and then reduced; 2 KiB of floats, far inside the first cache
 _ROW_BRANCHES = 2  # Selects on the row that become branches around the loop; each doubles the code

@@ -13,18 +13,14 @@ from contextlib import contextmanager
 
 import torch
 
-from fusion.patterns import scalar, symbols
-from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size
-from fusion.patterns.symbols import Dim
-
-from ..bundle import Bundle, Nest, parts_of
-from ..loops import LoopNest, Reduction, Store
-from . import triton_math, triton_online, triton_primitives
-from .triton_bundle import divided
-from .triton_guards import any_path, guards_of, uses_of
-from .triton_names import check_names, printable
-from .triton_primitives import TYPES
-from .triton_schedule import (
+from fusion.kernels.backends.triton import math as triton_math
+from fusion.kernels.backends.triton import online as triton_online
+from fusion.kernels.backends.triton import primitives as triton_primitives
+from fusion.kernels.backends.triton.bundle import divided
+from fusion.kernels.backends.triton.load_masks import any_path, guards_of, uses_of
+from fusion.kernels.backends.triton.names import check_names, printable
+from fusion.kernels.backends.triton.primitives import TYPES
+from fusion.kernels.backends.triton.schedule import (
     AnySchedule,
     Kind,
     Schedule,
@@ -35,6 +31,11 @@ from .triton_schedule import (
     row_count,
     schedule_for,
 )
+from fusion.kernels.bundle import Bundle, Nest, parts_of
+from fusion.kernels.loops import LoopNest, Reduction, Store
+from fusion.patterns import scalar, symbols
+from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size
+from fusion.patterns.symbols import Dim
 
 __all__ = ["AnySchedule", "Kind", "Schedule", "emit", "emit_all", "launch_options", "parameters", "schedule_for"]
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from fusion.kernels.backends.triton.emit import AnySchedule, Schedule, parameters
+from fusion.kernels.backends.triton.schedule import column_count, row_count, tensors
+from fusion.kernels.bundle import Nest, parts_of
+from fusion.kernels.loops import LoopNest
 from fusion.patterns import symbols
 from fusion.patterns.symbols import Dim
-
-from ..bundle import Nest, parts_of
-from ..emit.triton import AnySchedule, Schedule, parameters
-from ..emit.triton_schedule import column_count, row_count, tensors
-from ..loops import LoopNest
 
 SIZE = 96  # what every size symbol is in the program, unless its reader changes it
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fusion.kernels.backends.cpp.columns import COMBINE, Column, Sink, wide
+from fusion.kernels.backends.cpp.expressions import COMPUTE, Block, Interner, Values, literal
 from fusion.kernels.loops import Axis, LoopNest, Reduction
 from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import COLUMN, Load, Reduced, Scalar, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
-
-from .cpp_columns import COMBINE, Column, Sink, wide
-from .cpp_expressions import COMPUTE, Block, Interner, Values, literal
 
 LANES = 256  # rows in a block: 1 KiB of floats of each column, which a prefetcher follows
 _STEP = "step"  # the column index here, as "j" is the row in the block that the inner loop is at

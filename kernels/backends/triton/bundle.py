@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from fusion.kernels.backends.triton.schedule import AnySchedule, Kind, Schedule, column_count, parameters, row_count
+from fusion.kernels.bundle import Bundle
+from fusion.kernels.loops import LoopNest
 from fusion.patterns import symbols
-
-from ..bundle import Bundle
-from ..loops import LoopNest
-from .triton_schedule import AnySchedule, Kind, Schedule, column_count, parameters, row_count
 
 
 def divided(bundle: Bundle, schedule: AnySchedule) -> str:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from graphs import trace
 
-from fusion.kernels import apart
-from fusion.kernels.apart import FirstRuns
-from fusion.kernels.compiler import CompiledKernel, compile_cpp
+from fusion.kernels.backends.cpp import isolated as cpp_isolated
+from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
+from fusion.kernels.backends.cpp.compile import CompiledKernel, compile_cpp
+from fusion.kernels.backends.cpp.isolated import FirstRuns
 from fusion.kernels.lower import lower
-from fusion.kernels.toolchain import cpp
 
 GRAPH = trace(lambda x, w: torch.relu(x + w) * 2, torch.randn(7, 24), torch.randn(24), dynamic={7: "s0"})
 CASES = [{"s0": 1}, {"s0": 7}]
@@ -26,14 +26,14 @@ def kernel() -> CompiledKernel:
 
 def broken(kernel: CompiledKernel, folder: Path, old: str, new: str) -> CompiledKernel:
     """`kernel` with its source changed and compiled again."""
-    toolchain = cpp.find_toolchain()
+    toolchain = cpp_toolchain.find_toolchain()
     assert toolchain is not None and old in kernel.source
     library = folder / "broken.so"
     toolchain.compile_library((kernel.source.replace(old, new),), library)
     return replace(kernel, library=str(library))
 
 
-def outcome(*kernels: CompiledKernel) -> dict[int, apart.Fault]:
+def outcome(*kernels: CompiledKernel) -> dict[int, cpp_isolated.Fault]:
     return FirstRuns().outcome([(kernel, CASES) for kernel in kernels])
 
 
@@ -72,7 +72,7 @@ def test_a_kernel_that_goes_astray_is_named_and_the_others_run(
 def test_a_kernel_that_does_not_end_is_no_lasting_fact(
     kernel: CompiledKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apart, "_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(cpp_isolated, "_TIMEOUT_S", 3.0)
     endless = broken(kernel, tmp_path, LOOP, "for (volatile int k = 1; k;) {} " + LOOP)
     found = outcome(endless)
     assert set(found) == {0} and "did not end" in found[0].reason and not found[0].lasting
@@ -80,5 +80,5 @@ def test_a_kernel_that_does_not_end_is_no_lasting_fact(
 
 def test_without_such_a_process_nothing_is_refused(kernel: CompiledKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     for executable in ("/nowhere/python", "/usr/bin/true", ""):  # gone; a program that embeds Python; unknown
-        monkeypatch.setattr(apart.sys, "executable", executable)
+        monkeypatch.setattr(cpp_isolated.sys, "executable", executable)
         assert outcome(kernel) == {}

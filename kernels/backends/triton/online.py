@@ -11,10 +11,9 @@ from typing import Protocol
 
 import torch
 
+from fusion.kernels.loops import LoopNest, Reduction
 from fusion.patterns import symbols
 from fusion.patterns.scalar import Apply, Constant, Reduced, Scalar, Size
-
-from ..loops import LoopNest, Reduction
 
 
 class Pair(Protocol):

@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusion.kernels import processes
 from fusion.patterns.errors import CompileError
-
-from . import processes
 
 _REMEDY = "Install g++ (Debian, Ubuntu: apt install g++) or clang++, or name one in the environment variable CXX."
 _COMPILERS = ("g++", "clang++", "c++")

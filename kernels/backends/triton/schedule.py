@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from fusion.kernels.bundle import Bundle, Nest, parts_of
+from fusion.kernels.loops import Argument, LoopNest, Output
+from fusion.kernels.memory_order import row_neighbours
+from fusion.kernels.split_reduction import can_split, extents, phases
 from fusion.patterns import symbols
 from fusion.patterns.symbols import Dim
-
-from ..bundle import Bundle, Nest, parts_of
-from ..loops import Argument, LoopNest, Output
-from ..phases import can_split, extents, phases
-from .neighbours import row_neighbours
 
 LONGEST_ROW = 16384  # elements a program keeps in registers: 32 per thread of 16 warps
 TILE = 1024  # elements of a program otherwise: 8 per thread of 4 warps, 16 bytes of half precision each
