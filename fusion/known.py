@@ -16,9 +16,9 @@ from fusion.decide.refusal import Refusal
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.reference import bind_symbols
 from fusion.runtime.measure import eager_function
-from fusion.runtime.nesting import flatten
 from fusion.runtime.plan import Plan, input_symbols, island_constants, standing
-from fusion.runtime.undo import Undo
+from fusion.runtime.pytrees import flatten
+from fusion.runtime.rollback import Undo
 from fusion.scheduler import Compiled, FusionScheduler, Template
 
 

@@ -19,9 +19,9 @@ from fusion.known import Known, PlanStopped, same_results
 from fusion.patterns.errors import StructureMismatch
 from fusion.patterns.forks import Lock
 from fusion.patterns.shortage import is_shortage, without_frames
-from fusion.runtime.lent import Written
+from fusion.runtime.call_log import Written
 from fusion.runtime.plan import MISS, Deoptimized, Raised
-from fusion.runtime.undo import Undo
+from fusion.runtime.rollback import Undo
 from fusion.scheduler import FusionScheduler
 from fusion.signature import Signature
 

@@ -11,7 +11,7 @@ from fusion.capture.provenance import flatten
 from fusion.decide.refusal import Refusal
 from fusion.known import Known, same_results
 from fusion.patterns.leaves import Path, path_text
-from fusion.runtime.nesting import flatten as flatten_result
+from fusion.runtime.pytrees import flatten as flatten_result
 
 _MOST_VALUES = 4  # of one argument that a reason names
 _MOST_VARYING = 3  # arguments

@@ -20,8 +20,8 @@ from fusion.patterns.graph import SubGraph
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.source import define, renamed
 from fusion.reporting.model import FusionReport
-from fusion.runtime.codegen import write_plan
 from fusion.runtime.plan import MISS, Conditions, Shape, standing
+from fusion.runtime.plan_writer import write_plan
 from fusion.scheduler import FusionScheduler
 from fusion.scope import Scope
 from fusion.session import kernels_of, report_of

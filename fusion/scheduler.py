@@ -26,9 +26,9 @@ from fusion.patterns.forks import cached_property
 from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.ops import FUSABLE, Kind, kind_of
 from fusion.patterns.recorded import IslandNode, RecordedGraph
-from fusion.runtime.codegen import write_plan
-from fusion.runtime.guards import write_match
+from fusion.runtime.guard_writer import write_match
 from fusion.runtime.plan import KernelCall, Shape, Source, Step, input_symbols, island_constants
+from fusion.runtime.plan_writer import write_plan
 
 _LOG = logging.getLogger("fusion")
 

@@ -13,8 +13,7 @@ from fusion.patterns import symbols
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Leaf, Ref
 from fusion.patterns.source import define
-
-from .calls import call
+from fusion.runtime.op_calls import call
 
 _SAMPLE_SECONDS = 30e-6  # a sample repeats a short call until it is this long, well above the clock's resolution
 _LEAST_SAMPLES, _MOST_SAMPLES = 7, 41

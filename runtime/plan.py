@@ -18,12 +18,11 @@ from fusion.patterns.leaves import Path
 from fusion.patterns.recorded import IslandNode, RecordedGraph, SymbolSource
 from fusion.patterns.source import define, parse
 from fusion.patterns.symbols import Dim
-
-from .lent import Contents
-from .memory import storages
-from .nesting import mapped
-from .undo import Undo
-from .wellformed import check_text
+from fusion.runtime.aliasing import storages
+from fusion.runtime.call_log import Contents
+from fusion.runtime.pytrees import mapped
+from fusion.runtime.rollback import Undo
+from fusion.runtime.verify import check_text
 
 
 class _Miss:

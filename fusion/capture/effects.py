@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fusion.decide.refusal import Refused
 from fusion.patterns.ops.effects import draws, tagged, written
-from fusion.runtime.undo import Undo, default_generators
+from fusion.runtime.rollback import Undo, default_generators
 
 from .provenance import user_line
 

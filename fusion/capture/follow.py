@@ -30,8 +30,8 @@ from fusion.patterns.ops.effects import has_effect
 from fusion.patterns.recorded import IslandNode, RecordedGraph, SymbolSource
 from fusion.patterns.source import define
 from fusion.patterns.symbols import Dim
-from fusion.runtime.nesting import flatten as flatten_result
 from fusion.runtime.plan import as_it_is
+from fusion.runtime.pytrees import flatten as flatten_result
 
 from .effects import Effects, storage_key, tensors_written, view_in_place
 from .forgotten import Forgotten, alike

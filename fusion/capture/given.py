@@ -15,8 +15,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion.patterns.leaves import Attribute, Path
-from fusion.runtime.nesting import mapped
 from fusion.runtime.plan import MISS
+from fusion.runtime.pytrees import mapped
 
 from .provenance import Atom, Container, Leaf, flatten
 from .shadow import hint, is_symbolic

@@ -16,9 +16,9 @@ from fusion.decide.refusal import Refusal, Refused
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Path, Ref
 from fusion.patterns.recorded import HeldObject, IslandNode
-from fusion.runtime.lent import Contents, Written, contents, is_nest, noted, take_over, unchanged
-from fusion.runtime.nesting import tree_of, tree_text, unflatten
+from fusion.runtime.call_log import Contents, Written, contents, is_nest, noted, take_over, unchanged
 from fusion.runtime.plan import Raised
+from fusion.runtime.pytrees import tree_of, tree_text, unflatten
 
 from .effects import Effects, has_memory, storage_key
 from .forgotten import ALONE, references

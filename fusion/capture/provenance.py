@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from fusion.patterns.leaves import Attribute, Path
-from fusion.runtime.nesting import fields_of
+from fusion.runtime.pytrees import fields_of
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ROOT = os.path.dirname(_PACKAGE)

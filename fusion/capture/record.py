@@ -20,10 +20,10 @@ from fusion.patterns.recorded import IslandNode, RecordedGraph
 from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
-from fusion.runtime.nesting import flatten as flatten_result
-from fusion.runtime.nesting import mapped, unflatten
 from fusion.runtime.plan import Conditions
-from fusion.runtime.undo import State, Undo
+from fusion.runtime.pytrees import flatten as flatten_result
+from fusion.runtime.pytrees import mapped, unflatten
+from fusion.runtime.rollback import State, Undo
 
 from . import islands
 from .forgotten import without_contents

@@ -27,7 +27,7 @@ from fusion.patterns.leaves import Leaf, Path, Ref, path_text
 from fusion.patterns.ops import Kind, kind_of
 from fusion.patterns.ops.effects import draws
 from fusion.patterns.recorded import GraphInput, IslandNode
-from fusion.runtime.undo import identity
+from fusion.runtime.rollback import identity
 
 from . import interrupts
 from .effects import Effects, has_memory, mapped, storage_key, tensors_written, view_in_place

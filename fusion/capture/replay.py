@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fusion.runtime.lent import Changed, Written, take_over
+from fusion.runtime.call_log import Changed, Written, take_over
 from fusion.runtime.plan import Raised
 
 from .islands import Island, NativeFunction, has_islands, island_kinds, own, refresh, session, shown

@@ -14,7 +14,7 @@ from tiny import no_grad
 
 import fusion
 from fusion.patterns.errors import FusionError, StructureMismatch
-from fusion.runtime.nesting import flatten
+from fusion.runtime.pytrees import flatten
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from tiny import no_grad, planned
 
 import fusion
-from fusion.runtime import lent
-from fusion.runtime.lent import kept
+from fusion.runtime import call_log
+from fusion.runtime.call_log import kept
 
 ROWS = (3, 4, 5, 3, 4, 6)
 
@@ -192,20 +192,20 @@ def test_what_a_call_changed_is_found_and_taken_over() -> None:
     theirs = ({"a": [1, 2]}, [3])
     mine = ({"a": [1, 2]}, [3])
     inner, outer = mine[0]["a"], mine[1]
-    before = lent.contents(theirs)
-    assert lent.unchanged(before) and lent.noted("r", before) == "r"
+    before = call_log.contents(theirs)
+    assert call_log.unchanged(before) and call_log.noted("r", before) == "r"
     theirs[0]["b"] = theirs[1]
     theirs[0]["a"].append(4)
-    found = lent.noted("r", before)
-    assert isinstance(found, lent.Changed) and found.result == "r"
-    lent.take_over(mine, found.given)
+    found = call_log.noted("r", before)
+    assert isinstance(found, call_log.Changed) and found.result == "r"
+    call_log.take_over(mine, found.given)
     assert mine == theirs and mine[0]["a"] is inner and mine[0]["b"] is outer
 
 
 @pytest.mark.parametrize("odd", [{(1, 2): 3}, {1}, [{2.0: 1}], (frozenset(), {1}), Odd((1, 2))])
 def test_what_is_no_plain_nest(odd: Any) -> None:
-    assert lent.is_nest((1, [{"a": (None, [2])}], "text", State(1, [2]), torch.Size((3,))))
-    assert not lent.is_nest(odd)
+    assert call_log.is_nest((1, [{"a": (None, [2])}], "text", State(1, [2]), torch.Size((3,))))
+    assert not call_log.is_nest(odd)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pair import rand
 from tiny import no_grad, planned, scopes
 
 import fusion
-from fusion.runtime.memory import Memory, storages
+from fusion.runtime.aliasing import Memory, storages
 
 WIDTH = 8
 

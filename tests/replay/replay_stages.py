@@ -31,7 +31,7 @@ from fusion.patterns.leaves import show
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.reference import bind_symbols
 from fusion.reporting.model import FusionReport
-from fusion.runtime import guards
+from fusion.runtime import guard_writer
 from fusion.runtime.measure import eager_function
 
 STAGES = ("scopes", "graph", "partition", "kernels", "plan")
@@ -93,12 +93,12 @@ def _traced() -> Iterator[list[tuple[str, Any]]]:
 @contextmanager
 def _uncompiled() -> Iterator[None]:
     """Inside the block regions are lowered and not compiled, and guards say what they check."""
-    make = guards.make_guard
+    make = guard_writer.make_guard
 
     def described(*checked: Any) -> Any:
         return _Described(make(*checked), _bound(checked))
 
-    with mock.patch.object(Backends, "compile", _lowered), mock.patch.object(guards, "make_guard", described):
+    with mock.patch.object(Backends, "compile", _lowered), mock.patch.object(guard_writer, "make_guard", described):
         yield
 
 

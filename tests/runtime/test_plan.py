@@ -10,9 +10,9 @@ import torch
 
 import fusion
 from fusion.capture.record import record
-from fusion.runtime.codegen import write_plan
-from fusion.runtime.guards import write_match
+from fusion.runtime.guard_writer import write_match
 from fusion.runtime.plan import MISS, Shape
+from fusion.runtime.plan_writer import write_plan
 
 
 def recorded(call: Any, **arguments: Any) -> tuple[Any, Shape]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .memory import storages
-from .undo import Undo
+from fusion.runtime.aliasing import storages
+from fusion.runtime.rollback import Undo
 
 _MOST_KEPT = 1 << 20  # bytes of a tensor that is kept until a plan ends, in case it was written to
 Contents = list[tuple[Any, Any]]  # each list and dict of a nest with a copy of it, the outer ones first

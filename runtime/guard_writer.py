@@ -18,10 +18,9 @@ from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Argument, Attribute, Expect, Path, Ref
 from fusion.patterns.recorded import IslandNode, SymbolSource
-
-from .memory import Memory, separate
-from .native import make_guard
-from .plan import MISS, Deoptimized, Raised, Shape, Source
+from fusion.runtime.aliasing import Memory, separate
+from fusion.runtime.native import make_guard
+from fusion.runtime.plan import MISS, Deoptimized, Raised, Shape, Source
 
 
 class GuardWriter:

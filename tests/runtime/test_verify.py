@@ -13,9 +13,9 @@ from fusion.capture.record import record
 from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Ref
 from fusion.patterns.recorded import IslandNode, RecordedGraph
-from fusion.runtime.codegen import Writer, write_plan
 from fusion.runtime.plan import KernelCall, Shape, Source
-from fusion.runtime.wellformed import check_steps, check_text
+from fusion.runtime.plan_writer import Writer, write_plan
+from fusion.runtime.verify import check_steps, check_text
 
 
 def forward(x: torch.Tensor) -> torch.Tensor:

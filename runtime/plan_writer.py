@@ -12,14 +12,23 @@ from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Ref
 from fusion.patterns.ops import resolve
 from fusion.patterns.recorded import IslandNode, given_tensors
-
-from .calls import call
-from .guards import GuardWriter, head
-from .handed_on import HandedOn, restored
-from .lent import Changed, contents, keep_outer, kept, let_go, log_differences, log_writes, noted, versions
-from .nesting import tree_of, unflatten
-from .plan import KernelCall, Shape, Source, Step, as_it_is, bound_later
-from .wellformed import check_steps
+from fusion.runtime.call_log import (
+    Changed,
+    contents,
+    keep_outer,
+    kept,
+    let_go,
+    log_differences,
+    log_writes,
+    noted,
+    versions,
+)
+from fusion.runtime.guard_writer import GuardWriter, head
+from fusion.runtime.op_calls import call
+from fusion.runtime.plan import KernelCall, Shape, Source, Step, as_it_is, bound_later
+from fusion.runtime.pytrees import tree_of, unflatten
+from fusion.runtime.released_results import HandedOn, restored
+from fusion.runtime.verify import check_steps
 
 _MOST_KEPT = 1 << 16  # bytes that a plan copies before it writes to them, in case it fails later
 

@@ -14,8 +14,7 @@ import torch
 
 from fusion.patterns import symbols
 from fusion.patterns.specs import TensorSpec
-
-from .lent import Written
+from fusion.runtime.call_log import Written
 
 
 @dataclass(frozen=True, slots=True, eq=False)
