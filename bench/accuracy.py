@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from fusion.decide.heuristics import Decision
+from fusion.choices.heuristics import Decision
+from fusion.frontend.model_session import Session
 from fusion.scheduler import FusionScheduler
-from fusion.session import Session
 
 from .models import TINY, build, new_cache, tokens, twin, widened
 from .options import Options

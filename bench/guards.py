@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from fusion.frontend.model_session import Session
+from fusion.jit.scope import Scope
 from fusion.runtime.plan import MISS, Plan
 from fusion.scheduler import FusionScheduler
-from fusion.scope import Scope
-from fusion.session import Session
 
 from .measure import Spread, calls, interleave
 from .models import TINY, build, new_cache, tokens, twin

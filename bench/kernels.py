@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 import fusion
-from fusion.decide.heuristics import Decision, prove
+from fusion.choices.heuristics import Decision, prove
 from fusion.patterns.reference import bind_symbols
 
 from .measure import Block, calls, interleave

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from fusion.frontend.model_session import Session
 from fusion.kernels.backends.cpp import emit as cpp_emit
 from fusion.patterns.graph import OpNode
 from fusion.patterns.ops import FUSABLE, kind_of
 from fusion.runtime.plan import MISS
 from fusion.scheduler import Compiled, FusionScheduler
-from fusion.session import Session
 
 from .architectures import build, forward
 from .equality import difference, errors

@@ -21,8 +21,8 @@ from fusion.api import (
     start_recording,
     stop_recording,
 )
+from fusion.choices.heuristics import Decision, FusionHeuristics
 from fusion.config import FusionConfig
-from fusion.decide.heuristics import Decision, FusionHeuristics
 from fusion.patterns import (
     OpNode,
     RecordedGraph,

@@ -9,18 +9,19 @@ from typing import Any, overload
 
 import torch
 
-from fusion.capture import islands, meanings
-from fusion.decide.backend import Kernel
-from fusion.functions import FusedFunction
+from fusion.capture import decompositions
+from fusion.capture.python import interception
+from fusion.choices.kernel_cache import Kernel
+from fusion.frontend.fused_function import FusedFunction
+from fusion.frontend.manual_recording import Config, Recording, record, start_recording, stop_recording
+from fusion.frontend.model_session import Session, kernels_of
 from fusion.patterns.errors import FusionError
-from fusion.recording import Config, Recording, record, start_recording, stop_recording
 from fusion.reporting.model import FusionReport, joined
 from fusion.scheduler import FusionScheduler
-from fusion.session import Session, kernels_of
 
-register_island = islands.register_island
-register_made = islands.register_made
-register_op = meanings.register_op
+register_island = interception.register_island
+register_made = interception.register_made
+register_op = decompositions.register_op
 
 # Weak on both sides: a session lives in its model, in the entries that stand for the modules' forwards.
 _SESSIONS: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()

@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 
+from fusion import faults
 from fusion.capture.record import Recording
+from fusion.choices.kernel_cache import Backends, Kernel
+from fusion.choices.select import Candidate, Decider, given_dims, pattern_of
 from fusion.config import FusionConfig
-from fusion.decide import faults
-from fusion.decide.backend import Backends, Kernel
-from fusion.decide.decider import Candidate, Decider, given_dims, pattern_of
-from fusion.decide.dependence import schedule
-from fusion.decide.partition import partition, unfused
-from fusion.decide.refusal import CODES, Refusal
-from fusion.decide.regions import Partition
+from fusion.partition.dependence import schedule
+from fusion.partition.partitioner import partition, unfused
+from fusion.partition.regions import Partition
 from fusion.patterns.forks import cached_property
 from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.ops import FUSABLE, Kind, kind_of
 from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.refusal import CODES, Refusal
 from fusion.runtime.guard_writer import write_match
 from fusion.runtime.plan import KernelCall, Shape, Source, Step, input_symbols, island_constants
 from fusion.runtime.plan_writer import write_plan
@@ -263,7 +263,7 @@ class FusionScheduler:
         Raises:
             StructureMismatch: the inputs do not fit the graph.
         """
-        from fusion.dispatch import dispatcher_for
+        from fusion.frontend.subgraph_dispatch import dispatcher_for
 
         key = graph if isinstance(graph, SubGraph) else id(graph)
         known = self._dispatchers.get(key)

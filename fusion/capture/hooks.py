@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fusion.decide.refusal import Refusal
+from fusion.refusal import Refusal
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 

@@ -13,34 +13,44 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion import stack
-from fusion.decide.faults import recording_code
-from fusion.decide.refusal import Refusal, Refused
+from fusion.capture.function_mode import SizeReads
+from fusion.capture.functionalize import Node, Settlement
+from fusion.capture.leftover_symbols import without_symbols
+from fusion.capture.python import interception
+from fusion.capture.python.argument_snapshot import Given, Item
+from fusion.capture.python.argument_tree import (
+    Atom,
+    Leaf,
+    is_atom,
+    is_users_file,
+    line_of,
+    modules_of,
+    short_line,
+    tensors_of,
+    user_line,
+)
+from fusion.capture.python.container_proxy import is_looked_into, put_back, real
+from fusion.capture.python.opaque_calls import as_tuples
+from fusion.capture.python.outside_effects import OutsideEffects
+from fusion.capture.python.reachable_state import Entry, Held, is_library
+from fusion.capture.python.replay import replay
+from fusion.capture.python.state_changes import PythonState
+from fusion.capture.released_memory import without_contents
+from fusion.capture.symbolic_shapes import GuardError, Translation, hint, is_symbolic
+from fusion.capture.tracer import Recorder
+from fusion.faults import recording_code
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
 from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
+from fusion.refusal import Refusal, Refused
 from fusion.runtime.plan import Conditions
 from fusion.runtime.pytrees import flatten as flatten_result
 from fusion.runtime.pytrees import mapped, unflatten
 from fusion.runtime.rollback import State, Undo
 
-from . import islands
-from .forgotten import without_contents
-from .functional import Node, Settlement
-from .given import Given, Item
-from .held import Entry, Held, is_library
 from .interrupts import held_back
-from .leftovers import without_symbols
-from .lookups import is_looked_into, put_back, real
-from .natively import as_tuples
-from .outside_effects import OutsideEffects
-from .provenance import Atom, Leaf, is_atom, is_users_file, line_of, modules_of, short_line, tensors_of, user_line
-from .python_state import PythonState
-from .reads import SizeReads
-from .recorder import Recorder
-from .replay import replay
-from .shadow import GuardError, Translation, hint, is_symbolic
 
 
 @dataclass
@@ -126,7 +136,7 @@ def below_autograd(
     """The modes under which a recorder sees whole operators: linear and attention are not taken apart."""
     with (
         torch.no_grad(),
-        islands.session(recorder, kinds, modules),
+        interception.session(recorder, kinds, modules),
         torch._C._AutoDispatchBelowAutograd(),
         reads,
         recorder,
@@ -171,7 +181,7 @@ def record(
     objects = {id(leaf.value): leaf.path for leaf in others}
     generators = [leaf.value for leaf in leaves if isinstance(leaf.value, torch.Generator)]
     opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not _can_be_given(leaf.value)]
-    kinds = islands.island_kinds(leaf.value for leaf in leaves if id(leaf.value) in objects)
+    kinds = interception.island_kinds(leaf.value for leaf in leaves if id(leaf.value) in objects)
     steps = dict(steps or {})
     kinds = (*kinds, *{type(step) for step in steps.values()} - set(kinds))
     parameters = {
@@ -271,7 +281,7 @@ def _attempted(recorder: Recorder, step: Callable[[], Any]) -> Any:
 
 def _can_be_given(value: Any) -> bool:
     """Whether an object may be an argument of a scope."""
-    return isinstance(value, torch.Generator) or islands.has_islands(type(value))
+    return isinstance(value, torch.Generator) or interception.has_islands(type(value))
 
 
 def _opaque(leaf: Leaf, where: str) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fusion.decide.remedies import NOTHING
+from fusion.remedies import NOTHING
 
 from .model import FusionReport, RegionReport, ScopeReport, Totals
 

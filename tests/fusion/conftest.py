@@ -11,7 +11,7 @@ import torch
 from pair import Pair
 
 import fusion
-from fusion.capture import follow
+from fusion.capture import retrace
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +36,11 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     outcomes: list[bool] = []
 
     def noted(*arguments: Any) -> Any:
-        outcome = follow.follow(*arguments)
+        outcome = retrace.follow(*arguments)
         outcomes.append(outcome[1] is not None)
         return outcome
 
-    monkeypatch.setattr("fusion.scope.follow", noted)
+    monkeypatch.setattr("fusion.jit.scope.follow", noted)
     return outcomes
 
 

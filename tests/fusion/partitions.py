@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from fusion.capture import islands
+from fusion.capture.python import interception
 from fusion.capture.record import Recording, record
-from fusion.decide.dependence import Step
-from fusion.decide.partition import Partition, partition
-from fusion.decide.refusal import CODES
-from fusion.decide.regions import Region
+from fusion.partition.dependence import Step
+from fusion.partition.partitioner import Partition, partition
+from fusion.partition.regions import Region
 from fusion.patterns import ops, symbols
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Ref, map_leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
 from fusion.patterns.specs import TensorSpec
+from fusion.refusal import CODES
 
 ROWS, WIDTH = 6, 16
 
@@ -40,8 +40,8 @@ class Views(Store):
         return super().update(x)[:]
 
 
-islands.register_island(Store, "update")
-islands.register_island(Views, "update")
+interception.register_island(Store, "update")
+interception.register_island(Views, "update")
 
 
 def recorded(fn: Callable[..., Any], *arguments: Any) -> Recording:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tiny import assert_untouched, bits, close
 
 import fusion
-from fusion import recording as recording_module
+from fusion.frontend import manual_recording as recording_module
 from fusion.patterns.errors import ConfigError, FusionError, RecordingError, StructureMismatch
 
 

@@ -10,10 +10,10 @@ import torch
 from partitions import ROWS, WIDTH, Views, divided, names, recorded, taken_apart, tensor
 
 import fusion
-from fusion.decide.heuristics import Decision, FusionHeuristics
-from fusion.decide.partition import partition
+from fusion.choices.heuristics import Decision, FusionHeuristics
 from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 from fusion.kernels.bundle import parts_of
+from fusion.partition.partitioner import partition
 from fusion.patterns.match import match
 
 needs_compiler = pytest.mark.skipif(cpp_toolchain.find_toolchain() is None, reason=cpp_toolchain.why_missing() or "")

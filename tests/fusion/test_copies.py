@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import fusion
+from fusion.jit.signature import Signature
 from fusion.patterns.errors import FusionError
-from fusion.signature import Signature
 
 
 class Scaled(torch.nn.Module):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tiny import no_grad, planned, scopes
 
 import fusion
-from fusion.scope import Scope
+from fusion.jit.scope import Scope
 
 ROWS = (3, 4, 5, 3, 4, 6, 3)  # the first is recorded, the second proves the plan at another shape
 # Some ten roundings in float32, and exponentials that are a few units off, relative to the largest value.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fusion
-from fusion.capture import islands
+from fusion.capture.python import interception
 from fusion.runtime import native
 
 QUICK = {"profile": False, "min_nodes": 1, "min_tensor_elements": 0}
@@ -110,7 +110,7 @@ def test_a_child_may_record_while_a_thread_of_its_parent_does() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with islands._LOCK:
+        with interception._LOCK:
             inside.set()
             leave.wait()
 

@@ -12,7 +12,8 @@ import torch
 from tiny import close
 
 import fusion
-from fusion.capture import islands, meanings
+from fusion.capture import decompositions
+from fusion.capture.python import interception
 from fusion.integrations import inference_ops
 from fusion.patterns.errors import FusionError
 
@@ -65,12 +66,12 @@ OPS = getattr(torch.ops, LIBRARY)
 @pytest.fixture(autouse=True)
 def registrations() -> Iterator[None]:
     """Each test registers what it needs."""
-    operators, functions = dict(meanings._OPERATORS), dict(islands._FUNCTIONS)
+    operators, functions = dict(decompositions._OPERATORS), dict(interception._FUNCTIONS)
     yield
-    meanings._OPERATORS.clear()
-    meanings._OPERATORS.update(operators)
-    islands._FUNCTIONS.clear()
-    islands._FUNCTIONS.update(functions)
+    decompositions._OPERATORS.clear()
+    decompositions._OPERATORS.update(operators)
+    interception._FUNCTIONS.clear()
+    interception._FUNCTIONS.update(functions)
 
 
 def rand(rows: int, seed: int = 0, width: int = 8) -> torch.Tensor:

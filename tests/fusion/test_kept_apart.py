@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 import fusion
-from fusion.decide import backend, decider
+from fusion.choices import kernel_cache, select
+from fusion.jit.scope import _WAITS_AFTER_SHORTAGE
 from fusion.kernels.backends.triton import emit as emit_triton
 from fusion.patterns import ops
 from fusion.runtime import launch
-from fusion.scope import _WAITS_AFTER_SHORTAGE
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
@@ -94,14 +94,14 @@ def test_what_fails_in_one_region_refuses_it_alone(
     def of_graph(graph: Any, *_: Any, **__: Any) -> str:
         return "+".join(graph.ops)
 
-    heuristics = decider.FusionHeuristics
+    heuristics = select.FusionHeuristics
     patched: dict[str, tuple[Any, str, Callable[..., str]]] = {
-        "lower": (backend, "lower_kernel", of_graph),
-        "launch": (backend, "make_launcher", lambda kernel: kernel.name),
+        "lower": (kernel_cache, "lower_kernel", of_graph),
+        "launch": (kernel_cache, "make_launcher", lambda kernel: kernel.name),
         "rule": (heuristics, "should_fuse", lambda _, graph, *__: of_graph(graph)),
         "judge": (heuristics, "judge", lambda _, graph, *__: of_graph(graph)),
-        "pattern": (decider, "match", of_graph),
-        "key": (backend.Backends, "decision_key", lambda _, graph, *__: of_graph(graph)),
+        "pattern": (select, "match", of_graph),
+        "key": (kernel_cache.Backends, "decision_key", lambda _, graph, *__: of_graph(graph)),
     }
     owner, name, ops_of = patched[where]
     monkeypatch.setattr(owner, name, raising_for("atan", getattr(owner, name), ops_of))
@@ -146,7 +146,7 @@ def test_running_out_of_memory_is_remembered_of_nothing(
 def test_a_primitive_that_triton_lacks_refuses_its_region(
     operator: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(backend.Backends, "backend_for", lambda *_: "triton")
+    monkeypatch.setattr(kernel_cache.Backends, "backend_for", lambda *_: "triton")
     monkeypatch.setattr(launch, "make_cuda_launcher", emitted)
 
     def forward(x: torch.Tensor) -> torch.Tensor:

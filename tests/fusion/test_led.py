@@ -11,7 +11,7 @@ from pair import Stack
 from tiny import no_grad, planned, scopes
 
 import fusion
-from fusion import scope as scope_module
+from fusion.jit import scope as scope_module
 
 
 def rand(rows: int, seed: int = 0) -> torch.Tensor:

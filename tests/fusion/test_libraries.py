@@ -14,7 +14,7 @@ import torch
 from tiny import no_grad, planned, reason, scopes, transformer
 
 import fusion
-from fusion.blocks import find_blocks
+from fusion.jit.blocks import find_blocks
 from fusion.patterns.errors import FusionError
 
 

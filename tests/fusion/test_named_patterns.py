@@ -9,11 +9,11 @@ import torch
 from model_code import WRITTEN
 from partitions import check_complete, check_values, recorded
 
-from fusion.decide.partition import partition
 from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.backends.cpp.compile import CompiledKernel
 from fusion.kernels.backends.cpp.toolchain import find_toolchain
 from fusion.kernels.lower import given_symbols, lower
+from fusion.partition.partitioner import partition
 from fusion.patterns import SubGraph, accept_all, match, ops, run, run_fp64, symbols
 from fusion.patterns.graph import canonicalize
 

@@ -15,8 +15,8 @@ from partitions import (
 )
 
 from fusion.capture.record import record
-from fusion.decide.dependence import dependence, schedule
-from fusion.decide.partition import partition
+from fusion.partition.dependence import dependence, schedule
+from fusion.partition.partitioner import partition
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import SubGraph
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from partitions import ROWS, WIDTH, chain, codes, divided, names, taken_apart, tensor
 
-from fusion.decide import cost
-from fusion.decide.partition import partition
+from fusion.partition import cost_model
+from fusion.partition.partitioner import partition
 from fusion.patterns import symbols
 from fusion.patterns.graph import OpNode, SubGraph
 from fusion.patterns.leaves import Ref
@@ -59,8 +59,8 @@ def test_what_a_library_call_reads_is_stored_once() -> None:
 
 
 def test_no_kernel_outgrows_its_footprint() -> None:
-    parts = partition(chain(3 * cost.MOST_OPERATORS), values={})
-    assert [len(r.nodes) for r in parts.regions] == [cost.MOST_OPERATORS] * 3
+    parts = partition(chain(3 * cost_model.MOST_OPERATORS), values={})
+    assert [len(r.nodes) for r in parts.regions] == [cost_model.MOST_OPERATORS] * 3
 
 
 def test_one_operator_alone_gains_on_a_cpu_only() -> None:
@@ -83,11 +83,13 @@ def subgraph(*ops: str, size: Any = 8, device: str = "cpu") -> SubGraph:
 
 
 def test_the_estimate_counts_launches_bytes_and_operations() -> None:
-    found = cost.estimate(subgraph("aten.relu.default", "aten.neg.default", size=symbols.symbol("s0")), {"s0": 10})
+    found = cost_model.estimate(
+        subgraph("aten.relu.default", "aten.neg.default", size=symbols.symbol("s0")), {"s0": 10}
+    )
     assert (found.launches_saved, found.operators, found.values) == (1, 2, 2)
     assert (found.bytes_before, found.bytes_after) == (4 * 40 * 4, 2 * 40 * 4)
     assert found.operations == 2 * 40
-    constants = cost.device("cpu")
+    constants = cost_model.device("cpu")
     eager = 2 * constants.operator_us + found.bytes_before / constants.bytes_per_us
     assert found.saved_us == pytest.approx(eager - constants.kernel_us - found.bytes_after / constants.bytes_per_us)
 
@@ -95,7 +97,7 @@ def test_the_estimate_counts_launches_bytes_and_operations() -> None:
 def test_a_function_weighs_more_than_a_sum_and_a_view_nothing() -> None:
     def weight(op: str) -> int:
         graph = subgraph(op)
-        return cost.weight(graph.nodes[0], graph.spec)
+        return cost_model.weight(graph.nodes[0], graph.spec)
 
     assert weight("aten.contiguous.default") == 0
     assert 0 < weight("aten.relu.default") < weight("aten.tanh.default")
@@ -113,7 +115,7 @@ def test_an_operator_of_integers_that_counts_in_floats_is_weighed() -> None:
 
 
 def test_an_unknown_size_counts_as_some_hundreds() -> None:
-    sizes = cost.Sizes({"s0": 3})
+    sizes = cost_model.Sizes({"s0": 3})
     assert sizes.size(symbols.symbol("s0") * 2) == 6
     assert 64 <= sizes.size(symbols.symbol("s9")) <= 1024
 

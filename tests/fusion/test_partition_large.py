@@ -18,10 +18,10 @@ from partitions import (
     check_complete,
 )
 
-from fusion.decide.check import verify
-from fusion.decide.dependence import schedule
-from fusion.decide.partition import partition
 from fusion.kernels.lower import check, lower_kernel
+from fusion.partition.dependence import schedule
+from fusion.partition.partitioner import partition
+from fusion.partition.verify import verify
 from fusion.patterns import symbols
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.recorded import RecordedGraph
@@ -153,7 +153,7 @@ def test_the_same_in_every_process() -> None:
 import sys
 sys.path[:0] = [{folder!r}]
 from test_partition_large import tangled
-from fusion.decide.partition import partition
+from fusion.partition.partitioner import partition
 parts = partition(tangled(150, seed=3), values={{"s0": 2, "s1": 9}})
 print([(r.nodes, r.shared, r.outputs, r.parts, len(r.members), r.subgraph.digest) for r in parts.regions])
 print(parts.order, parts.refusals)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from partitions import ROWS, WIDTH, divided, names, tensor
 
-from fusion.decide import cost
+from fusion.partition import cost_model
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import SubGraph
 
@@ -94,9 +94,9 @@ def test_what_does_not_lower_together_still_waits_for_each_other() -> None:
 
 
 def test_a_merged_kernel_keeps_within_its_footprint() -> None:
-    _, parts = divided(lambda x: [(x * k).relu() for k in range(2 * cost.MOST_VALUES)], tensor(ROWS, WIDTH))
+    _, parts = divided(lambda x: [(x * k).relu() for k in range(2 * cost_model.MOST_VALUES)], tensor(ROWS, WIDTH))
     assert len(parts.regions) > 1
-    assert all(len(r.inputs) + len(r.outputs) <= cost.MOST_VALUES for r in parts.regions)
+    assert all(len(r.inputs) + len(r.outputs) <= cost_model.MOST_VALUES for r in parts.regions)
 
 
 def test_regions_that_would_wait_for_each_other_stay_apart() -> None:

@@ -9,10 +9,10 @@ import pytest
 from partitions import chain
 from test_partition_large import tangled
 
-from fusion.decide.dependence import Step, _sorted, schedule
-from fusion.decide.facts import Facts
-from fusion.decide.partition import partition
-from fusion.decide.regions import Partition, make_region
+from fusion.partition.dependence import Step, _sorted, schedule
+from fusion.partition.node_facts import Facts
+from fusion.partition.partitioner import partition
+from fusion.partition.regions import Partition, make_region
 from fusion.patterns.errors import GraphError
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from partitions import ROWS, WIDTH, Store, divided, tensor
 
-from fusion.decide.check import verify
-from fusion.decide.facts import Facts
-from fusion.decide.regions import Partition, make_region
+from fusion.partition.node_facts import Facts
+from fusion.partition.regions import Partition, make_region
+from fusion.partition.verify import verify
 from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Ref
 from fusion.patterns.recorded import RecordedGraph

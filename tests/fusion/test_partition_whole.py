@@ -23,11 +23,11 @@ from partitions import (
 )
 
 from fusion.capture.record import Recording, record
-from fusion.decide import cost
-from fusion.decide.dependence import schedule
-from fusion.decide.facts import Facts
-from fusion.decide.partition import Partition, partition
-from fusion.decide.regions import make_region
+from fusion.partition import cost_model
+from fusion.partition.dependence import schedule
+from fusion.partition.node_facts import Facts
+from fusion.partition.partitioner import Partition, partition
+from fusion.partition.regions import make_region
 from fusion.patterns import ops
 from fusion.patterns.errors import GraphError
 from fusion.patterns.graph import OpNode, SubGraph
@@ -57,8 +57,8 @@ def test_a_long_chain(min_nodes: int) -> None:
     asked: list[SubGraph] = []
     parts = partition(graph, values={}, min_nodes=min_nodes, judge=asked.append)  # type: ignore[arg-type]
     assert sum(len(r.nodes) for r in parts.regions) == (3000 if min_nodes == 2 else 0)
-    assert all(len(r.nodes) <= cost.MOST_OPERATORS for r in parts.regions)
-    assert len(parts.regions) <= 3000 // (cost.MOST_OPERATORS // 2)
+    assert all(len(r.nodes) <= cost_model.MOST_OPERATORS for r in parts.regions)
+    assert len(parts.regions) <= 3000 // (cost_model.MOST_OPERATORS // 2)
     assert len(parts.refusals) == (0 if min_nodes == 2 else 3000)
     assert not asked  # that a chain of pointwise operators is one kernel needs no lowering
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import fusion
-from fusion.capture import forgotten
-from fusion.decide import proof
+from fusion.capture import released_memory
+from fusion.choices import proof
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.verify import accept, accept_parts
 
@@ -86,7 +86,7 @@ def judged(
         change(fused)
         return prove(graph, tensors, values, fused, again)
 
-    monkeypatch.setattr("fusion.decide.heuristics.prove", changed)
+    monkeypatch.setattr("fusion.choices.heuristics.prove", changed)
     x, w = torch.randn(1111, 300).bfloat16(), torch.randn(300)
     region = proved(function, x, w)
     return region.decision, region.code
@@ -144,15 +144,15 @@ def test_comparing_in_pieces_names_the_same_element(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_recording_lets_go_of_what_the_forward_has_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forgotten, "_LARGE", 1)
+    monkeypatch.setattr(released_memory, "_LARGE", 1)
     left: list[set[int]] = []
-    sweep = forgotten.Forgotten.sweep
+    sweep = released_memory.Forgotten.sweep
 
-    def counting(self: forgotten.Forgotten) -> None:
+    def counting(self: released_memory.Forgotten) -> None:
         sweep(self)
         left.append({t.untyped_storage()._cdata for n, t in self._real.items() if n[0] == "v" and not t.is_meta})
 
-    monkeypatch.setattr(forgotten.Forgotten, "sweep", counting)
+    monkeypatch.setattr(released_memory.Forgotten, "sweep", counting)
 
     def chain(x: torch.Tensor) -> torch.Tensor:
         for _ in range(6):
@@ -188,7 +188,7 @@ class Writes(torch.nn.Module):
 
 
 def test_letting_go_leaves_results_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forgotten, "_LARGE", 1)
+    monkeypatch.setattr(released_memory, "_LARGE", 1)
     model = torch.nn.ModuleList([Writes() for _ in range(3)]).eval()  # the second follows the first's recording
     for module in model:
         fusion.enable(module, QUICK)

@@ -7,8 +7,8 @@ import random
 import pytest
 from test_partition_large import tangled
 
-from fusion.decide.facts import Facts
-from fusion.decide.reach import Reach
+from fusion.partition.node_facts import Facts
+from fusion.partition.reachability import Reach
 
 
 def searched(facts: Facts, steps: list[set[int]], start: int) -> set[int]:

@@ -12,8 +12,8 @@ from tiny import line_of, no_grad, reason
 from torch.overrides import BaseTorchFunctionMode
 
 import fusion
-from fusion.decide.refusal import CODES, Refusal
-from fusion.decide.remedies import REMEDIES
+from fusion.refusal import CODES, Refusal
+from fusion.remedies import REMEDIES
 
 
 def row_of(module: torch.nn.Module) -> Any:

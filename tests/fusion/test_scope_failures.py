@@ -51,7 +51,7 @@ def test_a_kernel_that_raises_without_fallback(quick: fusion.FusionConfig, monke
 
 def test_a_wrong_plan_is_refused(quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The unfused plan of another shape gives another result than eager: it is never used."""
-    from fusion import scope as module
+    from fusion.jit import scope as module
 
     pair = Pair(quick)
     pair(rand(3, 16))
@@ -71,7 +71,7 @@ def test_a_wrong_plan_is_refused(quick: fusion.FusionConfig, monkeypatch: pytest
 
 
 def test_a_wrong_kernel_is_refused(quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    from fusion.decide import heuristics
+    from fusion.choices import heuristics
 
     original = heuristics.FusionHeuristics.judge
 
@@ -114,7 +114,7 @@ def test_triton_without_a_gpu_is_an_error_that_names_the_remedy() -> None:
 
 
 def test_a_compile_error_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    from fusion.decide import backend
+    from fusion.choices import kernel_cache
     from fusion.patterns.errors import CompileError
 
     calls: list[int] = []
@@ -123,7 +123,7 @@ def test_a_compile_error_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path
         calls.append(len(nests))
         raise CompileError("no good")
 
-    monkeypatch.setattr(backend, "compile_cpp", broken)
+    monkeypatch.setattr(kernel_cache, "compile_cpp", broken)
     pair = Pair(fusion.FusionConfig(profile=False, cache_dir=tmp_path))
     for rows in (3, 4, 5, 4, 3, 4):
         pair(rand(rows, 16))
@@ -194,8 +194,8 @@ def test_a_scope_that_is_refused_rests_and_looks_up_now_and_then(
 ) -> None:
     fused, eager = fusion.enable(Listed().eval(), quick), Listed().eval()
     asked = []
-    ask = fusion.scope.problems
-    monkeypatch.setattr(fusion.scope, "problems", lambda *given: asked.append(1) or ask(*given))
+    ask = fusion.jit.scope.problems
+    monkeypatch.setattr(fusion.jit.scope, "problems", lambda *given: asked.append(1) or ask(*given))
     for rows in range(2, 42):
         torch.testing.assert_close(no_grad(fused, rand(rows, 8)), no_grad(eager, rand(rows, 8)), rtol=0, atol=0)
     assert 5 < len(asked) < 15, "forty calls"

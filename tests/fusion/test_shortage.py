@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import fusion
-from fusion.decide import heuristics
-from fusion.decide.heuristics import Decision
-from fusion.known import Known, PlanStopped
+from fusion.choices import heuristics
+from fusion.choices.heuristics import Decision
+from fusion.jit.cache_entry import Known, PlanStopped
+from fusion.jit.scope import _WAITS_AFTER_SHORTAGE
 from fusion.patterns.shortage import is_shortage, without_frames
-from fusion.scope import _WAITS_AFTER_SHORTAGE
 
 ERRORS = [
     MemoryError(),

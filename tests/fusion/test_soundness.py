@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 import fusion
-from fusion.decide import backend
+from fusion.choices import kernel_cache
 from fusion.runtime.native import native_available
 from fusion.scheduler import FusionScheduler
 
@@ -255,7 +255,7 @@ def test_a_second_scheduler_proves_what_the_store_remembers(
     config = fusion.FusionConfig(profile=False, cache_dir=tmp_path)
     module, eager = pair(config, lambda m, x, _: F.silu(x) * m.w * 3.25)
     trust(module, eager)
-    make = backend.make_launcher
+    make = kernel_cache.make_launcher
     ran = []
 
     def broken(kernel: Any) -> Any:
@@ -267,7 +267,7 @@ def test_a_second_scheduler_proves_what_the_store_remembers(
 
         return zeros
 
-    monkeypatch.setattr(backend, "make_launcher", broken)
+    monkeypatch.setattr(kernel_cache, "make_launcher", broken)
     later = fusion.enable(copy.deepcopy(eager), config)
     for length in (10, 7, 10):
         same(later, eager, values(length))
@@ -401,7 +401,7 @@ def test_a_compile_that_raises_at_another_shape(quick: Any, monkeypatch: pytest.
 
 
 def test_a_kernel_that_raises_is_in_the_report(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = backend.make_launcher
+    make = kernel_cache.make_launcher
     broken: list[bool] = []
 
     def fragile(kernel: Any) -> Any:
@@ -414,7 +414,7 @@ def test_a_kernel_that_raises_is_in_the_report(tmp_path: pathlib.Path, monkeypat
 
         return run
 
-    monkeypatch.setattr(backend, "make_launcher", fragile)
+    monkeypatch.setattr(kernel_cache, "make_launcher", fragile)
     config = fusion.FusionConfig(profile=False, cache_dir=tmp_path)
     module, eager = pair(config, lambda m, x, _: F.silu(x) * m.w)
     trust(module, eager)

@@ -10,13 +10,13 @@ import torch
 from partitions import ROWS, WIDTH, chain, divided, recorded, tensor
 
 import fusion
-from fusion.decide import decider
-from fusion.decide.facts import Facts
-from fusion.decide.heuristics import Decision, FusionHeuristics
-from fusion.decide.refusal import CODES
-from fusion.decide.regions import make_region
-from fusion.decide.split import splits
+from fusion.choices import select
+from fusion.choices.heuristics import Decision, FusionHeuristics
+from fusion.choices.split import splits
 from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
+from fusion.partition.node_facts import Facts
+from fusion.partition.regions import make_region
+from fusion.refusal import CODES
 from fusion.scheduler import FusionScheduler
 
 needs_compiler = pytest.mark.skipif(cpp_toolchain.find_toolchain() is None, reason=cpp_toolchain.why_missing() or "")
@@ -93,7 +93,7 @@ def test_attempts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             y = torch.tanh(y) * (k + 2)
         recording.output(y=y)
     recording.compile()(x=x)
-    assert len(measured) <= 2 ** (decider._SPLIT_ROUNDS + 1) - 1
+    assert len(measured) <= 2 ** (select._SPLIT_ROUNDS + 1) - 1
     assert {row.decision for row in recording.report().scopes[0].regions} == {"refused"}
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import fusion
-from fusion.decide import stored
-from fusion.decide.backend import Backends
-from fusion.decide.heuristics import Decision
+from fusion.choices import stored_decisions
+from fusion.choices.heuristics import Decision
+from fusion.choices.kernel_cache import Backends
 
 KEY = "0" * 64
 FASTER = Decision(True, "faster", "50% of eager's time", 2.0, 1.0, 100, 50, 1e-8, 1e-8)
@@ -17,8 +17,8 @@ FASTER = Decision(True, "faster", "50% of eager's time", 2.0, 1.0, 100, 50, 1e-8
 
 def test_what_was_measured_comes_back() -> None:
     for decision in (FASTER, Decision(False, "slower", "2"), Decision(False, "inaccurate", "off", error_fused=0.5)):
-        assert stored.lasts(decision)
-        assert stored.read(asdict(decision)) == decision
+        assert stored_decisions.lasts(decision)
+        assert stored_decisions.read(asdict(decision)) == decision
 
 
 @pytest.mark.parametrize(

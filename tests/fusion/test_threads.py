@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import fusion
-from fusion import scope, session
-from fusion.entries import ModuleEntry
+from fusion.frontend import model_session
+from fusion.frontend.module_entries import ModuleEntry
+from fusion.jit import scope
 
 
 class Block(torch.nn.Module):
@@ -55,7 +56,7 @@ def test_a_call_that_comes_while_an_entry_is_being_placed_waits_for_it(
             threads[-1].start()
             threads[-1].join(0.5)
 
-    monkeypatch.setattr(session, "ModuleEntry", CalledAtOnce)
+    monkeypatch.setattr(model_session, "ModuleEntry", CalledAtOnce)
     fusion.enable(model, quick)
     for thread in threads:
         thread.join()

@@ -9,8 +9,8 @@ import torch
 from graphs import trace
 
 import fusion
-from fusion.decide import trial
-from fusion.decide.trial import Trials, made_cases
+from fusion.choices import trial
+from fusion.choices.trial import Trials, made_cases
 from fusion.kernels.backends.cpp.compile import CompiledKernel, compile_cpp
 from fusion.kernels.lower import lower
 from fusion.kernels.store import Store

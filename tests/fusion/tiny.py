@@ -10,7 +10,7 @@ import torch
 
 import fusion
 from fusion import api
-from fusion.scope import Scope
+from fusion.jit.scope import Scope
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 
 import fusion
 from fusion import api
-from fusion.decide import backend
-from fusion.decide.heuristics import Decision, FusionHeuristics
-from fusion.decide.trial import Trials, Verdict
+from fusion.choices import kernel_cache
+from fusion.choices.heuristics import Decision, FusionHeuristics
+from fusion.choices.trial import Trials, Verdict
 from fusion.kernels.backends.cpp.compile import compile_cpp
 from fusion.kernels.store import Store
 from fusion.patterns.graph import SubGraph
@@ -99,15 +99,15 @@ def quick() -> Iterator[None]:
     wrong, which would be no finding.
     """
     logging.disable(logging.CRITICAL)
-    before = backend.compile_cpp
+    before = kernel_cache.compile_cpp
     store = Store(Path(_folder().name))
-    backend.compile_cpp = lambda nests, _: compile_cpp(nests, store)  # type: ignore[assignment]
+    kernel_cache.compile_cpp = lambda nests, _: compile_cpp(nests, store)  # type: ignore[assignment]
     tried = Trials.verdicts
     Trials.verdicts = lambda self, kernels: [Verdict()] * len(kernels)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        backend.compile_cpp, Trials.verdicts = before, tried  # type: ignore[method-assign]
+        kernel_cache.compile_cpp, Trials.verdicts = before, tried  # type: ignore[method-assign]
         logging.disable(logging.NOTSET)
 
 

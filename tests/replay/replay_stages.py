@@ -21,8 +21,8 @@ from replay_cases import Case
 from torch.utils import _pytree as pytree
 
 import fusion
-from fusion.decide.backend import Backends, Kernel
-from fusion.decide.heuristics import Decision
+from fusion.choices.heuristics import Decision
+from fusion.choices.kernel_cache import Backends, Kernel
 from fusion.kernels import given_symbols, kernel_sources
 from fusion.kernels.bundle import Bundle, Nest
 from fusion.patterns.errors import LoweringError

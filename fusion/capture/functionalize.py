@@ -1,0 +1,317 @@
+"""In-place calls as functional ones, where nobody could tell: so that they can be part of a kernel.
+
+`v1 = add_(v0, y)` becomes `v1 = add(v0, y)` when the run itself made the memory of `v0` and no other value in that
+memory is used afterwards. What stays in place stays in order; `settle` says which values that makes unsafe to touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fusion.capture.released_memory import alike
+from fusion.capture.symbolic_shapes import hint, is_symbolic
+from fusion.capture.writes_to_cat import join
+from fusion.patterns.graph import OpNode
+from fusion.patterns.leaves import Ref, map_leaves
+from fusion.patterns.ops import Kind, kind_of, resolve
+from fusion.patterns.ops.effects import draws, has_effect, names_written
+from fusion.patterns.ops.spellings import functional
+from fusion.patterns.recorded import IslandNode, given_tensors
+from fusion.refusal import Refused
+
+Node = OpNode | IslandNode
+_TO_DTYPE = "aten.to.dtype"
+
+
+class Settlement:
+    """A recording's calls once in-place ones are settled.
+
+    Args:
+        recorder: the finished recorder; it is given the shadows and real tensors of new values.
+        returned: names of the values in the result.
+
+    Attributes:
+        nodes: the calls.
+        mutated: values whose memory is written to after they are made.
+        renamed: constants that each run starts from a copy of: the name of the copy.
+        outer: memory that is written to and outlives the run.
+        outer_writes: indices of the calls that write to it.
+        draws: indices of the calls that draw random numbers.
+    """
+
+    def __init__(self, recorder: Any, returned: Sequence[str]) -> None:
+        self.recorder = recorder
+        self.nodes: list[Node] = list(recorder.nodes)
+        self.memory: dict[str, int] = dict(recorder.effects.memory)
+        met = set(self.memory.values())
+        self.writes: list[tuple[int, int]] = [(i, key) for i, key in recorder.effects.writes if key in met]
+        self.native = {(i, key) for i, key in recorder.effects.native if key in met}
+        self.returned = set(returned)
+        self.renamed: dict[str, str] = {}
+        self.before: dict[int, OpNode] = {}  # calls to put in front of a node
+        self.dropped: set[int] = set()  # nodes that nothing needs any more
+        self.made = {o: i for i, n in enumerate(self.nodes) for o in n.outputs if isinstance(o, str)}
+        self.last: dict[str, int] = {name: i for i, n in enumerate(self.nodes) for name in n.refs}
+        self.last.update(dict.fromkeys(self.returned, len(self.nodes)))
+        self._note_lent()
+        self._copy_before_unknown_writes()
+        for name, i in recorder.copied:
+            self._copy(name, i)
+        self._check_elided()
+        for i in [i for i, _ in self.writes]:
+            self._functionalize(i)
+        for key in dict.fromkeys(key for _, key in self.writes):
+            join(self, key)
+        self.mutated = {
+            name for name, key in self.memory.items() if any(k == key and i > self._made(name) for i, k in self.writes)
+        }
+        self.outer = {k for _, k in self.writes if k >= 0 and k not in recorder.effects.made}
+        islands = [n for n in self.nodes if isinstance(n, IslandNode)]
+        lent = {self.memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in self.memory}
+        self.outer -= lent & {key for _, key in self.native}  # an island's own memory, which a step hands to it again
+        self._check_native()
+        self._check_shared()
+        outer_writes = sorted({i for i, k in self.writes if k in self.outer})
+        drawing = [i for i, n in enumerate(self.nodes) if isinstance(n, OpNode) and _draws(n)]
+        self._copy_constants()
+        places = self._insert()
+        self.outer_writes = tuple(places[i] for i in outer_writes)
+        self.draws = tuple(places[i] for i in drawing)
+
+    def op(self, i: int) -> OpNode:
+        """Node `i`, which is a call."""
+        node = self.nodes[i]
+        assert isinstance(node, OpNode)
+        return node
+
+    def _made(self, name: str) -> int:
+        return self.made.get(name, -1)
+
+    def _check_elided(self) -> None:
+        written = {key for _, key in self.writes}
+        for name in self.recorder.effects.elided:
+            if self.memory[name] in written:
+                what = "whether contiguous() copies decides what an in-place operator writes to"
+                raise Refused("guard", what, self._writer_of(self.memory[name]), "write to a clone()")
+
+    def _writer_of(self, key: int) -> str:
+        """The user's line that first writes to some memory."""
+        return next((self.nodes[i].origin for i, written in self.writes if written == key), "")
+
+    def _note_lent(self) -> None:
+        """What a native call is given, and used afterwards, it may write to in another call."""
+        used: dict[int, int] = {}  # the last use of each memory
+        for name, i in self.last.items():
+            if name in self.memory:
+                used[self.memory[name]] = max(i, used.get(self.memory[name], -1))
+        for i, node in enumerate(self.nodes):
+            if isinstance(node, IslandNode) and node.args is not None and node.effect:
+                tensors = given_tensors(node, self.memory)
+                lent = tuple(place for place, name in enumerate(tensors) if used.get(self.memory[name], -1) > i)
+                self.nodes[i] = self.recorder.nodes[i] = replace(node, lent=lent)
+
+    def _copy_before_unknown_writes(self) -> None:
+        """What a native call writes to without the forward ever meeting it may, in another call, be what was found."""
+        recorder = self.recorder
+        given = {self.memory[n] for n in (*(g.name for g in recorder.inputs), *recorder.parameters)}
+        for name, found in recorder.lookups:
+            i = next((i for i in recorder.unknown_writes if i > found), None)
+            key = self.memory[name]
+            known = key in given or any(k == key for _, k in self.writes) or any(name == n for n, _ in recorder.copied)
+            if i is None or known or not any(n in self.last for n, k in self.memory.items() if k == key):
+                continue
+            self.nodes[found] = recorder.nodes[found] = replace(recorder.nodes[found], copied=True)
+            recorder.copied.append((name, i))
+
+    def _copy(self, name: str, i: int) -> None:
+        """A value found inside an object, which native call `i` writes to, is a copy in plans."""
+        key, fresh = self.memory[name], -2 * i - 1
+        older = [n for n, k in self.memory.items() if k == key and self._made(n) < i]
+        given = {self.memory[n] for n in (*(g.name for g in self.recorder.inputs), *self.recorder.parameters)}
+        if (
+            key in given
+            or any(self.last.get(n, -1) > i for n in older)
+            or any(k == key and j < i for j, k in self.writes)
+        ):
+            what = "a call made as it is writes to what an object holds and the forward uses otherwise"
+            raise Refused("outer_write", what, self.nodes[i].origin)
+        self.memory.update(dict.fromkeys(older, fresh))
+        self.writes = [(j, k) for j, k in self.writes if (j, k) != (i, key)]
+        self.native.discard((i, key))
+
+    def _check_native(self) -> None:
+        """A native call is not made again when the rest of a run is, so nobody may have read what it overwrites."""
+        for key in {key for _, key in self.native} & self.outer:
+            last = max(i for i, k in self.native if k == key)
+            users = {i for i, n in enumerate(self.nodes[:last]) if any(self.memory.get(r) == key for r in _read(n))}
+            users |= {i for i, k in self.writes if k == key}
+            if not users <= {i for i, k in self.native if k == key}:
+                what = "a call made as it is writes to a tensor of the caller's that is used before"
+                raise Refused("outer_write", what, self.nodes[last].origin)
+
+    def _check_shared(self) -> None:
+        """What a native call returns may be its argument in one call and a copy in the next: `x.contiguous()`. Then
+        whoever writes to one of them in place must not find the other in use."""
+        written = [(i, key) for i, key in self.writes if (i, key) not in self.native]
+        for j, node in enumerate(self.nodes):
+            later = {key for i, key in written if i > j}
+            if not later or not isinstance(node, IslandNode):
+                continue
+            given = {self.memory[name] for name in _read(node) if name in self.memory}
+            made = {self.memory[o] for o in node.outputs if isinstance(o, str) and o in self.memory}
+            if not (given and made):
+                continue
+            used = {self.memory[r] for n in self.nodes[j + 1 :] for r in _read(n) if r in self.memory}
+            used |= {self.memory[name] for name in self.returned if name in self.memory}
+            if later & made & given or (later & made and used & given) or (later & given and used & made):
+                raise Refused(
+                    "outer_write", "what a call made as it is returned, or was given, is written to", node.origin
+                )
+
+    # ---- one call
+
+    def _functionalize(self, i: int) -> None:
+        node = self.nodes[i]
+        if not isinstance(node, OpNode):
+            return
+        targets = names_written(node)
+        spelling = functional(node.op)
+        if len(targets) != 1 or len(node.outputs) != 1 or spelling is None or spelling.writes is None:
+            return
+        if kind_of(spelling.op) in (Kind.LIBRARY, Kind.EFFECT) or not self._alone(targets[0], i):
+            return
+        kwargs = tuple((k, v) for k, v in node.kwargs if k != spelling.writes)
+        call = OpNode(spelling.op, node.args, kwargs, node.outputs, node.origin)
+        if not has_effect(call) and self._shadow(call, targets[0], i):
+            self._take_out(i, node.outputs[0], self.memory[targets[0]])
+
+    def _alone(self, target: str, i: int) -> bool:
+        """Whether call `i` is the last user of the target's memory, but for what is made of its result."""
+        key = self.memory[target]
+        if key >= 0 and key not in self.recorder.effects.made:
+            return False
+        older = [name for name, k in self.memory.items() if k == key and self._made(name) < i]
+        if any(self.last.get(name, -1) > i for name in older):
+            return False
+        lent = {n for node in self.nodes[:i] if isinstance(node, IslandNode) for n in node.refs}
+        handed = {o for node in self.nodes[:i] if isinstance(node, IslandNode) for o in node.outputs}
+        return not any(name in lent or name in handed for name in older)
+
+    def _shadow(self, call: OpNode, target: str, i: int) -> bool:
+        """Puts the functional call in place if its result is laid out as the written tensor; casts it if need be."""
+        recorder, old = self.recorder, self.recorder.fakes[target]
+        try:
+            made = self.run(call, recorder.fakes, fake=True)
+            cast = made if made.dtype == old.dtype else self._quietly(lambda: made.to(old.dtype))
+        except Exception:  # torch has no shape function for it: it stays in place
+            return False
+        if not self.same_layout(cast, old):
+            return False
+        (name,) = call.outputs
+        if cast is not made:
+            wide = f"w{i}"
+            recorder.fakes[wide] = made
+            recorder.real[wide] = self.run(call, recorder.real, fake=False)
+            self.memory[wide] = -2 * i - 2
+            self.made[wide] = i
+            self.before[i] = replace(call, outputs=(wide,))
+            call = OpNode(_TO_DTYPE, (Ref(wide), old.dtype), (), (name,), call.origin)
+        self.nodes[i] = call
+        recorder.fakes[name] = cast
+        return True
+
+    def run(self, call: OpNode, tensors: Any, *, fake: bool) -> torch.Tensor:
+        """The one result of a call on the tensors of its operands' names, real ones or shadows."""
+
+        held = {name: tensors[name] for name in call.refs}
+        if not fake:
+            held = alike(held)
+
+        def leaf(x: Any) -> Any:
+            return held[x.name] if isinstance(x, Ref) else x if fake else hint(x)
+
+        args, kwargs = map_leaves(leaf, call.args), {k: map_leaves(leaf, v) for k, v in call.kwargs}
+        function = resolve(call.op)
+        made: torch.Tensor = self._quietly(lambda: function(*args, **kwargs)) if fake else function(*args, **kwargs)
+        return made
+
+    def _quietly(self, build: Any) -> Any:
+        def call() -> Any:
+            with self.recorder.shadow.mode:
+                return build()
+
+        return self.recorder._quiet(call)
+
+    def known(self, size: Any) -> Any:
+        """A size, to be compared with others in every call that the recording stands for; comparing leaves no guard."""
+        return self.recorder.shadow.env.replace(size.node.expr) if is_symbolic(size) else size
+
+    def same_layout(self, a: torch.Tensor, b: torch.Tensor) -> bool:
+        """Whether two shadows agree in every call that this recording stands for; asking leaves no guard."""
+        ours, theirs = ([*map(self.known, t.shape), *map(self.known, t.stride())] for t in (a, b))
+        return a.device == b.device and ours == theirs
+
+    def _take_out(self, i: int, made: str, key: int) -> None:
+        """Call `i` writes to nothing any more: what it makes, and what is made of that, lives in memory of its own."""
+        fresh = -2 * i - 1
+        for name, k in self.memory.items():
+            if k == key and self._made(name) >= i:
+                self.memory[name] = fresh
+        self.writes = [(j, fresh if k == key and j > i else k) for j, k in self.writes if j != i]
+
+    # ---- constants
+
+    def _copy_constants(self) -> None:
+        """A constant that is written to or handed out is copied at the start of each run."""
+        outgoing = {self.memory[name] for name in self.returned if name in self.memory}
+        for name in self.recorder.constants:
+            if name in self.mutated or self.memory[name] in outgoing:
+                self.renamed[name] = f"k{name}"
+        if not self.renamed:
+            return
+
+        def leaf(x: Any) -> Any:
+            return Ref(self.renamed.get(x.name, x.name)) if isinstance(x, Ref) else x
+
+        def moved(node: Node) -> Node:
+            args = None if node.args is None else map_leaves(leaf, _tuples(node.args))
+            outputs = tuple(self.renamed.get(o, o) if isinstance(o, str) else o for o in node.outputs)
+            return replace(node, args=args, kwargs=map_leaves(leaf, node.kwargs), outputs=outputs)  # type: ignore[arg-type]  # an island's may be None
+
+        self.nodes = [moved(n) for n in self.nodes]
+        self.before = {i: n.renamed(lambda o: self.renamed.get(o, o)) for i, n in self.before.items()}
+        self.mutated = {self.renamed.get(name, name) for name in self.mutated}
+        for name, copy in self.renamed.items():
+            self.recorder.fakes[copy] = self.recorder.fakes[name]
+            self.recorder.real[copy] = self.recorder.real[name]
+
+    def _insert(self) -> list[int]:
+        """Puts the new calls in between; where each call stands then."""
+        copies: list[Node] = [OpNode("aten.clone.default", (Ref(c),), (), (k,)) for c, k in self.renamed.items()]
+        places = []
+        for i, node in enumerate(self.nodes):
+            if i in self.before:
+                copies.append(self.before[i])
+            places.append(len(copies))
+            if i not in self.dropped:
+                copies.append(node)
+        self.nodes = copies
+        return places
+
+
+def _read(node: Node) -> tuple[str, ...]:
+    """Names of the values a call reads, its receiver among them."""
+    receiver = getattr(node, "receiver", None)
+    return (*node.refs, receiver.name) if isinstance(receiver, Ref) else node.refs
+
+
+def _draws(node: OpNode) -> bool:
+    return draws(resolve(node.op), node.args, dict(node.kwargs))
+
+
+def _tuples(tree: Any) -> Any:
+    return tuple(_tuples(t) for t in tree) if isinstance(tree, (list, tuple)) else tree

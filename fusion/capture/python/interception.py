@@ -1,0 +1,352 @@
+"""Islands: calls with Python side effects that are made natively, never recorded inside.
+
+Methods of classes are registered by an integration, once per class; so are classes whose instances a forward may make.
+Modules may be islands of one scope: its steps, which are scopes of their own or run eagerly. While a scope is recorded
+or re-run, methods are replaced by wrappers that ask the thread's active session; other threads go straight through.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from fusion.capture.python.argument_tree import user_frame
+from fusion.capture.python.container_proxy import asks_for_classes, is_container, is_object, looked_into, real
+from fusion.capture.python.symbolic_min_max import EXTREMES
+from fusion.patterns.forks import Lock, changes
+
+
+@dataclass(frozen=True, slots=True)
+class Island:
+    """A registered method.
+
+    Attributes:
+        owner: the class that defines it.
+        method: its name.
+        effect: True when calling it changes state; False for a read that a plan may call again freely.
+        grows: dimensions of its results that may differ from its inputs' in any call (a cache's length).
+    """
+
+    owner: type
+    method: str
+    effect: bool
+    grows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NativeFunction:
+    """A registered Python function.
+
+    Attributes:
+        function: the function.
+        meaning: what is recorded in its place; None for one that is called as it is.
+        effect, grows: as for an `Island`.
+        asks: what a call that comes here asks for, in words, where no such call is recorded; else "".
+    """
+
+    function: Callable[..., Any]
+    meaning: Any
+    effect: bool
+    grows: tuple[int, ...] = ()
+    asks: str = ""
+
+
+_MODULE_INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
+# Attributes through which all of an object's state is read at once: copies, `vars`.
+_WHOLE = frozenset({"__dict__", "__reduce_ex__", "__reduce__", "__getstate__", "__copy__", "__deepcopy__"})
+_REGISTRY: dict[tuple[type, str], Island] = {}
+_FUNCTIONS: dict[int, NativeFunction] = {}
+_SESSION = threading.local()
+_LOCK = Lock()
+
+
+def register_island(owner: type, method: str, *, effect: bool = True, grows: tuple[int, ...] = ()) -> None:
+    """Declares that `owner.method` has Python side effects (or, with `effect=False`, reads Python state).
+
+    Args:
+        owner: the class whose own `__dict__` defines the method; subclasses that override it register themselves.
+        method: the method's name.
+        effect: whether a call changes state. A read's integer result becomes a size symbol of the recording.
+        grows: dimensions of result tensors that never follow the inputs' sizes, such as a cache's length (-2,).
+
+    Raises:
+        TypeError: the class does not define the method itself.
+    """
+    if method not in vars(owner):
+        raise TypeError(
+            f"{owner.__name__} does not define {method!r} itself; register it on the class that does: "
+            f"{[c.__name__ for c in owner.__mro__ if method in vars(c)]}."
+        )
+    _REGISTRY[(owner, method)] = Island(owner, method, effect, grows)
+
+
+def register_made(owner: type) -> None:
+    """Declares that a forward may make instances of `owner`: a plan makes its own, by calling the class natively.
+
+    Args:
+        owner: a class with an `__init__` of its own, whose instances keep their state in their `__dict__`.
+
+    Raises:
+        TypeError: it has no such `__init__`.
+    """
+    register_island(owner, "__init__")
+
+
+def register_function(registered: NativeFunction) -> None:
+    """Puts a function in the place of its earlier registration, if any."""
+    _FUNCTIONS[id(registered.function)] = registered
+
+
+def island_of(kind: type, name: str) -> Island | None:
+    """The island that `name` on an instance of `kind` is, or None."""
+    for base in kind.__mro__:
+        if name in vars(base):
+            return _REGISTRY.get((base, name))
+    return None
+
+
+def has_islands(kind: type) -> bool:
+    """Whether instances of `kind` may be arguments of a scope. That a forward may make a class says so of it alone."""
+    bases = kind.__mro__
+    inherited = any(owner in bases and n in vars(owner) for owner, n in _REGISTRY if n != "__init__")
+    return inherited or (kind, "__init__") in _REGISTRY
+
+
+def island_kinds(arguments: Iterable[Any]) -> tuple[type, ...]:
+    """The classes with islands among the leaves of a call's arguments, and those that a forward may make."""
+    given = {type(a) for a in arguments if has_islands(type(a))}
+    return tuple(given | {owner for owner, method in _REGISTRY if method == "__init__"})
+
+
+class Session(Protocol):
+    """What an active recording or re-run does with calls and reads that are not torch's."""
+
+    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
+        """Answers the call."""
+
+    def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
+        """Told of an attribute read on an argument object that is no island."""
+
+    def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
+        """Told of an item that is taken from a list or dict inside such an object."""
+
+    def on_use(self, held: Any, method: str, changes: bool) -> None:
+        """Told of anything else that is done with one, or with an object as a whole."""
+
+    def on_failed_read(self, held: Any, name: str, error: Exception) -> Any:
+        """Answers a read of an attribute or item that raised, or raises."""
+
+    def on_write(self, receiver: Any, name: str) -> None:
+        """Told that an attribute of an object is set or deleted."""
+
+    def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        """Answers the call of a module inside the scope."""
+
+    def on_made(self, module: torch.nn.Module) -> None:
+        """Told of a module that is being made."""
+
+    def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
+        """Answers the call of a registered function."""
+
+
+@contextlib.contextmanager
+def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[torch.nn.Module] = ()) -> Iterator[None]:
+    """Routes this thread's island calls to `handler`.
+
+    Args:
+        handler: answers.
+        kinds: classes whose instances' attributes it is told the reads and writes of.
+        modules: modules, calls of which (and of others of their classes) it answers.
+    """
+    with _LOCK:
+        saved: list[tuple[type, str, Any]] = []
+        previous = _SESSION.__dict__.copy()
+        watched: set[type] = set()
+
+        def put(owner: Any, name: str, wrapper: Any) -> None:
+            saved.append((owner, name, vars(owner).get(name)))
+            setattr(owner, name, wrapper)
+
+        def put_back() -> None:
+            while saved:
+                owner, name, original = saved[-1]
+                if original is not None:
+                    setattr(owner, name, original)
+                elif name in vars(owner):
+                    delattr(owner, name)
+                saved.pop()
+
+        def watch(kind: type) -> None:
+            if kind not in watched:
+                watched.add(kind)
+                put(kind, "__getattribute__", _spy(kind.__getattribute__))
+                for name in ("__setattr__", "__delattr__"):
+                    put(kind, name, _watched_write(getattr(kind, name)))
+
+        _SESSION.handler, _SESSION.watch, _SESSION.shown = handler, watch, {}
+        with changes(put_back):
+            try:
+                for island in _REGISTRY.values():
+                    put(island.owner, island.method, _wrapped(island, vars(island.owner)[island.method]))
+                for registered in _FUNCTIONS.values():
+                    name, wrapper = registered.function.__name__, function_call(registered)
+                    for module in list(sys.modules.values()):
+                        if getattr(module, "__dict__", {}).get(name) is registered.function:
+                            put(module, name, wrapper)
+                for kind in kinds:
+                    watch(kind)
+                for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
+                    put(owner, "__call__", _module_call(vars(owner)["__call__"]))
+                put(torch.nn.Module, "__init__", _module_made(torch.nn.Module.__init__))
+                for name, wrapper in EXTREMES.items():
+                    put(builtins, name, wrapper)
+                yield
+            finally:
+                _SESSION.__dict__.clear()
+                _SESSION.__dict__.update(previous)
+
+
+def _wrapped(island: Island, original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        handler = getattr(_SESSION, "handler", None)
+        if handler is None:
+            return original(self, *args, **kwargs)
+        return handler.on_island(island, original, self, args, kwargs)
+
+    return call
+
+
+@functools.cache
+def function_call(registered: NativeFunction) -> Callable[..., Any]:
+    """A function that asks the thread's session, and without one calls the registered function."""
+
+    @functools.wraps(registered.function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        handler = getattr(_SESSION, "handler", None)
+        if handler is None:
+            return registered.function(*args, **kwargs)
+        return handler.on_function(registered, args, kwargs)
+
+    return call
+
+
+def _module_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        handler = getattr(_SESSION, "handler", None)
+        if handler is None:
+            return original(self, *args, **kwargs)
+        return handler.on_module(original, self, args, kwargs)
+
+    return call
+
+
+def _module_made(original: Callable[..., None]) -> Callable[..., None]:
+    def make(self: Any, *args: Any, **kwargs: Any) -> None:
+        handler = getattr(_SESSION, "handler", None)
+        if handler is not None:
+            handler.on_made(self)
+        original(self, *args, **kwargs)
+
+    return make
+
+
+def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
+    def read(self: Any, name: str) -> Any:
+        handler = getattr(_SESSION, "handler", None)
+        if handler is None or _SESSION.__dict__.get("reading"):
+            return original(self, name)
+        if _is_internal(self, name):
+            if name in _WHOLE:
+                handler.on_use(self, name, False)
+            return original(self, name)
+        failed: Exception | None = None
+        _SESSION.reading = True  # what a property reads in turn is part of it
+        try:
+            value = original(self, name)
+        except Exception as error:
+            if isinstance(error, AttributeError) and hasattr(type(self), "__getattr__"):
+                raise  # Python asks that then
+            failed = error
+        finally:
+            _SESSION.reading = False
+        if failed is not None:
+            return handler.on_failed_read(self, name, failed)
+        return value if island_of(type(self), name) is not None else handler.on_attribute(self, name, value)
+
+    return read
+
+
+def _is_internal(receiver: Any, name: str) -> bool:
+    """Whether an attribute is how an object works rather than what it holds."""
+    dunder = name.startswith("__") and name.endswith("__")
+    return dunder or (name in _MODULE_INTERNAL and isinstance(receiver, torch.nn.Module))
+
+
+def _watched_write(original: Callable[..., None]) -> Callable[..., None]:
+    def write(self: Any, name: str, *value: Any) -> None:
+        handler = getattr(_SESSION, "handler", None)
+        if handler is not None:
+            handler.on_write(self, name)
+        original(self, name, *map(real, value))
+
+    return write
+
+
+def current() -> Any:
+    """What records this thread's call, or runs one again; None without."""
+    return getattr(_SESSION, "handler", None)
+
+
+def in_session() -> bool:
+    """Whether this thread is recording a call, or running one again."""
+    return current() is not None
+
+
+def watch_kind(kind: type) -> None:
+    """From here on, tells this thread's session of attributes of `kind`'s instances that are read and written."""
+    _SESSION.watch(kind)
+
+
+def shown(value: Any) -> Any:
+    """What was found inside an object, as a forward gets it: lists and dicts tell the session what is taken from them,
+    but for code that may ask of what exact class they are.
+
+    Of an object, the session is told from here on what is read.
+    """
+    if is_object(value):
+        watch_kind(type(value))
+    if not is_container(value):
+        return value
+    reader = user_frame()
+    if reader is not None and asks_for_classes(reader):
+        return value
+    known = _SESSION.shown.get(id(value))
+    if known is None:
+        known = _SESSION.shown[id(value)] = looked_into(value, current)
+    return known
+
+
+def refresh() -> None:
+    """A native call may have changed the lists and dicts that the forward was shown."""
+    for known in _SESSION.shown.values():
+        known.refresh()
+
+
+def own(nest: Any) -> Any:
+    """Arguments with the objects' own containers for those the forward was shown; lists and dicts stay themselves."""
+    if not _SESSION.__dict__.get("shown"):
+        return nest
+    if type(nest) is tuple:
+        return tuple(map(own, nest))
+    if type(nest) in (list, dict):
+        for key, value in list(enumerate(nest) if type(nest) is list else nest.items()):
+            nest[key] = own(value)
+    return real(nest)

@@ -1,0 +1,155 @@
+"""Running a call again: islands, steps and reads answer with what they answered a plan or a recorded run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fusion.capture.python.argument_tree import flatten
+from fusion.capture.python.container_proxy import is_container, is_object
+from fusion.capture.python.interception import (
+    Island,
+    NativeFunction,
+    has_islands,
+    island_kinds,
+    own,
+    refresh,
+    session,
+    shown,
+)
+from fusion.runtime.call_log import Changed, Written, take_over
+from fusion.runtime.plan import Raised
+
+
+class Replay:
+    """Answers island calls from a log, in order; past its end, natively. Use `with replay(log, ...)`.
+
+    Attributes:
+        log: what the plan's islands returned, reads too: a read may come before an effect that changes its answer.
+        seen: the arguments the re-run passed, flattened, one list per answered call.
+    """
+
+    def __init__(self, log: list[Any], objects: Iterable[Any] = (), steps: Iterable[torch.nn.Module] = ()) -> None:
+        self.log = log
+        self.position = 0
+        self.depth = 0
+        self.seen: list[list[Any]] = []
+        self._objects = {id(o): o for o in objects}  # held, so that their ids stay theirs
+        self._steps = {id(m) for m in steps}
+        self._made: dict[int, Any] = {}  # objects that this run makes, by the ids of those the log has in their place
+
+    def _answer(self, args: Any = (), kwargs: Any = None) -> Any:
+        answer = self.log[self.position]
+        self.position += 1
+        given = (args, dict(sorted((kwargs or {}).items())))
+        self.seen.append([a for a in pytree.tree_leaves(given) if isinstance(a, torch.Tensor)])
+        if isinstance(answer, Written):
+            self.seen[-1] = answer.put(self.seen[-1])
+            answer = answer.entry
+        if isinstance(answer, (Raised, Changed)) and answer.given:
+            take_over(given, answer.given)
+        if isinstance(answer, Raised):
+            raise answer.error
+        return answer.result if isinstance(answer, Changed) else answer
+
+    @property
+    def _answers(self) -> bool:
+        return self.depth == 0 and self.position < len(self.log)
+
+    def _natively(self, call: Callable[[], Any]) -> Any:
+        self.depth += 1
+        try:
+            return call()
+        finally:
+            self.depth -= 1
+            refresh()
+
+    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
+        """The logged answer; nested calls, and calls past the log, run natively."""
+        if island.method == "__init__" and island.owner is not type(receiver) and not has_islands(type(receiver)):
+            return original(receiver, *args, **kwargs)  # an object like any other
+        args, kwargs = own((args, kwargs))
+        if not self._answers:
+            return self._natively(lambda: original(receiver, *args, **kwargs))
+        answer = self._answer(args, kwargs)
+        if island.method != "__init__":
+            return answer
+        self._objects[id(receiver)] = receiver
+        self._made[id(answer)] = receiver
+        receiver.__dict__ = answer.__dict__  # the object the plan made, under the identity the re-run gave it
+        return None
+
+    def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
+        """The logged answer for a function that is called natively; another is what it means."""
+        if self.depth or registered.asks:
+            return registered.function(*args, **kwargs)
+        if registered.meaning is not None:
+            return registered.meaning.decomposition(*args, **kwargs)
+        args, kwargs = own((args, kwargs))
+        if not self._answers:
+            return self._natively(lambda: registered.function(*args, **kwargs))
+        return self._answer(args, kwargs)
+
+    def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        """The logged answer for a step; other modules are run."""
+        if id(module) not in self._steps or self.depth:
+            return original(module, *args, **kwargs)
+        args, kwargs = own((args, kwargs))
+        if not self._answers:
+            return self._natively(lambda: original(module, *args, **kwargs))
+        return self._answer(args, kwargs)
+
+    def on_made(self, module: torch.nn.Module) -> None:
+        """Modules may be made."""
+
+    def on_write(self, receiver: Any, name: str) -> None:
+        """Writes go through."""
+
+    def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
+        """The logged value of an attribute that the plan read."""
+        recorded = id(receiver) in self._objects or id(receiver) in self._steps
+        return self._found(value) if recorded and not self.depth and not callable(value) else value
+
+    def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
+        """The logged item of a list or dict that the plan looked into."""
+        return self._found(value) if not self.depth and id(held) in self._objects else value
+
+    def on_failed_read(self, held: Any, name: str, error: Exception) -> Any:
+        """The logged value, which what was done since has taken away, or the logged error."""
+        if self._answers and (id(held) in self._objects or id(held) in self._steps):
+            return self._found(None)
+        raise error
+
+    def on_use(self, held: Any, method: str, changes: bool) -> None:
+        """Other uses go through."""
+
+    def _found(self, value: Any) -> Any:
+        """What the plan found inside an object, or what there is past the end of the log."""
+        if self._answers:
+            value = self._answer()
+            value = self._made.get(id(value), value)
+        if is_container(value) or is_object(value):
+            self._objects[id(value)] = value
+        return shown(value)
+
+
+@contextlib.contextmanager
+def replay(
+    log: list[Any], arguments: Mapping[str, Any] | None = None, steps: Iterable[torch.nn.Module] = ()
+) -> Iterator[Replay]:
+    """A session that answers from `log`.
+
+    Args:
+        log: results of the islands, in order.
+        arguments: the call's arguments by name, for the objects among them.
+        steps: modules that are islands of the scope.
+    """
+    given = [leaf.value for leaf in flatten(arguments or {})[0] if has_islands(type(leaf.value))]
+    steps = tuple(steps)
+    handler = Replay(log, given, steps)
+    with session(handler, (*island_kinds(given), *{type(step) for step in steps}), steps):
+        yield handler

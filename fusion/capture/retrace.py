@@ -1,0 +1,512 @@
+"""Following: recording a call of a scope whose twin was recorded already, without a symbolic shadow.
+
+The 28 layers of a model are one class with other weights. The first is recorded with symbols; for each of the others
+it is enough to see that its run does, call for call, what the first one's recording says at these sizes. That costs a
+tenth. Whatever differs ends the following, the run goes on untouched, and the next call is recorded in full.
+
+What makes it sound: the twins run the same code (same classes) with equal attributes, but for one integer that the
+recording knows as an argument of islands (a layer's number); the call meets all guards of the recording; every
+operator, argument and result layout is compared. A plan that comes of it is still proved against eager at another
+shape before it is trusted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import sympy
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fusion.capture.function_mode import DATA_READS, LAYOUT_READS, NUMPY, Unseen
+from fusion.capture.mutation import Effects, storage_key, tensors_written, view_in_place
+from fusion.capture.python.argument_tree import tensors_of
+from fusion.capture.python.container_proxy import is_looked_into, is_plain
+from fusion.capture.python.interception import Island, NativeFunction, own, refresh, shown
+from fusion.capture.python.opaque_calls import as_tuples
+from fusion.capture.record import Recording, below_autograd
+from fusion.capture.released_memory import Forgotten, alike
+from fusion.capture.tracer import results_of
+from fusion.patterns import symbols
+from fusion.patterns.graph import OpNode
+from fusion.patterns.leaves import Expect, Ref, map_leaves, ref_names
+from fusion.patterns.ops import resolve
+from fusion.patterns.ops.effects import has_effect
+from fusion.patterns.recorded import IslandNode, RecordedGraph, SymbolSource
+from fusion.patterns.source import define
+from fusion.patterns.symbols import Dim
+from fusion.runtime.plan import as_it_is
+from fusion.runtime.pytrees import flatten as flatten_result
+
+
+class Diverged(Exception):
+    """The run does something else than the recording."""
+
+
+class Follower(TorchDispatchMode):
+    """Compares one run, call for call, with a recording of its twin."""
+
+    def __init__(
+        self,
+        graph: RecordedGraph,
+        values: Mapping[str, int],
+        inputs: Mapping[int, str],
+        parameters: Mapping[int, str],
+        objects: Mapping[int, Any],
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.values = dict(values)
+        self.nodes: list[OpNode | IslandNode] = []
+        self.names = dict(inputs)
+        self.real: dict[str, torch.Tensor] = {}
+        self.held: dict[str, torch.Tensor] = {}
+        self._as_lifted: dict[int, str] = {}  # constants nobody wrote to yet, by their memory
+        self.objects = dict(objects)
+        self.log: list[Any] = []
+        self.diverged: str | None = None
+        self.effects = Effects()
+        self._numbers: dict[sympy.Expr, int] = {}
+        self._sources: dict[str, list[SymbolSource]] = {}
+        for source in graph.symbols:
+            self._sources.setdefault(source.value, []).append(source)
+        self._alive: list[Any] = []  # alive, so that their ids stay their own
+        self._parameters = parameters
+        self._paths = dict(graph.parameters)
+        self._expected = {path: name for name, path in graph.parameters}
+        self._paused = 0
+        self._thread = threading.get_ident()
+        self._forgotten = Forgotten(self.real, self.names)
+
+    @property
+    def following(self) -> bool:
+        """Whether the run still agrees with the recording, and this thread is looking."""
+        return not self._paused and self.diverged is None and threading.get_ident() == self._thread
+
+    def _quiet(self, build: Callable[[], Any]) -> Any:
+        self._paused += 1
+        try:
+            return build()
+        finally:
+            self._paused -= 1
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Diverged as reason:
+            self.diverged = str(reason)
+        except Exception as error:
+            self.diverged = f"{type(error).__name__}: {error}"
+
+    def _name(self, tensor: torch.Tensor) -> str:
+        name = self.names.get(id(tensor))
+        if name is None:
+            path = self._parameters.get(id(tensor))
+            name = self._expected.get(path) if path is not None else None
+            if name is None:
+                raise Diverged("a tensor that the recording does not know")
+            self._bind(name, tensor)
+        return name
+
+    def _bind(self, name: str, tensor: torch.Tensor) -> None:
+        self.names[id(tensor)] = name
+        self.real[name] = tensor
+
+    def _next(self) -> OpNode | IslandNode:
+        if len(self.nodes) >= len(self.graph.nodes):
+            raise Diverged("more calls than recorded")
+        return self.graph.nodes[len(self.nodes)]
+
+    def _concrete(self, leaf: Any) -> Any:
+        return self._number(leaf) if isinstance(leaf, sympy.Expr) else leaf
+
+    def _number(self, dim: Dim) -> int:
+        """What a size of the recording is in this run; a symbol that has a value keeps it."""
+        if isinstance(dim, int):
+            return dim
+        known = self._numbers.get(dim)
+        if known is None:
+            known = self._numbers[dim] = symbols.evaluate(dim, self.values)
+        return known
+
+    # ---- operators
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._paused or threading.get_ident() != self._thread or func is torch.ops.aten.detach_.default:
+            return func(*args, **kwargs)
+        self.effects.before(func, args, kwargs)
+        if self.following and func._schema.is_mutable:
+            self._keep_contents(func, args, kwargs)
+        if self.following:
+            self._quiet(self._forgotten.sweep)
+        result = func(*args, **kwargs)
+        self.effects.after(args, kwargs, result)
+        if self.following:
+            self._attempt(lambda: self._operator(func, args, kwargs, result))
+        return result
+
+    def _keep_contents(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Keeps what values of this run hold that are about to be overwritten."""
+        for tensor in tensors_written(func, args, kwargs):
+            constant = self._as_lifted.pop(storage_key(tensor), None)
+            if constant is not None:
+                self._alive.append(self.held[constant])
+                self.held[constant] = self.real[constant] = self.held[constant].clone()
+            name = self.names.get(id(tensor))
+            if name is not None and name not in self.held and self.effects.made_here(tensor):
+                self._alive.append(tensor)
+                self.real[name] = tensor.clone()
+
+    def _operator(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if func is torch.ops.aten.lift_fresh.default and id(args[0]) not in {**self.names, **self._parameters}:
+            self.effects.made.add(storage_key(result))
+            self._constant(result)
+            return
+        targets = {id(t) for t in tensors_written(func, args, kwargs)}
+        named = self._named(args)
+        keywords = tuple(sorted((k, self._named(v)) for k, v in kwargs.items()))
+        results = results_of(func, result)
+        known = [self.names.get(id(r)) for r in results]
+        handed_back = known and None not in known and not func._schema.is_mutable
+        if handed_back and set(known) <= set(ref_names(named, keywords)):
+            return
+        node = self._next()
+        if not isinstance(node, OpNode) or node.op != (view_in_place(func) or str(func)):
+            raise Diverged(f"{func} where the recording differs")
+        if map_leaves(self._concrete, (node.args, node.kwargs)) != (named, keywords):
+            raise Diverged(f"other arguments of {func}")
+        if len(node.outputs) != len(results):
+            raise Diverged(f"{func} returns other results")
+        for name, tensor in zip(node.outputs, results, strict=True):
+            if id(tensor) in targets:
+                self._check(name, tensor)
+                self._bind(name, tensor)
+            else:
+                self._made(name, tensor)
+        self.nodes.append(node)
+
+    def _named(self, argument: Any) -> Any:
+        """An operator's argument as a recording has it: tensors by name, lists as tuples."""
+        if isinstance(argument, torch.Tensor):
+            return Ref(self._name(argument))
+        if isinstance(argument, (list, tuple)):
+            return tuple(map(self._named, argument))
+        return as_tuples(argument)
+
+    def _made(self, name: str, tensor: torch.Tensor) -> None:
+        if self.names.get(id(tensor)) == name:
+            return
+        if id(tensor) in self.names:
+            raise Diverged(f"{name} is a tensor that was there before")
+        if name in self.real:
+            raise Diverged(f"{name} is another tensor than before")
+        self._check(name, tensor)
+        self._bind(name, tensor)
+        if self.effects.made_here(tensor):
+            self._forgotten.watch(name, tensor)
+
+    def _check(self, name: str, tensor: torch.Tensor) -> None:
+        """The result has the recorded dtype and layout; symbols that it is the source of take their values from it."""
+        for source in self._sources.get(name, ()):
+            if source.symbol not in self.values:
+                held = tensor.shape if source.kind == "shape" else tensor.stride()
+                self.values[source.symbol] = int(held[source.dim])
+                if source.kind == "shape" and held[source.dim] < 2:
+                    raise Diverged("a size of 0 or 1")
+        spec = self.graph.spec[name]
+        shape = tuple(map(self._number, spec.shape))
+        if spec.dtype != tensor.dtype or spec.device != tensor.device.type or shape != tuple(tensor.shape):
+            raise Diverged(f"{name} has another type or shape")
+        strides = list(map(self._number, spec.strides))
+        differ = any(a != b and size > 1 for a, b, size in zip(strides, tensor.stride(), shape, strict=True))
+        if differ and 0 not in shape:
+            raise Diverged(f"{name} has another layout")
+
+    def _constant(self, constant: torch.Tensor) -> None:
+        name = f"c{len(self.held)}"
+        if name not in self.graph.constants:
+            raise Diverged("a constant that the recording does not have")
+        self._check(name, constant)
+        self.held[name] = constant
+        self._as_lifted[storage_key(constant)] = name
+        self._bind(name, constant)
+
+    def elided_contiguous(self, tensor: torch.Tensor) -> None:
+        """`contiguous()` handed its operand back; the recording may hold the call."""
+        node = self.graph.nodes[len(self.nodes)] if len(self.nodes) < len(self.graph.nodes) else None
+        if isinstance(node, OpNode) and node.op == "aten.contiguous.default" and node.refs == (self._name(tensor),):
+            self._bind(node.outputs[0], tensor)
+            self.nodes.append(node)
+
+    # ---- islands
+
+    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
+        """Calls natively and compares the call; integers among the arguments may be the twin's own."""
+        args, kwargs = own((args, kwargs))
+        if not self.following:
+            return original(receiver, *args, **kwargs)
+        result = self._quiet(lambda: original(receiver, *args, **kwargs))
+        refresh()
+        self._attempt(lambda: self._island(island, receiver, args, kwargs, result))
+        return result
+
+    def _island(self, island: Island, receiver: Any, args: Any, kwargs: Any, result: Any) -> None:
+        node = self._next()
+        if not isinstance(node, IslandNode) or node.args is None or node.given or node.method != island.method:
+            raise Diverged(f"island {island.method} where the recording differs")
+        if self.objects.get(id(receiver)) != node.receiver:
+            raise Diverged(f"island {island.method} of another object")
+        ours = tuple(Ref(self._name(a)) if isinstance(a, torch.Tensor) else a for a in args)
+        theirs = map_leaves(self._concrete, node.args)
+        same = len(ours) == len(theirs) and all(
+            a == b or (type(a) is int and type(b) is int) for a, b in zip(as_tuples(ours), theirs, strict=True)
+        )
+        named = tuple(
+            sorted((k, Ref(self._name(v)) if isinstance(v, torch.Tensor) else as_tuples(v)) for k, v in kwargs.items())
+        )
+        if not same or map_leaves(self._concrete, node.kwargs) != named:
+            raise Diverged(f"other arguments of island {island.method}")
+        self._log(node, result)
+        outputs = result if node.structure != "leaf" else (result,)
+        if type(result) is not {"tuple": tuple, "list": list}.get(node.structure, type(result)):
+            raise Diverged(f"island {island.method} returned something else")
+        for output, value in zip(node.outputs, outputs, strict=True):
+            self._island_result(output, value)
+        self._keep_copies(node)
+        numbers = tuple(
+            o if type(o) is int and type(t) is int else n for o, t, n in zip(ours, theirs, node.args, strict=True)
+        )
+        self.nodes.append(replace(node, args=numbers))
+
+    def _log(self, node: IslandNode, result: Any) -> None:
+        if node.copied:
+            result = self._quiet(lambda: as_it_is(result))
+        self.log.append(list(result) if isinstance(result, list) and is_plain(result) else result)
+
+    def _keep_copies(self, node: IslandNode) -> None:
+        """What a later native call writes to is kept as it is now."""
+        for name in node.outputs if node.copied else ():
+            if isinstance(name, str) and name in self.real:
+                self._alive.append(self.real[name])
+                self.real[name] = self._quiet(self.real[name].clone)
+
+    def _island_result(self, output: Any, value: Any) -> None:
+        if isinstance(output, Expect):
+            if type(value) is not type(output.value) or value != output.value:
+                raise Diverged("an island returned another value")
+        elif isinstance(value, torch.Tensor):
+            if id(value) in self._parameters or output in self._paths:
+                if self._name(value) != output:
+                    raise Diverged("an island returned another parameter")
+                return
+            if id(value) in self.names and output not in self.real:  # its argument, handed back
+                self._check(output, value)
+                self._bind(output, value)
+            self._made(output, value)
+        else:
+            symbol = next(s.symbol for s in self.graph.symbols if s.value == output)
+            if type(value) is not int or value < 2:
+                raise Diverged("an island returned a size of 0 or 1")
+            self.values[symbol] = value
+            self._numbers.clear()
+
+    def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
+        """Recordings with registered functions are not followed."""
+        self.diverged = self.diverged or f"{registered.function.__name__} is called"
+        args, kwargs = own((args, kwargs))
+        return registered.function(*args, **kwargs)
+
+    def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
+        """An attribute read on an argument object, or inside one, is compared with the recording's."""
+        return self._found(receiver, name, None, value)
+
+    def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
+        """So is an item of a list or dict; integers may be the twin's own."""
+        return self._found(held, method, args, value)
+
+    def on_use(self, held: Any, method: str, changes: bool) -> None:
+        """Any other use of one: the twin made none."""
+        if self.following:
+            self.diverged = f"calls {method} of a {type(held).__name__}"
+
+    def on_failed_read(self, held: Any, name: str, error: Exception) -> Any:
+        """A read that raised: the twin made none."""
+        if self.following:
+            self.diverged = f"reads {name} of a {type(held).__name__}, which has none"
+        raise error
+
+    def _found(self, receiver: Any, method: str, args: tuple[Any, ...] | None, value: Any) -> Any:
+        if not self.following or id(receiver) not in self.objects:
+            return value
+        self._attempt(lambda: self._compare_found(receiver, method, args, value))
+        return shown(value)
+
+    def _compare_found(self, receiver: Any, method: str, args: tuple[Any, ...] | None, value: Any) -> None:
+        node = self._next()
+        if not isinstance(node, IslandNode) or node.effect or (node.receiver, node.method) != (
+            self.objects[id(receiver)], method
+        ):  # fmt: skip
+            raise Diverged(f"{method} of a {type(receiver).__name__} where the recording differs")
+        if not _same_but_integers(args, node.args):
+            raise Diverged(f"other arguments of {method}")
+        self._log(node, value)
+        values = value if node.structure == "tuple" else (value,)
+        for output, leaf in zip(node.outputs, values, strict=True):
+            if isinstance(output, Expect) or isinstance(leaf, torch.Tensor):
+                self._island_result(output, leaf)
+            elif node.kind is not type(leaf) or not self._is_object(leaf, output):
+                raise Diverged(f"{method} of a {type(receiver).__name__} gives something else")
+            elif isinstance(output, str):
+                self.objects[id(leaf)] = Ref(output)
+                self._alive.append(leaf)
+        self._keep_copies(node)
+        self.nodes.append(replace(node, args=args))
+
+    def _is_object(self, found: Any, output: Any) -> bool:
+        """Whether an object is the one that the twin met before, or as new as the twin's."""
+        known = self.objects.get(id(found))
+        return known is None if isinstance(output, str) else known is not None and known == output
+
+    def on_write(self, receiver: Any, name: str) -> None:
+        """A write to an object of the call's: the twin did none."""
+        if self.following and id(receiver) in self.objects:
+            self.diverged = f"sets {name}"
+
+    def on_made(self, module: torch.nn.Module) -> None:
+        """Modules may be made, as in the twin's run."""
+
+    def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        """Modules are looked into: a scope with steps has no twins."""
+        return original(module, *args, **kwargs)
+
+    # ---- the end
+
+    def conclude(self, result: Any) -> None:
+        """The run is over: all calls were met, the guards hold, the result is made of the same values."""
+        if len(self.nodes) != len(self.graph.nodes):
+            raise Diverged("fewer calls than recorded")
+        for guard in self.graph.guards:
+            holds = define(f"def holds({', '.join(self.values)}):\n    return {guard}", "holds", {}, "<fusion guard>")
+            if not holds(*self.values.values()):
+                raise Diverged(f"the guard {guard} does not hold")
+        flat, tree = flatten_result(result)
+        if str(tree) != self.graph.structure:
+            raise Diverged("a result of another structure")
+        for leaf, recorded in zip(flat, self.graph.outputs, strict=True):
+            if isinstance(leaf, torch.Tensor):
+                if recorded != Ref(self._name(leaf)):
+                    raise Diverged("the result holds another value")
+            elif isinstance(recorded, Expect) and (type(recorded.value) is not type(leaf) or recorded.value != leaf):
+                raise Diverged("the result holds another constant")
+            elif isinstance(recorded, sympy.Expr) and symbols.evaluate(recorded, self.values) != leaf:
+                raise Diverged("the result holds another size")
+
+
+def _same_but_integers(ours: tuple[Any, ...] | None, theirs: tuple[Any, ...] | None) -> bool:
+    """Whether arguments of two reads are the same; integers may differ."""
+    if ours is None or theirs is None:
+        return ours is theirs
+    return [(type(a), None if type(a) is int else a) for a in ours] == [
+        (type(b), None if type(b) is int else b) for b in theirs
+    ]
+
+
+class _Reads(Unseen):
+    """Notices what the dispatch mode cannot see: data reads, and `contiguous()` that did nothing."""
+
+    def __init__(self, follower: Follower) -> None:
+        super().__init__()
+        self.follower = follower
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        follower = self.follower
+        if follower.following:
+            if func in DATA_READS or func in NUMPY or func in LAYOUT_READS:
+                follower.diverged = f"{func} reads tensor data"
+            elif any(map(is_looked_into, (*args, *(kwargs or {}).values()))):
+                follower.diverged = f"{func} is given a list that an object holds"
+            elif func is torch.Tensor.contiguous and result is args[0]:
+                follower._attempt(lambda: follower.elided_contiguous(args[0]))
+        return result
+
+
+def follow(
+    twin: Recording,
+    values: Mapping[str, int],
+    module: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    objects: Mapping[int, Any],
+    invoke: Callable[[], Any],
+) -> tuple[Any, Recording | None, str]:
+    """Makes a call and follows its twin's recording.
+
+    Args:
+        twin: the recording.
+        values: the input symbols' values in this call; the twin's guards on them hold.
+        module: the scope's module.
+        inputs: tensors of this call by the recording's value names.
+        objects: argument objects of this call by id: their paths.
+        invoke: makes the call.
+
+    Returns:
+        the call's result; the module's own recording, or None; why not.
+    """
+    assert twin.graph is not None
+    start = time.perf_counter()
+    own = dict(tensors_of(module))
+    copied = {copy: constant for constant, copy in twin.renamed.items()}
+    outputs = tuple(Ref(copied.get(o.name, o.name)) if isinstance(o, Ref) else o for o in twin.graph.outputs)
+    follower = Follower(
+        replace(twin.graph, nodes=twin.met, outputs=outputs),
+        values,
+        {id(tensor): name for name, tensor in inputs.items()},
+        {id(tensor): path for path, tensor in own.items()},
+        objects,
+    )
+    follower.real.update(inputs)
+    assert twin.conditions is not None
+    kinds = {kind for _, kind in twin.conditions.kinds}
+    with below_autograd(follower, tuple(kinds), _Reads(follower)):
+        result = invoke()
+    follower._quiet(follower._forgotten.sweep)
+    follower._attempt(lambda: follower.conclude(result) if follower.diverged is None else None)
+    if follower.diverged is not None:
+        return result, None, follower.diverged
+    islands = iter([n for n in follower.nodes if isinstance(n, IslandNode)])
+    nodes = tuple(next(islands) if isinstance(n, IslandNode) else n for n in twin.graph.nodes)
+    graph = replace(twin.graph, nodes=nodes)
+    _complete(follower.real, nodes, follower.values)
+    recording = replace(
+        twin,
+        result=result,
+        graph=graph,
+        constants=follower.held,
+        parameters={name: own[path] for name, path in graph.parameters},  # some were only asked for their layout
+        real=follower.real,
+        values=follower.values,
+        log=follower.log,
+        met=tuple(follower.nodes),
+        undo=follower.effects.undo,
+        left=follower.effects.undo.now(),
+        seconds=time.perf_counter() - start,
+    )
+    return result, recording, ""
+
+
+def _complete(real: dict[str, torch.Tensor], nodes: Sequence[OpNode | IslandNode], values: Mapping[str, int]) -> None:
+    """Makes the values that a recording has where the run had an in-place call."""
+
+    def leaf(x: Any) -> Any:
+        return held[x.name] if isinstance(x, Ref) else symbols.evaluate(x, values) if isinstance(x, sympy.Expr) else x
+
+    for node in nodes:
+        if isinstance(node, OpNode) and len(node.outputs) == 1 and node.outputs[0] not in real and not has_effect(node):
+            held = alike({name: real[name] for name in node.refs})
+            kwargs = {k: map_leaves(leaf, v) for k, v in node.kwargs}
+            real[node.outputs[0]] = resolve(node.op)(*map_leaves(leaf, node.args), **kwargs)

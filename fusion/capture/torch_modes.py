@@ -1,0 +1,54 @@
+"""Modes of torch's that a call may be made in: which of them keep it eager, and what a default device decides."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from fusion.refusal import Refusal
+
+_CPU = torch.device("cpu")
+_function_modes = torch._C._len_torch_function_stack  # found once: it is asked in every call
+_known: dict[torch.device, torch.device] = {}  # a snapshot compares by identity
+
+
+def default_device() -> torch.device:
+    """Where new tensors go: what `torch.set_default_device` or a `with torch.device` block says, else the CPU.
+
+    Returns:
+        the same object for equal devices.
+    """
+    if not _function_modes():
+        return _CPU
+    contexts = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)]
+    device = contexts[-1].device if contexts else _CPU
+    return _CPU if device == _CPU else _known.setdefault(device, device)
+
+
+def in_other_mode() -> bool:
+    """Whether a function mode is active that is more than a default device."""
+    return any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+
+
+def problem() -> Refusal | None:
+    """What about the state of torch keeps a call from being recorded or dispatched, or None."""
+    if torch.is_grad_enabled():
+        return Refusal("grad_enabled", "the model is called while gradients are recorded")
+    if torch._C._len_torch_dispatch_stack() or in_other_mode():
+        modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+        names = ", ".join(dict.fromkeys(type(m).__name__ for m in modes if not isinstance(m, DeviceContext)))
+        return Refusal("active_mode", f"the dispatch or function mode {names or 'of another library'} is active")
+    if torch._C._is_any_autocast_enabled():
+        return Refusal("autocast", "the model is called under autocast")
+    if torch._C._get_tracing_state():
+        return Refusal("active_mode", "torch.jit is tracing", remedy="trace the model before fusion.enable(model)")
+    if forward_ad._current_level >= 0:
+        return Refusal("grad_enabled", "forward-mode differentiation is active", remedy="call the model outside of it")
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        remedy = "remove what torch.nn.modules.module.register_module_forward_hook and its kin returned"
+        return Refusal("hook", "hooks for all modules of the process are registered", remedy=remedy)
+    return None

@@ -1,0 +1,325 @@
+"""A model under fusion: its scopes, their entries in the modules, and the report about them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fusion.capture.python.free_variables import Outside, of_module
+from fusion.capture.tracer import holders
+from fusion.choices.heuristics import Decision
+from fusion.choices.kernel_cache import Kernel
+from fusion.choices.select import Candidate
+from fusion.frontend.module_entries import ModuleEntry, is_method, own_forward
+from fusion.integrations import standard, transformers
+from fusion.jit.blocks import find_blocks, parts
+from fusion.jit.scope import Scope
+from fusion.jit.signature import ClassForward
+from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.ops import Kind, kind_of
+from fusion.patterns.recorded import IslandNode, island_text
+from fusion.refusal import CODES, Refusal
+from fusion.remedies import REMEDIES
+from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
+from fusion.runtime.native import native_available
+from fusion.scheduler import Compiled, FusionScheduler
+
+# Refusals that say something of the call, not of the module.
+_PASSING = (
+    "grad_enabled", "training", "active_mode", "autocast", "hook", "collecting", "disabled", "too_many_plans",
+    "unsupported_layout", "step_error", "stack", "out_of_memory",
+)  # fmt: skip
+_MOST_DIVISIONS = 64  # a model whose modules fail one by one stays as it is after that many
+
+
+class Session:
+    """What `enable` puts into a model, and takes out again.
+
+    Args:
+        model: the model.
+        scheduler: compiles for it.
+    """
+
+    def __init__(self, model: torch.nn.Module, scheduler: FusionScheduler) -> None:
+        standard.register()
+        transformers.register()
+        self.model = model
+        self.scheduler = scheduler
+        self.scopes: list[tuple[torch.nn.Module, Scope]] = []
+        self.eager: dict[str, Refusal] = {}  # modules that run eagerly as steps, by path, and why
+        self._entries: list[ModuleEntry] = []
+        config = getattr(model, "config", None)
+        self._watch = [config] if hasattr(config, "__dict__") else []
+        blocks = find_blocks(model)
+        for path, module in blocks.items():
+            self._add(path, module, {})
+        if id(model) not in map(id, blocks.values()):
+            self._add("", model, blocks)
+
+    def _enabled(self) -> bool:
+        switch = getattr(getattr(self.model, "config", None), "enable_fusion", True)
+        return bool(switch) and self.scheduler.config.enable_fusion
+
+    def _add(self, path: str, module: torch.nn.Module, inside: Mapping[str, torch.nn.Module]) -> None:
+        """Makes a module a scope; of the modules `inside` it, by their paths in the model, those become its steps."""
+        prefix = f"{path}." if path else ""
+        own = own_forward(module)
+        outside = Outside()
+        scope = Scope(
+            path or type(self.model).__name__,
+            own or ClassForward(module),
+            self.scheduler,
+            {"": module},
+            enabled=self._enabled,
+            watch=self._watch,
+            steps={at.removeprefix(prefix): step for at, step in inside.items() if at.startswith(prefix)},
+            divide=functools.partial(self._divide, path),
+            surroundings=lambda: of_module(module, scope.steps.values(), outside),
+            in_place=False,
+            bound=module if is_method(own, module) else None,
+        )
+        self.scopes.append((module, scope))
+        with scope.placing():
+            self._entries.append(ModuleEntry(module, scope.entry))
+
+    def _divide(
+        self, path: str, scope: Scope, key: Any, refusal: Refusal, culprit: torch.nn.Module | None, changing: bool
+    ) -> bool:
+        """A scope could not be recorded: the module where it failed becomes a step that runs eagerly.
+
+        What is below that module, or below the scope itself where it failed in its own forward, become scopes.
+
+        Returns:
+            whether the scope may be recorded another time.
+        """
+        module = scope.modules[""]
+        failed = sum(known.code != "foreign_weight" for known in self.eager.values())
+        if refusal.code in _PASSING or failed >= _MOST_DIVISIONS:
+            return False
+        if culprit is not None and culprit is not module:
+            at = next((p for p, m in module.named_modules() if m is culprit), None)
+            if at is None or any(m is culprit for m in scope.steps_of(key).values()):
+                return False
+            self._make_step(path, scope, key, refusal, at, culprit, changing)
+            if refusal.code == "foreign_weight":  # the other modules with such weights would be found one by one
+                inside = {id(m) for step in scope.steps_of(key).values() for m in step.modules()}
+                for at, holder in holders(module):
+                    if holder is not module and id(holder) not in inside:
+                        why = replace(refusal, sentence=f"{type(holder).__name__} holds a weight of the same kind")
+                        self._make_step(path, scope, key, why, at, holder, changing)
+            return True
+        worked = scope.known or scope.statistics.planned[0]
+        if not scope.divided and (refusal.code == "fixed_size" or not worked):
+            scope.divided = self._add_parts(module, path) or refusal.code != "fixed_size"
+            if scope.divided:
+                scope.refresh()
+                scope.forget()
+        return False
+
+    def _make_step(
+        self, path: str, scope: Scope, key: Any, refusal: Refusal, at: str, module: torch.nn.Module, changing: bool
+    ) -> None:
+        """Makes a module inside a scope a step that runs eagerly, at a path from the scope's own."""
+        name = f"{path}.{at}" if path else at
+        if name not in self.eager:
+            self.eager[name] = refusal
+            self._add_parts(module, name)
+        scope.make_step(at, module, key, changing=changing)
+
+    def _add_parts(self, module: torch.nn.Module, path: str) -> bool:
+        """Makes the largest modules below `module` scopes, next to those that are; whether there were any."""
+        taken = {s.name: m for m, s in self.scopes}
+        found = parts(module, taken, path)
+        with contextlib.ExitStack() as stack:
+            for _, scope in self.scopes:
+                stack.enter_context(scope.outlasting())
+            for at, part in found.items():
+                self._add(at, part, taken)
+        return bool(found)
+
+    def remove(self) -> None:
+        """Takes every entry out of the model."""
+        for entry in self._entries:
+            entry.remove()
+
+    def report(self) -> FusionReport:
+        """What was fused, what was not, and why."""
+        return report_of([scope for _, scope in self.scopes], self.scheduler, self.eager)
+
+
+def report_of(
+    scopes: list[Scope], scheduler: FusionScheduler, steps: Mapping[str, Refusal] | None = None
+) -> FusionReport:
+    """The report over scopes that share a scheduler, and over modules that run eagerly between plans."""
+    rows = [_scope_report(scope) for scope in scopes]
+    rows += [_step_report(path, refusal) for path, refusal in (steps or {}).items()]
+    costs = scheduler.backends.costs
+    eager, fused = _times(rows)
+    totals = Totals(
+        scopes=len(rows),
+        launches_before=sum(r.launches_before for r in rows),
+        launches_after=sum(r.launches_after for r in rows),
+        eager_us=eager,
+        fused_us=fused,
+        recording_seconds=sum(s.statistics.recording_seconds for s in scopes),
+        compile_seconds=costs.compile_seconds,
+        profile_seconds=costs.profile_seconds,
+        cache_hits=costs.cache_hits,
+        cache_misses=costs.cache_misses,
+        fallbacks=sum(r.fallbacks for r in rows),
+        guard_misses=sum(r.guard_misses for r in rows),
+    )
+    return FusionReport(tuple(rows), totals, _environment(scheduler), scheduler.config.model_dump(mode="json"))
+
+
+def kernels_of(scopes: list[Scope]) -> tuple[Kernel, ...]:
+    """The kernels that scopes' plans use, each once."""
+    found = {
+        kernel.nest.subgraph: kernel
+        for scope in scopes
+        for known in scope.known
+        for compiled, _ in known.plans.values()
+        for kernel in compiled.kernels
+    }
+    return tuple(found.values())
+
+
+def _times(rows: list[ScopeReport]) -> tuple[float | None, float | None]:
+    measured = [
+        (r.eager_us, r.fused_us)
+        for row in rows
+        for r in row.regions
+        if r.decision == "fused" and r.eager_us is not None and r.fused_us is not None
+    ]
+    return (sum(m[0] for m in measured), sum(m[1] for m in measured)) if measured else (None, None)
+
+
+def _environment(scheduler: FusionScheduler) -> dict[str, str]:
+    store = scheduler.backends.store
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "threads": str(torch.get_num_threads()),
+        "cache": "off" if store is None else store.reason or str(store.directory),
+        "C runtime": native_available() or "in use",
+    }
+
+
+def _scope_report(scope: Scope) -> ScopeReport:
+    statistics = scope.statistics
+    compiled = [c for known in scope.known for c, _ in known.plans.values()]
+    regions = tuple(dict.fromkeys(_region_report(scope, one, c) for one in compiled for c in one.candidates))
+    refusals = tuple(
+        _refused_node(scope, one, i, r)
+        for one in compiled
+        for i, r in one.partition.refusals
+        if not _is_view(one.shape.graph.nodes[i])
+    )
+    planned = statistics.planned[0]
+    latest = compiled[-1].launches if compiled else (0, 0)  # per call of the newest plan
+    fusable, fused = compiled[-1].coverage if compiled else (0, 0)
+    state, reason = _state(scope, bool(compiled))
+    return ScopeReport(
+        name=scope.name,
+        state=state,
+        reason=reason,
+        calls=planned + statistics.eager,
+        fused_calls=planned,
+        eager_calls=statistics.eager,
+        recordings=statistics.recordings,
+        guard_misses=statistics.guard_misses,
+        fallbacks=statistics.fallbacks,
+        regions=regions,
+        refusals=refusals,
+        launches_before=latest[0],
+        launches_after=latest[1],
+        fusable_ops=fusable,
+        fused_ops=fused,
+    )
+
+
+def _step_report(path: str, refusal: Refusal) -> ScopeReport:
+    """A module that a plan calls as it is; its calls are part of its scope's."""
+    return ScopeReport(path, "eager", str(refusal), 0, 0, 0, 0, 0, 0, ())
+
+
+def _state(scope: Scope, compiled: bool) -> tuple[str, str]:
+    refusals = [k.refusal for k in scope.known if k.refusal] + list(scope.refused.values())
+    reason = str(refusals[0]) if refusals else ""
+    if compiled and not all(k.refusal for k in scope.known):
+        fused = any(c.kernels for k in scope.known for c, _ in k.plans.values())
+        reasons = [reason, *map(str, scope.statistics.passing.values())]
+        if not reason and scope.statistics.last_failure is not None:
+            reasons.append(f"last fallback: {scope.statistics.last_failure}")
+        return ("fused" if fused else "unfused plan"), "\n".join(filter(None, reasons))
+    if not refusals and scope.statistics.last_reason:
+        reason = str(scope.statistics.last_reason)
+    return ("eager" if reason else "not called"), reason
+
+
+def _region_report(scope: Scope, compiled: Compiled, candidate: Candidate) -> RegionReport:
+    graph, decision = candidate.region.subgraph, candidate.decision
+    return RegionReport(
+        scope=scope.name,
+        name=graph.pattern or "+".join(_compute(graph)),
+        pattern=graph.pattern,
+        ops=graph.ops,
+        shapes=_shapes(graph),
+        decision="fused" if decision.fused else "refused",
+        code=decision.code,
+        reason=_sentence(decision),
+        eager_us=decision.eager_us,
+        fused_us=decision.fused_us,
+        bytes_before=decision.bytes_before,
+        bytes_after=decision.bytes_after,
+        backend=candidate.kernel.backend if candidate.kernel else "eager",
+        origin=next((n.origin for n in graph.nodes if n.origin), ""),
+        remedy="" if decision.fused else REMEDIES.get(decision.code, ""),
+    )
+
+
+def _is_view(node: OpNode | IslandNode) -> bool:
+    """A view moves nothing and launches nothing: it needs no reason for not being fused."""
+    return isinstance(node, OpNode) and kind_of(node.op) is Kind.VIEW
+
+
+def _sentence(decision: Decision) -> str:
+    return decision.reason or CODES[decision.code]
+
+
+def _compute(graph: SubGraph) -> list[str]:
+    return [n.op.split(".")[1] for n in graph.nodes if kind_of(n.op) is not Kind.VIEW]
+
+
+def _shapes(graph: SubGraph) -> str:
+    return ", ".join(dict.fromkeys(graph.spec[i].text() for i in graph.inputs))
+
+
+def _refused_node(scope: Scope, compiled: Compiled, index: int, refusal: Any) -> RegionReport:
+    node = compiled.shape.graph.nodes[index]
+    name = node.op.split(".")[1] if isinstance(node, OpNode) else island_text(node)
+    outputs = [o for o in node.outputs if o in compiled.shape.graph.spec]
+    return RegionReport(
+        scope=scope.name,
+        name=name,
+        pattern=None,
+        ops=(name,),
+        shapes=", ".join(compiled.shape.graph.spec[o].text() for o in outputs),
+        decision="refused",
+        code=refusal.code,
+        reason=refusal.sentence,
+        eager_us=None,
+        fused_us=None,
+        bytes_before=None,
+        bytes_after=None,
+        backend="eager",
+        origin=node.origin,
+        remedy=refusal.remedy,
+    )
