@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fusion.choices.heuristics import Decision
+from fusion.choices.decision import Decision
 from fusion.frontend.model_session import Session
 from fusion.scheduler import FusionScheduler
 

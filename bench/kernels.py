@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 import fusion
-from fusion.choices.heuristics import Decision, prove
+from fusion.choices.decision import Decision
+from fusion.choices.proof import prove
 from fusion.patterns.reference import bind_symbols
 
 from .measure import Block, calls, interleave

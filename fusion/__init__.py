@@ -21,7 +21,8 @@ from fusion.api import (
     start_recording,
     stop_recording,
 )
-from fusion.choices.heuristics import Decision, FusionHeuristics
+from fusion.choices.decision import Decision
+from fusion.choices.heuristics import FusionHeuristics
 from fusion.config import FusionConfig
 from fusion.patterns import (
     OpNode,

@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 
 from fusion.capture import decompositions
-from fusion.capture.python import interception
+from fusion.capture.python import registry
 from fusion.choices.kernel_cache import Kernel
 from fusion.frontend.fused_function import FusedFunction
 from fusion.frontend.manual_recording import Config, Recording, record, start_recording, stop_recording
@@ -19,8 +19,8 @@ from fusion.patterns.errors import FusionError
 from fusion.reporting.model import FusionReport, joined
 from fusion.scheduler import FusionScheduler
 
-register_island = interception.register_island
-register_made = interception.register_made
+register_island = registry.register_island
+register_made = registry.register_made
 register_op = decompositions.register_op
 
 # Weak on both sides: a session lives in its model, in the entries that stand for the modules' forwards.

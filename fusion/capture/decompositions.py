@@ -17,7 +17,7 @@ from torch._library.custom_ops import CustomOpDef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusion.capture.python import interception
+from fusion.capture.python import registry
 from fusion.patterns.errors import FusionError
 from fusion.patterns.ops.effects import written
 from fusion.patterns.verify import accept
@@ -122,7 +122,7 @@ def register_op(
     if not isinstance(op, types.FunctionType | types.BuiltinFunctionType):
         raise FusionError(f"register_op() takes an operator's name or a function, not {op!r}.", remedy="See its help.")
     meaning = None if decomposition is None else Meaning(op.__name__, op, decomposition)
-    interception.register_function(interception.NativeFunction(op, meaning, effect, grows))
+    registry.register_function(registry.NativeFunction(op, meaning, effect, grows))
 
 
 def _operator(op: Any) -> Any:

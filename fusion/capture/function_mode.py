@@ -10,9 +10,9 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
 
 from fusion.capture import interrupts
-from fusion.capture.python.argument_tree import user_line
 from fusion.capture.python.container_proxy import COPY, is_looked_into
 from fusion.capture.tracer import Recorder, unsupported
+from fusion.capture.user_frame import user_line
 from fusion.patterns.forks import changes
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Ref

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import sympy
 
-from fusion.capture.python.argument_tree import is_ours
+from fusion.capture.user_frame import is_ours
 
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
 _SYMPY = os.path.dirname(sympy.__file__) + os.sep

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fusion.capture.python.argument_tree import user_line
+from fusion.capture.user_frame import user_line
 from fusion.patterns.ops.effects import draws, tagged, written
 from fusion.refusal import Refused
 from fusion.runtime.rollback import Undo, default_generators

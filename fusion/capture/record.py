@@ -16,19 +16,9 @@ from fusion import stack
 from fusion.capture.function_mode import SizeReads
 from fusion.capture.functionalize import Node, Settlement
 from fusion.capture.leftover_symbols import without_symbols
-from fusion.capture.python import interception
+from fusion.capture.python import interception, registry
 from fusion.capture.python.argument_snapshot import Given, Item
-from fusion.capture.python.argument_tree import (
-    Atom,
-    Leaf,
-    is_atom,
-    is_users_file,
-    line_of,
-    modules_of,
-    short_line,
-    tensors_of,
-    user_line,
-)
+from fusion.capture.python.argument_tree import Atom, Leaf, is_atom, modules_of, tensors_of
 from fusion.capture.python.container_proxy import is_looked_into, put_back, real
 from fusion.capture.python.opaque_calls import as_tuples
 from fusion.capture.python.outside_effects import OutsideEffects
@@ -38,6 +28,7 @@ from fusion.capture.python.state_changes import PythonState
 from fusion.capture.released_memory import without_contents
 from fusion.capture.symbolic_shapes import GuardError, Translation, hint, is_symbolic
 from fusion.capture.tracer import Recorder
+from fusion.capture.user_frame import is_users_file, line_of, short_line, user_line
 from fusion.faults import recording_code
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
 from fusion.patterns.recorded import IslandNode, RecordedGraph
@@ -181,7 +172,7 @@ def record(
     objects = {id(leaf.value): leaf.path for leaf in others}
     generators = [leaf.value for leaf in leaves if isinstance(leaf.value, torch.Generator)]
     opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not _can_be_given(leaf.value)]
-    kinds = interception.island_kinds(leaf.value for leaf in leaves if id(leaf.value) in objects)
+    kinds = registry.island_kinds(leaf.value for leaf in leaves if id(leaf.value) in objects)
     steps = dict(steps or {})
     kinds = (*kinds, *{type(step) for step in steps.values()} - set(kinds))
     parameters = {
@@ -281,7 +272,7 @@ def _attempted(recorder: Recorder, step: Callable[[], Any]) -> Any:
 
 def _can_be_given(value: Any) -> bool:
     """Whether an object may be an argument of a scope."""
-    return isinstance(value, torch.Generator) or interception.has_islands(type(value))
+    return isinstance(value, torch.Generator) or registry.has_islands(type(value))
 
 
 def _opaque(leaf: Leaf, where: str) -> tuple[str, str, str]:

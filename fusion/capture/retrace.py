@@ -26,8 +26,9 @@ from fusion.capture.function_mode import DATA_READS, LAYOUT_READS, NUMPY, Unseen
 from fusion.capture.mutation import Effects, storage_key, tensors_written, view_in_place
 from fusion.capture.python.argument_tree import tensors_of
 from fusion.capture.python.container_proxy import is_looked_into, is_plain
-from fusion.capture.python.interception import Island, NativeFunction, own, refresh, shown
+from fusion.capture.python.interception import own, refresh, shown
 from fusion.capture.python.opaque_calls import as_tuples
+from fusion.capture.python.registry import Island, NativeFunction
 from fusion.capture.record import Recording, below_autograd
 from fusion.capture.released_memory import Forgotten, alike
 from fusion.capture.tracer import results_of

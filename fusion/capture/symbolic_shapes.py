@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import CeilToInt, FloorDiv, FloorToInt, IntTrueDiv, TruncToInt
 from torch.utils._sympy.printers import PythonPrinter
 
-from fusion.capture.python.argument_tree import user_line
+from fusion.capture.user_frame import user_line
 from fusion.patterns import symbols
 from fusion.patterns.recorded import SymbolSource
 from fusion.patterns.symbols import Dim

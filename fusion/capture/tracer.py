@@ -24,10 +24,11 @@ from fusion.capture import interrupts
 from fusion.capture.decompositions import meaning_of
 from fusion.capture.mutation import Effects, has_memory, mapped, storage_key, tensors_written, view_in_place
 from fusion.capture.python.argument_snapshot import Given
-from fusion.capture.python.argument_tree import Atom, user_line
+from fusion.capture.python.argument_tree import Atom
 from fusion.capture.python.opaque_calls import NativeCalls, as_tuples
 from fusion.capture.released_memory import Forgotten, without_contents
 from fusion.capture.symbolic_shapes import SHAPES, GuardError, Shadow, has_unknown_size, hint, quiet_log
+from fusion.capture.user_frame import user_line
 from fusion.faults import recording_code
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Leaf, Path, Ref, path_text

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fusion.choices.decision import Decision
+from fusion.choices.kernel_cache import Backends
 from fusion.choices.proof import prove
 from fusion.config import FusionConfig
 from fusion.partition import cost_model
@@ -22,30 +23,6 @@ from fusion.runtime.measure import compare, eager_function
 _SECONDS = 0.02  # time a measurement may take, beyond its least number of samples
 
 Launcher = Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What was decided about a region, and on what grounds.
-
-    Attributes:
-        fused: whether the kernel is used.
-        code: reason code (`fusion.refusal.CODES`).
-        reason: the reason as a sentence.
-        eager_us, fused_us: median microseconds, or None where not measured.
-        bytes_before, bytes_after: bytes moved by the operators one by one, and by the kernel.
-        error_eager, error_fused: greatest distance to the double-precision result, or None where not proved.
-    """
-
-    fused: bool
-    code: str
-    reason: str
-    eager_us: float | None = None
-    fused_us: float | None = None
-    bytes_before: int | None = None
-    bytes_after: int | None = None
-    error_eager: float | None = None
-    error_fused: float | None = None
 
 
 def bytes_moved(graph: SubGraph, values: Mapping[str, int]) -> tuple[int, int]:
@@ -118,8 +95,6 @@ class FusionHeuristics:
         tensors = inputs if isinstance(inputs, Mapping) else dict(zip(graph.inputs, inputs, strict=True))
         values = bind_symbols(graph, tensors)
         if kernel is None:
-            from fusion.choices.kernel_cache import Backends
-
             built = Backends(self.config).launcher(graph)
             if isinstance(built, Decision):
                 return built

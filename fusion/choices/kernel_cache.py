@@ -13,7 +13,7 @@ import torch
 
 from fusion import faults
 from fusion.choices import stored_decisions
-from fusion.choices.heuristics import Decision
+from fusion.choices.decision import Decision
 from fusion.choices.trial import Trials
 from fusion.config import FusionConfig
 from fusion.kernels import kernel_sources

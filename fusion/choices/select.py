@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from fusion import faults
-from fusion.choices.heuristics import Decision, FusionHeuristics, bytes_moved
+from fusion.choices.decision import Decision
+from fusion.choices.heuristics import FusionHeuristics, bytes_moved
 from fusion.choices.kernel_cache import Backends, Kernel
 from fusion.choices.split import splits
 from fusion.config import FusionConfig

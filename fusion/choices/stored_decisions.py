@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fusion.choices.heuristics import Decision
+from fusion.choices.decision import Decision
 
 _Measure = Annotated[float, Field(ge=0, le=1e300, allow_inf_nan=False)]
 _Bytes = Annotated[int, Field(ge=0, le=1 << 62)]

@@ -13,7 +13,7 @@ import torch
 
 from fusion.capture.python.free_variables import Outside, of_module
 from fusion.capture.tracer import holders
-from fusion.choices.heuristics import Decision
+from fusion.choices.decision import Decision
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import Candidate
 from fusion.frontend.module_entries import ModuleEntry, is_method, own_forward

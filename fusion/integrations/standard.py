@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 
-from fusion.capture.python.interception import register_made
+from fusion.capture.python.registry import register_made
 
 
 def register() -> None:

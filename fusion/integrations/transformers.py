@@ -10,7 +10,7 @@ import inspect
 import sys
 
 from fusion.capture.hooks import Collecting, register_collecting
-from fusion.capture.python.interception import NativeFunction, register_function, register_island, register_made
+from fusion.capture.python.registry import NativeFunction, register_function, register_island, register_made
 
 _EFFECTS = {"update": (-2,), "update_conv_state": (), "update_recurrent_state": (), "update_indexer": (-2,)}
 _READS = (

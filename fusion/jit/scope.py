@@ -15,11 +15,12 @@ from fusion import stack
 from fusion.capture.module_fingerprint import Likeness, likeness, twins
 from fusion.capture.python import interception
 from fusion.capture.python.argument_snapshot import Given
-from fusion.capture.python.argument_tree import flatten, user_line
+from fusion.capture.python.argument_tree import flatten
 from fusion.capture.python.state_changes import PythonState
 from fusion.capture.python.state_guards import problems, unchanged, watched
 from fusion.capture.record import Recording, call_line, record, unseen
 from fusion.capture.retrace import follow
+from fusion.capture.user_frame import user_line
 from fusion.integrations.compile import opaque, undisturbed
 from fusion.jit.cache_entry import Known, same_results
 from fusion.jit.call_differences import differed, too_many_plans

@@ -11,9 +11,9 @@ import torch
 from fusion import stack
 from fusion.capture.decompositions import by_meaning
 from fusion.capture.python.argument_snapshot import Given
-from fusion.capture.python.argument_tree import line_of
 from fusion.capture.python.replay import Replay, replay
 from fusion.capture.record import Recording, unseen
+from fusion.capture.user_frame import line_of
 from fusion.jit.cache_entry import Known, PlanStopped, same_results
 from fusion.jit.signature import Signature
 from fusion.patterns.errors import StructureMismatch

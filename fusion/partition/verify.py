@@ -11,7 +11,7 @@ from fusion.patterns.errors import GraphError
 from fusion.patterns.graph import OpNode
 from fusion.patterns.recorded import IslandNode, RecordedGraph
 
-_REMEDY = "This is a mistake in fusion.decide; please report it with the recording's text."
+_REMEDY = "This is a mistake in fusion.partition; please report it with the recording's text."
 
 
 def verify(partition: Partition, graph: RecordedGraph, facts: Facts | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fusion.capture.python import interception
+from fusion.capture.python import registry
 from fusion.capture.record import Recording, record
 from fusion.partition.dependence import Step
 from fusion.partition.partitioner import Partition, partition
@@ -40,8 +40,8 @@ class Views(Store):
         return super().update(x)[:]
 
 
-interception.register_island(Store, "update")
-interception.register_island(Views, "update")
+registry.register_island(Store, "update")
+registry.register_island(Views, "update")
 
 
 def recorded(fn: Callable[..., Any], *arguments: Any) -> Recording:

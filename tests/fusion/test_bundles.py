@@ -10,7 +10,8 @@ import torch
 from partitions import ROWS, WIDTH, Views, divided, names, recorded, taken_apart, tensor
 
 import fusion
-from fusion.choices.heuristics import Decision, FusionHeuristics
+from fusion.choices.decision import Decision
+from fusion.choices.heuristics import FusionHeuristics
 from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 from fusion.kernels.bundle import parts_of
 from fusion.partition.partitioner import partition

@@ -13,7 +13,7 @@ from tiny import close
 
 import fusion
 from fusion.capture import decompositions
-from fusion.capture.python import interception
+from fusion.capture.python import registry
 from fusion.integrations import inference_ops
 from fusion.patterns.errors import FusionError
 
@@ -66,12 +66,12 @@ OPS = getattr(torch.ops, LIBRARY)
 @pytest.fixture(autouse=True)
 def registrations() -> Iterator[None]:
     """Each test registers what it needs."""
-    operators, functions = dict(decompositions._OPERATORS), dict(interception._FUNCTIONS)
+    operators, functions = dict(decompositions._OPERATORS), dict(registry.FUNCTIONS)
     yield
     decompositions._OPERATORS.clear()
     decompositions._OPERATORS.update(operators)
-    interception._FUNCTIONS.clear()
-    interception._FUNCTIONS.update(functions)
+    registry.FUNCTIONS.clear()
+    registry.FUNCTIONS.update(functions)
 
 
 def rand(rows: int, seed: int = 0, width: int = 8) -> torch.Tensor:

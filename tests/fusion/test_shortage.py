@@ -11,7 +11,7 @@ import torch
 
 import fusion
 from fusion.choices import heuristics
-from fusion.choices.heuristics import Decision
+from fusion.choices.decision import Decision
 from fusion.jit.cache_entry import Known, PlanStopped
 from fusion.jit.scope import _WAITS_AFTER_SHORTAGE
 from fusion.patterns.shortage import is_shortage, without_frames

@@ -11,7 +11,8 @@ from partitions import ROWS, WIDTH, chain, divided, recorded, tensor
 
 import fusion
 from fusion.choices import select
-from fusion.choices.heuristics import Decision, FusionHeuristics
+from fusion.choices.decision import Decision
+from fusion.choices.heuristics import FusionHeuristics
 from fusion.choices.split import splits
 from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 from fusion.partition.node_facts import Facts

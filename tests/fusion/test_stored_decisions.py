@@ -8,7 +8,7 @@ import pytest
 
 import fusion
 from fusion.choices import stored_decisions
-from fusion.choices.heuristics import Decision
+from fusion.choices.decision import Decision
 from fusion.choices.kernel_cache import Backends
 
 KEY = "0" * 64

@@ -22,7 +22,8 @@ from torch.utils import _pytree as pytree
 import fusion
 from fusion import api
 from fusion.choices import kernel_cache
-from fusion.choices.heuristics import Decision, FusionHeuristics
+from fusion.choices.decision import Decision
+from fusion.choices.heuristics import FusionHeuristics
 from fusion.choices.trial import Trials, Verdict
 from fusion.kernels.backends.cpp.compile import compile_cpp
 from fusion.kernels.store import Store

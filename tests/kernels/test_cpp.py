@@ -385,7 +385,8 @@ def test_source_is_deterministic_and_free_of_what_users_wrote():
     assert compiled(plain, marked)[0].digest == compiled(plain, marked)[1].digest
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import graphs, hashlib\nfrom fusion.kernels.lower import lower\nfrom fusion.kernels.backends.cpp import emit as cpp\n"
+        "import graphs, hashlib\nfrom fusion.kernels.lower import lower\n"
+        "from fusion.kernels.backends.cpp import emit as cpp\n"
         "e = graphs.EXAMPLES['rope']\n"
         "print(hashlib.sha256(cpp.translation_unit([lower(graphs.trace(e.fn, *e.inputs()))]).encode()).hexdigest())"
     )

@@ -21,7 +21,7 @@ from replay_cases import Case
 from torch.utils import _pytree as pytree
 
 import fusion
-from fusion.choices.heuristics import Decision
+from fusion.choices.decision import Decision
 from fusion.choices.kernel_cache import Backends, Kernel
 from fusion.kernels import given_symbols, kernel_sources
 from fusion.kernels.bundle import Bundle, Nest

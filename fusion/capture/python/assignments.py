@@ -6,7 +6,7 @@ import dis
 import types
 from collections.abc import Iterable, Iterator
 
-from fusion.capture.python.argument_tree import is_users_file, short_line
+from fusion.capture.user_frame import is_users_file, short_line
 
 _SETS = frozenset(
     {"STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"}

@@ -1,8 +1,8 @@
 """Islands: calls with Python side effects that are made natively, never recorded inside.
 
-Methods of classes are registered by an integration, once per class; so are classes whose instances a forward may make.
-Modules may be islands of one scope: its steps, which are scopes of their own or run eagerly. While a scope is recorded
-or re-run, methods are replaced by wrappers that ask the thread's active session; other threads go straight through.
+What is registered as such is in `registry`. Modules may be islands of one scope: its steps, which are scopes of their
+own or run eagerly. While a scope is recorded or re-run, methods are replaced by wrappers that ask the thread's active
+session; other threads go straight through.
 """
 
 from __future__ import annotations
@@ -13,117 +13,21 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from fusion.capture.python.argument_tree import user_frame
 from fusion.capture.python.container_proxy import asks_for_classes, is_container, is_object, looked_into, real
+from fusion.capture.python.registry import FUNCTIONS, REGISTRY, Island, NativeFunction, island_of
 from fusion.capture.python.symbolic_min_max import EXTREMES
+from fusion.capture.user_frame import user_frame
 from fusion.patterns.forks import Lock, changes
-
-
-@dataclass(frozen=True, slots=True)
-class Island:
-    """A registered method.
-
-    Attributes:
-        owner: the class that defines it.
-        method: its name.
-        effect: True when calling it changes state; False for a read that a plan may call again freely.
-        grows: dimensions of its results that may differ from its inputs' in any call (a cache's length).
-    """
-
-    owner: type
-    method: str
-    effect: bool
-    grows: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NativeFunction:
-    """A registered Python function.
-
-    Attributes:
-        function: the function.
-        meaning: what is recorded in its place; None for one that is called as it is.
-        effect, grows: as for an `Island`.
-        asks: what a call that comes here asks for, in words, where no such call is recorded; else "".
-    """
-
-    function: Callable[..., Any]
-    meaning: Any
-    effect: bool
-    grows: tuple[int, ...] = ()
-    asks: str = ""
-
 
 _MODULE_INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 # Attributes through which all of an object's state is read at once: copies, `vars`.
 _WHOLE = frozenset({"__dict__", "__reduce_ex__", "__reduce__", "__getstate__", "__copy__", "__deepcopy__"})
-_REGISTRY: dict[tuple[type, str], Island] = {}
-_FUNCTIONS: dict[int, NativeFunction] = {}
 _SESSION = threading.local()
 _LOCK = Lock()
-
-
-def register_island(owner: type, method: str, *, effect: bool = True, grows: tuple[int, ...] = ()) -> None:
-    """Declares that `owner.method` has Python side effects (or, with `effect=False`, reads Python state).
-
-    Args:
-        owner: the class whose own `__dict__` defines the method; subclasses that override it register themselves.
-        method: the method's name.
-        effect: whether a call changes state. A read's integer result becomes a size symbol of the recording.
-        grows: dimensions of result tensors that never follow the inputs' sizes, such as a cache's length (-2,).
-
-    Raises:
-        TypeError: the class does not define the method itself.
-    """
-    if method not in vars(owner):
-        raise TypeError(
-            f"{owner.__name__} does not define {method!r} itself; register it on the class that does: "
-            f"{[c.__name__ for c in owner.__mro__ if method in vars(c)]}."
-        )
-    _REGISTRY[(owner, method)] = Island(owner, method, effect, grows)
-
-
-def register_made(owner: type) -> None:
-    """Declares that a forward may make instances of `owner`: a plan makes its own, by calling the class natively.
-
-    Args:
-        owner: a class with an `__init__` of its own, whose instances keep their state in their `__dict__`.
-
-    Raises:
-        TypeError: it has no such `__init__`.
-    """
-    register_island(owner, "__init__")
-
-
-def register_function(registered: NativeFunction) -> None:
-    """Puts a function in the place of its earlier registration, if any."""
-    _FUNCTIONS[id(registered.function)] = registered
-
-
-def island_of(kind: type, name: str) -> Island | None:
-    """The island that `name` on an instance of `kind` is, or None."""
-    for base in kind.__mro__:
-        if name in vars(base):
-            return _REGISTRY.get((base, name))
-    return None
-
-
-def has_islands(kind: type) -> bool:
-    """Whether instances of `kind` may be arguments of a scope. That a forward may make a class says so of it alone."""
-    bases = kind.__mro__
-    inherited = any(owner in bases and n in vars(owner) for owner, n in _REGISTRY if n != "__init__")
-    return inherited or (kind, "__init__") in _REGISTRY
-
-
-def island_kinds(arguments: Iterable[Any]) -> tuple[type, ...]:
-    """The classes with islands among the leaves of a call's arguments, and those that a forward may make."""
-    given = {type(a) for a in arguments if has_islands(type(a))}
-    return tuple(given | {owner for owner, method in _REGISTRY if method == "__init__"})
 
 
 class Session(Protocol):
@@ -194,9 +98,9 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
         _SESSION.handler, _SESSION.watch, _SESSION.shown = handler, watch, {}
         with changes(put_back):
             try:
-                for island in _REGISTRY.values():
+                for island in REGISTRY.values():
                     put(island.owner, island.method, _wrapped(island, vars(island.owner)[island.method]))
-                for registered in _FUNCTIONS.values():
+                for registered in FUNCTIONS.values():
                     name, wrapper = registered.function.__name__, function_call(registered)
                     for module in list(sys.modules.values()):
                         if getattr(module, "__dict__", {}).get(name) is registered.function:

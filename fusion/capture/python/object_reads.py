@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion.capture.mutation import storage_key
-from fusion.capture.python.argument_tree import Atom, user_line
+from fusion.capture.python.argument_tree import Atom
 from fusion.capture.python.container_proxy import COPY, PLAIN, is_container, is_object, is_plain, state_of
 from fusion.capture.python.interception import refresh, shown
 from fusion.capture.python.reachable_state import is_library
+from fusion.capture.user_frame import user_line
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Path, Ref
 from fusion.patterns.recorded import IslandNode

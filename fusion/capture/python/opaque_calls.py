@@ -13,13 +13,15 @@ from torch.utils import _pytree as pytree
 
 from fusion.capture.mutation import Effects, has_memory, storage_key
 from fusion.capture.python.argument_snapshot import Given
-from fusion.capture.python.argument_tree import Atom, line_of, user_line
+from fusion.capture.python.argument_tree import Atom
 from fusion.capture.python.container_proxy import COPY, PLAIN, is_looked_into
-from fusion.capture.python.interception import Island, NativeFunction, function_call, has_islands, own
+from fusion.capture.python.interception import function_call, own
 from fusion.capture.python.object_reads import ObjectReads, Receiver
 from fusion.capture.python.reachable_state import is_library
+from fusion.capture.python.registry import Island, NativeFunction, has_islands
 from fusion.capture.released_memory import ALONE, references
 from fusion.capture.symbolic_shapes import Shadow, is_symbolic, real_nest
+from fusion.capture.user_frame import line_of, user_line
 from fusion.faults import recording_code
 from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Path, Ref

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fusion.capture.python.argument_tree import user_line
+from fusion.capture.user_frame import user_line
 from fusion.patterns.forks import Lock, changes
 
 _NOTED = {

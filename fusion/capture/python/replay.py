@@ -11,16 +11,8 @@ from torch.utils import _pytree as pytree
 
 from fusion.capture.python.argument_tree import flatten
 from fusion.capture.python.container_proxy import is_container, is_object
-from fusion.capture.python.interception import (
-    Island,
-    NativeFunction,
-    has_islands,
-    island_kinds,
-    own,
-    refresh,
-    session,
-    shown,
-)
+from fusion.capture.python.interception import own, refresh, session, shown
+from fusion.capture.python.registry import Island, NativeFunction, has_islands, island_kinds
 from fusion.runtime.call_log import Changed, Written, take_over
 from fusion.runtime.plan import Raised
 
