@@ -16,7 +16,7 @@ import torch
 
 from fusion.frontend.model_session import Session
 from fusion.kernels.backends.cpp import emit as cpp_emit
-from fusion.patterns.graph import OpNode
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops import FUSABLE, kind_of
 from fusion.runtime.plan import MISS
 from fusion.scheduler import Compiled, FusionScheduler

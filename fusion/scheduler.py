@@ -22,9 +22,10 @@ from fusion.partition.dependence import schedule
 from fusion.partition.partitioner import partition, unfused
 from fusion.partition.regions import Partition
 from fusion.patterns.forks import cached_property
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.nodes import IslandNode, OpNode
 from fusion.patterns.ops import FUSABLE, Kind, kind_of
-from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.recorded import RecordedGraph
 from fusion.refusal import CODES, Refusal
 from fusion.runtime.guard_writer import write_match
 from fusion.runtime.plan import KernelCall, Shape, Source, Step, input_symbols, island_constants

@@ -16,9 +16,10 @@ import torch
 
 from fusion.patterns import indexing, ops, scalar, symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.indexing import Extents, Index
 from fusion.patterns.leaves import Ref
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops import Call, Kind, Operator, Run
 from fusion.patterns.scalar import (
     COLUMN,

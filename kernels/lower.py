@@ -22,7 +22,8 @@ from fusion.kernels.iteration_space import (
 )
 from fusion.patterns import indexing, ops, scalar, symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops import Kind
 from fusion.patterns.scalar import COLUMN, Apply, Constant, Load, Reduce, Reduced, Scalar, Scan, Scanned, Select, Size
 from fusion.patterns.specs import TensorSpec

@@ -14,7 +14,7 @@ from .errors import (
     StructureMismatch,
     UnsupportedOperator,
 )
-from .graph import OpNode, SubGraph
+from .graph import SubGraph
 from .leaves import Ref
 from .match import Found, constants, contained, match
 from .named import (
@@ -49,7 +49,8 @@ from .named import (
     create_top_k_pattern,
     create_top_p_pattern,
 )
-from .recorded import GraphInput, IslandNode, RecordedGraph
+from .nodes import IslandNode, OpNode
+from .recorded import GraphInput, RecordedGraph
 from .reference import bind_symbols, run, run_fp64
 from .specs import TensorSpec
 from .verify import Verdict, accept, accept_all

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from .normal_form import FormBuilder, Use
 from .ops import Call
 from .ops.reductions import rms_epsilon
 from .symbols import Dim
 
-if TYPE_CHECKING:
-    from .forms import Use, _Normaliser
-
-Expansion = Callable[["_Normaliser", Call, "tuple[Use | None, ...]"], "tuple[Use, ...]"]
+Expansion = Callable[[FormBuilder, Call, tuple[Use | None, ...]], tuple[Use, ...]]
 
 # sqrt(2 / pi) and 0.044715, from the approximation by tanh (Hendrycks and Gimpel 2016); the coefficients of x and x^3.
 _TANH_GELU = {1: math.sqrt(2.0 / math.pi), 3: math.sqrt(2.0 / math.pi) * 0.044715}
 _ERF_GELU = {1: math.sqrt(0.5)}
 
 
-def expand(of: _Normaliser, name: str, call: Call, operands: tuple[Use | None, ...]) -> tuple[Use, ...] | None:
+def expand(of: FormBuilder, name: str, call: Call, operands: tuple[Use | None, ...]) -> tuple[Use, ...] | None:
     """The results of `aten.NAME`, written out; None where it is not written out.
 
     Args:
@@ -40,7 +37,7 @@ def _trailing(call: Call) -> tuple[int, ...]:
     return tuple(range(-len(call.args[1]), 0))
 
 
-def _layer_norm(of: _Normaliser, call: Call, operands: tuple[Use | None, ...]) -> tuple[Use, ...]:
+def _layer_norm(of: FormBuilder, call: Call, operands: tuple[Use | None, ...]) -> tuple[Use, ...]:
     x, weight, bias = (operand_at(operands, k) for k in (0, 2, 3))
     assert x is not None
     dims, eps = _trailing(call), call.argument(4, "eps", 1e-5)
@@ -51,7 +48,7 @@ def _layer_norm(of: _Normaliser, call: Call, operands: tuple[Use | None, ...]) -
     return (made if bias is None else of.make("add", (made, bias))), mean, scale
 
 
-def _rms_norm(of: _Normaliser, call: Call, operands: tuple[Use | None, ...]) -> tuple[Use, ...]:
+def _rms_norm(of: FormBuilder, call: Call, operands: tuple[Use | None, ...]) -> tuple[Use, ...]:
     x, weight = operand_at(operands, 0), operand_at(operands, 2)
     assert x is not None
     eps = call.argument(3, "eps", None)
@@ -62,19 +59,19 @@ def _rms_norm(of: _Normaliser, call: Call, operands: tuple[Use | None, ...]) -> 
     return (made if weight is None else of.make("mul", (made, weight))), scale
 
 
-def moments(of: _Normaliser, x: Use, dims: tuple[int, ...]) -> tuple[Use, Use]:
+def moments(of: FormBuilder, x: Use, dims: tuple[int, ...]) -> tuple[Use, Use]:
     """The mean of `x` over `dims`, counted from the end, and the mean square of what is left without it."""
     mean = of.reduced("mean", x, dims)
     return mean, of.reduced("mean", of.make("square", (of.make("sub", (x, mean)),)), dims)
 
 
-def _addcmul(of: _Normaliser, call: Call, operands: tuple[Use | None, ...]) -> tuple[Use, ...]:
+def _addcmul(of: FormBuilder, call: Call, operands: tuple[Use | None, ...]) -> tuple[Use, ...]:
     x, a, b = (operand_at(operands, k) for k in range(3))
     assert x is not None and a is not None and b is not None
     return (of.make("add", (x, of.scaled(of.make("mul", (a, b)), call.argument(3, "value", 1)))),)
 
 
-def _addcdiv(of: _Normaliser, call: Call, operands: tuple[Use | None, ...]) -> tuple[Use, ...]:
+def _addcdiv(of: FormBuilder, call: Call, operands: tuple[Use | None, ...]) -> tuple[Use, ...]:
     x, a, b = (operand_at(operands, k) for k in range(3))
     assert x is not None and a is not None and b is not None
     return (of.make("add", (x, of.scaled(of.make("div", (a, b)), call.argument(3, "value", 1)))),)
@@ -94,7 +91,7 @@ def operand_at(operands: tuple[Use | None, ...], position: int) -> Use | None:
 # gelu written out
 
 
-def gelu(of: _Normaliser, a: Use, b: Use) -> Use | None:
+def gelu(of: FormBuilder, a: Use, b: Use) -> Use | None:
     """The gelu that the product a * b spells out: x/2 * (1 + erf(x / sqrt(2))), or its approximation by tanh."""
     coefficient, factors = _factors(of, a)
     more, others = _factors(of, b)
@@ -112,7 +109,7 @@ def gelu(of: _Normaliser, a: Use, b: Use) -> Use | None:
     return None
 
 
-def _gate(of: _Normaliser, use: Use) -> tuple[str, Use] | None:
+def _gate(of: FormBuilder, use: Use) -> tuple[str, Use] | None:
     """`fn` and y, where `use` is 1 + fn(y) for a sigmoidal fn."""
     form = of.form(use)
     if form.fn != "add" or use.layout:
@@ -124,7 +121,7 @@ def _gate(of: _Normaliser, use: Use) -> tuple[str, Use] | None:
     return None
 
 
-def _factors(of: _Normaliser, use: Use) -> tuple[float, tuple[Use, ...]]:
+def _factors(of: FormBuilder, use: Use) -> tuple[float, tuple[Use, ...]]:
     """A product as its number and its other factors."""
     number = of.number(use)
     if isinstance(number, (int, float)):
@@ -136,7 +133,7 @@ def _factors(of: _Normaliser, use: Use) -> tuple[float, tuple[Use, ...]]:
     return left * right, (*some, *others)
 
 
-def _polynomial(of: _Normaliser, use: Use, x: Use) -> dict[int, float] | None:
+def _polynomial(of: FormBuilder, use: Use, x: Use) -> dict[int, float] | None:
     """The coefficients of `use` as a polynomial of `x`, by exponent; None where it is none."""
     if use == x:
         return {1: 1.0}

@@ -9,14 +9,15 @@ arange is the index along a dimension. Matching compares normal forms; nothing i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
 
 from . import expansions, symbols
-from .graph import OpNode, SubGraph
+from .graph import SubGraph
 from .leaves import Ref, leaves
+from .nodes import OpNode
+from .normal_form import Form, NormalForm, Use
 from .ops import Call, Kind, Operator, call_of, canonical, lookup
 from .ops.creation import progression
 from .ops.pointwise import CONVERSIONS
@@ -39,73 +40,6 @@ _FILLED: dict[str, tuple[int, str] | int] = {
     "zeros": 0, "zeros_like": 0, "new_zeros": 0, "ones": 1, "ones_like": 1, "new_ones": 1,
 }  # fmt: skip
 _CONVERSIONS = frozenset(f"aten.{op}" for op in CONVERSIONS)
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A form as an operand: its number, and the reordering views between it and its user."""
-
-    form: int
-    layout: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One operation of a normal form.
-
-    Attributes:
-        fn: "input", "const", "slice", "stride" (every n-th element), "index" (along a dimension), "interleave" (the
-            elements of the operands in turn), or an operator's short name.
-        operands: what it reads.
-        detail: what else tells it apart: an input's name, a constant's value, a slice's part.
-    """
-
-    fn: str
-    operands: tuple[Use, ...] = ()
-    detail: tuple[Any, ...] = ()
-
-
-@dataclass
-class NormalForm:
-    """A SubGraph's forms, each once, operands before users.
-
-    Attributes:
-        forms: by number.
-        values: for each value of the graph, what it is.
-        outputs: the graph's outputs, in order.
-        vectors: the forms that are inputs of one dimension.
-    """
-
-    forms: list[Form] = field(default_factory=list)
-    values: dict[str, Use] = field(default_factory=dict)
-    outputs: tuple[Use, ...] = ()
-    vectors: set[int] = field(default_factory=set)
-
-    def is_leaf(self, number: int) -> bool:
-        """Whether a form is an input, a part of one, or a position: an index, moved or scaled by numbers."""
-        form = self.forms[number]
-        return form.fn == "input" or (
-            self.is_leaf(form.operands[0].form) if form.fn in ("slice", "stride") else self.is_position(number)
-        )
-
-    def is_position(self, number: int) -> bool:
-        """Whether a form is made of the index along one dimension and of numbers."""
-        form = self.forms[number]
-        if form.fn == "index":
-            return True
-        inner = [use.form for use in form.operands if self.forms[use.form].fn != "const"]
-        return form.fn in ("add", "sub", "mul") and len(inner) == 1 and self.is_position(inner[0])
-
-    def live(self) -> set[int]:
-        """The forms the outputs depend on."""
-        found: set[int] = set()
-        open_ends = [use.form for use in self.outputs]
-        while open_ends:
-            number = open_ends.pop()
-            if number not in found:
-                found.add(number)
-                open_ends += [use.form for use in self.forms[number].operands]
-        return found
 
 
 def normal_form(graph: SubGraph) -> NormalForm:

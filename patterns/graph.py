@@ -8,87 +8,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import sympy
-import torch
 
 from . import symbols
 from .errors import GraphError
 from .forks import cached_property
-from .leaves import Leaf, Ref, decode, encode, leaves, map_leaves, ref_names, sha256, show
+from .leaves import Leaf, Ref, leaves, map_leaves, sha256, show
+from .nodes import OpNode, writes
 from .specs import TensorSpec, decode_spec, encode_spec
 from .symbols import Dim
 
 if TYPE_CHECKING:
     import networkx
-
-
-@dataclass(frozen=True, slots=True)
-class OpNode:
-    """One operator call.
-
-    Attributes:
-        op: the operator's full name with its overload, "aten.mul.Tensor".
-        args: positional arguments in schema order; tensors are `Ref`s, sizes are Dims, nested tuples allowed.
-        kwargs: keyword arguments, sorted by name.
-        outputs: the names of the values it makes. What an in-place call hands back is a new name for the same memory.
-        origin: "file:line" of the user's code; no part of equality.
-    """
-
-    op: str
-    args: tuple[Leaf, ...]
-    kwargs: tuple[tuple[str, Leaf], ...] = ()
-    outputs: tuple[str, ...] = ()
-    origin: str = field(default="", compare=False)
-    _refs: tuple[str, ...] | None = field(default=None, init=False, repr=False, compare=False)
-
-    @property
-    def refs(self) -> tuple[str, ...]:
-        """Names of the values it reads, in order, with repeats."""
-        if self._refs is None:
-            object.__setattr__(self, "_refs", ref_names(self.args, self.kwargs))
-        assert self._refs is not None
-        return self._refs
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the structure, the same in every process."""
-        return sha256(self.to_json())
-
-    def renamed(self, rename: Callable[[str], str]) -> OpNode:
-        """The same call over other value names."""
-
-        def leaf(x: Leaf) -> Leaf:
-            return Ref(rename(x.name)) if isinstance(x, Ref) else x
-
-        return OpNode(
-            self.op,
-            map_leaves(leaf, self.args),
-            map_leaves(leaf, self.kwargs),
-            tuple(rename(o) for o in self.outputs),
-            self.origin,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict; `from_json` reads it back. The origin is left out."""
-        return {
-            "op": self.op,
-            "args": encode(self.args),
-            "kwargs": [[k, encode(v)] for k, v in self.kwargs],
-            "outputs": list(self.outputs),
-        }
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> OpNode:
-        return OpNode(
-            data["op"],
-            decode(data["args"]),
-            tuple((k, decode(v)) for k, v in data["kwargs"]),
-            tuple(data["outputs"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -248,15 +183,6 @@ def check(graph: SubGraph) -> None:
 
 
 @functools.cache
-def writes(op: str) -> bool:
-    """Whether an operator, by its full name, writes to a tensor it is given; False for one this torch does not have."""
-    target: Any = torch.ops
-    for part in op.split("."):
-        target = getattr(target, part, None)
-    schema = getattr(target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
-
-
 def canonicalize(graph: SubGraph) -> tuple[SubGraph, dict[str, str], dict[str, Dim]]:
     """The canonical form of `graph`.
 

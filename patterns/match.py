@@ -17,9 +17,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .forms import Form, NormalForm, Use, normal_form
+from .forms import normal_form
 from .graph import SubGraph
 from .named import PATTERNS, Pattern
+from .normal_form import Form, NormalForm, Use
 from .parts import part_of_part
 
 _COMMUTATIVE = frozenset({"add", "mul"})

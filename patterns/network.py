@@ -9,19 +9,54 @@ Nodes are calls and what enters and leaves a graph; an edge is one use of a valu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypedDict
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Protocol, TypedDict
 
 import networkx
 from sympy import Expr
 
 from . import symbols
-from .graph import OpNode, SubGraph, writes
+from .errors import GraphError
 from .leaves import Leaf, Ref, leaves, path_text, ref_names, show
+from .nodes import IslandNode, OpNode, island_text, writes
 from .ops import Kind, kind_of
-from .recorded import IslandNode, RecordedGraph, island_text
 from .specs import TensorSpec
-from .wellformed import check_recording
+
+_REMEDY = "Make the graph by recording, or name the values that its calls read."
+
+
+class Flow(Protocol):
+    """What a network is made from, as both kinds of graph have it."""
+
+    @property
+    def nodes(self) -> Sequence[OpNode | IslandNode]:
+        """The calls, in execution order."""
+
+    @property
+    def spec(self) -> dict[str, TensorSpec]:
+        """Specs by value name."""
+
+
+class RecordedFlow(Flow, Protocol):
+    """What a network is made from, as a recording has it; `RecordedGraph` says what each attribute means."""
+
+    inputs: Sequence[Any]
+    parameters: Sequence[tuple[str, str]]
+    constants: Sequence[str]
+    objects: Sequence[Any]
+    symbols: Sequence[Any]
+    outputs: tuple[Leaf, ...]
+
+    @property
+    def lasting(self) -> Collection[int]:
+        """Indices of the calls whose effects outlive a run."""
+
+
+class SubGraphFlow(Flow, Protocol):
+    """What a network is made from, as a subgraph has it; `SubGraph` says what each attribute means."""
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
 
 
 class NodeAttributes(TypedDict):
@@ -51,9 +86,12 @@ class EdgeAttributes(TypedDict):
     device: str
 
 
-def of_recording(graph: RecordedGraph) -> networkx.MultiDiGraph:
-    """The network of a recording; see `RecordedGraph.to_networkx`."""
-    check_recording(graph)
+def of_recording(graph: RecordedFlow) -> networkx.MultiDiGraph:
+    """The network of a recording; see `RecordedGraph.to_networkx`.
+
+    Raises:
+        GraphError: a value is read before it is made.
+    """
     network = _Network(graph.spec, {source.symbol: source.value for source in graph.symbols})
     network.enter("input", ((i.name, path_text(i.path)) for i in graph.inputs))
     network.enter("parameter", graph.parameters)
@@ -66,7 +104,7 @@ def of_recording(graph: RecordedGraph) -> networkx.MultiDiGraph:
     return network.graph
 
 
-def of_subgraph(graph: SubGraph) -> networkx.MultiDiGraph:
+def of_subgraph(graph: SubGraphFlow) -> networkx.MultiDiGraph:
     """The network of a subgraph; see `SubGraph.to_networkx`."""
     network = _Network(graph.spec, {})
     network.enter("input", ((name, "") for name in graph.inputs))
@@ -119,18 +157,23 @@ class _Network:
     def hand_out(self, index: int, leaf: Leaf) -> None:
         """Adds one leaf of the result."""
         node, names = f"output {index}", ref_names(leaf)
-        origin = "".join(self.graph.nodes[self.makers[name][0]]["origin"] for name in names)
+        origin = "".join(self.graph.nodes[self._maker(name, node)[0]]["origin"] for name in names)
         self._add(node, "output", index, [show(leaf)], origin=origin)
         self._use(node, names, leaf)
 
     def _use(self, node: str, names: tuple[str, ...], tree: Leaf) -> None:
         """The edges of one reader: the values it reads, and the calls that its size symbols wait for."""
         for operand, name in enumerate(names):
-            self._edge("operand", name, self.makers[name], node, operand)
+            self._edge("operand", name, self._maker(name, node), node, operand)
         symbols_used = {symbol.name for leaf in leaves(tree) if isinstance(leaf, Expr) for symbol in leaf.free_symbols}
         for name in sorted({self.sources[symbol] for symbol in symbols_used if symbol in self.sources}):
             if name in self.measured:
                 self._edge("size", name, self.measured[name], node, -1)
+
+    def _maker(self, name: str, reader: str) -> tuple[str, int]:
+        if name not in self.makers:
+            raise GraphError(f"{reader!r} reads {name!r}, which nothing before it makes.", remedy=_REMEDY)
+        return self.makers[name]
 
     def _add(
         self,

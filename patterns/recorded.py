@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .forks import cached_property
-from .graph import OpNode
-from .leaves import Leaf, Path, Ref, encode, leaves, path_text, sha256, show
+from .leaves import Path, encode, path_text, sha256, show
+from .nodes import IslandNode, OpNode, island_text
 from .specs import TensorSpec, encode_spec
 
 if TYPE_CHECKING:
     import networkx
-
-
-@dataclass(frozen=True, slots=True)
-class IslandNode:
-    """A call that is made natively and never looked into: a method with Python side effects, a module that is a step of
-    its scope, a class whose instance the scope makes, a read of a tensor's data.
-
-    Attributes:
-        receiver: what it is called on: a path among the scope's arguments, or the `Ref` of an object or tensor.
-        method: the method's name; "" where the receiver itself is called; an attribute's name when `args` is None.
-        args, kwargs: as in `OpNode`; objects are `Ref`s or `Argument`s.
-        outputs: one leaf per flattened result: the name of a tensor, symbol or object it makes, or `Expect(value)`.
-        effect: True when the call changes state; False for a read, which a plan may check before any effect.
-        structure: how the flattened results nest: "leaf", "tuple", "list", or the text of a pytree structure.
-        given_up: results of earlier islands that nobody held any more when this call was made.
-        given: how the arguments nest where lists or dicts are among them: the text of a pytree structure of the
-            positional and the named ones, by name; `args` are its leaves then, and `kwargs` is empty. Else "".
-        kind: the exact class of the list, dict or object that a read gives; None for other results.
-        copied: whether a later native call writes to the tensor that a read gives, so that a plan takes a copy.
-        lent: tensors among the arguments that are used after the call, which may write to them: their places.
-    """
-
-    receiver: Path | Ref
-    method: str
-    args: tuple[Leaf, ...] | None
-    kwargs: tuple[tuple[str, Leaf], ...]
-    outputs: tuple[Any, ...]
-    effect: bool
-    structure: str
-    given_up: tuple[str, ...] = ()
-    origin: str = field(default="", compare=False)
-    given: str = ""
-    kind: type | None = None
-    copied: bool = False
-    lent: tuple[int, ...] = ()
-
-    @property
-    def refs(self) -> tuple[str, ...]:
-        """Names of the values it reads."""
-        read = leaves((self.receiver if isinstance(self.receiver, Ref) else None, self.args, self.kwargs))
-        return tuple(leaf.name for leaf in read if isinstance(leaf, Ref))
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,20 +202,3 @@ def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
         "copied": node.copied,
         "lent": list(node.lent),
     }
-
-
-def given_tensors(node: IslandNode, tensors: Container[str]) -> list[str]:
-    """Names of the tensors among a call's arguments, in order.
-
-    Args:
-        node: the call.
-        tensors: the names that stand for tensors.
-    """
-    given = leaves((node.args, tuple(value for _, value in node.kwargs)))
-    return [leaf.name for leaf in given if isinstance(leaf, Ref) and leaf.name in tensors]
-
-
-def island_text(node: IslandNode) -> str:
-    """What an island calls, for people: `past_key_values.update`."""
-    receiver = node.receiver.name if isinstance(node.receiver, Ref) else path_text(node.receiver)
-    return f"{receiver}.{node.method}" if node.method else receiver

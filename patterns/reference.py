@@ -14,8 +14,9 @@ from torch import Tensor
 
 from . import symbols
 from .errors import StructureMismatch, UnsupportedOperator
-from .graph import OpNode, SubGraph
+from .graph import SubGraph
 from .leaves import Leaf, Ref, leaves, map_leaves
+from .nodes import OpNode
 from .ops import Kind, kind_of, lookup, resolve
 from .ops.reductions import rms_epsilon
 from .specs import TensorSpec

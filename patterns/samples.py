@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from . import symbols
-from .graph import OpNode, SubGraph
+from .graph import SubGraph
 from .leaves import Ref, leaves
+from .nodes import OpNode
 from .ops import Kind, kind_of
 from .specs import TensorSpec
 

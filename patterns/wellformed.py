@@ -10,9 +10,9 @@ import re
 import sympy
 
 from .errors import GraphError
-from .graph import OpNode
 from .leaves import Ref, leaves
-from .recorded import IslandNode, RecordedGraph
+from .nodes import IslandNode, OpNode
+from .recorded import RecordedGraph
 from .specs import TensorSpec
 from .symbols import Dim
 

@@ -17,7 +17,8 @@ import torch
 from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Argument, Attribute, Expect, Path, Ref
-from fusion.patterns.recorded import IslandNode, SymbolSource
+from fusion.patterns.nodes import IslandNode
+from fusion.patterns.recorded import SymbolSource
 from fusion.runtime.aliasing import Memory, separate
 from fusion.runtime.native import make_guard
 from fusion.runtime.plan import MISS, Deoptimized, Raised, Shape, Source

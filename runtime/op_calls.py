@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fusion.patterns.graph import OpNode
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops import resolve
 from fusion.patterns.specs import TensorSpec
 

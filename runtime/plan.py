@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from fusion.patterns.leaves import Path
-from fusion.patterns.recorded import IslandNode, RecordedGraph, SymbolSource
+from fusion.patterns.nodes import IslandNode
+from fusion.patterns.recorded import RecordedGraph, SymbolSource
 from fusion.patterns.source import define, parse
 from fusion.patterns.symbols import Dim
 from fusion.runtime.aliasing import storages

@@ -8,10 +8,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion.patterns import symbols
-from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Ref
+from fusion.patterns.nodes import IslandNode, OpNode, given_tensors
 from fusion.patterns.ops import resolve
-from fusion.patterns.recorded import IslandNode, given_tensors
 from fusion.runtime.call_log import (
     Changed,
     contents,

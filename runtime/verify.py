@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import OpNode, writes
 from fusion.patterns.leaves import Ref, leaves
-from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.nodes import IslandNode, OpNode, writes
+from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.source import BUILTINS
 
 _REMEDY = "This is a fault of the scheduler: run with max_fusions=0 and report it."

@@ -14,8 +14,8 @@ from fusion.capture.python.container_proxy import COPY, is_looked_into
 from fusion.capture.tracer import Recorder, unsupported
 from fusion.capture.user_frame import user_line
 from fusion.patterns.forks import changes
-from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Ref
+from fusion.patterns.nodes import OpNode
 from fusion.refusal import Refused
 
 # A getter's `__get__` is what torch hands to a function mode; type checkers see the attribute's type instead.

@@ -10,24 +10,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from fusion.capture.released_memory import alike
-from fusion.capture.symbolic_shapes import hint, is_symbolic
+from fusion.capture.settled_calls import Node, SettledCalls
 from fusion.capture.writes_to_cat import join
-from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Ref, map_leaves
+from fusion.patterns.nodes import IslandNode, OpNode, given_tensors
 from fusion.patterns.ops import Kind, kind_of, resolve
 from fusion.patterns.ops.effects import draws, has_effect, names_written
 from fusion.patterns.ops.spellings import functional
-from fusion.patterns.recorded import IslandNode, given_tensors
 from fusion.refusal import Refused
 
-Node = OpNode | IslandNode
 _TO_DTYPE = "aten.to.dtype"
 
 
-class Settlement:
+class Functionalized:
     """A recording's calls once in-place ones are settled.
 
     Args:
@@ -35,7 +30,7 @@ class Settlement:
         returned: names of the values in the result.
 
     Attributes:
-        nodes: the calls.
+        calls: the calls, as they are now.
         mutated: values whose memory is written to after they are made.
         renamed: constants that each run starts from a copy of: the name of the copy.
         outer: memory that is written to and outlives the run.
@@ -44,129 +39,126 @@ class Settlement:
     """
 
     def __init__(self, recorder: Any, returned: Sequence[str]) -> None:
+        self.calls = SettledCalls(recorder, returned)
         self.recorder = recorder
-        self.nodes: list[Node] = list(recorder.nodes)
-        self.memory: dict[str, int] = dict(recorder.effects.memory)
-        met = set(self.memory.values())
-        self.writes: list[tuple[int, int]] = [(i, key) for i, key in recorder.effects.writes if key in met]
+        met = set(self.calls.memory.values())
         self.native = {(i, key) for i, key in recorder.effects.native if key in met}
-        self.returned = set(returned)
         self.renamed: dict[str, str] = {}
-        self.before: dict[int, OpNode] = {}  # calls to put in front of a node
-        self.dropped: set[int] = set()  # nodes that nothing needs any more
-        self.made = {o: i for i, n in enumerate(self.nodes) for o in n.outputs if isinstance(o, str)}
-        self.last: dict[str, int] = {name: i for i, n in enumerate(self.nodes) for name in n.refs}
-        self.last.update(dict.fromkeys(self.returned, len(self.nodes)))
+        self.last: dict[str, int] = {name: i for i, n in enumerate(self.calls.nodes) for name in n.refs}
+        self.last.update(dict.fromkeys(self.calls.returned, len(self.calls.nodes)))
         self._note_lent()
         self._copy_before_unknown_writes()
         for name, i in recorder.copied:
             self._copy(name, i)
         self._check_elided()
-        for i in [i for i, _ in self.writes]:
+        for i in [i for i, _ in self.calls.writes]:
             self._functionalize(i)
-        for key in dict.fromkeys(key for _, key in self.writes):
-            join(self, key)
+        for key in dict.fromkeys(key for _, key in self.calls.writes):
+            join(self.calls, key)
         self.mutated = {
-            name for name, key in self.memory.items() if any(k == key and i > self._made(name) for i, k in self.writes)
+            name
+            for name, key in self.calls.memory.items()
+            if any(k == key and i > self.calls.made_at(name) for i, k in self.calls.writes)
         }
-        self.outer = {k for _, k in self.writes if k >= 0 and k not in recorder.effects.made}
-        islands = [n for n in self.nodes if isinstance(n, IslandNode)]
-        lent = {self.memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in self.memory}
+        self.outer = {k for _, k in self.calls.writes if k >= 0 and k not in recorder.effects.made}
+        islands = [n for n in self.calls.nodes if isinstance(n, IslandNode)]
+        lent = {
+            self.calls.memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in self.calls.memory
+        }
         self.outer -= lent & {key for _, key in self.native}  # an island's own memory, which a step hands to it again
         self._check_native()
         self._check_shared()
-        outer_writes = sorted({i for i, k in self.writes if k in self.outer})
-        drawing = [i for i, n in enumerate(self.nodes) if isinstance(n, OpNode) and _draws(n)]
+        outer_writes = sorted({i for i, k in self.calls.writes if k in self.outer})
+        drawing = [i for i, n in enumerate(self.calls.nodes) if isinstance(n, OpNode) and _draws(n)]
         self._copy_constants()
         places = self._insert()
         self.outer_writes = tuple(places[i] for i in outer_writes)
         self.draws = tuple(places[i] for i in drawing)
 
-    def op(self, i: int) -> OpNode:
-        """Node `i`, which is a call."""
-        node = self.nodes[i]
-        assert isinstance(node, OpNode)
-        return node
-
-    def _made(self, name: str) -> int:
-        return self.made.get(name, -1)
-
     def _check_elided(self) -> None:
-        written = {key for _, key in self.writes}
+        written = {key for _, key in self.calls.writes}
         for name in self.recorder.effects.elided:
-            if self.memory[name] in written:
+            if self.calls.memory[name] in written:
                 what = "whether contiguous() copies decides what an in-place operator writes to"
-                raise Refused("guard", what, self._writer_of(self.memory[name]), "write to a clone()")
+                raise Refused("guard", what, self._writer_of(self.calls.memory[name]), "write to a clone()")
 
     def _writer_of(self, key: int) -> str:
         """The user's line that first writes to some memory."""
-        return next((self.nodes[i].origin for i, written in self.writes if written == key), "")
+        return next((self.calls.nodes[i].origin for i, written in self.calls.writes if written == key), "")
 
     def _note_lent(self) -> None:
         """What a native call is given, and used afterwards, it may write to in another call."""
         used: dict[int, int] = {}  # the last use of each memory
         for name, i in self.last.items():
-            if name in self.memory:
-                used[self.memory[name]] = max(i, used.get(self.memory[name], -1))
-        for i, node in enumerate(self.nodes):
+            if name in self.calls.memory:
+                used[self.calls.memory[name]] = max(i, used.get(self.calls.memory[name], -1))
+        for i, node in enumerate(self.calls.nodes):
             if isinstance(node, IslandNode) and node.args is not None and node.effect:
-                tensors = given_tensors(node, self.memory)
-                lent = tuple(place for place, name in enumerate(tensors) if used.get(self.memory[name], -1) > i)
-                self.nodes[i] = self.recorder.nodes[i] = replace(node, lent=lent)
+                tensors = given_tensors(node, self.calls.memory)
+                lent = tuple(place for place, name in enumerate(tensors) if used.get(self.calls.memory[name], -1) > i)
+                self.calls.nodes[i] = self.recorder.nodes[i] = replace(node, lent=lent)
 
     def _copy_before_unknown_writes(self) -> None:
         """What a native call writes to without the forward ever meeting it may, in another call, be what was found."""
         recorder = self.recorder
-        given = {self.memory[n] for n in (*(g.name for g in recorder.inputs), *recorder.parameters)}
+        given = {self.calls.memory[n] for n in (*(g.name for g in recorder.inputs), *recorder.parameters)}
         for name, found in recorder.lookups:
             i = next((i for i in recorder.unknown_writes if i > found), None)
-            key = self.memory[name]
-            known = key in given or any(k == key for _, k in self.writes) or any(name == n for n, _ in recorder.copied)
-            if i is None or known or not any(n in self.last for n, k in self.memory.items() if k == key):
+            key = self.calls.memory[name]
+            known = (
+                key in given
+                or any(k == key for _, k in self.calls.writes)
+                or any(name == n for n, _ in recorder.copied)
+            )
+            if i is None or known or not any(n in self.last for n, k in self.calls.memory.items() if k == key):
                 continue
-            self.nodes[found] = recorder.nodes[found] = replace(recorder.nodes[found], copied=True)
+            self.calls.nodes[found] = recorder.nodes[found] = replace(recorder.nodes[found], copied=True)
             recorder.copied.append((name, i))
 
     def _copy(self, name: str, i: int) -> None:
         """A value found inside an object, which native call `i` writes to, is a copy in plans."""
-        key, fresh = self.memory[name], -2 * i - 1
-        older = [n for n, k in self.memory.items() if k == key and self._made(n) < i]
-        given = {self.memory[n] for n in (*(g.name for g in self.recorder.inputs), *self.recorder.parameters)}
+        key, fresh = self.calls.memory[name], -2 * i - 1
+        older = [n for n, k in self.calls.memory.items() if k == key and self.calls.made_at(n) < i]
+        given = {self.calls.memory[n] for n in (*(g.name for g in self.recorder.inputs), *self.recorder.parameters)}
         if (
             key in given
             or any(self.last.get(n, -1) > i for n in older)
-            or any(k == key and j < i for j, k in self.writes)
+            or any(k == key and j < i for j, k in self.calls.writes)
         ):
             what = "a call made as it is writes to what an object holds and the forward uses otherwise"
-            raise Refused("outer_write", what, self.nodes[i].origin)
-        self.memory.update(dict.fromkeys(older, fresh))
-        self.writes = [(j, k) for j, k in self.writes if (j, k) != (i, key)]
+            raise Refused("outer_write", what, self.calls.nodes[i].origin)
+        self.calls.memory.update(dict.fromkeys(older, fresh))
+        self.calls.writes = [(j, k) for j, k in self.calls.writes if (j, k) != (i, key)]
         self.native.discard((i, key))
 
     def _check_native(self) -> None:
         """A native call is not made again when the rest of a run is, so nobody may have read what it overwrites."""
         for key in {key for _, key in self.native} & self.outer:
             last = max(i for i, k in self.native if k == key)
-            users = {i for i, n in enumerate(self.nodes[:last]) if any(self.memory.get(r) == key for r in _read(n))}
-            users |= {i for i, k in self.writes if k == key}
+            users = {
+                i
+                for i, n in enumerate(self.calls.nodes[:last])
+                if any(self.calls.memory.get(r) == key for r in _read(n))
+            }
+            users |= {i for i, k in self.calls.writes if k == key}
             if not users <= {i for i, k in self.native if k == key}:
                 what = "a call made as it is writes to a tensor of the caller's that is used before"
-                raise Refused("outer_write", what, self.nodes[last].origin)
+                raise Refused("outer_write", what, self.calls.nodes[last].origin)
 
     def _check_shared(self) -> None:
         """What a native call returns may be its argument in one call and a copy in the next: `x.contiguous()`. Then
         whoever writes to one of them in place must not find the other in use."""
-        written = [(i, key) for i, key in self.writes if (i, key) not in self.native]
-        for j, node in enumerate(self.nodes):
+        written = [(i, key) for i, key in self.calls.writes if (i, key) not in self.native]
+        for j, node in enumerate(self.calls.nodes):
             later = {key for i, key in written if i > j}
             if not later or not isinstance(node, IslandNode):
                 continue
-            given = {self.memory[name] for name in _read(node) if name in self.memory}
-            made = {self.memory[o] for o in node.outputs if isinstance(o, str) and o in self.memory}
+            given = {self.calls.memory[name] for name in _read(node) if name in self.calls.memory}
+            made = {self.calls.memory[o] for o in node.outputs if isinstance(o, str) and o in self.calls.memory}
             if not (given and made):
                 continue
-            used = {self.memory[r] for n in self.nodes[j + 1 :] for r in _read(n) if r in self.memory}
-            used |= {self.memory[name] for name in self.returned if name in self.memory}
+            used = {self.calls.memory[r] for n in self.calls.nodes[j + 1 :] for r in _read(n) if r in self.calls.memory}
+            used |= {self.calls.memory[name] for name in self.calls.returned if name in self.calls.memory}
             if later & made & given or (later & made and used & given) or (later & given and used & made):
                 raise Refused(
                     "outer_write", "what a call made as it is returned, or was given, is written to", node.origin
@@ -175,7 +167,7 @@ class Settlement:
     # ---- one call
 
     def _functionalize(self, i: int) -> None:
-        node = self.nodes[i]
+        node = self.calls.nodes[i]
         if not isinstance(node, OpNode):
             return
         targets = names_written(node)
@@ -187,89 +179,58 @@ class Settlement:
         kwargs = tuple((k, v) for k, v in node.kwargs if k != spelling.writes)
         call = OpNode(spelling.op, node.args, kwargs, node.outputs, node.origin)
         if not has_effect(call) and self._shadow(call, targets[0], i):
-            self._take_out(i, node.outputs[0], self.memory[targets[0]])
+            self._take_out(i, node.outputs[0], self.calls.memory[targets[0]])
 
     def _alone(self, target: str, i: int) -> bool:
         """Whether call `i` is the last user of the target's memory, but for what is made of its result."""
-        key = self.memory[target]
+        key = self.calls.memory[target]
         if key >= 0 and key not in self.recorder.effects.made:
             return False
-        older = [name for name, k in self.memory.items() if k == key and self._made(name) < i]
+        older = [name for name, k in self.calls.memory.items() if k == key and self.calls.made_at(name) < i]
         if any(self.last.get(name, -1) > i for name in older):
             return False
-        lent = {n for node in self.nodes[:i] if isinstance(node, IslandNode) for n in node.refs}
-        handed = {o for node in self.nodes[:i] if isinstance(node, IslandNode) for o in node.outputs}
+        lent = {n for node in self.calls.nodes[:i] if isinstance(node, IslandNode) for n in node.refs}
+        handed = {o for node in self.calls.nodes[:i] if isinstance(node, IslandNode) for o in node.outputs}
         return not any(name in lent or name in handed for name in older)
 
     def _shadow(self, call: OpNode, target: str, i: int) -> bool:
         """Puts the functional call in place if its result is laid out as the written tensor; casts it if need be."""
         recorder, old = self.recorder, self.recorder.fakes[target]
         try:
-            made = self.run(call, recorder.fakes, fake=True)
-            cast = made if made.dtype == old.dtype else self._quietly(lambda: made.to(old.dtype))
+            made = self.calls.run(call, recorder.fakes, fake=True)
+            cast = made if made.dtype == old.dtype else self.calls.quietly(lambda: made.to(old.dtype))
         except Exception:  # torch has no shape function for it: it stays in place
             return False
-        if not self.same_layout(cast, old):
+        if not self.calls.same_layout(cast, old):
             return False
         (name,) = call.outputs
         if cast is not made:
             wide = f"w{i}"
             recorder.fakes[wide] = made
-            recorder.real[wide] = self.run(call, recorder.real, fake=False)
-            self.memory[wide] = -2 * i - 2
-            self.made[wide] = i
-            self.before[i] = replace(call, outputs=(wide,))
+            recorder.real[wide] = self.calls.run(call, recorder.real, fake=False)
+            self.calls.memory[wide] = -2 * i - 2
+            self.calls.made[wide] = i
+            self.calls.before[i] = replace(call, outputs=(wide,))
             call = OpNode(_TO_DTYPE, (Ref(wide), old.dtype), (), (name,), call.origin)
-        self.nodes[i] = call
+        self.calls.nodes[i] = call
         recorder.fakes[name] = cast
         return True
-
-    def run(self, call: OpNode, tensors: Any, *, fake: bool) -> torch.Tensor:
-        """The one result of a call on the tensors of its operands' names, real ones or shadows."""
-
-        held = {name: tensors[name] for name in call.refs}
-        if not fake:
-            held = alike(held)
-
-        def leaf(x: Any) -> Any:
-            return held[x.name] if isinstance(x, Ref) else x if fake else hint(x)
-
-        args, kwargs = map_leaves(leaf, call.args), {k: map_leaves(leaf, v) for k, v in call.kwargs}
-        function = resolve(call.op)
-        made: torch.Tensor = self._quietly(lambda: function(*args, **kwargs)) if fake else function(*args, **kwargs)
-        return made
-
-    def _quietly(self, build: Any) -> Any:
-        def call() -> Any:
-            with self.recorder.shadow.mode:
-                return build()
-
-        return self.recorder._quiet(call)
-
-    def known(self, size: Any) -> Any:
-        """A size, to be compared with others in every call that the recording stands for; comparing leaves no guard."""
-        return self.recorder.shadow.env.replace(size.node.expr) if is_symbolic(size) else size
-
-    def same_layout(self, a: torch.Tensor, b: torch.Tensor) -> bool:
-        """Whether two shadows agree in every call that this recording stands for; asking leaves no guard."""
-        ours, theirs = ([*map(self.known, t.shape), *map(self.known, t.stride())] for t in (a, b))
-        return a.device == b.device and ours == theirs
 
     def _take_out(self, i: int, made: str, key: int) -> None:
         """Call `i` writes to nothing any more: what it makes, and what is made of that, lives in memory of its own."""
         fresh = -2 * i - 1
-        for name, k in self.memory.items():
-            if k == key and self._made(name) >= i:
-                self.memory[name] = fresh
-        self.writes = [(j, fresh if k == key and j > i else k) for j, k in self.writes if j != i]
+        for name, k in self.calls.memory.items():
+            if k == key and self.calls.made_at(name) >= i:
+                self.calls.memory[name] = fresh
+        self.calls.writes = [(j, fresh if k == key and j > i else k) for j, k in self.calls.writes if j != i]
 
     # ---- constants
 
     def _copy_constants(self) -> None:
         """A constant that is written to or handed out is copied at the start of each run."""
-        outgoing = {self.memory[name] for name in self.returned if name in self.memory}
+        outgoing = {self.calls.memory[name] for name in self.calls.returned if name in self.calls.memory}
         for name in self.recorder.constants:
-            if name in self.mutated or self.memory[name] in outgoing:
+            if name in self.mutated or self.calls.memory[name] in outgoing:
                 self.renamed[name] = f"k{name}"
         if not self.renamed:
             return
@@ -282,8 +243,8 @@ class Settlement:
             outputs = tuple(self.renamed.get(o, o) if isinstance(o, str) else o for o in node.outputs)
             return replace(node, args=args, kwargs=map_leaves(leaf, node.kwargs), outputs=outputs)  # type: ignore[arg-type]  # an island's may be None
 
-        self.nodes = [moved(n) for n in self.nodes]
-        self.before = {i: n.renamed(lambda o: self.renamed.get(o, o)) for i, n in self.before.items()}
+        self.calls.nodes = [moved(n) for n in self.calls.nodes]
+        self.calls.before = {i: n.renamed(lambda o: self.renamed.get(o, o)) for i, n in self.calls.before.items()}
         self.mutated = {self.renamed.get(name, name) for name in self.mutated}
         for name, copy in self.renamed.items():
             self.recorder.fakes[copy] = self.recorder.fakes[name]
@@ -293,13 +254,13 @@ class Settlement:
         """Puts the new calls in between; where each call stands then."""
         copies: list[Node] = [OpNode("aten.clone.default", (Ref(c),), (), (k,)) for c, k in self.renamed.items()]
         places = []
-        for i, node in enumerate(self.nodes):
-            if i in self.before:
-                copies.append(self.before[i])
+        for i, node in enumerate(self.calls.nodes):
+            if i in self.calls.before:
+                copies.append(self.calls.before[i])
             places.append(len(copies))
-            if i not in self.dropped:
+            if i not in self.calls.dropped:
                 copies.append(node)
-        self.nodes = copies
+        self.calls.nodes = copies
         return places
 
 

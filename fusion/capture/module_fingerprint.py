@@ -12,7 +12,8 @@ from fusion.capture.hooks import HOOKS, are_idle
 from fusion.capture.python.argument_tree import tensors_of
 from fusion.capture.python.reachable_state import ENTRY_NAMES, PLAIN
 from fusion.patterns.leaves import leaves
-from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.nodes import IslandNode
+from fusion.patterns.recorded import RecordedGraph
 
 _MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fusion import stack
 from fusion.capture.function_mode import SizeReads
-from fusion.capture.functionalize import Node, Settlement
+from fusion.capture.functionalize import Functionalized
 from fusion.capture.leftover_symbols import without_symbols
 from fusion.capture.python import interception, registry
 from fusion.capture.python.argument_snapshot import Given, Item
@@ -31,7 +31,8 @@ from fusion.capture.tracer import Recorder
 from fusion.capture.user_frame import is_users_file, line_of, short_line, user_line
 from fusion.faults import recording_code
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
-from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.nodes import IslandNode
+from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
@@ -353,7 +354,7 @@ def _fill(
     leaves, tree = flatten_result(outcome, recorder.containers)
     leaves = [recorder.shadow.settled(leaf) for leaf in leaves]
     returned = [recorder.name_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    settled = Settlement(recorder, [name for name in returned if name is not None])
+    settled = Functionalized(recorder, [name for name in returned if name is not None])
     translation = recorder.shadow.finish(_sizes(recorder, settled, leaves))
     recorder.notice_fixed_size()
     if recorder.refusal is not None:
@@ -364,7 +365,7 @@ def _fill(
         parameters=tuple(recorder.parameters.items()),
         constants=tuple(recorder.constants),
         mutated=tuple(sorted(settled.mutated)),
-        nodes=tuple(_translated(node, translation) for node in settled.nodes),
+        nodes=tuple(_translated(node, translation) for node in settled.calls.nodes),
         outputs=outputs,
         structure=str(tree),
         specs=tuple((name, _spec(fake, translation)) for name, fake in recorder.fakes.items()),
@@ -392,22 +393,22 @@ def _fill(
     recording.functions = tuple(recorder.functions)
 
 
-def _sizes(recorder: Recorder, settled: Settlement, outputs: Iterable[Any]) -> Iterator[Any]:
+def _sizes(recorder: Recorder, settled: Functionalized, outputs: Iterable[Any]) -> Iterator[Any]:
     """Every size that a plan has to compute."""
     for fake in recorder.fakes.values():
         yield from fake.shape
         yield from fake.stride()
-    for node in (*settled.nodes, *recorder.nodes):
+    for node in (*settled.calls.nodes, *recorder.nodes):
         yield from pytree.tree_leaves((as_tuples(node.args), as_tuples(node.kwargs)))
     yield from outputs
 
 
-def _apart(conditions: Conditions, recorder: Recorder, settled: Settlement) -> Conditions:
+def _apart(conditions: Conditions, recorder: Recorder, settled: Functionalized) -> Conditions:
     """Adds which tensors the recording wrote to, and which others it met in other memory."""
     inputs = [i.name for i in recorder.inputs]
     memory, made = recorder.effects.memory, recorder.effects.made
     given = {*inputs, *recorder.parameters}
-    results = [o for n in settled.nodes if isinstance(n, IslandNode) for o in n.outputs if isinstance(o, str)]
+    results = [o for n in settled.calls.nodes if isinstance(n, IslandNode) for o in n.outputs if isinstance(o, str)]
     met = [o for o in dict.fromkeys(results) if o in memory and o not in given and memory[o] not in made]
     changed_memory = settled.outer | {key for _, key in settled.native} | {memory[name] for name, _ in recorder.copied}
     groups = {key: tuple(n for n in (*given, *met) if memory[n] == key) for key in changed_memory}
@@ -431,7 +432,7 @@ def _value_of(source: Any, recorder: Recorder) -> int:
     return int(tensor.shape[source.dim] if source.kind == "shape" else tensor.stride(source.dim))
 
 
-def _output(leaf: Any, recorder: Recorder, settled: Settlement, translation: Translation) -> Any:
+def _output(leaf: Any, recorder: Recorder, settled: Functionalized, translation: Translation) -> Any:
     if isinstance(leaf, torch.Tensor):
         name = recorder.name_of(leaf)
         if name is None:

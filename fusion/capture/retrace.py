@@ -33,11 +33,11 @@ from fusion.capture.record import Recording, below_autograd
 from fusion.capture.released_memory import Forgotten, alike
 from fusion.capture.tracer import results_of
 from fusion.patterns import symbols
-from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Expect, Ref, map_leaves, ref_names
+from fusion.patterns.nodes import IslandNode, OpNode
 from fusion.patterns.ops import resolve
 from fusion.patterns.ops.effects import has_effect
-from fusion.patterns.recorded import IslandNode, RecordedGraph, SymbolSource
+from fusion.patterns.recorded import RecordedGraph, SymbolSource
 from fusion.patterns.source import define
 from fusion.patterns.symbols import Dim
 from fusion.runtime.plan import as_it_is

@@ -30,11 +30,11 @@ from fusion.capture.released_memory import Forgotten, without_contents
 from fusion.capture.symbolic_shapes import SHAPES, GuardError, Shadow, has_unknown_size, hint, quiet_log
 from fusion.capture.user_frame import user_line
 from fusion.faults import recording_code
-from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Leaf, Path, Ref, path_text
+from fusion.patterns.nodes import IslandNode, OpNode
 from fusion.patterns.ops import Kind, kind_of
 from fusion.patterns.ops.effects import draws
-from fusion.patterns.recorded import GraphInput, IslandNode
+from fusion.patterns.recorded import GraphInput
 from fusion.refusal import Refusal, Refused
 from fusion.runtime.rollback import identity
 

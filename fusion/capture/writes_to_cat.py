@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fusion.patterns.graph import OpNode
+from fusion.capture.settled_calls import SettledCalls
 from fusion.patterns.leaves import Ref
+from fusion.patterns.nodes import IslandNode, OpNode
 from fusion.patterns.ops.effects import has_effect
-from fusion.patterns.recorded import IslandNode
-
-if TYPE_CHECKING:
-    from fusion.capture.functionalize import Settlement
 
 
-def join(settled: Settlement, key: int) -> None:
+def join(settled: SettledCalls, key: int) -> None:
     """Puts a `cat` in the place of the last of such writes, and takes the others and the empty tensor out.
 
     Args:
@@ -46,7 +43,7 @@ def join(settled: Settlement, key: int) -> None:
     settled.writes = [(i, k) for i, k in settled.writes if k != key]
 
 
-def _root(settled: Settlement, key: int) -> tuple[str, list[int]]:
+def _root(settled: SettledCalls, key: int) -> tuple[str, list[int]]:
     """The value that holds all of the memory, and the nodes that make it: torch detaches what Python makes."""
     root = next(name for name, k in settled.memory.items() if k == key)
     makers = [settled.made[root]] if root in settled.made else []
@@ -60,14 +57,14 @@ def _root(settled: Settlement, key: int) -> tuple[str, list[int]]:
     return root, makers
 
 
-def _piece(settled: Settlement, i: int) -> OpNode:
+def _piece(settled: SettledCalls, i: int) -> OpNode:
     """What the write `i` puts in its place, in the shape of that place."""
     node = settled.op(i)
     shape = tuple(settled.recorder.fakes[node.args[0].name].shape)
     return OpNode("aten.expand.default", (node.args[1], shape), (), (f"e{i}",), node.origin)
 
 
-def _filled(settled: Settlement, root: str, makers: list[int], key: int, writes: list[int]) -> int | None:
+def _filled(settled: SettledCalls, root: str, makers: list[int], key: int, writes: list[int]) -> int | None:
     """The dimension along which the writes fill all of `root`, in order; None where they do something else."""
     fakes = settled.recorder.fakes
     maker = settled.nodes[makers[0]] if makers else None
@@ -90,7 +87,7 @@ def _filled(settled: Settlement, root: str, makers: list[int], key: int, writes:
     return dim if whole and not dims and _unread(settled, root, makers, key, writes) else None
 
 
-def _slice(settled: Settlement, root: str, i: int, last: int) -> tuple[int, object] | None:
+def _slice(settled: SettledCalls, root: str, i: int, last: int) -> tuple[int, object] | None:
     """Where the write `i` puts another tensor: the dimension, and the index it starts from; None for another write."""
     node = settled.nodes[i]
     if not isinstance(node, OpNode) or node.op != "aten.copy_.default":
@@ -110,7 +107,7 @@ def _slice(settled: Settlement, root: str, i: int, last: int) -> tuple[int, obje
     return dim % fakes[root].ndim, start or 0
 
 
-def _unread(settled: Settlement, root: str, makers: list[int], key: int, writes: list[int]) -> bool:
+def _unread(settled: SettledCalls, root: str, makers: list[int], key: int, writes: list[int]) -> bool:
     """Whether nobody reads the memory before it is filled, nor afterwards but as `root` and what is made of it."""
     last = writes[-1]
     names = {name for name, k in settled.memory.items() if k == key}

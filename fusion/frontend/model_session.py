@@ -21,9 +21,9 @@ from fusion.integrations import standard, transformers
 from fusion.jit.blocks import find_blocks, parts
 from fusion.jit.scope import Scope
 from fusion.jit.signature import ClassForward
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.nodes import IslandNode, OpNode, island_text
 from fusion.patterns.ops import Kind, kind_of
-from fusion.patterns.recorded import IslandNode, island_text
 from fusion.refusal import CODES, Refusal
 from fusion.remedies import REMEDIES
 from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from fusion.patterns import ops, scalar, symbols
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref, map_leaves
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops import Kind
 from fusion.patterns.scalar import Apply, Load, Reduce, Scalar
 from fusion.patterns.specs import TensorSpec

@@ -11,10 +11,11 @@ import sympy
 
 from fusion.patterns import ops
 from fusion.patterns.errors import GraphError, UnsupportedOperator
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref, leaves
+from fusion.patterns.nodes import IslandNode, OpNode
 from fusion.patterns.ops import Kind
-from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.recorded import RecordedGraph
 
 Step = tuple[Literal["node", "region"], int]
 

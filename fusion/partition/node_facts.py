@@ -8,10 +8,10 @@ from fusion.kernels.iteration_space import memory_order
 from fusion.partition.dependence import Dependence, dependence, is_view, made_by
 from fusion.patterns import ops, symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Ref, leaves
+from fusion.patterns.nodes import IslandNode, OpNode, island_text
 from fusion.patterns.ops import Kind
-from fusion.patterns.recorded import IslandNode, RecordedGraph, island_text
+from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 

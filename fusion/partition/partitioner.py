@@ -22,7 +22,8 @@ from fusion.partition.node_facts import Extents, Facts, No
 from fusion.partition.reachability import Reach
 from fusion.partition.regions import Partition, Region, make_region, stored
 from fusion.partition.verify import verify
-from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.nodes import IslandNode
+from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.specs import TensorSpec
 from fusion.refusal import Refusal
 

@@ -8,8 +8,8 @@ from fusion.partition.dependence import Step
 from fusion.partition.node_facts import Facts
 from fusion.partition.regions import Partition, Region, stored
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import OpNode
-from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.nodes import IslandNode, OpNode
+from fusion.patterns.recorded import RecordedGraph
 
 _REMEDY = "This is a mistake in fusion.partition; please report it with the recording's text."
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fusion.remedies import NOTHING
-
-from .model import FusionReport, RegionReport, ScopeReport, Totals
+from fusion.reporting.grouping import grouped
+from fusion.reporting.rows import RegionReport, Rows, ScopeReport, Totals
 
 WIDTH = 100
 NARROW = 96  # columns below which the shapes, which to_json keeps, leave the table
@@ -23,7 +23,7 @@ _MOST_LINES = 2  # of the user's code that one reason names
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 
 
-def render(report: FusionReport, width: int = WIDTH) -> str:
+def render(report: Rows, width: int = WIDTH) -> str:
     """The report as plain text, at most `width` columns wide, without colours."""
     written = io.StringIO()
     console = Console(file=written, width=width, force_terminal=False, color_system=None, legacy_windows=False)
@@ -31,10 +31,10 @@ def render(report: FusionReport, width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
 
-def renderable(report: FusionReport, width: int = WIDTH) -> RenderableType:
+def renderable(report: Rows, width: int = WIDTH) -> RenderableType:
     """The report as something a rich Console of `width` columns prints."""
     parts: list[RenderableType] = []
-    for scope in report.grouped().scopes:
+    for scope in grouped(report.scopes):
         parts += [_heading(scope), *_body(scope, width), Text()]
     if not report.scopes:
         parts += [Text("No scope has run yet: call the model once, then ask again."), Text()]
@@ -222,7 +222,7 @@ def _totals(totals: Totals) -> Iterator[RenderableType]:
     )
 
 
-def _environment(report: FusionReport) -> Iterator[RenderableType]:
+def _environment(report: Rows) -> Iterator[RenderableType]:
     if report.environment:
         yield _indented("; ".join(f"{name} {value}" for name, value in report.environment.items()), "dim")
 

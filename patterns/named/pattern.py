@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from ..forks import cached_property
-from ..graph import OpNode, SubGraph
+from ..graph import SubGraph
 from ..leaves import Leaf, Ref
+from ..nodes import OpNode
 from ..specs import TensorSpec, contiguous_strides
 from ..symbols import Dim
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ..errors import UnsupportedOperator
-from ..graph import OpNode
 from ..leaves import Ref, leaves
+from ..nodes import OpNode
 from .spellings import resolve
 
 

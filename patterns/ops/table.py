@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedOperator
-from ..graph import OpNode
 from ..indexing import Extents, Index
 from ..leaves import Ref, leaves
+from ..nodes import OpNode
 from ..scalar import Scalar
 from ..specs import TensorSpec
 from ..symbols import Dim

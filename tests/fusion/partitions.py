@@ -14,9 +14,9 @@ from fusion.partition.dependence import Step
 from fusion.partition.partitioner import Partition, partition
 from fusion.partition.regions import Region
 from fusion.patterns import ops, symbols
-from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Ref, map_leaves
-from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.nodes import IslandNode, OpNode
+from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.specs import TensorSpec
 from fusion.refusal import CODES
 

@@ -11,8 +11,9 @@ from partitions import ROWS, WIDTH, chain, codes, divided, names, taken_apart, t
 from fusion.partition import cost_model
 from fusion.partition.partitioner import partition
 from fusion.patterns import symbols
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.specs import TensorSpec
 

@@ -16,8 +16,7 @@ from partitions import (
     tensor,
 )
 
-from fusion.patterns.graph import OpNode
-from fusion.patterns.recorded import IslandNode
+from fusion.patterns.nodes import IslandNode, OpNode
 
 # ---- refusing
 

@@ -30,8 +30,9 @@ from fusion.partition.partitioner import Partition, partition
 from fusion.partition.regions import make_region
 from fusion.patterns import ops
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.match import match
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.recorded import RecordedGraph
 
 # ---- whole

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.patterns import symbols
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref, map_leaves
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 

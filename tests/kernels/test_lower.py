@@ -15,8 +15,9 @@ from lowered import check, nest_of
 from fusion.kernels.loops import Axis
 from fusion.kernels.lower import given_symbols, lower
 from fusion.patterns import scalar, symbols
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.scalar import Apply, Load, Select
 from fusion.patterns.specs import TensorSpec
 

@@ -13,8 +13,9 @@ from fusion.kernels.loops import Axis
 from fusion.kernels.lower import lower
 from fusion.patterns import scalar
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.scalar import Load
 from fusion.patterns.specs import TensorSpec
 

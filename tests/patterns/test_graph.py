@@ -15,8 +15,9 @@ from graphs import DYNAMIC, EXAMPLES, LENGTH, add_rms_norm, normal, swiglu, trac
 
 from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import OpNode, SubGraph, canonicalize
+from fusion.patterns.graph import SubGraph, canonicalize
 from fusion.patterns.leaves import Expect, Ref, decode, encode, map_leaves
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.specs import TensorSpec
 
 VECTOR = TensorSpec.contiguous(torch.float32, (symbols.symbol("n"),))

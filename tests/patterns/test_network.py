@@ -18,9 +18,10 @@ from test_wellformed import GOOD
 
 import fusion
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref
 from fusion.patterns.network import EdgeAttributes, NodeAttributes
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.reference import run
 

@@ -8,9 +8,10 @@ from graphs import DYNAMIC, EXAMPLES, LENGTH, trace
 
 from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError, StructureMismatch, UnsupportedOperator
-from fusion.patterns.graph import OpNode, SubGraph
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref
 from fusion.patterns.named import create_qk_norm_rope_pattern, create_swiglu_pattern
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.reference import bind_symbols, run, run_fp64
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import symbol

@@ -13,9 +13,10 @@ import torch
 from fusion.capture.record import record
 from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
-from fusion.patterns.graph import OpNode, SubGraph, writes
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref
-from fusion.patterns.recorded import GraphInput, HeldObject, IslandNode, RecordedGraph, SymbolSource
+from fusion.patterns.nodes import IslandNode, OpNode, writes
+from fusion.patterns.recorded import GraphInput, HeldObject, RecordedGraph, SymbolSource
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
 

@@ -12,7 +12,8 @@ import torch
 from fusion.capture.record import record
 from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Ref
-from fusion.patterns.recorded import IslandNode, RecordedGraph
+from fusion.patterns.nodes import IslandNode
+from fusion.patterns.recorded import RecordedGraph
 from fusion.runtime.plan import KernelCall, Shape, Source
 from fusion.runtime.plan_writer import Writer, write_plan
 from fusion.runtime.verify import check_steps, check_text

@@ -17,9 +17,8 @@ from fusion.capture.python.container_proxy import COPY, PLAIN, is_container, is_
 from fusion.capture.python.interception import refresh, shown
 from fusion.capture.python.reachable_state import is_library
 from fusion.capture.user_frame import user_line
-from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Path, Ref
-from fusion.patterns.recorded import IslandNode
+from fusion.patterns.nodes import IslandNode, OpNode
 from fusion.refusal import Refusal, Refused
 from fusion.runtime.plan import Raised, as_it_is
 

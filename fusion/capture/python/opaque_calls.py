@@ -23,9 +23,9 @@ from fusion.capture.released_memory import ALONE, references
 from fusion.capture.symbolic_shapes import Shadow, is_symbolic, real_nest
 from fusion.capture.user_frame import line_of, user_line
 from fusion.faults import recording_code
-from fusion.patterns.graph import OpNode
 from fusion.patterns.leaves import Argument, Expect, Path, Ref
-from fusion.patterns.recorded import HeldObject, IslandNode
+from fusion.patterns.nodes import IslandNode, OpNode
+from fusion.patterns.recorded import HeldObject
 from fusion.refusal import Refusal, Refused
 from fusion.runtime.call_log import Contents, Written, contents, is_nest, noted, take_over, unchanged
 from fusion.runtime.plan import Raised
