@@ -9,7 +9,7 @@ import torch
 
 from fusion.choices.decision import Decision
 from fusion.frontend.model_session import Session
-from fusion.scheduler import FusionScheduler
+from fusion.jit.pipeline import Pipeline
 
 from .models import TINY, build, new_cache, tokens, twin, widened
 from .options import Options
@@ -107,7 +107,7 @@ class _Fused:
 
     def __init__(self, model: Any) -> None:
         self.model = twin(model)
-        self.session = Session(self.model, FusionScheduler({"enable_cache": False}))
+        self.session = Session(self.model, Pipeline({"enable_cache": False}))
 
     def checked(self, run: Callable[[], torch.Tensor], calls: int) -> tuple[torch.Tensor, list[str]]:
         """Runs until plans are made, then once more: its result, and what speaks against all of it having run plans."""

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from fusion.frontend.model_session import Session
+from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
 from fusion.runtime.plan import MISS, Plan
-from fusion.scheduler import FusionScheduler
 
 from .measure import Spread, calls, interleave
 from .models import TINY, build, new_cache, tokens, twin
@@ -28,7 +28,7 @@ def run(options: Options) -> list[Row]:
     """The row of guard and dispatch for one decode call of a decoder layer."""
     model = build(TINY, torch.float32, options.device, 2)
     arguments, island = _decode_arguments(twin(model), options)
-    session = Session(model, FusionScheduler({"enable_cache": False}))
+    session = Session(model, Pipeline({"enable_cache": False}))
     try:
         _decode(model, options)
         module, scope = session.scopes[0]

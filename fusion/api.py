@@ -15,9 +15,9 @@ from fusion.choices.kernel_cache import Kernel
 from fusion.frontend.fused_function import FusedFunction
 from fusion.frontend.manual_recording import Config, Recording, record, start_recording, stop_recording
 from fusion.frontend.model_session import Session, kernels_of
+from fusion.jit.pipeline import Pipeline
 from fusion.patterns.errors import FusionError
 from fusion.reporting.model import FusionReport, joined
-from fusion.scheduler import FusionScheduler
 
 register_island = registry.register_island
 register_made = registry.register_made
@@ -60,10 +60,10 @@ def enable(model: Any, config: Config = None) -> Any:
                 f"enable() takes no scripted or traced module ({type(module).__name__}): it has no forward to replace.",
                 remedy="Enable the module that it was made from.",
             )
-    scheduler = FusionScheduler(config)
+    pipeline = Pipeline(config)
     for module in modules.values():
         disable(module)
-        _SESSIONS[module] = weakref.ref(Session(module, scheduler))
+        _SESSIONS[module] = weakref.ref(Session(module, pipeline))
     return model
 
 

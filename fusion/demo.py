@@ -279,7 +279,7 @@ def compare(
 
 def show(result: DemoResult, console: Console) -> None:
     """Prints times, agreement and the report."""
-    from .reporting.text import renderable
+    from fusion.reporting.text import renderable
 
     console.print(renderable(result.report, console.width))
     console.print()

@@ -62,9 +62,8 @@ class Functionalized:
         }
         self.outer = {k for _, k in self.calls.writes if k >= 0 and k not in recorder.effects.made}
         islands = [n for n in self.calls.nodes if isinstance(n, IslandNode)]
-        lent = {
-            self.calls.memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in self.calls.memory
-        }
+        memory = self.calls.memory
+        lent = {memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in memory}
         self.outer -= lent & {key for _, key in self.native}  # an island's own memory, which a step hands to it again
         self._check_native()
         self._check_shared()
@@ -105,11 +104,8 @@ class Functionalized:
         for name, found in recorder.lookups:
             i = next((i for i in recorder.unknown_writes if i > found), None)
             key = self.calls.memory[name]
-            known = (
-                key in given
-                or any(k == key for _, k in self.calls.writes)
-                or any(name == n for n, _ in recorder.copied)
-            )
+            written = any(k == key for _, k in self.calls.writes)
+            known = key in given or written or any(name == n for n, _ in recorder.copied)
             if i is None or known or not any(n in self.last for n, k in self.calls.memory.items() if k == key):
                 continue
             self.calls.nodes[found] = recorder.nodes[found] = replace(recorder.nodes[found], copied=True)

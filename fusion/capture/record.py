@@ -31,7 +31,7 @@ from fusion.capture.tracer import Recorder
 from fusion.capture.user_frame import is_users_file, line_of, short_line, user_line
 from fusion.faults import recording_code
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
-from fusion.patterns.nodes import IslandNode
+from fusion.patterns.nodes import IslandNode, OpNode
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.patterns.specs import TensorSpec
@@ -87,7 +87,7 @@ class Recording:
     real: dict[str, torch.Tensor] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
     log: list[Any] = field(default_factory=list)
-    met: tuple[Node, ...] = ()
+    met: tuple[OpNode | IslandNode, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
     undo: Undo = field(default_factory=Undo)
     left: State = ((), ())

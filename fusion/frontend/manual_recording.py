@@ -16,6 +16,7 @@ from fusion.capture.tracer import Recorder
 from fusion.choices.kernel_cache import Kernel
 from fusion.config import FusionConfig
 from fusion.frontend.model_session import kernels_of, report_of
+from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
 from fusion.patterns.errors import RecordingError, StructureMismatch
 from fusion.patterns.graph import SubGraph
@@ -24,7 +25,6 @@ from fusion.patterns.source import define, renamed
 from fusion.reporting.model import FusionReport
 from fusion.runtime.plan import MISS, Conditions, Shape, standing
 from fusion.runtime.plan_writer import write_plan
-from fusion.scheduler import FusionScheduler
 
 Config = FusionConfig | Mapping[str, Any] | str | None
 _ACTIVE: list[Recording] = []
@@ -39,7 +39,7 @@ class Recording:
     """
 
     def __init__(self, inputs: Mapping[str, torch.Tensor], config: Config) -> None:
-        self.scheduler = FusionScheduler(config)
+        self.pipeline = Pipeline(config)
         for name, value in inputs.items():
             if not isinstance(value, torch.Tensor):
                 raise RecordingError(
@@ -63,7 +63,7 @@ class Recording:
             raise RecordingError("This recording is over.", remedy="Start a new one with fusion.record().")
         self._start = time.perf_counter()
         named = [(f"x{i}", (name,), value) for i, (name, value) in enumerate(self._inputs.items())]
-        self._recorder = Recorder(named, {}, {}, adopt_inputs=not named, max_ops=self.scheduler.config.max_graph_size)
+        self._recorder = Recorder(named, {}, {}, adopt_inputs=not named, max_ops=self.pipeline.config.max_graph_size)
         self._context = below_autograd(self._recorder, (), SizeReads(self._recorder))
         self._context.__enter__()
         _ACTIVE.append(self)
@@ -119,7 +119,7 @@ class Recording:
     def subgraphs(self) -> tuple[SubGraph, ...]:
         """The regions that could be one kernel each."""
         recorded = self._done()
-        return tuple(r.subgraph for r in self.scheduler.template(recorded, self._names).partition.regions)
+        return tuple(r.subgraph for r in self.pipeline.template(recorded, self._names).partition.regions)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -147,7 +147,7 @@ class Recording:
     def report(self) -> FusionReport:
         """What was fused and why, once `compile()` was called."""
         self.compile()
-        return report_of([self._scope], self.scheduler)
+        return report_of([self._scope], self.pipeline)
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -180,7 +180,7 @@ class Recording:
                 )
             return result
 
-        self._scope = Scope("recording", with_parameters(self._names, eager), self.scheduler, records=False)
+        self._scope = Scope("recording", with_parameters(self._names, eager), self.pipeline, records=False)
         inputs = {str(i.path[0]): recorded.real[i.name] for i in recorded.graph.inputs}
         self._scope.adopt(recorded, [self._inputs.get(name, inputs.get(name)) for name in self._names])
         entry = self._scope.entry

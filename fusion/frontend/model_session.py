@@ -19,6 +19,8 @@ from fusion.choices.select import Candidate
 from fusion.frontend.module_entries import ModuleEntry, is_method, own_forward
 from fusion.integrations import standard, transformers
 from fusion.jit.blocks import find_blocks, parts
+from fusion.jit.compiled import Compiled
+from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
 from fusion.jit.signature import ClassForward
 from fusion.patterns.graph import SubGraph
@@ -28,7 +30,6 @@ from fusion.refusal import CODES, Refusal
 from fusion.remedies import REMEDIES
 from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
 from fusion.runtime.native import native_available
-from fusion.scheduler import Compiled, FusionScheduler
 
 # Refusals that say something of the call, not of the module.
 _PASSING = (
@@ -43,14 +44,14 @@ class Session:
 
     Args:
         model: the model.
-        scheduler: compiles for it.
+        pipeline: compiles for it.
     """
 
-    def __init__(self, model: torch.nn.Module, scheduler: FusionScheduler) -> None:
+    def __init__(self, model: torch.nn.Module, pipeline: Pipeline) -> None:
         standard.register()
         transformers.register()
         self.model = model
-        self.scheduler = scheduler
+        self.pipeline = pipeline
         self.scopes: list[tuple[torch.nn.Module, Scope]] = []
         self.eager: dict[str, Refusal] = {}  # modules that run eagerly as steps, by path, and why
         self._entries: list[ModuleEntry] = []
@@ -64,7 +65,7 @@ class Session:
 
     def _enabled(self) -> bool:
         switch = getattr(getattr(self.model, "config", None), "enable_fusion", True)
-        return bool(switch) and self.scheduler.config.enable_fusion
+        return bool(switch) and self.pipeline.config.enable_fusion
 
     def _add(self, path: str, module: torch.nn.Module, inside: Mapping[str, torch.nn.Module]) -> None:
         """Makes a module a scope; of the modules `inside` it, by their paths in the model, those become its steps."""
@@ -74,7 +75,7 @@ class Session:
         scope = Scope(
             path or type(self.model).__name__,
             own or ClassForward(module),
-            self.scheduler,
+            self.pipeline,
             {"": module},
             enabled=self._enabled,
             watch=self._watch,
@@ -150,16 +151,14 @@ class Session:
 
     def report(self) -> FusionReport:
         """What was fused, what was not, and why."""
-        return report_of([scope for _, scope in self.scopes], self.scheduler, self.eager)
+        return report_of([scope for _, scope in self.scopes], self.pipeline, self.eager)
 
 
-def report_of(
-    scopes: list[Scope], scheduler: FusionScheduler, steps: Mapping[str, Refusal] | None = None
-) -> FusionReport:
-    """The report over scopes that share a scheduler, and over modules that run eagerly between plans."""
+def report_of(scopes: list[Scope], pipeline: Pipeline, steps: Mapping[str, Refusal] | None = None) -> FusionReport:
+    """The report over scopes that share a pipeline, and over modules that run eagerly between plans."""
     rows = [_scope_report(scope) for scope in scopes]
     rows += [_step_report(path, refusal) for path, refusal in (steps or {}).items()]
-    costs = scheduler.backends.costs
+    costs = pipeline.backends.costs
     eager, fused = _times(rows)
     totals = Totals(
         scopes=len(rows),
@@ -175,7 +174,7 @@ def report_of(
         fallbacks=sum(r.fallbacks for r in rows),
         guard_misses=sum(r.guard_misses for r in rows),
     )
-    return FusionReport(tuple(rows), totals, _environment(scheduler), scheduler.config.model_dump(mode="json"))
+    return FusionReport(tuple(rows), totals, _environment(pipeline), pipeline.config.model_dump(mode="json"))
 
 
 def kernels_of(scopes: list[Scope]) -> tuple[Kernel, ...]:
@@ -200,8 +199,8 @@ def _times(rows: list[ScopeReport]) -> tuple[float | None, float | None]:
     return (sum(m[0] for m in measured), sum(m[1] for m in measured)) if measured else (None, None)
 
 
-def _environment(scheduler: FusionScheduler) -> dict[str, str]:
-    store = scheduler.backends.store
+def _environment(pipeline: Pipeline) -> dict[str, str]:
+    store = pipeline.backends.store
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -12,6 +12,8 @@ from fusion.capture.python.argument_snapshot import Given
 from fusion.capture.record import Recording
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import given_dims
+from fusion.jit.compiled import Compiled, Template
+from fusion.jit.pipeline import Pipeline
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.reference import bind_symbols
 from fusion.refusal import Refusal
@@ -19,7 +21,6 @@ from fusion.runtime.measure import eager_function
 from fusion.runtime.plan import Plan, input_symbols, island_constants, standing
 from fusion.runtime.pytrees import flatten
 from fusion.runtime.rollback import Undo
-from fusion.scheduler import Compiled, FusionScheduler, Template
 
 
 class Known:
@@ -33,15 +34,13 @@ class Known:
         late: size symbols that only an island tells, and no guard ties to others.
     """
 
-    def __init__(
-        self, recording: Recording, template: Template, scheduler: FusionScheduler, reader: str | None = None
-    ) -> None:
+    def __init__(self, recording: Recording, template: Template, pipeline: Pipeline, reader: str | None = None) -> None:
         assert recording.graph is not None
         self.graph = recording.graph
         self.template = template
         self.reader = reader
         self.structure: Any = None
-        self.scheduler = scheduler
+        self.pipeline = pipeline
         self.tensors = {**recording.parameters, **recording.constants}
         self.objects = recording.objects
         self.recorded_values = dict(recording.values)
@@ -60,7 +59,7 @@ class Known:
         self.binding: dict[str, Any] = {
             **self.tensors, **self.objects, **island_constants(recording.graph), **held
         }  # fmt: skip
-        self.match = scheduler.source(template, None, "match").bind(self.binding).run
+        self.match = pipeline.source(template, None, "match").bind(self.binding).run
 
     def key(self, values: Mapping[str, int]) -> tuple[int, ...]:
         """The input symbols' values in order."""
@@ -78,7 +77,7 @@ class Known:
             fail: the plan's `FAIL`.
             note: told of a kernel that failed and was stood in for by the eager operators.
         """
-        source = self.scheduler.source(self.template, compiled, "fused", pinned=not self.trusted)
+        source = self.pipeline.source(self.template, compiled, "fused", pinned=not self.trusted)
         graphs = [c.region.subgraph for c in compiled.candidates if c.kernel is not None]
         launchers = {
             f"kernel{i}": self._launcher(kernel, graph, note)
@@ -125,7 +124,7 @@ class Known:
         def fail(error: BaseException, log: list[Any], *_: Any) -> Any:
             raise PlanStopped(error, log)
 
-        source = self.scheduler.source(self.template, None, "unfused", taps=taps, log=True)
+        source = self.pipeline.source(self.template, None, "unfused", taps=taps, log=True)
         logged: list[Any] = []
         kept = {} if undo is None else {"UNDO": lambda limit: undo}
         plan = source.bind({**self.binding, "FAIL": fail, "TAP": tap, "SEEN": seen, "LOGGED": logged, **kept})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +24,10 @@ from fusion.capture.user_frame import user_line
 from fusion.integrations.compile import opaque, undisturbed
 from fusion.jit.cache_entry import Known, same_results
 from fusion.jit.call_differences import differed, too_many_plans
+from fusion.jit.compiled import Lists
+from fusion.jit.pipeline import Pipeline
 from fusion.jit.signature import Signature
+from fusion.jit.statistics import Statistics
 from fusion.jit.validation import MOST_ROUTES, Proving
 from fusion.patterns.forks import Lock
 from fusion.patterns.leaves import Path
@@ -32,7 +35,6 @@ from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.refusal import Refusal, Refused
 from fusion.runtime.native import make_snapshot
 from fusion.runtime.plan import MISS
-from fusion.scheduler import FusionScheduler, Lists
 
 _Seen = TypeVar("_Seen")
 
@@ -53,28 +55,13 @@ _WAITS_AFTER_SHORTAGE = 64  # slow calls that are not recorded or proved after m
 _SHORT = Refusal("out_of_memory", "memory ran out a few calls ago; they run eagerly for a while")
 
 
-@dataclass
-class Statistics:
-    """Counts of one scope since it was enabled."""
-
-    planned: list[int] = field(default_factory=lambda: [0])  # a cell that the entry function counts in
-    eager: int = 0
-    recordings: int = 0
-    guard_misses: int = 0
-    fallbacks: int = 0
-    recording_seconds: float = 0.0
-    last_reason: Refusal | None = None
-    passing: dict[str, Refusal] = field(default_factory=dict)  # why single calls ran eagerly, by code: the latest
-    last_failure: Refusal | None = None
-
-
 class Scope(Proving):
     """A callable under fusion. `entry` is a function with the callable's own signature.
 
     Args:
         name: for the report.
         call: the callable.
-        scheduler: compiles its recordings.
+        pipeline: compiles its recordings.
         modules: modules whose tensors it may use, by path prefix.
         enabled: asked at every slow call; False runs eagerly.
         watch: objects whose plain attributes the callable depends on.
@@ -93,7 +80,7 @@ class Scope(Proving):
         self,
         name: str,
         call: Callable[..., Any],
-        scheduler: FusionScheduler,
+        pipeline: Pipeline,
         modules: Mapping[str, torch.nn.Module] | None = None,
         enabled: Callable[[], bool] = lambda: True,
         watch: Sequence[Any] = (),
@@ -106,7 +93,7 @@ class Scope(Proving):
     ) -> None:
         self.name = name
         self.call = call
-        self.scheduler = scheduler
+        self.pipeline = pipeline
         self.modules = dict(modules or {})
         self.enabled = enabled
         self.watch = tuple(watch)
@@ -335,7 +322,7 @@ class Scope(Proving):
             self.statistics.guard_misses += 1
         if not self.records:
             return self._passed(arguments, Refusal("guard", "the inputs do not have the recorded structure"))
-        if len(self.known) >= self.scheduler.config.max_plans:
+        if len(self.known) >= self.pipeline.config.max_plans:
             full = self.statistics.passing.get("too_many_plans")  # which takes longer to tell than a call may
             return self._passed(arguments, full or too_many_plans(self.known, self._named(arguments)))
         if self._waits:
@@ -351,7 +338,7 @@ class Scope(Proving):
     def _lists_met(self) -> dict[Any, Lists]:
         if self.likeness is None:
             return self._own_lists
-        return self.scheduler.lists.setdefault(self.likeness.structure, {})
+        return self.pipeline.lists.setdefault(self.likeness.structure, {})
 
     def _listed(self, arguments: Sequence[Any], key: Any) -> Refusal | None:
         """Why a call is not recorded that is given other numbers in a list than those before it.
@@ -390,7 +377,7 @@ class Scope(Proving):
         return self.resets <= _MOST_RESETS
 
     def _record(self, arguments: Sequence[Any], key: Any) -> Any:
-        config = self.scheduler.config
+        config = self.pipeline.config
         lists = self._lists(arguments)
         if lists is not None:
             lists.keys.add(key)  # also what is refused in the end: asking costs a recording each time
@@ -482,7 +469,7 @@ class Scope(Proving):
         if known.reader is None or not self._lead(known.reader, key):
             return False
         if self.likeness is not None:
-            self.scheduler.routed.setdefault(self.likeness.structure, set()).add(known.reader)
+            self.pipeline.routed.setdefault(self.likeness.structure, set()).add(known.reader)
         return True
 
     def _lead(self, path: str, key: Any) -> bool:
@@ -497,7 +484,7 @@ class Scope(Proving):
 
     def _routed(self) -> set[str]:
         """Paths of modules that data led elsewhere in this scope, or in an equal one."""
-        return set() if self.likeness is None else self.scheduler.routed.get(self.likeness.structure, set())
+        return set() if self.likeness is None else self.pipeline.routed.get(self.likeness.structure, set())
 
     def _varying(self, arguments: Sequence[Any]) -> set[tuple[Path, int]]:
         """(path, dimension) of tensor arguments' sizes that earlier recordings fixed to other numbers."""
@@ -516,7 +503,7 @@ class Scope(Proving):
         try:
             step()
         except Exception as error:
-            if not self.scheduler.config.fallback_on_error:
+            if not self.pipeline.config.fallback_on_error:
                 raise
             if is_shortage(error):
                 self._short_of_memory(error)
@@ -539,7 +526,7 @@ class Scope(Proving):
         """A recording of an equal module that applies to this call, and the input symbols' values in it."""
         if self.likeness is None or self.stranger:
             return None
-        for known in self.scheduler.twins.get(self.likeness.structure, ()):
+        for known in self.pipeline.twins.get(self.likeness.structure, ()):
             if not known.graph.items and twins(known.likeness, self.likeness, known.graph):
                 values = known.match(*arguments)
                 if values is not MISS:
@@ -575,7 +562,7 @@ class Scope(Proving):
             return result
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
-        known = Known(recording, twin.template, self.scheduler, twin.reader)
+        known = Known(recording, twin.template, self.pipeline, twin.reader)
         known.structure = self.signature.structure(arguments)
         self._guarded(known.structure, lambda: self._prove(known, recording, arguments))
         return result
@@ -590,14 +577,14 @@ class Scope(Proving):
         assert recording.graph is not None
         if arguments is None:
             arguments = [recording.real[i.name] for i in recording.graph.inputs]
-        template = self.scheduler.template(recording, self.signature.names)
+        template = self.pipeline.template(recording, self.signature.names)
         paths = {id(m): path for path, m in self.modules[""].named_modules()} if recording.reader is not None else {}
-        known = Known(recording, template, self.scheduler, paths.get(id(recording.reader)))
+        known = Known(recording, template, self.pipeline, paths.get(id(recording.reader)))
         known.structure = self.signature.structure(arguments)
         self._prove(known, recording, arguments)
         if self.likeness is not None and known.refusal is None and not self.steps_of(known.structure):
             known.likeness = self.likeness
-            self.scheduler.twins.setdefault(self.likeness.structure, []).append(known)
+            self.pipeline.twins.setdefault(self.likeness.structure, []).append(known)
 
     def _watch_further(self, modules: Sequence[torch.nn.Module]) -> None:
         """From here on, the state of these modules counts as that of the scope's own does."""

@@ -15,6 +15,7 @@ from fusion.capture.python.replay import Replay, replay
 from fusion.capture.record import Recording, unseen
 from fusion.capture.user_frame import line_of
 from fusion.jit.cache_entry import Known, PlanStopped, same_results
+from fusion.jit.pipeline import Pipeline
 from fusion.jit.signature import Signature
 from fusion.patterns.errors import StructureMismatch
 from fusion.patterns.forks import Lock
@@ -23,10 +24,9 @@ from fusion.refusal import Refusal
 from fusion.runtime.call_log import Written
 from fusion.runtime.plan import MISS, Deoptimized, Raised
 from fusion.runtime.rollback import Undo
-from fusion.scheduler import FusionScheduler
 
 if TYPE_CHECKING:
-    from fusion.jit.scope import Statistics
+    from fusion.jit.statistics import Statistics
 
 MOST_ROUTES = 1  # recordings that data led elsewhere before the module that reads it becomes an eager step
 _MOST_FAILURES = 3  # a plan that failed this often is dropped
@@ -45,7 +45,7 @@ class Proving:
     """
 
     if TYPE_CHECKING:
-        scheduler: FusionScheduler
+        pipeline: Pipeline
         signature: Signature
         statistics: Statistics
         known: list[Known]
@@ -93,7 +93,7 @@ class Proving:
             return
         del result, did, recorded
         try:
-            compiled = self.scheduler.compile(known.template, {**recording.real, **tap}, values)
+            compiled = self.pipeline.compile(known.template, {**recording.real, **tap}, values)
         finally:
             known.release(recording)
         del tap
@@ -152,7 +152,7 @@ class Proving:
         if any(full[s] != v for s, v in known.recorded_values.items() if s in full):
             known.trusted = True
         known.proved.add(known.key(values))
-        compiled = self.scheduler.compile(known.template, {**known.tensors, **tap}, full)
+        compiled = self.pipeline.compile(known.template, {**known.tensors, **tap}, full)
         for held, _ in list(known.plans.values()):
             known.plan(held, *self._failed(known))
         known.plan(compiled, *self._failed(known))
@@ -178,7 +178,7 @@ class Proving:
         """What a plan does when it fails, and when a kernel of it does that eager operators then stand in for."""
 
         def note(error: Exception) -> None:
-            if not self.scheduler.config.fallback_on_error:
+            if not self.pipeline.config.fallback_on_error:
                 raise error
             with self._lock:
                 self._count_failure(known, error)
@@ -189,7 +189,7 @@ class Proving:
             if undo is not None:
                 undo.rewind()
             users = _island_raised(log)  # which the user's code may catch
-            if not (users or self.scheduler.config.fallback_on_error or isinstance(error, Deoptimized)):
+            if not (users or self.pipeline.config.fallback_on_error or isinstance(error, Deoptimized)):
                 raise error
             if not users:
                 without_frames(error)

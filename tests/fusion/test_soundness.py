@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 
 import fusion
 from fusion.choices import kernel_cache
+from fusion.jit.pipeline import Pipeline
 from fusion.runtime.native import native_available
-from fusion.scheduler import FusionScheduler
 
 
 class Module(torch.nn.Module):
@@ -365,16 +365,16 @@ def test_forward_mode_differentiation_keeps_its_tangent(quick: fusion.FusionConf
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, allowed: int) -> list[int]:
-    """Makes the scheduler's compile raise OSError after `allowed` calls; the list grows by one for each."""
-    compile_, calls = FusionScheduler.compile, []
+    """Makes the pipeline's compile raise OSError after `allowed` calls; the list grows by one for each."""
+    compile_, calls = Pipeline.compile, []
 
-    def compiles(self: FusionScheduler, *args: Any, **kwargs: Any) -> Any:
+    def compiles(self: Pipeline, *args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         if len(calls) > allowed:
             raise OSError("the library cannot be loaded")
         return compile_(self, *args, **kwargs)
 
-    monkeypatch.setattr(FusionScheduler, "compile", compiles)
+    monkeypatch.setattr(Pipeline, "compile", compiles)
     return calls
 
 
@@ -433,4 +433,4 @@ def test_the_report_names_an_unusable_cache_and_the_c_runtime(tmp_path: pathlib.
     environment = json.loads(fusion.report(module).to_json())["environment"]
     assert "cannot be used" in environment["cache"] and str(tmp_path) in environment["cache"]
     assert environment["C runtime"] == (native_available() or "in use")
-    assert scopes(module)["Module"].scheduler.backends.store.reason == environment["cache"]
+    assert scopes(module)["Module"].pipeline.backends.store.reason == environment["cache"]

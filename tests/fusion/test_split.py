@@ -14,11 +14,11 @@ from fusion.choices import select
 from fusion.choices.decision import Decision
 from fusion.choices.heuristics import FusionHeuristics
 from fusion.choices.split import splits
+from fusion.jit.pipeline import Pipeline
 from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 from fusion.partition.node_facts import Facts
 from fusion.partition.regions import make_region
 from fusion.refusal import CODES
-from fusion.scheduler import FusionScheduler
 
 needs_compiler = pytest.mark.skipif(cpp_toolchain.find_toolchain() is None, reason=cpp_toolchain.why_missing() or "")
 
@@ -158,8 +158,8 @@ def test_every_call_is_fused_or_has_its_reason(
         return torch.softmax(y.transpose(0, 1) + 1, -1), torch.sort(y).values * 3, y.sin()
 
     recording = recorded(fn, tensor(ROWS, WIDTH), tensor(WIDTH, WIDTH))
-    scheduler = FusionScheduler({"cache_dir": tmp_path, "profile": slow, "max_fusions": most})
-    compiled = scheduler.compile(scheduler.template(recording, ("x", "w")), recording.real, recording.values)
+    pipeline = Pipeline({"cache_dir": tmp_path, "profile": slow, "max_fusions": most})
+    compiled = pipeline.compile(pipeline.template(recording, ("x", "w")), recording.real, recording.values)
     fused = [i for c in compiled.candidates if c.kernel is not None for i in c.region.nodes]
     refused = [i for i, _ in compiled.refusals]
     assert fused, "a kernel is used"

@@ -1,0 +1,175 @@
+"""From recordings to plans: partition, name, choose and prove kernels, put in order, write.
+
+Each stage takes one immutable value and makes the next; scopes whose recordings have the same structure share every
+result, so that the second of 28 equal layers costs a binding of names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fusion import faults
+from fusion.capture.record import Recording
+from fusion.choices.kernel_cache import Backends
+from fusion.choices.select import Candidate, Decider, given_dims, pattern_of
+from fusion.config import FusionConfig
+from fusion.jit.compiled import Bucket, Compiled, Lists, Template, structure_key
+from fusion.partition.dependence import schedule
+from fusion.partition.partitioner import partition, unfused
+from fusion.partition.regions import Partition
+from fusion.patterns.recorded import RecordedGraph
+from fusion.runtime.guard_writer import write_match
+from fusion.runtime.plan import KernelCall, Shape, Source, input_symbols
+from fusion.runtime.plan_writer import write_plan
+
+_LOG = logging.getLogger("fusion")
+
+
+class Pipeline:
+    """Compiles recordings and remembers what it compiled.
+
+    Args:
+        config: a FusionConfig, a mapping, a file, or None for the environment's.
+
+    Raises:
+        ConfigError: the config is not valid.
+        BackendUnavailable: the config names a backend that this machine cannot provide.
+    """
+
+    def __init__(self, config: FusionConfig | Mapping[str, Any] | str | None = None) -> None:
+        self.config = FusionConfig.resolve(config)
+        self.backends = Backends(self.config)
+        self.decider = Decider(self.config, self.backends)
+        self.templates: dict[str, Template] = {}
+        self.lists: dict[Any, dict[Any, Lists]] = {}  # of calls, by scopes' structure and the calls' form
+        self.routed: dict[Any, set[str]] = {}  # modules that data leads call by call: paths, by scopes' structure
+        self.twins: dict[Any, list[Any]] = {}  # recordings that equal modules may follow, by their structure
+
+    # ---- the pipeline
+
+    def template(self, recording: Recording, parameters: tuple[str, ...]) -> Template:
+        """Partitions a recording, or finds the partition of an equal one.
+
+        Args:
+            recording: one that was not refused.
+            parameters: the scope's parameter names in signature order.
+        """
+        assert recording.graph is not None and recording.conditions is not None
+        devices = tuple(recording.devices.values())
+        shape = Shape(recording.graph, recording.conditions, parameters, devices, recording.tree)
+        key = structure_key(shape)
+        known = self.templates.get(key)
+        if known is None:
+            split = self._partition(recording.graph, dict(recording.values))
+            regions = tuple(replace(r, subgraph=r.subgraph.with_pattern(pattern_of(r.subgraph))) for r in split.regions)
+            split = replace(split, regions=regions)
+            known = Template(shape, split, tuple(("node", i) for i in range(len(recording.graph.nodes))))
+            self._trace("recording", recording.graph)
+            for region in regions:
+                self._trace("region", region.subgraph)
+            self.templates[key] = known
+        return known
+
+    def _partition(self, graph: RecordedGraph, values: Mapping[str, int]) -> Partition:
+        """The regions of a graph; none where looking for them fails, so that its plan runs unfused."""
+        nodes, elements = self.config.min_nodes, self.config.min_tensor_elements
+        try:
+            return partition(graph, min_nodes=nodes, min_elements=elements, values=values)
+        except Exception as error:
+            return unfused(graph, faults.noted(error, f"the {len(graph.nodes)} calls of a scope"))
+
+    def compile(
+        self, template: Template, tensors: Mapping[str, torch.Tensor] | None, values: Mapping[str, int]
+    ) -> Compiled:
+        """Decides every region for the sizes of `values`.
+
+        Args:
+            template: the partition.
+            tensors: real tensors by value name, for proving and measuring; without them nothing new is fused.
+            values: every size symbol's value in that run.
+        """
+        bucket = self.bucket(template, values)
+        known = template.by_bucket.get(bucket)
+        if known is not None:
+            return known
+        candidates = self.decider.candidates(template.shape.graph, template.partition, tensors, values)
+        compiled = self._assemble(template, candidates, bucket)
+        for candidate in candidates:
+            self._trace("decision", candidate.decision)
+            if candidate.kernel is not None:
+                self._trace("kernel", candidate.kernel.nest)
+        template.by_bucket[bucket] = compiled
+        return compiled
+
+    def _assemble(self, template: Template, candidates: tuple[Candidate, ...], bucket: Bucket) -> Compiled:
+        chosen = [c for c in candidates if c.kernel is not None]
+        kernels = [c.kernel for c in chosen if c.kernel is not None]
+        calls = [
+            KernelCall(c.region.inputs, c.region.outputs, given_dims(c.region.subgraph, k))
+            for c, k in zip(chosen, kernels, strict=True)
+        ]
+        steps = schedule(template.shape.graph, [c.region for c in chosen])
+        return Compiled(
+            template.shape,
+            template.partition,
+            candidates,
+            bucket,
+            template.unfused,
+            steps,
+            tuple(calls),
+            tuple(kernels),
+        )
+
+    def bucket(self, template: Template, values: Mapping[str, int]) -> Bucket:
+        """The range of sizes around `values` that decisions are shared over: powers of four, per input symbol."""
+        used = {name for r in template.partition.regions for name in r.subgraph.symbols}
+        ranges = []
+        for source in input_symbols(template.shape.graph):
+            if source.symbol in used and source.kind == "shape":
+                low = 2
+                while low * 4 <= values[source.symbol]:
+                    low *= 4
+                ranges.append((source.symbol, low, low * 4 - 1))
+        return tuple(ranges)
+
+    # ---- plans
+
+    def source(self, template: Template, compiled: Compiled | None, kind: str, **options: Any) -> Source:
+        """The text of a plan, written once per template: "match", "unfused" or "fused"."""
+        key = (kind, compiled.bucket if compiled and kind == "fused" else None, *sorted(options.items()))
+        known = template.sources.get(key)
+        if known is None:
+            if kind == "match":
+                known = write_match(template.shape)
+            elif kind == "unfused":
+                known = write_plan(template.shape, template.unfused, **options)
+            else:
+                assert compiled is not None
+                within = {s: (low, high) for s, low, high in compiled.bucket}
+                known = write_plan(template.shape, compiled.steps, compiled.calls, within=within, **options)
+            template.sources[key] = known
+            self._trace(f"{kind} plan", known)
+        return known
+
+    def _trace(self, stage: str, value: object) -> None:
+        """With `debug_mode`, every stage's value goes to the logger "fusion" as text."""
+        if self.config.debug_mode:
+            _LOG.warning("%s\n%s", stage, value)
+
+    def forget(self) -> None:
+        """Forgets every kernel and decision, in memory and on disk. Scopes that run already keep their plans."""
+        self.templates.clear()
+        self.lists.clear()
+        self.routed.clear()
+        self.twins.clear()
+        self.backends.kernels.clear()
+        self.backends.decisions.clear()
+        self.backends.trials.known.clear()
+        self.backends.nests.clear()
+        if self.backends.store is not None:
+            self.backends.store.clear()
