@@ -38,14 +38,31 @@ class Flow(Protocol):
 
 
 class RecordedFlow(Flow, Protocol):
-    """What a network is made from, as a recording has it; `RecordedGraph` says what each attribute means."""
+    """What a network is made from, as a recording has it."""
 
-    inputs: Sequence[Any]
-    parameters: Sequence[tuple[str, str]]
-    constants: Sequence[str]
-    objects: Sequence[Any]
-    symbols: Sequence[Any]
-    outputs: tuple[Leaf, ...]
+    @property
+    def inputs(self) -> Sequence[Any]:
+        """Tensors that enter by argument."""
+
+    @property
+    def parameters(self) -> Sequence[tuple[str, str]]:
+        """Value names and paths of what the modules hold."""
+
+    @property
+    def constants(self) -> Sequence[str]:
+        """Value names of tensors made from Python data."""
+
+    @property
+    def objects(self) -> Sequence[Any]:
+        """Objects that calls are made on."""
+
+    @property
+    def symbols(self) -> Sequence[Any]:
+        """Where each size symbol's value comes from."""
+
+    @property
+    def outputs(self) -> tuple[Leaf, ...]:
+        """The result's leaves."""
 
     @property
     def lasting(self) -> Collection[int]:
@@ -53,10 +70,15 @@ class RecordedFlow(Flow, Protocol):
 
 
 class SubGraphFlow(Flow, Protocol):
-    """What a network is made from, as a subgraph has it; `SubGraph` says what each attribute means."""
+    """What a network is made from, as a subgraph has it."""
 
-    inputs: Sequence[str]
-    outputs: Sequence[str]
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Names of the values it reads from outside."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the values it hands back."""
 
 
 class NodeAttributes(TypedDict):

@@ -11,7 +11,9 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 
 from fusion.capture import interrupts
 from fusion.capture.python.container_proxy import COPY, is_looked_into
-from fusion.capture.tracer import Recorder, unsupported
+from fusion.capture.python.object_reads import ObjectReads
+from fusion.capture.trace_state import TraceState
+from fusion.capture.unsupported import unsupported
 from fusion.capture.user_frame import user_line
 from fusion.patterns.forks import changes
 from fusion.patterns.leaves import Ref
@@ -81,36 +83,37 @@ def _without_unseen(asked: Callable[..., bool], *arguments: Any) -> bool:
 class SizeReads(Unseen):
     """Answers `.shape` and its kin with the shadow's symbols, and notices reads of tensor data."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, state: TraceState, reads: ObjectReads) -> None:
         super().__init__()
-        self.recorder = recorder
+        self.state = state
+        self.reads = reads
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = self._answered(func, args, kwargs or {})
-        if not self.recorder._paused:
+        if not self.state.paused:
             interrupts.deliver()
         return result
 
     def _answered(self, func: Any, args: Any, kwargs: Any) -> Any:
-        recorder = self.recorder
-        if not recorder.recording:
+        state = self.state
+        if not state.recording:
             return func(*args, **kwargs)
         if any(map(is_looked_into, (*args, *kwargs.values()))):
-            recorder.refuse("opaque_argument", f"{func.__name__} is given a list that an object holds", None, COPY)
+            state.refuse("opaque_argument", f"{func.__name__} is given a list that an object holds", None, COPY)
             return func(*args, **kwargs)
         foreign = next((a for a in (*args, *kwargs.values()) if self._is_foreign(a)), None)
         if foreign is not None:
             if func.__name__ != "__get__":  # asking for a dtype or device is no computation
                 self._fake(foreign)  # which refuses it
             return func(*args, **kwargs)
-        if args and id(args[0]) in recorder._parameters:
+        if args and id(args[0]) in state.parameter_tensors:
             self._fake(args[0])  # a plan guards what the forward asked about, such as the dtype, used or not
         if func in _VALUE_READS and not kwargs and all(isinstance(a, (bool, int, float)) for a in args[1:]):
             return self._value_read(func, args)
         if func in _SIZE_READS:
             fake = self._fake(args[0])
             if fake is not None:
-                return recorder._quiet(lambda: func(fake, *args[1:], **kwargs))
+                return state.quiet(lambda: func(fake, *args[1:], **kwargs))
         elif func is torch.Tensor.__len__ and args[0].ndim:
             fake = self._fake(args[0])
             if fake is not None:
@@ -120,59 +123,59 @@ class SizeReads(Unseen):
         elif func in _INDEXING:
             fake = self._fake(args[0])
             if fake is not None:
-                recorder._quiet(lambda: _guard_whole_slices(fake, args[1]))
+                state.quiet(lambda: _guard_whole_slices(fake, args[1]))
         elif func in DATA_READS:
-            recorder.refuse("data_read", f"{func.__name__} reads tensor data in Python")
+            state.refuse("data_read", f"{func.__name__} reads tensor data in Python")
         elif func in NUMPY:
-            recorder.refuse("numpy", f"{func.__name__} leaves torch")
+            state.refuse("numpy", f"{func.__name__} leaves torch")
         elif func in LAYOUT_READS:
             return self._layout(func, args, kwargs)
         return func(*args, **kwargs)
 
     def _is_foreign(self, value: Any) -> bool:
         """Whether a value is a weight that only its own library computes with."""
-        return id(value) in self.recorder._parameters and unsupported(value) is not None
+        return id(value) in self.state.parameter_tensors and unsupported(value) is not None
 
     def _fake(self, tensor: Any) -> torch.Tensor | None:
         try:
-            return self.recorder.fakes[self.recorder._known(tensor)]
+            return self.state.fakes[self.state.known(tensor)]
         except Refused as refused:
-            self.recorder.refusal = self.recorder.refusal or refused.refusal
+            self.state.refusal = self.state.refusal or refused.refusal
             return None
 
     def _value_read(self, func: Any, args: Any) -> Any:
         """A read of one value. Whether a number is among a tensor's is computed by operators, which may fuse."""
-        recorder = self.recorder
+        state = self.state
         if func is torch.Tensor.__contains__ and len(args) == 2:
             found = (args[0] == args[1]).any()
-            if recorder.recording:
-                return recorder.on_data_read(found, "__bool__", (), recorder._quiet(found.__bool__))
-        value = recorder._quiet(lambda: func(*args))
-        return recorder.on_data_read(args[0], func.__name__, args[1:], value)
+            if state.recording:
+                return self.reads.on_data_read(found, "__bool__", (), state.quiet(found.__bool__))
+        value = state.quiet(lambda: func(*args))
+        return self.reads.on_data_read(args[0], func.__name__, args[1:], value)
 
     def _layout(self, func: Any, args: Any, kwargs: Any) -> Any:
         fake = self._fake(args[0])
         if fake is not None and func is torch.Tensor.is_contiguous:
-            self.recorder._quiet(lambda: func(fake, *args[1:], **kwargs))  # leaves its guards
+            self.state.quiet(lambda: func(fake, *args[1:], **kwargs))  # leaves its guards
         return func(*args, **kwargs)
 
     def _contiguous(self, tensor: torch.Tensor) -> torch.Tensor:
         """`contiguous()` that had nothing to do is recorded unless that holds for all shapes."""
         result = tensor.contiguous()
-        recorder = self.recorder
-        if result is not tensor or not recorder.recording:
+        state = self.state
+        if result is not tensor or not state.recording:
             return result
         fake = self._fake(tensor)
         if fake is None:
             return result
         from torch._prims_common import is_contiguous_or_false
 
-        if not recorder._quiet(lambda: is_contiguous_or_false(fake)):
-            name = recorder.name_of(tensor)
-            fresh = f"v{len(recorder.real)}"
-            recorder.effects.elided.add(fresh)
-            recorder._bind(fresh, tensor, recorder._quiet(fake.contiguous))
-            recorder.nodes.append(OpNode("aten.contiguous.default", (Ref(str(name)),), (), (fresh,), user_line()))
+        if not state.quiet(lambda: is_contiguous_or_false(fake)):
+            name = state.name_of(tensor)
+            fresh = f"v{len(state.real)}"
+            state.effects.elided.add(fresh)
+            state.bind(fresh, tensor, state.quiet(fake.contiguous))
+            state.nodes.append(OpNode("aten.contiguous.default", (Ref(str(name)),), (), (fresh,), user_line()))
         return result
 
 

@@ -42,13 +42,13 @@ class Functionalized:
         self.calls = SettledCalls(recorder, returned)
         self.recorder = recorder
         met = set(self.calls.memory.values())
-        self.native = {(i, key) for i, key in recorder.effects.native if key in met}
+        self.native = {(i, key) for i, key in recorder.state.effects.native if key in met}
         self.renamed: dict[str, str] = {}
         self.last: dict[str, int] = {name: i for i, n in enumerate(self.calls.nodes) for name in n.refs}
         self.last.update(dict.fromkeys(self.calls.returned, len(self.calls.nodes)))
         self._note_lent()
         self._copy_before_unknown_writes()
-        for name, i in recorder.copied:
+        for name, i in recorder.reads.copied:
             self._copy(name, i)
         self._check_elided()
         for i in [i for i, _ in self.calls.writes]:
@@ -60,7 +60,7 @@ class Functionalized:
             for name, key in self.calls.memory.items()
             if any(k == key and i > self.calls.made_at(name) for i, k in self.calls.writes)
         }
-        self.outer = {k for _, k in self.calls.writes if k >= 0 and k not in recorder.effects.made}
+        self.outer = {k for _, k in self.calls.writes if k >= 0 and k not in recorder.state.effects.made}
         islands = [n for n in self.calls.nodes if isinstance(n, IslandNode)]
         memory = self.calls.memory
         lent = {memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in memory}
@@ -76,7 +76,7 @@ class Functionalized:
 
     def _check_elided(self) -> None:
         written = {key for _, key in self.calls.writes}
-        for name in self.recorder.effects.elided:
+        for name in self.recorder.state.effects.elided:
             if self.calls.memory[name] in written:
                 what = "whether contiguous() copies decides what an in-place operator writes to"
                 raise Refused("guard", what, self._writer_of(self.calls.memory[name]), "write to a clone()")
@@ -95,27 +95,28 @@ class Functionalized:
             if isinstance(node, IslandNode) and node.args is not None and node.effect:
                 tensors = given_tensors(node, self.calls.memory)
                 lent = tuple(place for place, name in enumerate(tensors) if used.get(self.calls.memory[name], -1) > i)
-                self.calls.nodes[i] = self.recorder.nodes[i] = replace(node, lent=lent)
+                self.calls.nodes[i] = self.recorder.state.nodes[i] = replace(node, lent=lent)
 
     def _copy_before_unknown_writes(self) -> None:
         """What a native call writes to without the forward ever meeting it may, in another call, be what was found."""
         recorder = self.recorder
-        given = {self.calls.memory[n] for n in (*(g.name for g in recorder.inputs), *recorder.parameters)}
-        for name, found in recorder.lookups:
-            i = next((i for i in recorder.unknown_writes if i > found), None)
+        given = {self.calls.memory[n] for n in (*(g.name for g in recorder.state.inputs), *recorder.state.parameters)}
+        for name, found in recorder.reads.lookups:
+            i = next((i for i in recorder.reads.unknown_writes if i > found), None)
             key = self.calls.memory[name]
             written = any(k == key for _, k in self.calls.writes)
-            known = key in given or written or any(name == n for n, _ in recorder.copied)
+            known = key in given or written or any(name == n for n, _ in recorder.reads.copied)
             if i is None or known or not any(n in self.last for n, k in self.calls.memory.items() if k == key):
                 continue
-            self.calls.nodes[found] = recorder.nodes[found] = replace(recorder.nodes[found], copied=True)
-            recorder.copied.append((name, i))
+            self.calls.nodes[found] = recorder.state.nodes[found] = replace(recorder.state.nodes[found], copied=True)
+            recorder.reads.copied.append((name, i))
 
     def _copy(self, name: str, i: int) -> None:
         """A value found inside an object, which native call `i` writes to, is a copy in plans."""
         key, fresh = self.calls.memory[name], -2 * i - 1
         older = [n for n, k in self.calls.memory.items() if k == key and self.calls.made_at(n) < i]
-        given = {self.calls.memory[n] for n in (*(g.name for g in self.recorder.inputs), *self.recorder.parameters)}
+        state = self.recorder.state
+        given = {self.calls.memory[n] for n in (*(g.name for g in state.inputs), *state.parameters)}
         if (
             key in given
             or any(self.last.get(n, -1) > i for n in older)
@@ -180,7 +181,7 @@ class Functionalized:
     def _alone(self, target: str, i: int) -> bool:
         """Whether call `i` is the last user of the target's memory, but for what is made of its result."""
         key = self.calls.memory[target]
-        if key >= 0 and key not in self.recorder.effects.made:
+        if key >= 0 and key not in self.recorder.state.effects.made:
             return False
         older = [name for name, k in self.calls.memory.items() if k == key and self.calls.made_at(name) < i]
         if any(self.last.get(name, -1) > i for name in older):
@@ -191,9 +192,9 @@ class Functionalized:
 
     def _shadow(self, call: OpNode, target: str, i: int) -> bool:
         """Puts the functional call in place if its result is laid out as the written tensor; casts it if need be."""
-        recorder, old = self.recorder, self.recorder.fakes[target]
+        recorder, old = self.recorder, self.recorder.state.fakes[target]
         try:
-            made = self.calls.run(call, recorder.fakes, fake=True)
+            made = self.calls.run(call, recorder.state.fakes, fake=True)
             cast = made if made.dtype == old.dtype else self.calls.quietly(lambda: made.to(old.dtype))
         except Exception:  # torch has no shape function for it: it stays in place
             return False
@@ -202,14 +203,14 @@ class Functionalized:
         (name,) = call.outputs
         if cast is not made:
             wide = f"w{i}"
-            recorder.fakes[wide] = made
-            recorder.real[wide] = self.calls.run(call, recorder.real, fake=False)
+            recorder.state.fakes[wide] = made
+            recorder.state.real[wide] = self.calls.run(call, recorder.state.real, fake=False)
             self.calls.memory[wide] = -2 * i - 2
             self.calls.made[wide] = i
             self.calls.before[i] = replace(call, outputs=(wide,))
             call = OpNode(_TO_DTYPE, (Ref(wide), old.dtype), (), (name,), call.origin)
         self.calls.nodes[i] = call
-        recorder.fakes[name] = cast
+        recorder.state.fakes[name] = cast
         return True
 
     def _take_out(self, i: int, made: str, key: int) -> None:
@@ -225,7 +226,7 @@ class Functionalized:
     def _copy_constants(self) -> None:
         """A constant that is written to or handed out is copied at the start of each run."""
         outgoing = {self.calls.memory[name] for name in self.calls.returned if name in self.calls.memory}
-        for name in self.recorder.constants:
+        for name in self.recorder.state.constants:
             if name in self.mutated or self.calls.memory[name] in outgoing:
                 self.renamed[name] = f"k{name}"
         if not self.renamed:
@@ -243,8 +244,8 @@ class Functionalized:
         self.calls.before = {i: n.renamed(lambda o: self.renamed.get(o, o)) for i, n in self.calls.before.items()}
         self.mutated = {self.renamed.get(name, name) for name in self.mutated}
         for name, copy in self.renamed.items():
-            self.recorder.fakes[copy] = self.recorder.fakes[name]
-            self.recorder.real[copy] = self.recorder.real[name]
+            self.recorder.state.fakes[copy] = self.recorder.state.fakes[name]
+            self.recorder.state.real[copy] = self.recorder.state.real[name]
 
     def _insert(self) -> list[int]:
         """Puts the new calls in between; where each call stands then."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -13,10 +12,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion import stack
-from fusion.capture.function_mode import SizeReads
 from fusion.capture.functionalize import Functionalized
 from fusion.capture.leftover_symbols import without_symbols
-from fusion.capture.python import interception, registry
+from fusion.capture.python import registry
 from fusion.capture.python.argument_snapshot import Given, Item
 from fusion.capture.python.argument_tree import Atom, Leaf, is_atom, modules_of, tensors_of
 from fusion.capture.python.container_proxy import is_looked_into, put_back, real
@@ -25,9 +23,9 @@ from fusion.capture.python.outside_effects import OutsideEffects
 from fusion.capture.python.reachable_state import Entry, Held, is_library
 from fusion.capture.python.replay import replay
 from fusion.capture.python.state_changes import PythonState
+from fusion.capture.recorder import Recorder
 from fusion.capture.released_memory import without_contents
 from fusion.capture.symbolic_shapes import GuardError, Translation, hint, is_symbolic
-from fusion.capture.tracer import Recorder
 from fusion.capture.user_frame import is_users_file, line_of, short_line, user_line
 from fusion.faults import recording_code
 from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
@@ -121,21 +119,6 @@ class Recording:
                 self.real[leaf.name] = without_contents(self.real[leaf.name])
 
 
-@contextlib.contextmanager
-def below_autograd(
-    recorder: Any, kinds: tuple[type, ...], reads: Any, modules: Iterable[torch.nn.Module] = ()
-) -> Iterator[None]:
-    """The modes under which a recorder sees whole operators: linear and attention are not taken apart."""
-    with (
-        torch.no_grad(),
-        interception.session(recorder, kinds, modules),
-        torch._C._AutoDispatchBelowAutograd(),
-        reads,
-        recorder,
-    ):
-        yield
-
-
 @held_back
 def record(
     call: Callable[..., Any],
@@ -193,20 +176,21 @@ def record(
         generators=generators,
         max_ops=max_ops,
         varying=[(f"x{i}", dim) for i, leaf in enumerate(tensors) for path, dim in varying if leaf.path == path],
-        numbers=numbers,
+        static=numbers,
         forgets=True,
     )
-    recorder.containers = {id(c.value): c.path for c in containers if c.value is not None}
-    recorder.given = given
+    state = recorder.state
+    state.containers = {id(c.value): c.path for c in containers if c.value is not None}
+    state.given = given
     where = call_line(call)
     if opaque:
-        recorder.refuse("opaque_argument", *_opaque(opaque[0], where))
-    state = PythonState(modules, steps.values(), outside, arguments)
+        state.refuse("opaque_argument", *_opaque(opaque[0], where))
+    python = PythonState(modules, steps.values(), outside, arguments)
     effects = OutsideEffects()
     failure: Exception | None = None
     unsuited = False
     try:
-        with effects, below_autograd(recorder, kinds, SizeReads(recorder), inside):
+        with effects, recorder.active(kinds, inside):
             try:
                 result = invoke()
             except Exception as error:
@@ -215,41 +199,41 @@ def record(
                     without_frames(error)
     except BaseException:  # KeyboardInterrupt, say: what the forward has done stays done, as it does eagerly
         given.settle()
-        state.settle()
+        python.settle()
         raise
     if effects.noticed is not None:
-        recorder.refuse("python_state", f"the forward {effects.noticed}, which no plan would do", effects.line or where)
-    change = _attempted(recorder, state.change)
+        state.refuse("python_state", f"the forward {effects.noticed}, which no plan would do", effects.line or where)
+    change = _attempted(recorder, python.change)
     if change is not None:
-        if recorder.refusal is None:
-            recorder.module = state.changing()
-        line = state.line() or where
-        recorder.refuse("python_state", f"the forward {change} in what it finds outside its arguments", line)
+        if state.refusal is None:
+            state.module = python.changing()
+        line = python.line() or where
+        state.refuse("python_state", f"the forward {change} in what it finds outside its arguments", line)
     items = _attempted(recorder, given.set_items)
     if items is None:
-        recorder.refuse("python_state", "the forward changes a list or dict it was given", where)
+        state.refuse("python_state", "the forward changes a list or dict it was given", where)
     if failure is not None:
-        state.settle()
-        recorder.effects.undo.rewind()
-        recorder.take_back_python_writes()
+        python.settle()
+        state.effects.undo.rewind()
+        recorder.reads.take_back_python_writes()
         given.rewind()
         effects.rewind()
-        if not recorder.log:  # what native calls did is not done again, and stays
-            state.restore()
+        if not state.log:  # what native calls did is not done again, and stays
+            python.restore()
         code = recording_code(failure)
-        unsuited = recorder.refusal is None and not numbers and code == "recorder_error"
+        unsuited = state.refusal is None and not numbers and code == "recorder_error"
         if code != "recorder_error":
-            recorder.refusal = None  # whatever came before it
+            state.refusal = None  # whatever came before it
         told = f"{type(failure).__name__} while sizes were symbols: {failure}"
-        recorder.refuse(code, told, line_of(failure))
+        state.refuse(code, told, line_of(failure))
         recorder.give_up()
-        with stack.lent(), replay(recorder.log, arguments, steps.values()):
+        with stack.lent(), replay(state.log, arguments, steps.values()):
             result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),
         tuple((leaf.path, leaf.value) for leaf in leaves if is_atom(leaf.value)),
         tuple((leaf.path, type(leaf.value)) for leaf in leaves if id(leaf.value) in objects),
-        tuple(recorder.aliased_inputs),
+        tuple(state.aliased_inputs),
         apart=given.apart(items or ()),
     )
     recording = finish(recorder, result, conditions, start, items or ())
@@ -257,7 +241,7 @@ def record(
     recording.unsuited = unsuited
     if recording.refusal is not None:
         recording.refusal = replace(recording.refusal, origin=recording.refusal.origin or where)
-        state.settle()
+        python.settle()
     return recording
 
 
@@ -267,7 +251,7 @@ def _attempted(recorder: Recorder, step: Callable[[], Any]) -> Any:
         return step()
     except Exception as error:
         words = f"what the forward did is not known: {type(error).__name__}: {error}"
-        recorder.refuse(recording_code(error), words, "")
+        recorder.state.refuse(recording_code(error), words, "")
         return None
 
 
@@ -305,14 +289,15 @@ def finish(
         start: when the run began, by `time.perf_counter`.
         items: of dicts among the arguments, which the run has set.
     """
-    recorder.forget()
-    recorder.notice_fixed_size()
-    recorder.check_lists()
-    recording = Recording(unseen(result), recorder.refusal, culprit=recorder.module, reader=recorder.reader)
-    recording.undo = recorder.effects.undo
+    state = recorder.state
+    state.forget()
+    state.notice_fixed_size()
+    recorder.reads.check_lists()
+    recording = Recording(unseen(result), state.refusal, culprit=state.module, reader=state.reader)
+    recording.undo = state.effects.undo
     recording.left = recording.undo.now()
-    recording.given = recorder.given
-    if recorder.refusal is None:
+    recording.given = state.given
+    if state.refusal is None:
         try:
             _fill(recording, recorder, result, conditions, items)
         except Refused as refused:
@@ -324,11 +309,11 @@ def finish(
     if recording.refusal is not None:
         recording.graph = None
         recording.result = without_symbols(recording.result)
-        recorder.given.settle()
+        state.given.settle()
     else:
         leaves, tree = flatten_result(recording.result)
         recording.result = unflatten(map(hint, leaves), tree)
-        recording.values_set = mapped(hint, recorder.given.values(items))
+        recording.values_set = mapped(hint, state.given.values(items))
     recording.seconds = time.perf_counter() - start
     return recording
 
@@ -349,68 +334,70 @@ def unseen(result: Any) -> Any:
 def _fill(
     recording: Recording, recorder: Recorder, result: Any, conditions: Conditions, items: tuple[Item, ...]
 ) -> None:
-    recorder.effects.check_generators()
-    outcome = (result, recorder.given.values(items)) if items else result
-    leaves, tree = flatten_result(outcome, recorder.containers)
-    leaves = [recorder.shadow.settled(leaf) for leaf in leaves]
-    returned = [recorder.name_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    state = recorder.state
+    state.effects.check_generators()
+    outcome = (result, state.given.values(items)) if items else result
+    leaves, tree = flatten_result(outcome, state.containers)
+    leaves = [state.shadow.settled(leaf) for leaf in leaves]
+    returned = [state.name_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     settled = Functionalized(recorder, [name for name in returned if name is not None])
-    translation = recorder.shadow.finish(_sizes(recorder, settled, leaves))
-    recorder.notice_fixed_size()
-    if recorder.refusal is not None:
-        raise Refused(recorder.refusal.code, recorder.refusal.sentence, recorder.refusal.origin)
+    translation = state.shadow.finish(_sizes(recorder, settled, leaves))
+    state.notice_fixed_size()
+    if state.refusal is not None:
+        raise Refused(state.refusal.code, state.refusal.sentence, state.refusal.origin)
     outputs = tuple(_output(leaf, recorder, settled, translation) for leaf in leaves)
     recording.graph = RecordedGraph(
-        inputs=tuple(recorder.inputs),
-        parameters=tuple(recorder.parameters.items()),
-        constants=tuple(recorder.constants),
+        inputs=tuple(state.inputs),
+        parameters=tuple(state.parameters.items()),
+        constants=tuple(state.constants),
         mutated=tuple(sorted(settled.mutated)),
         nodes=tuple(_translated(node, translation) for node in settled.calls.nodes),
         outputs=outputs,
         structure=str(tree),
-        specs=tuple((name, _spec(fake, translation)) for name, fake in recorder.fakes.items()),
+        specs=tuple((name, _spec(fake, translation)) for name, fake in state.fakes.items()),
         symbols=tuple(translation.sources),
         guards=tuple(translation.guards),
-        opaque=tuple(recorder.opaque),
-        objects=tuple(known for known, _ in recorder.held.values()),
+        opaque=tuple(state.opaque),
+        objects=tuple(known for known, _ in recorder.operands.held.values()),
         outer_writes=settled.outer_writes,
         draws=settled.draws,
         items=items,
     )
     check_recording(recording.graph)
-    recording.objects = {name: value for name, (_, value) in recorder.held.items()}
-    recording.met = tuple(_translated(node, translation) for node in recorder.nodes)
+    recording.objects = {name: value for name, (_, value) in recorder.operands.held.items()}
+    recording.met = tuple(_translated(node, translation) for node in state.nodes)
     recording.renamed = settled.renamed
     recording.conditions = _apart(conditions, recorder, settled)
-    recording.constants = dict(recorder.constants)
-    recording.parameters = {name: recorder.real[name] for name in recorder.parameters}
+    recording.constants = dict(state.constants)
+    recording.parameters = {name: state.real[name] for name in state.parameters}
     recording.tree = tree
-    outer = [*(i.name for i in recorder.inputs), *recorder.parameters]
-    recording.devices = {name: recorder.real[name].device for name in outer}
-    recording.real = recorder.real
+    outer = [*(i.name for i in state.inputs), *state.parameters]
+    recording.devices = {name: state.real[name].device for name in outer}
+    recording.real = state.real
     recording.values = {s.symbol: _value_of(s, recorder) for s in translation.sources}
-    recording.log = recorder.log
-    recording.functions = tuple(recorder.functions)
+    recording.log = state.log
+    recording.functions = tuple(recorder.calls.functions)
 
 
 def _sizes(recorder: Recorder, settled: Functionalized, outputs: Iterable[Any]) -> Iterator[Any]:
     """Every size that a plan has to compute."""
-    for fake in recorder.fakes.values():
+    for fake in recorder.state.fakes.values():
         yield from fake.shape
         yield from fake.stride()
-    for node in (*settled.calls.nodes, *recorder.nodes):
+    for node in (*settled.calls.nodes, *recorder.state.nodes):
         yield from pytree.tree_leaves((as_tuples(node.args), as_tuples(node.kwargs)))
     yield from outputs
 
 
 def _apart(conditions: Conditions, recorder: Recorder, settled: Functionalized) -> Conditions:
     """Adds which tensors the recording wrote to, and which others it met in other memory."""
-    inputs = [i.name for i in recorder.inputs]
-    memory, made = recorder.effects.memory, recorder.effects.made
-    given = {*inputs, *recorder.parameters}
+    state, copied = recorder.state, recorder.reads.copied
+    inputs = [i.name for i in state.inputs]
+    memory, made = state.effects.memory, state.effects.made
+    given = {*inputs, *state.parameters}
     results = [o for n in settled.calls.nodes if isinstance(n, IslandNode) for o in n.outputs if isinstance(o, str)]
     met = [o for o in dict.fromkeys(results) if o in memory and o not in given and memory[o] not in made]
-    changed_memory = settled.outer | {key for _, key in settled.native} | {memory[name] for name, _ in recorder.copied}
+    changed_memory = settled.outer | {key for _, key in settled.native} | {memory[name] for name, _ in copied}
     groups = {key: tuple(n for n in (*given, *met) if memory[n] == key) for key in changed_memory}
     groups = dict(sorted(((k, group) for k, group in groups.items() if group), key=lambda pair: min(pair[1])))
     if not groups:
@@ -418,37 +405,37 @@ def _apart(conditions: Conditions, recorder: Recorder, settled: Functionalized) 
     place = {key: number for number, key in enumerate(groups)}
     return replace(
         conditions,
-        written=tuple(tuple(n for n in (*inputs, *recorder.parameters) if memory[n] == key) for key in groups),
+        written=tuple(tuple(n for n in (*inputs, *state.parameters) if memory[n] == key) for key in groups),
         others=tuple(n for n in inputs if memory[n] not in place),
-        held=tuple(n for n in recorder.parameters if memory[n] not in place),
+        held=tuple(n for n in state.parameters if memory[n] not in place),
         met=tuple((name, place.get(memory[name], -1)) for name in met),
     )
 
 
 def _value_of(source: Any, recorder: Recorder) -> int:
     if source.kind == "result":
-        return recorder.numbers[source.value]
-    tensor = recorder.real[source.value]
+        return recorder.state.numbers[source.value]
+    tensor = recorder.state.real[source.value]
     return int(tensor.shape[source.dim] if source.kind == "shape" else tensor.stride(source.dim))
 
 
 def _output(leaf: Any, recorder: Recorder, settled: Functionalized, translation: Translation) -> Any:
     if isinstance(leaf, torch.Tensor):
-        name = recorder.name_of(leaf)
+        name = recorder.state.name_of(leaf)
         if name is None:
             raise Refused("unknown_tensor", "the result holds a tensor that no operator of the forward made")
-        if (leaf.requires_grad or vars(leaf)) and recorder.made(name):
+        if (leaf.requires_grad or vars(leaf)) and recorder.state.made(name):
             raise Refused("opaque_output", "the result holds a tensor that requires gradients or has attributes")
         return Ref(settled.renamed.get(name, name))
     if is_symbolic(leaf):
         return translation.dim(leaf)
     if type(leaf) in _CONSTANTS:
         return Expect(leaf)
-    known = recorder.objects.get(id(leaf))
+    known = recorder.operands.objects.get(id(leaf))
     if known is not None:
         return known if isinstance(known, Ref) else Argument(known)
-    if id(leaf) in recorder.containers:
-        return Argument(recorder.containers[id(leaf)])
+    if id(leaf) in recorder.state.containers:
+        return Argument(recorder.state.containers[id(leaf)])
     raise Refused("opaque_output", f"the result holds a {type(leaf).__name__}")
 
 

@@ -26,10 +26,11 @@ from fusion.capture.function_mode import DATA_READS, LAYOUT_READS, NUMPY, Unseen
 from fusion.capture.mutation import Effects, storage_key, tensors_written, view_in_place
 from fusion.capture.python.argument_tree import tensors_of
 from fusion.capture.python.container_proxy import is_looked_into, is_plain
-from fusion.capture.python.interception import own, refresh, shown
+from fusion.capture.python.interception import own, refresh, session, shown
 from fusion.capture.python.opaque_calls import as_tuples
 from fusion.capture.python.registry import Island, NativeFunction
-from fusion.capture.record import Recording, below_autograd
+from fusion.capture.record import Recording
+from fusion.capture.recorder import below_autograd
 from fusion.capture.released_memory import Forgotten, alike
 from fusion.capture.tracer import results_of
 from fusion.patterns import symbols
@@ -473,7 +474,7 @@ def follow(
     follower.real.update(inputs)
     assert twin.conditions is not None
     kinds = {kind for _, kind in twin.conditions.kinds}
-    with below_autograd(follower, tuple(kinds), _Reads(follower)):
+    with below_autograd(session(follower, follower, tuple(kinds)), _Reads(follower), follower):
         result = invoke()
     follower._quiet(follower._forgotten.sweep)
     follower._attempt(lambda: follower.conclude(result) if follower.diverged is None else None)

@@ -34,10 +34,10 @@ class SettledCalls:
 
     def __init__(self, recorder: Any, returned: Sequence[str]) -> None:
         self.recorder = recorder
-        self.nodes: list[Node] = list(recorder.nodes)
-        self.memory: dict[str, int] = dict(recorder.effects.memory)
+        self.nodes: list[Node] = list(recorder.state.nodes)
+        self.memory: dict[str, int] = dict(recorder.state.effects.memory)
         met = set(self.memory.values())
-        self.writes: list[tuple[int, int]] = [(i, key) for i, key in recorder.effects.writes if key in met]
+        self.writes: list[tuple[int, int]] = [(i, key) for i, key in recorder.state.effects.writes if key in met]
         self.returned = set(returned)
         self.before: dict[int, OpNode] = {}
         self.dropped: set[int] = set()
@@ -70,7 +70,7 @@ class SettledCalls:
 
     def known(self, size: Any) -> Any:
         """A size, to be compared with others in every call that the recording stands for; comparing leaves no guard."""
-        return self.recorder.shadow.env.replace(size.node.expr) if is_symbolic(size) else size
+        return self.recorder.state.shadow.env.replace(size.node.expr) if is_symbolic(size) else size
 
     def same_layout(self, a: torch.Tensor, b: torch.Tensor) -> bool:
         """Whether two shadows agree in every call that this recording stands for; asking leaves no guard."""
@@ -81,7 +81,7 @@ class SettledCalls:
         """What `build` makes of shadows; none of it is recorded."""
 
         def call() -> Any:
-            with self.recorder.shadow.mode:
+            with self.recorder.state.shadow.mode:
                 return build()
 
-        return self.recorder._quiet(call)
+        return self.recorder.state.quiet(call)

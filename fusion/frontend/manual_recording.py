@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from fusion.capture.function_mode import SizeReads
 from fusion.capture.record import Recording as Recorded
-from fusion.capture.record import below_autograd, finish
-from fusion.capture.tracer import Recorder
+from fusion.capture.record import finish
+from fusion.capture.recorder import Recorder
 from fusion.choices.kernel_cache import Kernel
 from fusion.config import FusionConfig
 from fusion.frontend.model_session import kernels_of, report_of
@@ -63,8 +62,8 @@ class Recording:
             raise RecordingError("This recording is over.", remedy="Start a new one with fusion.record().")
         self._start = time.perf_counter()
         named = [(f"x{i}", (name,), value) for i, (name, value) in enumerate(self._inputs.items())]
-        self._recorder = Recorder(named, {}, {}, adopt_inputs=not named, max_ops=self.pipeline.config.max_graph_size)
-        self._context = below_autograd(self._recorder, (), SizeReads(self._recorder))
+        self._recorder = Recorder(named, {}, {}, adopts=not named, max_ops=self.pipeline.config.max_graph_size)
+        self._context = self._recorder.active()
         self._context.__enter__()
         _ACTIVE.append(self)
         return self
@@ -83,14 +82,16 @@ class Recording:
         recorder = self._recorder
         assert recorder is not None
         if not self._marked:
-            read = {name for node in recorder.nodes for name in node.refs}
-            made = [o for node in recorder.nodes for o in node.outputs if isinstance(o, str) and o not in read]
-            found = [recorder.real[name] for name in dict.fromkeys(made) if name in recorder.real]
+            read = {name for node in recorder.state.nodes for name in node.refs}
+            made = [o for node in recorder.state.nodes for o in node.outputs if isinstance(o, str) and o not in read]
+            found = [recorder.state.real[name] for name in dict.fromkeys(made) if name in recorder.state.real]
             made = ["output"] if len(found) == 1 else [f"output{i}" for i in range(len(found))]
             self._marked = dict(zip(made, found, strict=True))
-        names = tuple(self._inputs) or tuple(str(i.path[0]) for i in recorder.inputs)
+        names = tuple(self._inputs) or tuple(str(i.path[0]) for i in recorder.state.inputs)
         result = self._marked["output"] if list(self._marked) == ["output"] else dict(self._marked)
-        self._recorded = finish(recorder, result, Conditions((), (), (), tuple(recorder.aliased_inputs)), self._start)
+        self._recorded = finish(
+            recorder, result, Conditions((), (), (), tuple(recorder.state.aliased_inputs)), self._start
+        )
         self._names = names
         if self._recorded.refusal is None and not self._marked:
             raise RecordingError("The block ran no torch operator.", remedy="Put the computation inside the block.")

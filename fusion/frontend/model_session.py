@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fusion.capture.python.free_variables import Outside, of_module
-from fusion.capture.tracer import holders
+from fusion.capture.unsupported import holders
 from fusion.choices.decision import Decision
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import Candidate
@@ -28,7 +28,8 @@ from fusion.patterns.nodes import IslandNode, OpNode, island_text
 from fusion.patterns.ops import Kind, kind_of
 from fusion.refusal import CODES, Refusal
 from fusion.remedies import REMEDIES
-from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
+from fusion.reporting.model import FusionReport
+from fusion.reporting.rows import RegionReport, ScopeReport, Totals
 from fusion.runtime.native import native_available
 
 # Refusals that say something of the call, not of the module.

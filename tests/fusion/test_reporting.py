@@ -9,7 +9,8 @@ import itertools
 import pytest
 from rich.console import Console
 
-from fusion.reporting.model import FusionReport, RegionReport, ScopeReport, Totals
+from fusion.reporting.model import FusionReport
+from fusion.reporting.rows import RegionReport, ScopeReport, Totals
 from fusion.reporting.text import BLANK, microseconds, renderable, size, speedup
 
 

@@ -30,11 +30,24 @@ _SESSION = threading.local()
 _LOCK = Lock()
 
 
-class Session(Protocol):
-    """What an active recording or re-run does with calls and reads that are not torch's."""
+class CallHandler(Protocol):
+    """What an active recording or re-run does with calls that are not torch's."""
 
     def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
         """Answers the call."""
+
+    def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
+        """Answers the call of a registered function."""
+
+    def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        """Answers the call of a module inside the scope."""
+
+    def on_made(self, module: torch.nn.Module) -> None:
+        """Told of a module that is being made."""
+
+
+class ReadHandler(Protocol):
+    """What an active recording or re-run does with reads and writes inside objects."""
 
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
         """Told of an attribute read on an argument object that is no island."""
@@ -51,24 +64,18 @@ class Session(Protocol):
     def on_write(self, receiver: Any, name: str) -> None:
         """Told that an attribute of an object is set or deleted."""
 
-    def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
-        """Answers the call of a module inside the scope."""
-
-    def on_made(self, module: torch.nn.Module) -> None:
-        """Told of a module that is being made."""
-
-    def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
-        """Answers the call of a registered function."""
-
 
 @contextlib.contextmanager
-def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[torch.nn.Module] = ()) -> Iterator[None]:
-    """Routes this thread's island calls to `handler`.
+def session(
+    calls: CallHandler, reads: ReadHandler, kinds: tuple[type, ...] = (), modules: Iterable[torch.nn.Module] = ()
+) -> Iterator[None]:
+    """Routes this thread's island calls, and reads inside objects, to handlers.
 
     Args:
-        handler: answers.
-        kinds: classes whose instances' attributes it is told the reads and writes of.
-        modules: modules, calls of which (and of others of their classes) it answers.
+        calls: answers calls.
+        reads: is told what is read and written inside objects.
+        kinds: classes whose instances' attributes it is told of.
+        modules: modules, calls of which (and of others of their classes) are answered.
     """
     with _LOCK:
         saved: list[tuple[type, str, Any]] = []
@@ -95,7 +102,7 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
                 for name in ("__setattr__", "__delattr__"):
                     put(kind, name, _watched_write(getattr(kind, name)))
 
-        _SESSION.handler, _SESSION.watch, _SESSION.shown = handler, watch, {}
+        _SESSION.calls, _SESSION.reads, _SESSION.watch, _SESSION.shown = calls, reads, watch, {}
         with changes(put_back):
             try:
                 for island in REGISTRY.values():
@@ -120,7 +127,7 @@ def session(handler: Session, kinds: tuple[type, ...] = (), modules: Iterable[to
 
 def _wrapped(island: Island, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        handler = getattr(_SESSION, "handler", None)
+        handler = getattr(_SESSION, "calls", None)
         if handler is None:
             return original(self, *args, **kwargs)
         return handler.on_island(island, original, self, args, kwargs)
@@ -134,7 +141,7 @@ def function_call(registered: NativeFunction) -> Callable[..., Any]:
 
     @functools.wraps(registered.function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        handler = getattr(_SESSION, "handler", None)
+        handler = getattr(_SESSION, "calls", None)
         if handler is None:
             return registered.function(*args, **kwargs)
         return handler.on_function(registered, args, kwargs)
@@ -144,7 +151,7 @@ def function_call(registered: NativeFunction) -> Callable[..., Any]:
 
 def _module_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        handler = getattr(_SESSION, "handler", None)
+        handler = getattr(_SESSION, "calls", None)
         if handler is None:
             return original(self, *args, **kwargs)
         return handler.on_module(original, self, args, kwargs)
@@ -154,7 +161,7 @@ def _module_call(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _module_made(original: Callable[..., None]) -> Callable[..., None]:
     def make(self: Any, *args: Any, **kwargs: Any) -> None:
-        handler = getattr(_SESSION, "handler", None)
+        handler = getattr(_SESSION, "calls", None)
         if handler is not None:
             handler.on_made(self)
         original(self, *args, **kwargs)
@@ -164,7 +171,7 @@ def _module_made(original: Callable[..., None]) -> Callable[..., None]:
 
 def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
     def read(self: Any, name: str) -> Any:
-        handler = getattr(_SESSION, "handler", None)
+        handler = getattr(_SESSION, "reads", None)
         if handler is None or _SESSION.__dict__.get("reading"):
             return original(self, name)
         if _is_internal(self, name):
@@ -196,7 +203,7 @@ def _is_internal(receiver: Any, name: str) -> bool:
 
 def _watched_write(original: Callable[..., None]) -> Callable[..., None]:
     def write(self: Any, name: str, *value: Any) -> None:
-        handler = getattr(_SESSION, "handler", None)
+        handler = getattr(_SESSION, "reads", None)
         if handler is not None:
             handler.on_write(self, name)
         original(self, name, *map(real, value))
@@ -205,8 +212,8 @@ def _watched_write(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def current() -> Any:
-    """What records this thread's call, or runs one again; None without."""
-    return getattr(_SESSION, "handler", None)
+    """What is told of this thread's reads inside objects, while a call is recorded or run again; None without."""
+    return getattr(_SESSION, "reads", None)
 
 
 def in_session() -> bool:

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from fusion.capture.mutation import Effects, has_memory, storage_key
-from fusion.capture.python.argument_snapshot import Given
-from fusion.capture.python.argument_tree import Atom
-from fusion.capture.python.container_proxy import COPY, PLAIN, is_looked_into
+from fusion.capture.mutation import has_memory, storage_key
+from fusion.capture.python.call_operands import CallOperands, Receiver
+from fusion.capture.python.container_proxy import COPY, is_looked_into
 from fusion.capture.python.interception import function_call, own
-from fusion.capture.python.object_reads import ObjectReads, Receiver
+from fusion.capture.python.object_reads import ObjectReads, describe_call
 from fusion.capture.python.reachable_state import is_library
 from fusion.capture.python.registry import Island, NativeFunction, has_islands
 from fusion.capture.released_memory import ALONE, references
-from fusion.capture.symbolic_shapes import Shadow, is_symbolic, real_nest
+from fusion.capture.symbolic_shapes import is_symbolic, real_nest
+from fusion.capture.trace_state import TraceState
 from fusion.capture.user_frame import line_of, user_line
-from fusion.faults import recording_code
-from fusion.patterns.leaves import Argument, Expect, Path, Ref
-from fusion.patterns.nodes import IslandNode, OpNode
-from fusion.patterns.recorded import HeldObject
-from fusion.refusal import Refusal, Refused
+from fusion.patterns.leaves import Ref
+from fusion.patterns.nodes import IslandNode
+from fusion.refusal import Refused
 from fusion.runtime.call_log import Contents, Written, contents, is_nest, noted, take_over, unchanged
 from fusion.runtime.plan import Raised
 from fusion.runtime.pytrees import tree_of, tree_text, unflatten
@@ -34,108 +31,53 @@ from fusion.runtime.pytrees import tree_of, tree_text, unflatten
 _HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 
 
-class NativeCalls(ObjectReads):
-    """The part of a recorder that is told of calls which are not torch's.
+class OpaqueCalls:
+    """What a recorder does with calls that are not torch's: they are made natively, and plans make them so too.
+
+    Args:
+        state: of the recorded run.
+        operands: names what calls are given.
+        reads: what was found inside objects, which such calls may change.
+        watched: the modules whose state the plan's snapshot watches; None where nothing is watched.
 
     Attributes:
-        objects: argument objects and objects the scope made, by id: how a plan names them.
-        held: objects that are bound to plans by name: steps, classes, attributes of modules.
-        numbers: sizes that islands returned, by value name.
         functions: modules that an installed library calls as it calls its functions, and the scope does not hold.
         in_step: whether a step is running, which may write to what it was given.
         in_native: whether a native call of any kind is running.
         lent: the memory of the tensors that the last such call was given.
-        written_natively: the memory that it wrote to.
+        written: the memory that it wrote to.
     """
 
-    if TYPE_CHECKING:
-        nodes: list[OpNode | IslandNode]
-        real: dict[str, torch.Tensor]
-        fakes: dict[str, torch.Tensor]
-        refusal: Refusal | None
-        shadow: Shadow
-        effects: Effects
-        given: Given
-        _names: dict[int, str]
-        _parameters: Mapping[int, tuple[str, torch.Tensor]]
-        _paused: int
-        _thread: int
-
-        @property
-        def recording(self) -> bool: ...
-
-        def refuse(self, code: str, sentence: str, origin: str | None = None, remedy: str = "") -> None: ...
-        def notice_fixed_size(self) -> None: ...
-        def _quiet(self, build: Callable[[], Any]) -> Any: ...
-        def _leaf(self, leaf: Any) -> Any: ...
-        def _known(self, tensor: torch.Tensor) -> str: ...
-        def _bind(self, name: str, tensor: torch.Tensor, fake: torch.Tensor) -> str: ...
-
-    def set_up_native_calls(
+    def __init__(
         self,
-        objects: Mapping[int, Path],
-        steps: Mapping[str, torch.nn.Module],
-        attributes: Mapping[int, tuple[str, Any]],
+        state: TraceState,
+        operands: CallOperands,
+        reads: ObjectReads,
         watched: Iterable[torch.nn.Module] | None,
     ) -> None:
-        """Takes what may be called.
-
-        Args:
-            objects: argument objects by id: their paths.
-            steps: modules that are called natively, by path.
-            attributes: other objects that the scope's modules hold, by id: their paths and themselves.
-            watched: the modules whose state the plan's snapshot watches; None where nothing is watched.
-        """
-        self.set_up_reads()
-        self._watched = None if watched is None else {id(module): module for module in watched}
-        self.objects: dict[int, Receiver] = dict(objects)
-        self.held: dict[str, tuple[HeldObject, Any]] = {}
-        self.numbers: dict[str, int] = {}
+        self.state = state
+        self.operands = operands
+        self.reads = reads
         self.functions: list[torch.nn.Module] = []
         self.in_step = self.in_native = False
         self.lent: set[int] = set()
-        self.written_natively: set[int] = set()
-        self._steps = {id(module): path for path, module in steps.items()}
-        self._attributes = attributes
-        self._made: list[Any] = []  # kept, so that their ids stay theirs
+        self.written: set[int] = set()
+        self._watched = None if watched is None else {id(module): module for module in watched}
         self._handed_on: list[str] = []  # results of steps that the forward may still hold
-
-    # ---- what is called
-
-    def _hold(self, kind: str, path: str, value: Any) -> Ref:
-        """The name of an object that is bound to plans."""
-        for name, (known, object_) in self.held.items():
-            if object_ is value and known.kind == kind:
-                return Ref(name)
-        name = f"h{len(self.held)}"
-        self.held[name] = HeldObject(name, kind, path), value
-        return Ref(name)
-
-    def object_leaf(self, value: Any) -> Argument | Ref | None:
-        """An object among a call's arguments, as a plan names it; None for one of unknown origin."""
-        known = self.objects.get(id(value))
-        if known is not None:
-            return known if isinstance(known, Ref) else Argument(known)
-        if id(value) in self._attributes:
-            path, held = self._attributes[id(value)]
-            return self._hold("attribute", path, held)
-        return None
-
-    # ---- islands
 
     def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
         """Calls an island natively and records the call, not what happens inside."""
         if island.method == "__init__" and island.owner is not type(receiver) and not has_islands(type(receiver)):
             return original(receiver, *args, **kwargs)  # an object like any other
-        if not self.recording:
+        if not self.state.recording:
             made = receiver if island.method == "__init__" else None
             return self._unrecorded(lambda a, k: original(receiver, *a, **k), args, kwargs, made)
         if island.method == "__init__":
             return self._make(island, original, receiver, args, kwargs)
-        known = self.objects.get(id(receiver))
+        known = self.operands.objects.get(id(receiver))
         if known is None:
             what = f"{type(receiver).__name__}.{island.method}() is called on an object that is no argument"
-            self.refuse("opaque_argument", what, None, "pass the object as an argument")
+            self.state.refuse("opaque_argument", what, None, "pass the object as an argument")
             return self._unrecorded(lambda a, k: original(receiver, *a, **k), args, kwargs)
         return self._native(
             known, island.method, lambda a, k: original(receiver, *a, **k), args, kwargs, island.effect, island.grows
@@ -146,52 +88,48 @@ class NativeCalls(ObjectReads):
         kind = type(made)
         if island.owner is not kind:
             remedy = f"make it before the call and pass it, or declare it: fusion.register_made({kind.__name__})"
-            self.refuse("opaque_argument", f"the forward makes a {kind.__name__}", None, remedy)
+            self.state.refuse("opaque_argument", f"the forward makes a {kind.__name__}", None, remedy)
             return self._unrecorded(lambda a, k: original(made, *a, **k), args, kwargs, made)
         real = own(real_nest((args, kwargs)))
         self._natively(lambda: original(made, *real[0], **real[1]), real)
-        self.log.append(made)
+        self.state.log.append(made)
 
         def record() -> None:
-            arguments = pytree.tree_map(self._leaf, (args, kwargs))
-            output = self._new_object(made)
-            held = self._hold("class", f"{kind.__module__}.{kind.__qualname__}", kind)
+            arguments = pytree.tree_map(self.operands.leaf, (args, kwargs))
+            output = self.operands.new_object(made)
+            held = self.operands.hold("class", f"{kind.__module__}.{kind.__qualname__}", kind)
             self._node(held, "", arguments, (output,), True, "leaf")
 
-        self._attempt(island.owner.__name__, record)
+        self.state.attempt(island.owner.__name__, record)
         return None
-
-    def _new_object(self, value: Any) -> str:
-        name = f"o{len(self._made)}"
-        self._made.append(value)
-        self.objects[id(value)] = Ref(name)
-        return name
 
     def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
         """A registered function: recorded as what it means, or called natively."""
         function, meaning = registered.function, registered.meaning
         if registered.asks:
-            self.refuse("collecting", f"the call {registered.asks}")
+            self.state.refuse("collecting", f"the call {registered.asks}")
             return function(*args, **kwargs)
-        if not self.recording:
+        if not self.state.recording:
             if meaning is not None:
                 return function(*args, **kwargs)
             return self._unrecorded(lambda a, k: function(*a, **k), args, kwargs)
         if meaning is not None:
             real_args, real_kwargs = real_nest((args, kwargs))
-            problem = self._quiet(lambda: meaning.problem(real_args, real_kwargs))
+            problem = self.state.quiet(lambda: meaning.problem(real_args, real_kwargs))
             if problem is not None:
-                self.refuse("inaccurate", problem)
+                self.state.refuse("inaccurate", problem)
                 return function(*real_args, **real_kwargs)
             return meaning.decomposition(*args, **kwargs)
-        held = self._hold("function", f"{function.__module__}.{function.__qualname__}", function_call(registered))
-        place = len(self.nodes)
+        held = self.operands.hold(
+            "function", f"{function.__module__}.{function.__qualname__}", function_call(registered)
+        )
+        place = len(self.state.nodes)
         result = self._native(
             held, "", lambda a, k: function(*a, **k), args, kwargs, registered.effect, registered.grows
         )
         for leaf in pytree.tree_leaves((args, kwargs)) if registered.effect else ():
             if isinstance(leaf, torch.Tensor):  # what it writes to cannot be seen: it may be any of them
-                self._quiet(functools.partial(self.effects.native_write, place, leaf))
+                self.state.quiet(functools.partial(self.state.effects.native_write, place, leaf))
         return result
 
     def on_made(self, module: torch.nn.Module) -> None:
@@ -201,36 +139,36 @@ class NativeCalls(ObjectReads):
 
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """A step is called natively; other modules are looked into."""
-        if not self.recording:
-            if id(module) not in self._steps:
+        if not self.state.recording:
+            if id(module) not in self.operands.steps:
                 return original(module, *args, **kwargs)
             return self._unrecorded(lambda a, k: original(module, *a, **k), args, kwargs)
         if self._watched is not None and id(module) not in self._watched:
             if not _is_a_function(module):
                 kind = type(module).__name__
                 what = f"the forward calls a {kind} that no module of the scope holds"
-                self.refuse("python_state", what, None, "make it an attribute of the module that calls it")
+                self.state.refuse("python_state", what, None, "make it an attribute of the module that calls it")
                 return original(module, *args, **kwargs)
             self._watched[id(module)] = module
             self.functions.append(module)
-        path = self._steps.get(id(module))
+        path = self.operands.steps.get(id(module))
         if path is not None:
-            held = self._hold("module", path, module)
+            held = self.operands.hold("module", path, module)
             self.in_step = True
             try:
                 return self._native(held, "", lambda a, k: original(module, *a, **k), args, kwargs, True, ())
             finally:
                 self.in_step = False
-        self.notice_fixed_size()
-        if not self.recording:
+        self.state.notice_fixed_size()
+        if not self.state.recording:
             return original(module, *args, **kwargs)
-        outer, self.module = self.module, module
+        outer, self.state.module = self.state.module, module
         try:
             return original(module, *args, **kwargs)
         finally:
-            self.notice_fixed_size()
-            if self.recording:
-                self.module = outer
+            self.state.notice_fixed_size()
+            if self.state.recording:
+                self.state.module = outer
 
     def _native(
         self,
@@ -242,49 +180,49 @@ class NativeCalls(ObjectReads):
         effect: bool,
         grows: tuple[int, ...],
     ) -> Any:
-        told = _told(method)
+        told = describe_call(method)
         if any(map(is_looked_into, pytree.tree_leaves((args, kwargs)))):
-            self.refuse("opaque_argument", f"{told} is given a list or dict that an object holds", None, COPY)
+            self.state.refuse("opaque_argument", f"{told} is given a list or dict that an object holds", None, COPY)
             return self._unrecorded(call, args, kwargs)
         nests = any(map(_is_made_anew, (*args, *kwargs.values())))
         given = contents((args, kwargs))
         if nests and not (effect and all(map(is_nest, (*args, *kwargs.values()))) and _distinct(given)):
-            self.refuse("opaque_argument", f"{told} is given a container, which it may change", None, _UNPACKED)
+            self.state.refuse("opaque_argument", f"{told} is given a container, which it may change", None, _UNPACKED)
             return self._unrecorded(call, args, kwargs)
-        self.check_lists()
-        if self.given.changes():
+        self.reads.check_lists()
+        if self.state.given.changes():
             what = f"{told} is called after a dict of the caller's is written to"
-            self.refuse("python_state", what, None, "write to the dict at the end of the forward")
+            self.state.refuse("python_state", what, None, "write to the dict at the end of the forward")
         real_args, real_kwargs = real_nest((args, kwargs))
         given_up = self._given_up()
         before = contents((real_args, real_kwargs))
-        self._quiet(self.effects.before_native)
+        self.state.quiet(self.state.effects.before_native)
         try:
             result = self._natively(lambda: call(real_args, real_kwargs), (real_args, real_kwargs))
         except Exception as error:
             self._handed_back((args, kwargs), before, told)
-            self.log.append(self._entry(_raised(error, before), real_args, real_kwargs))
-            self.refuse("step_error", f"{told} raised {type(error).__name__}: {error}", line_of(error) or None)
+            self.state.log.append(self._entry(_raised(error, before), real_args, real_kwargs))
+            self.state.refuse("step_error", f"{told} raised {type(error).__name__}: {error}", line_of(error) or None)
             raise
         self._handed_back((args, kwargs), before, told)
-        self._quiet(self.effects.after_native)
-        self.after_native()
-        self.log.append(self._entry(noted(result, before), real_args, real_kwargs))
+        self.state.quiet(self.state.effects.after_native)
+        self.reads.after_native()
+        self.state.log.append(self._entry(noted(result, before), real_args, real_kwargs))
         handed = [result]
 
         def record() -> None:
             ordered = (args, dict(sorted(kwargs.items())))
             leaves, nest = pytree.tree_flatten(ordered)
-            named = list(map(self._leaf, leaves))
+            named = list(map(self.operands.leaf, leaves))
             arguments = (named, {}) if nests else pytree.tree_unflatten(named, nest)
-            like = [self.fakes[self._names[id(a)]] for a in leaves if isinstance(a, torch.Tensor)]
+            like = [self.state.fakes[self.state.names[id(a)]] for a in leaves if isinstance(a, torch.Tensor)]
             flat, structure = _flatten(result)
             if not method and any(type(leaf) is int for leaf in flat):
-                self.reader = self.reader or self.module  # how many rows each expert gets, say
-            pairs = [self._native_result(leaf, like, grows, method) for leaf in flat]
+                self.state.reader = self.state.reader or self.state.module  # how many rows each expert gets, say
+            pairs = [self.reads.result(leaf, like, grows, method) for leaf in flat]
             for leaf, (name, _) in zip(flat, pairs, strict=True) if not effect else ():
                 if isinstance(leaf, torch.Tensor):
-                    self._look_up(leaf, name)
+                    self.reads.look_up(leaf, name)
             how = tree_text(nest) if nests else ""
             names = tuple(p[0] for p in pairs)
             self._node(receiver, method, arguments, names, effect, structure, given_up, how)
@@ -292,16 +230,16 @@ class NativeCalls(ObjectReads):
                 self._handed_on.append(names[0])
             handed[0] = _unflatten(structure, [p[1] for p in pairs])
 
-        self._attempt(method or "a module", record)
+        self.state.attempt(method or "a module", record)
         return handed[0]
 
     def _natively(self, call: Callable[[], Any], given: Any) -> Any:
         """Makes a native call: what torch is asked to do inside is watched for what it writes to, and not recorded."""
         outer, self.in_native = self.in_native, True
-        self.lent = self._quiet(lambda: {storage_key(t) for t in pytree.tree_leaves(given) if has_memory(t)})
-        self.written_natively.clear()
+        self.lent = self.state.quiet(lambda: {storage_key(t) for t in pytree.tree_leaves(given) if has_memory(t)})
+        self.written.clear()
         try:
-            return self._quiet(call)
+            return self.state.quiet(call)
         finally:
             self.in_native = outer
 
@@ -309,52 +247,44 @@ class NativeCalls(ObjectReads):
         """The log's entry for the native call that was just made with these arguments, and what it wrote to them."""
         ordered = pytree.tree_leaves((args, dict(sorted(kwargs.items()))))
         tensors = [t for t in ordered if isinstance(t, torch.Tensor)]
-        written = self.written_natively & self.lent
+        written = self.written & self.lent
         given = {place: t for place, t in enumerate(tensors) if has_memory(t) and storage_key(t) in written}
-        return Written(entry, self._quiet(lambda: {p: t.clone() for p, t in given.items()})) if given else entry
+        return Written(entry, self.state.quiet(lambda: {p: t.clone() for p, t in given.items()})) if given else entry
 
     def _unrecorded(self, call: Callable[[Any, Any], Any], args: Any, kwargs: Any, made: Any = None) -> Any:
         """Calls natively what no recording holds, and remembers the answer: the forward may fail yet, for its sizes are
         symbols, and is run again then, but what such calls did is done."""
-        if self._paused or threading.get_ident() != self._thread:
+        if self.state.elsewhere:
             return call(args, kwargs)  # inside of a native call
         if any(map(is_symbolic, pytree.tree_leaves((args, kwargs)))):
             args, kwargs = real_nest((args, kwargs))
         args, kwargs = own((args, kwargs))
         before = contents((args, kwargs))
-        self._quiet(self.effects.before_native)
+        self.state.quiet(self.state.effects.before_native)
         try:
             result = self._natively(lambda: call(args, kwargs), (args, kwargs))
         except Exception as error:
-            self.log.append(self._entry(_raised(error, before), args, kwargs))
+            self.state.log.append(self._entry(_raised(error, before), args, kwargs))
             raise
-        self._quiet(self.effects.after_native)
-        self.after_native()
+        self.state.quiet(self.state.effects.after_native)
+        self.reads.after_native()
         if made is not None:
-            self._new_object(made)
-        self.log.append(self._entry(noted(result if made is None else made, before), args, kwargs))
+            self.operands.new_object(made)
+        self.state.log.append(self._entry(noted(result if made is None else made, before), args, kwargs))
         return result
 
     def _given_up(self) -> tuple[str, ...]:
         """Results of steps that only the recorder still holds: whatever the forward does from here on, catching an
         error included, it cannot read them."""
-        gone = tuple(name for name in self._handed_on if references(self.real, name) == ALONE + 1)  # 1: the log
+        gone = tuple(name for name in self._handed_on if references(self.state.real, name) == ALONE + 1)  # 1: the log
         self._handed_on = [name for name in self._handed_on if name not in gone]
         return gone
-
-    def _attempt(self, what: str, record: Callable[[], None]) -> None:
-        try:
-            record()
-        except Refused as refused:
-            self.refusal = self.refusal or refused.refusal
-        except Exception as error:
-            self.refuse(recording_code(error), f"{what} could not be recorded: {type(error).__name__}: {error}")
 
     def _handed_back(self, given: Any, before: Contents, told: str) -> None:
         """A native call was given copies of lists and dicts: what it put into them goes into the forward's own."""
         if not unchanged(before):
             take_over(given, before)
-            self.refuse("python_state", f"{told} changes a list or dict it is given")
+            self.state.refuse("python_state", f"{told} changes a list or dict it is given")
 
     def _node(
         self,
@@ -372,60 +302,10 @@ class NativeCalls(ObjectReads):
         made = IslandNode(
             receiver, method, as_tuples(args), named, outputs, effect, structure, given_up, user_line(), given
         )
-        self.nodes.append(made)
-
-    def _native_result(
-        self, leaf: Any, like: list[torch.Tensor], grows: tuple[int, ...], method: str
-    ) -> tuple[Any, Any]:
-        """What a result is called in the graph, and what the forward gets: a size becomes a symbol."""
-        if isinstance(leaf, torch.Tensor):
-            if id(leaf) in self._overwritten:  # another object, so that what the forward read before is not known
-                again = self._quiet(leaf.detach)
-                name = f"v{len(self.real)}"
-                return self._bind(
-                    name, again, self._quiet(lambda: self.shadow.of_result(name, leaf, like, grows))
-                ), again
-            if id(leaf) in self._parameters:
-                self._known(leaf)  # it is the module's, whoever holds it, too: a plan checks that it is
-            before = self._names.get(id(leaf))
-            name = f"v{len(self.real)}"
-            if before is not None and any(self.fakes[before] is fake for fake in like):  # its argument: a result all
-                again = self._quiet(leaf.detach)  # the same, which the next call may make anew
-                return self._bind(name, again, self.fakes[before]), again
-            if before is not None:
-                return before, leaf
-            fake = self._quiet(lambda: self.shadow.of_result(name, leaf, like, grows))
-            return self._bind(name, leaf, fake), leaf
-        if type(leaf) is int:
-            return self._number(leaf)
-        if isinstance(leaf, PLAIN):
-            return Expect(leaf), leaf
-        if isinstance(leaf, Atom):
-            return Expect(leaf), leaf
-        known = self.object_leaf(leaf)
-        if known is not None:
-            return known, leaf
-        if method or not has_islands(type(leaf)):
-            what = f"{_told(method)} returned a {type(leaf).__name__}"
-            raise Refused("opaque_output", what, user_line(), _RETURN)
-        return self._new_object(leaf), leaf
-
-    def _number(self, value: int) -> tuple[Any, Any]:
-        name = f"n{len(self.numbers)}"
-        number = self.shadow.new_symbol(value, (name, "result", 0))
-        if not is_symbolic(number):
-            return Expect(value), value
-        self.numbers[name] = value
-        return name, number
+        self.state.nodes.append(made)
 
 
 _UNPACKED = "pass what it reads of the container as arguments of their own"
-_RETURN = "return tensors, numbers and strings, or tuples and lists of them"
-
-
-def _told(method: str) -> str:
-    """What a reason calls that which is called natively."""
-    return f"{method}()" if method else "a module or function that is called as it is"
 
 
 def _raised(error: Exception, before: Contents) -> Raised:

@@ -143,5 +143,5 @@ def replay(
     given = [leaf.value for leaf in flatten(arguments or {})[0] if has_islands(type(leaf.value))]
     steps = tuple(steps)
     handler = Replay(log, given, steps)
-    with session(handler, (*island_kinds(given), *{type(step) for step in steps}), steps):
+    with session(handler, handler, (*island_kinds(given), *{type(step) for step in steps}), steps):
         yield handler
