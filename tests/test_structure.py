@@ -1,0 +1,48 @@
+"""The structure of the code, measured: imports without circles, files and functions that a reader can hold in mind."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import networkx
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ("patterns", "kernels", "runtime")  # folders that are packages inside `fusion`
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for folder in ("fusion", *FLOORS):
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            package = ("fusion", *parts) if folder in FLOORS else parts
+            found[".".join(package).removesuffix(".__init__")] = path
+    return found
+
+
+def imports(name: str, path: Path) -> Iterator[str]:
+    """The modules that one imports anywhere in its text: inside of functions and for type checkers, too."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:
+                inside = f"{origin}.{alias.name}"
+                yield inside if inside in modules() else origin
+
+
+def test_imports_have_no_circles() -> None:
+    graph = networkx.DiGraph()
+    for name, path in modules().items():
+        graph.add_edges_from((name, other) for other in imports(name, path) if other in modules() and other != name)
+    assert graph.number_of_edges() > 500, "the imports were not found: the test would show nothing"
+    circles = [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1]
+    assert not circles
