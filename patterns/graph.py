@@ -182,7 +182,6 @@ def check(graph: SubGraph) -> None:
         raise GraphError(f"A bundle of {graph.bundle} outputs is no division of the {len(graph.outputs)} there are.")
 
 
-@functools.cache
 def canonicalize(graph: SubGraph) -> tuple[SubGraph, dict[str, str], dict[str, Dim]]:
     """The canonical form of `graph`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +104,7 @@ class IslandNode:
     outputs: tuple[Any, ...]
     effect: bool
     structure: str
-    given_up: tuple[str, ...] = ()
+    dead_results: tuple[str, ...] = ()
     origin: str = field(default="", compare=False)
     given: str = ""
     kind: type | None = None
@@ -134,6 +135,7 @@ def given_tensors(node: IslandNode, tensors: Container[str]) -> list[str]:
     return [leaf.name for leaf in given if isinstance(leaf, Ref) and leaf.name in tensors]
 
 
+@functools.cache
 def writes(op: str) -> bool:
     """Whether an operator, by its full name, writes to a tensor it is given; False for one this torch does not have."""
     target: Any = torch.ops

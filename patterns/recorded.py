@@ -196,7 +196,7 @@ def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
         "outputs": encode(node.outputs),
         "effect": node.effect,
         "structure": node.structure,
-        "given_up": list(node.given_up),
+        "given_up": list(node.dead_results),
         "given": node.given,
         "kind": f"{node.kind.__module__}.{node.kind.__qualname__}" if node.kind else "",
         "copied": node.copied,

@@ -1,6 +1,6 @@
 """Which tensors of a call share memory: a plan that writes to some of it is for calls that share as the recorded one.
 
-What a call is given is compared before the plan does anything (`separate`); what a plan finds inside objects, or gets
+What a call is given is compared before the plan does anything (`disjoint`); what a plan finds inside objects, or gets
 from native calls, when it meets it (`Memory`).
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 
-def separate(written: Iterable[Sequence[Tensor]], others: Iterable[Tensor], held: frozenset[int]) -> bool:
+def disjoint(written: Iterable[Sequence[Tensor]], others: Iterable[Tensor], held: frozenset[int]) -> bool:
     """Whether groups of tensors that are written to live in memory of their own, as they did when recorded.
 
     Args:
@@ -37,7 +37,7 @@ class Memory:
     """The memory that one run of a plan has met, by the recording's groups.
 
     Args:
-        written, others, held: as `separate` takes them, and as it found them to be.
+        written, others, held: as `disjoint` takes them, and as it found them to be.
     """
 
     __slots__ = ("_groups", "_held")
@@ -48,7 +48,7 @@ class Memory:
             self._groups.update(dict.fromkeys(storages(group), number))
         self._held = held
 
-    def admits(self, tensor: Tensor, group: int) -> bool:
+    def may_alias(self, tensor: Tensor, group: int) -> bool:
         """Whether a tensor that is met now lives apart from all memory of other groups, as it did when recorded.
 
         Args:

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fusion.runtime.aliasing import storages
-from fusion.runtime.rollback import Undo
+from fusion.runtime.rollback import UndoLog
 
 _MOST_KEPT = 1 << 20  # bytes of a tensor that is kept until a plan ends, in case it was written to
 Contents = list[tuple[Any, Any]]  # each list and dict of a nest with a copy of it, the outer ones first
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Changed:
+class LoggedContainerChange:
     """What a log holds for a native call that changed a list or dict it was given.
 
     Attributes:
@@ -31,7 +31,7 @@ class Changed:
 
 
 @dataclass(slots=True, eq=False)  # not frozen, which would double the time that one takes: a plan makes many
-class Written:
+class LoggedWrite:
     """What a log holds for a native call that wrote, or may have, to tensors it was given, which are used afterwards.
 
     Attributes:
@@ -95,7 +95,7 @@ def log_writes(
         now = zip(places, tensors, before, strict=True)
         given = {place: t.clone() for place, t, version in now if t._version != version}
     if given:
-        log[-1] = Written(log[-1], given)
+        log[-1] = LoggedWrite(log[-1], given)
 
 
 def log_differences(log: list[Any], before: Sequence[Tensor], places: Sequence[int], *tensors: Tensor) -> None:
@@ -105,10 +105,10 @@ def log_differences(log: list[Any], before: Sequence[Tensor], places: Sequence[i
     tensors.
     """
     given = {p: t.clone() for p, t in zip(places, tensors, strict=True) if not torch.equal(t, before[p])}
-    log[-1] = Written(log[-1], given, places)
+    log[-1] = LoggedWrite(log[-1], given, places)
 
 
-def keep_outer(undo: Undo, outer: Sequence[Tensor], *tensors: Tensor) -> None:
+def keep_outer(undo: UndoLog, outer: Sequence[Tensor], *tensors: Tensor) -> None:
     """Keeps what those of the tensors hold that live in the memory of what a call was given: `outer`."""
     memory = storages(outer)
     for tensor in tensors:
@@ -119,7 +119,7 @@ def keep_outer(undo: Undo, outer: Sequence[Tensor], *tensors: Tensor) -> None:
 def let_go(log: list[Any], place: int, gone: Any) -> None:
     """Takes a result out of a log."""
     entry = log[place]
-    log[place] = Written(gone, entry.given, entry.later) if type(entry) is Written else gone
+    log[place] = LoggedWrite(gone, entry.given, entry.later) if type(entry) is LoggedWrite else gone
 
 
 def is_nest(value: Any) -> bool:
@@ -167,8 +167,8 @@ def unchanged(before: Contents) -> bool:
 
 
 def noted(result: Any, before: Contents) -> Any:
-    """A log's entry for a native call: its result, or `Changed` where it changed what it was given."""
-    return result if unchanged(before) else Changed(result, before)
+    """A log's entry for a native call: its result, or `LoggedContainerChange` where it changed what it was given."""
+    return result if unchanged(before) else LoggedContainerChange(result, before)
 
 
 def take_over(nest: Any, changed: Contents) -> None:

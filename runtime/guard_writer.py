@@ -19,9 +19,9 @@ from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Argument, Attribute, Expect, Path, Ref
 from fusion.patterns.nodes import IslandNode
 from fusion.patterns.recorded import SymbolSource
-from fusion.runtime.aliasing import Memory, separate
+from fusion.runtime.aliasing import Memory, disjoint
 from fusion.runtime.native import make_guard
-from fusion.runtime.plan import MISS, Deoptimized, Raised, Shape, Source
+from fusion.runtime.plan import MISS, Deoptimized, LoggedError, PlanSpec, Source
 
 
 class GuardWriter:
@@ -35,11 +35,11 @@ class GuardWriter:
         effects: whether an island has changed something by now, so that a failed check has to raise.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: PlanSpec) -> None:
         self.shape = shape
         self.graph = shape.graph
         self.lines: list[str] = []
-        self.names: dict[str, Any] = {"MISS": MISS, "Deoptimized": Deoptimized, "Raised": Raised}
+        self.names: dict[str, Any] = {"MISS": MISS, "Deoptimized": Deoptimized, "LoggedError": LoggedError}
         self.bound: set[str] = set()
         self.pending = [(set(re.findall(r"\bs\d+\b", g)), g) for g in self.graph.guards]
         self.register: dict[str, str] = {}
@@ -149,7 +149,7 @@ class GuardWriter:
             groups = ", ".join(self.text(tuple(map(Ref, group))) for group in conditions.written)
             others = "".join(f"{self.value(name)}, " for name in conditions.others)
             met = f"({groups},), ({others}), HELD"
-            self.miss(f"not {self.name('separate', separate)}({met})")
+            self.miss(f"not {self.name('disjoint', disjoint)}({met})")
             if conditions.met:
                 self.lines.append(f"    memory = {self.name('Memory', Memory)}({met})")
         self.flush()
@@ -228,12 +228,12 @@ class GuardWriter:
                 self.miss(f"not ({guard})", indent)
 
 
-def head(shape: Shape, name: str) -> str:
+def head(shape: PlanSpec, name: str) -> str:
     """The first line of a function of the scope's parameters."""
     return f"def {name}({', '.join(f'a{i}' for i in range(len(shape.parameters)))}):"
 
 
-def write_match(shape: Shape) -> Source:
+def write_match(shape: PlanSpec) -> Source:
     """A function like the plan that only checks: it returns the input symbols' values by name, or MISS."""
     writer = GuardWriter(shape)
     writer.lines.append(head(shape, "plan"))

@@ -22,7 +22,7 @@ from fusion.patterns.symbols import Dim
 from fusion.runtime.aliasing import storages
 from fusion.runtime.call_log import Contents
 from fusion.runtime.pytrees import mapped
-from fusion.runtime.rollback import Undo
+from fusion.runtime.rollback import UndoLog
 from fusion.runtime.verify import check_text
 
 
@@ -42,12 +42,12 @@ class Deoptimized(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Raised:
+class LoggedError:
     """What a log holds for an island that raised: a re-run of the original meets the same error.
 
     Attributes:
         error: the error.
-        given: the lists and dicts that it was given and changed, as in `Changed`.
+        given: the lists and dicts that it was given and changed, as in `LoggedContainerChange`.
     """
 
     error: Exception
@@ -106,7 +106,7 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class Shape:
+class PlanSpec:
     """What a plan is generated from; equal shapes share their code.
 
     Attributes:
@@ -182,7 +182,7 @@ def standing(conditions: Conditions, tensors: Mapping[str, torch.Tensor]) -> dic
         tensors: its parameters by value name.
     """
     held = storages(tensors[name] for name in conditions.held)
-    return {"UNDO": Undo, "HELD": held, "OWN": frozenset(map(id, tensors.values()))}
+    return {"UNDO": UndoLog, "HELD": held, "OWN": frozenset(map(id, tensors.values()))}
 
 
 def bound_later(leaf: Any) -> bool:

@@ -12,7 +12,7 @@ from fusion.patterns.leaves import Argument, Expect, Ref
 from fusion.patterns.nodes import IslandNode, OpNode, given_tensors
 from fusion.patterns.ops import resolve
 from fusion.runtime.call_log import (
-    Changed,
+    LoggedContainerChange,
     contents,
     keep_outer,
     kept,
@@ -24,7 +24,7 @@ from fusion.runtime.call_log import (
 )
 from fusion.runtime.guard_writer import GuardWriter, head
 from fusion.runtime.op_calls import call
-from fusion.runtime.plan import KernelCall, Shape, Source, Step, as_it_is, bound_later
+from fusion.runtime.plan import KernelCall, PlanSpec, Source, Step, as_it_is, bound_later
 from fusion.runtime.pytrees import tree_of, unflatten
 from fusion.runtime.released_results import HandedOn, restored
 from fusion.runtime.verify import check_steps
@@ -39,7 +39,7 @@ class Writer(GuardWriter):
     taps: frozenset[str] = frozenset()
     kept_before: frozenset[int] = frozenset()
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: PlanSpec) -> None:
         super().__init__(shape)
         self.free: list[str] = []
         self.variables: set[str] = set()  # that hold what the plan makes
@@ -92,7 +92,7 @@ class Writer(GuardWriter):
                 self._call_with_nest(called, node.given, given, writes)
             else:
                 self.lines.append(f"{pad}try: r = {called}({', '.join(given)})")
-                self._raises("Raised(e)", writes)
+                self._raises("LoggedError(e)", writes)
                 self._note_found(node)
                 self.lines += [pad + line for line in writes]
         self.effects = self.effects or node.effect
@@ -126,7 +126,7 @@ class Writer(GuardWriter):
                 else:
                     group = self.groups.get(output)
                     if group is not None:
-                        self.miss(f"not memory.admits({met}, {group})", pad)
+                        self.miss(f"not memory.may_alias({met}, {group})", pad)
                     if not node.effect and (group is None or group < 0):  # one that is written to may be read again
                         self._check_new(met)
                     self.lines.append(f"{pad}{self.allocate(output)} = {target}")
@@ -212,11 +212,11 @@ class Writer(GuardWriter):
             f"{pad}before = {before}",
             f"{pad}try: r = {called}(*nest[0], **nest[1])",
         ]
-        self._raises("Raised(e, before)", writes)
+        self._raises("LoggedError(e, before)", writes)
         self.lines += [
             f"{pad}log.append({noted_}(r, before))",
             f"{pad}nest = before = None",
-            f"{pad}changed = type(log[-1]) is {self.name('Changed', Changed)}",
+            f"{pad}changed = type(log[-1]) is {self.name('LoggedContainerChange', LoggedContainerChange)}",
             *(pad + line for line in writes),
             f"{pad}if changed: raise Deoptimized",
         ]
@@ -269,7 +269,7 @@ class Writer(GuardWriter):
 
     def _let_go(self, node: IslandNode) -> None:
         """Takes out of the log what the forward has given up by the time it makes a call, if only steps read it."""
-        for name in node.given_up:
+        for name in node.dead_results:
             if name in self.logged_at:
                 gone = self.name("gone", HandedOn(self.spec(name), self.shape.devices[0]))
                 place = self.logged_at.pop(name)
@@ -364,7 +364,7 @@ class Writer(GuardWriter):
 
 
 def write_plan(
-    shape: Shape,
+    shape: PlanSpec,
     steps: Sequence[Step],
     kernels: Sequence[KernelCall] = (),
     *,

@@ -14,7 +14,7 @@ import torch
 
 from fusion.patterns import symbols
 from fusion.patterns.specs import TensorSpec
-from fusion.runtime.call_log import Written
+from fusion.runtime.call_log import LoggedWrite
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ def restored(log: list[Any], sizes: Mapping[str, Any]) -> list[Any]:
 
 
 def _restored(entry: Any, sizes: Mapping[str, Any]) -> Any:
-    if isinstance(entry, Written):
+    if isinstance(entry, LoggedWrite):
         return replace(entry, entry=_restored(entry.entry, sizes))
     return _stand_in(entry, sizes) if isinstance(entry, HandedOn) else entry
 

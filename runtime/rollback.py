@@ -34,7 +34,7 @@ def identity(generator: torch.Generator) -> int:
     return int(generator._cdata)  # type: ignore[attr-defined]  # torch's stubs leave it out
 
 
-class Undo:
+class UndoLog:
     """What memory and generators held before a run changed them.
 
     Args:

@@ -163,7 +163,7 @@ class _ByMeaning(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def by_meaning() -> Iterator[None]:
+def decomposed() -> Iterator[None]:
     """Inside the block registered operators are what their decompositions compute, to the last bit.
 
     A plan is compared with such a run: that the decompositions stand for the operators was checked when they were

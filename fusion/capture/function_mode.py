@@ -42,7 +42,7 @@ LAYOUT_READS = {torch.Tensor.is_contiguous}
 _INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
 
 
-class Unseen(TorchFunctionMode):
+class HiddenFunctionMode(TorchFunctionMode):
     """A function mode that torch's own Python code does not ask about.
 
     Some of its modules take another path where there is a mode, and a function of `torch.nn.functional` would be handed
@@ -74,13 +74,13 @@ _QUESTIONS = ("has_torch_function", "has_torch_function_unary", "has_torch_funct
 def _without_unseen(asked: Callable[..., bool], *arguments: Any) -> bool:
     """What torch answers where the innermost mode is none that is not to be seen."""
     modes = _get_current_function_mode_stack()
-    if not modes or not isinstance(modes[-1], Unseen):
+    if not modes or not isinstance(modes[-1], HiddenFunctionMode):
         return asked(*arguments)
     with _pop_mode_temporarily():
         return _without_unseen(asked, *arguments)
 
 
-class SizeReads(Unseen):
+class ShapeMode(HiddenFunctionMode):
     """Answers `.shape` and its kin with the shadow's symbols, and notices reads of tensor data."""
 
     def __init__(self, state: TraceState, reads: ObjectReads) -> None:

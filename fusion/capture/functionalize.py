@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from fusion.capture.settled_calls import Node, SettledCalls
-from fusion.capture.writes_to_cat import join
+from fusion.capture.writes_to_cat import slices_to_cat
 from fusion.patterns.leaves import Ref, map_leaves
 from fusion.patterns.nodes import IslandNode, OpNode, given_tensors
 from fusion.patterns.ops import Kind, kind_of, resolve
@@ -54,7 +54,7 @@ class Functionalized:
         for i in [i for i, _ in self.calls.writes]:
             self._functionalize(i)
         for key in dict.fromkeys(key for _, key in self.calls.writes):
-            join(self.calls, key)
+            slices_to_cat(self.calls, key)
         self.mutated = {
             name
             for name, key in self.calls.memory.items()

@@ -19,7 +19,7 @@ _MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True)
-class Likeness:
+class ModuleFingerprint:
     """What two modules must share to be twins.
 
     Attributes:
@@ -31,7 +31,7 @@ class Likeness:
     integers: tuple[tuple[str, int], ...]
 
 
-def likeness(module: torch.nn.Module) -> Likeness:
+def fingerprint(module: torch.nn.Module) -> ModuleFingerprint:
     """A module tree's classes, tensor layouts, plain attributes, and the identity of everything else it holds."""
     structure: list[Any] = []
     integers: list[tuple[str, int]] = []
@@ -50,7 +50,7 @@ def likeness(module: torch.nn.Module) -> Likeness:
                 structure.append((path, name, id(value)))
     for path, tensor in tensors_of(module):
         structure.append((path, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device))
-    return Likeness(tuple(structure), tuple(integers))
+    return ModuleFingerprint(tuple(structure), tuple(integers))
 
 
 def _nested(value: Any) -> list[Any]:
@@ -66,7 +66,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (*PLAIN, torch.Size))
 
 
-def twins(first: Likeness, second: Likeness, graph: RecordedGraph) -> bool:
+def isomorphic(first: ModuleFingerprint, second: ModuleFingerprint, graph: RecordedGraph) -> bool:
     """Whether a recording of the first module may be followed by the second."""
     if first.structure != second.structure or len(first.integers) != len(second.integers):
         return False

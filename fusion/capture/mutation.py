@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from fusion.capture.user_frame import user_line
 from fusion.patterns.ops.effects import draws, tagged, written
 from fusion.refusal import Refused
-from fusion.runtime.rollback import Undo, default_generators
+from fusion.runtime.rollback import UndoLog, default_generators
 
 _VIEWS_IN_PLACE = {
     f"aten.{name}_": f"aten.{name}"
@@ -96,7 +96,7 @@ def view_in_place(function: Any) -> str | None:
 _SEED = "seed before the call, or draw with a torch.Generator that is an argument"
 
 
-class Effects:
+class MutationTracker:
     """Watches one run.
 
     Args:
@@ -111,7 +111,7 @@ class Effects:
     """
 
     def __init__(self, generators: Sequence[torch.Generator] = ()) -> None:
-        self.undo = Undo()
+        self.undo = UndoLog()
         self._watched = [*default_generators(), *generators]
         self.memory: dict[str, int] = {}
         self.writes: list[tuple[int, int]] = []

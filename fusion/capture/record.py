@@ -15,12 +15,12 @@ from fusion import stack
 from fusion.capture.functionalize import Functionalized
 from fusion.capture.leftover_symbols import without_symbols
 from fusion.capture.python import registry
-from fusion.capture.python.argument_snapshot import Given, Item
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot, Item
 from fusion.capture.python.argument_tree import Atom, Leaf, is_atom, modules_of, tensors_of
 from fusion.capture.python.container_proxy import is_looked_into, put_back, real
 from fusion.capture.python.opaque_calls import as_tuples
 from fusion.capture.python.outside_effects import OutsideEffects
-from fusion.capture.python.reachable_state import Entry, Held, is_library
+from fusion.capture.python.reachable_state import Entry, ReachableState, is_library
 from fusion.capture.python.replay import replay
 from fusion.capture.python.state_changes import PythonState
 from fusion.capture.recorder import Recorder
@@ -38,13 +38,13 @@ from fusion.refusal import Refusal, Refused
 from fusion.runtime.plan import Conditions
 from fusion.runtime.pytrees import flatten as flatten_result
 from fusion.runtime.pytrees import mapped, unflatten
-from fusion.runtime.rollback import State, Undo
+from fusion.runtime.rollback import State, UndoLog
 
 from .interrupts import held_back
 
 
 @dataclass
-class Recording:
+class RecordedCall:
     """The outcome of one recorded call.
 
     Attributes:
@@ -87,7 +87,7 @@ class Recording:
     log: list[Any] = field(default_factory=list)
     met: tuple[OpNode | IslandNode, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
-    undo: Undo = field(default_factory=Undo)
+    undo: UndoLog = field(default_factory=UndoLog)
     left: State = ((), ())
     seconds: float = 0.0
     objects: dict[str, Any] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Recording:
     reader: torch.nn.Module | None = None
     changes: bool = False
     unsuited: bool = False
-    given: Given = field(default_factory=lambda: Given({}))
+    given: ArgumentSnapshot = field(default_factory=lambda: ArgumentSnapshot({}))
     values_set: tuple[Any, ...] = ()
     functions: tuple[torch.nn.Module, ...] = ()
 
@@ -105,7 +105,7 @@ class Recording:
         assert self.graph is not None
         return (self.result, self.values_set) if self.graph.items else self.result
 
-    def bare(self) -> Recording:
+    def bare(self) -> RecordedCall:
         """What the call can be made again with: no tensors of the recorded run."""
         return replace(self, result=None, real={}, values_set=())
 
@@ -131,7 +131,7 @@ def record(
     varying: Collection[tuple[Path, int]] = (),
     outside: Callable[[], list[Entry]] | None = None,
     numbers: bool = False,
-) -> Recording:
+) -> RecordedCall:
     """Runs `invoke()` once and records it.
 
     Args:
@@ -150,7 +150,7 @@ def record(
         the outcome; `result` is always what the call returned, recorded or not.
     """
     start = time.perf_counter()
-    given = Given(arguments)
+    given = ArgumentSnapshot(arguments)
     leaves, containers = given.leaves, given.containers
     others = [leaf for leaf in leaves if not (isinstance(leaf.value, torch.Tensor) or is_atom(leaf.value))]
     objects = {id(leaf.value): leaf.path for leaf in others}
@@ -172,7 +172,7 @@ def record(
         objects,
         steps=steps,
         attributes=attributes_of(modules, steps.values()),
-        watched=[*inside, *Held(modules, (), steps.values()).modules],
+        watched=[*inside, *ReachableState(modules, (), steps.values()).modules],
         generators=generators,
         max_ops=max_ops,
         varying=[(f"x{i}", dim) for i, leaf in enumerate(tensors) for path, dim in varying if leaf.path == path],
@@ -279,7 +279,7 @@ def call_line(call: Callable[..., Any]) -> str:
 
 def finish(
     recorder: Recorder, result: Any, conditions: Conditions, start: float, items: tuple[Item, ...] = ()
-) -> Recording:
+) -> RecordedCall:
     """Turns what a recorder met into a Recording.
 
     Args:
@@ -293,7 +293,7 @@ def finish(
     state.forget()
     state.notice_fixed_size()
     recorder.reads.check_lists()
-    recording = Recording(unseen(result), state.refusal, culprit=state.module, reader=state.reader)
+    recording = RecordedCall(unwrap_result(result), state.refusal, culprit=state.module, reader=state.reader)
     recording.undo = state.effects.undo
     recording.left = recording.undo.now()
     recording.given = state.given
@@ -318,7 +318,7 @@ def finish(
     return recording
 
 
-def unseen(result: Any) -> Any:
+def unwrap_result(result: Any) -> Any:
     """A result with the caller's own lists and dicts for those that told a session what was taken from them."""
     try:
         leaves, tree = flatten_result(result)
@@ -332,16 +332,16 @@ def unseen(result: Any) -> Any:
 
 
 def _fill(
-    recording: Recording, recorder: Recorder, result: Any, conditions: Conditions, items: tuple[Item, ...]
+    recording: RecordedCall, recorder: Recorder, result: Any, conditions: Conditions, items: tuple[Item, ...]
 ) -> None:
     state = recorder.state
     state.effects.check_generators()
     outcome = (result, state.given.values(items)) if items else result
     leaves, tree = flatten_result(outcome, state.containers)
-    leaves = [state.shadow.settled(leaf) for leaf in leaves]
+    leaves = [state.fake_values.settled(leaf) for leaf in leaves]
     returned = [state.name_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     settled = Functionalized(recorder, [name for name in returned if name is not None])
-    translation = state.shadow.finish(_sizes(recorder, settled, leaves))
+    translation = state.fake_values.finish(_sizes(recorder, settled, leaves))
     state.notice_fixed_size()
     if state.refusal is not None:
         raise Refused(state.refusal.code, state.refusal.sentence, state.refusal.origin)

@@ -15,7 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusion.capture.function_mode import SizeReads
+from fusion.capture.function_mode import ShapeMode
 from fusion.capture.python import interception
 from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.object_reads import ObjectReads
@@ -92,7 +92,7 @@ class Recorder:
             modules: modules, calls of which (and of others of their classes) are watched.
         """
         session = interception.session(self.calls, self.reads, kinds, modules)
-        with below_autograd(session, SizeReads(self.state, self.reads), self._tracer):
+        with below_autograd(session, ShapeMode(self.state, self.reads), self._tracer):
             yield
 
     def give_up(self) -> None:

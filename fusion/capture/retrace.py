@@ -22,14 +22,14 @@ import sympy
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusion.capture.function_mode import DATA_READS, LAYOUT_READS, NUMPY, Unseen
-from fusion.capture.mutation import Effects, storage_key, tensors_written, view_in_place
+from fusion.capture.function_mode import DATA_READS, LAYOUT_READS, NUMPY, HiddenFunctionMode
+from fusion.capture.mutation import MutationTracker, storage_key, tensors_written, view_in_place
 from fusion.capture.python.argument_tree import tensors_of
 from fusion.capture.python.container_proxy import is_looked_into, is_plain
-from fusion.capture.python.interception import own, refresh, session, shown
+from fusion.capture.python.interception import refresh, session, unwrap_proxies, wrap_proxy
 from fusion.capture.python.opaque_calls import as_tuples
 from fusion.capture.python.registry import Island, NativeFunction
-from fusion.capture.record import Recording
+from fusion.capture.record import RecordedCall
 from fusion.capture.recorder import below_autograd
 from fusion.capture.released_memory import Forgotten, alike
 from fusion.capture.tracer import results_of
@@ -49,7 +49,7 @@ class Diverged(Exception):
     """The run does something else than the recording."""
 
 
-class Follower(TorchDispatchMode):
+class TraceMatcher(TorchDispatchMode):
     """Compares one run, call for call, with a recording of its twin."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Follower(TorchDispatchMode):
         self.objects = dict(objects)
         self.log: list[Any] = []
         self.diverged: str | None = None
-        self.effects = Effects()
+        self.effects = MutationTracker()
         self._numbers: dict[sympy.Expr, int] = {}
         self._sources: dict[str, list[SymbolSource]] = {}
         for source in graph.symbols:
@@ -249,7 +249,7 @@ class Follower(TorchDispatchMode):
 
     def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
         """Calls natively and compares the call; integers among the arguments may be the twin's own."""
-        args, kwargs = own((args, kwargs))
+        args, kwargs = unwrap_proxies((args, kwargs))
         if not self.following:
             return original(receiver, *args, **kwargs)
         result = self._quiet(lambda: original(receiver, *args, **kwargs))
@@ -320,7 +320,7 @@ class Follower(TorchDispatchMode):
     def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
         """Recordings with registered functions are not followed."""
         self.diverged = self.diverged or f"{registered.function.__name__} is called"
-        args, kwargs = own((args, kwargs))
+        args, kwargs = unwrap_proxies((args, kwargs))
         return registered.function(*args, **kwargs)
 
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
@@ -346,7 +346,7 @@ class Follower(TorchDispatchMode):
         if not self.following or id(receiver) not in self.objects:
             return value
         self._attempt(lambda: self._compare_found(receiver, method, args, value))
-        return shown(value)
+        return wrap_proxy(value)
 
     def _compare_found(self, receiver: Any, method: str, args: tuple[Any, ...] | None, value: Any) -> None:
         node = self._next()
@@ -418,10 +418,10 @@ def _same_but_integers(ours: tuple[Any, ...] | None, theirs: tuple[Any, ...] | N
     ]
 
 
-class _Reads(Unseen):
+class _Reads(HiddenFunctionMode):
     """Notices what the dispatch mode cannot see: data reads, and `contiguous()` that did nothing."""
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: TraceMatcher) -> None:
         super().__init__()
         self.follower = follower
 
@@ -439,13 +439,13 @@ class _Reads(Unseen):
 
 
 def follow(
-    twin: Recording,
+    twin: RecordedCall,
     values: Mapping[str, int],
     module: torch.nn.Module,
     inputs: Mapping[str, torch.Tensor],
     objects: Mapping[int, Any],
     invoke: Callable[[], Any],
-) -> tuple[Any, Recording | None, str]:
+) -> tuple[Any, RecordedCall | None, str]:
     """Makes a call and follows its twin's recording.
 
     Args:
@@ -464,7 +464,7 @@ def follow(
     own = dict(tensors_of(module))
     copied = {copy: constant for constant, copy in twin.renamed.items()}
     outputs = tuple(Ref(copied.get(o.name, o.name)) if isinstance(o, Ref) else o for o in twin.graph.outputs)
-    follower = Follower(
+    follower = TraceMatcher(
         replace(twin.graph, nodes=twin.met, outputs=outputs),
         values,
         {id(tensor): name for name, tensor in inputs.items()},

@@ -70,7 +70,7 @@ class SettledCalls:
 
     def known(self, size: Any) -> Any:
         """A size, to be compared with others in every call that the recording stands for; comparing leaves no guard."""
-        return self.recorder.state.shadow.env.replace(size.node.expr) if is_symbolic(size) else size
+        return self.recorder.state.fake_values.env.replace(size.node.expr) if is_symbolic(size) else size
 
     def same_layout(self, a: torch.Tensor, b: torch.Tensor) -> bool:
         """Whether two shadows agree in every call that this recording stands for; asking leaves no guard."""
@@ -81,7 +81,7 @@ class SettledCalls:
         """What `build` makes of shadows; none of it is recorded."""
 
         def call() -> Any:
-            with self.recorder.state.shadow.mode:
+            with self.recorder.state.fake_values.mode:
                 return build()
 
         return self.recorder.state.quiet(call)

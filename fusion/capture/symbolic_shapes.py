@@ -160,7 +160,7 @@ class _Symbols(ShapeEnv):
             self._looking = False
 
 
-class Shadow:
+class FakeValues:
     """The symbols, fake tensors and guards of one recording.
 
     Sizes 0 and 1 are fixed (broadcasting depends on them); every other size of an input is a symbol, at least 2.
@@ -348,7 +348,7 @@ class Translation:
         guards: conditions as Python text over graph symbols, with what torch calls each.
     """
 
-    def __init__(self, shadow: Shadow) -> None:
+    def __init__(self, shadow: FakeValues) -> None:
         self.env = shadow.env
         self.names: dict[sympy.Symbol, sympy.Symbol] = {}
         self.sources: list[SymbolSource] = []

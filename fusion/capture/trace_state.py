@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from fusion.capture.mutation import Effects, storage_key
-from fusion.capture.python.argument_snapshot import Given
+from fusion.capture.mutation import MutationTracker, storage_key
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.released_memory import Forgotten
-from fusion.capture.symbolic_shapes import Shadow
+from fusion.capture.symbolic_shapes import FakeValues
 from fusion.capture.unsupported import unsupported
 from fusion.capture.user_frame import user_line
 from fusion.faults import recording_code
@@ -60,8 +60,8 @@ class TraceState:
         adopts: bool = False,
         forgets: bool = False,
     ) -> None:
-        self.shadow = Shadow(varying)
-        self.effects = Effects(generators)
+        self.fake_values = FakeValues(varying)
+        self.effects = MutationTracker(generators)
         self.parameter_tensors = parameter_tensors
         self.nodes: list[OpNode | IslandNode] = []
         self.refusal: Refusal | None = None
@@ -76,7 +76,7 @@ class TraceState:
         self.opaque: list[str] = []
         self.numbers: dict[str, int] = {}
         self.containers: dict[int, Path] = {}
-        self.given = Given({})
+        self.given = ArgumentSnapshot({})
         self.log: list[Any] = []
         self.module: torch.nn.Module | None = None
         self.reader: torch.nn.Module | None = None
@@ -97,7 +97,7 @@ class TraceState:
             self.refuse("unsupported_layout", f"the argument {path_text(path)} is {problem}")
             return
         self.inputs.append(GraphInput(name, path))
-        fixed, sized = self.shadow.static, self.shadow.of_input
+        fixed, sized = self.fake_values.static, self.fake_values.of_input
         self.bind(name, tensor, self.quiet(lambda: fixed(tensor) if self._static else sized(name, tensor)))
 
     def bind(self, name: str, tensor: torch.Tensor, fake: torch.Tensor) -> str:
@@ -136,7 +136,7 @@ class TraceState:
                 raise Refused("foreign_weight", f"{path} is {problem}", user_line())
             name = f"p{len(self.parameters)}"
             self.parameters[name] = path
-            return self.bind(name, tensor, self.quiet(lambda: self.shadow.static(tensor)))
+            return self.bind(name, tensor, self.quiet(lambda: self.fake_values.static(tensor)))
         if self._adopts:
             name = f"x{len(self.inputs)}"
             self.add_input(name, (name,), tensor)
@@ -169,8 +169,8 @@ class TraceState:
 
     def notice_fixed_size(self) -> None:
         """Refuses the recording of a scope that has turned into a number what is another one in other calls."""
-        if self.shadow.env.fixed is not None:
-            size, origin = self.shadow.env.fixed
+        if self.fake_values.env.fixed is not None:
+            size, origin = self.fake_values.env.fixed
             self.refuse("fixed_size", f"the size {size}, which varies between calls, is needed as a number", origin)
 
     @property

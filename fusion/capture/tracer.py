@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.capture import interrupts
 from fusion.capture.decompositions import meaning_of
-from fusion.capture.function_mode import SizeReads
+from fusion.capture.function_mode import ShapeMode
 from fusion.capture.mutation import has_memory, mapped, storage_key, tensors_written, view_in_place
 from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.object_reads import ObjectReads
@@ -127,8 +127,8 @@ class OperatorTracer(TorchDispatchMode):
     @contextlib.contextmanager
     def _again(self) -> Iterator[None]:
         """What a decomposition calls is recorded like the rest: torch leaves the modes while they handle a call."""
-        reading = any(isinstance(mode, SizeReads) for mode in _get_current_function_mode_stack())
-        with contextlib.nullcontext() if reading else SizeReads(self.state, self.reads), self:
+        reading = any(isinstance(mode, ShapeMode) for mode in _get_current_function_mode_stack())
+        with contextlib.nullcontext() if reading else ShapeMode(self.state, self.reads), self:
             yield
 
     def _lift(self, func: Any, args: Any) -> torch.Tensor:
@@ -138,7 +138,7 @@ class OperatorTracer(TorchDispatchMode):
         self.state.constants[name] = constant
         self._as_lifted[storage_key(constant)] = name
         self.state.effects.made.add(storage_key(constant))
-        self.state.bind(name, constant, self.state.quiet(lambda: self.state.shadow.static(constant)))
+        self.state.bind(name, constant, self.state.quiet(lambda: self.state.fake_values.static(constant)))
         return constant
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -186,13 +186,15 @@ class OperatorTracer(TorchDispatchMode):
             return (None,) * count
         fake_args, fake_kwargs = mapped(
             lambda a: (
-                self.state.fakes[self.state.known(a)] if isinstance(a, torch.Tensor) else self.state.shadow.settled(a)
+                self.state.fakes[self.state.known(a)]
+                if isinstance(a, torch.Tensor)
+                else self.state.fake_values.settled(a)
             ),
             (args, kwargs),
         )
 
         def call() -> Any:
-            with self.state.shadow.mode, quiet_log:
+            with self.state.fake_values.mode, quiet_log:
                 return SHAPES.get(func, func)(*fake_args, **fake_kwargs)
 
         def decomposed() -> Any:
@@ -200,7 +202,7 @@ class OperatorTracer(TorchDispatchMode):
                 return call()
 
         def careful(attempt: Callable[[], Any]) -> Any:
-            with self.state.shadow.careful():
+            with self.state.fake_values.careful():
                 return attempt()
 
         for attempt in (lambda: careful(call), lambda: careful(decomposed), call, decomposed):
@@ -232,13 +234,13 @@ class OperatorTracer(TorchDispatchMode):
         if fake is not None and (shape != tuple(real.shape) or fake.dtype != real.dtype):
             raise Refused("shape_mismatch", f"expected {shape}, the operator gave {tuple(real.shape)}", user_line())
         if fake is not None and real.numel() and tuple(map(hint, fake.stride())) != real.stride():
-            fake = self.state.quiet(lambda: self.state.shadow.laid_out(fake, real, operands))
+            fake = self.state.quiet(lambda: self.state.fake_values.laid_out(fake, real, operands))
             if fake is None and kind_of(str(func)) is not Kind.LIBRARY:
                 told = f"{func} lays its result out as {real.stride()}, otherwise than its shape function says"
                 raise Refused("shape_mismatch", told, user_line())
         if fake is None:
             self.state.opaque.append(name)
-            return self.state.bind(name, real, self.state.quiet(lambda: self.state.shadow.of_input(name, real)))
+            return self.state.bind(name, real, self.state.quiet(lambda: self.state.fake_values.of_input(name, real)))
         if self.state.forgotten is not None and self.state.effects.made_here(real):
             self.state.forgotten.watch(name, real)
         return self.state.bind(name, real, fake)

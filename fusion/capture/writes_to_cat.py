@@ -10,7 +10,7 @@ from fusion.patterns.nodes import IslandNode, OpNode
 from fusion.patterns.ops.effects import has_effect
 
 
-def join(settled: SettledCalls, key: int) -> None:
+def slices_to_cat(settled: SettledCalls, key: int) -> None:
     """Puts a `cat` in the place of the last of such writes, and takes the others and the empty tensor out.
 
     Args:

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from fusion.capture.record import Recording as Recorded
-from fusion.capture.record import finish
+from fusion.capture.record import RecordedCall, finish
 from fusion.capture.recorder import Recorder
 from fusion.choices.kernel_cache import Kernel
 from fusion.config import FusionConfig
@@ -22,7 +21,7 @@ from fusion.patterns.graph import SubGraph
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.source import define, renamed
 from fusion.reporting.model import FusionReport
-from fusion.runtime.plan import MISS, Conditions, Shape, standing
+from fusion.runtime.plan import MISS, Conditions, PlanSpec, standing
 from fusion.runtime.plan_writer import write_plan
 
 Config = FusionConfig | Mapping[str, Any] | str | None
@@ -48,7 +47,7 @@ class Recording:
         self._inputs = dict(inputs)
         self._marked: dict[str, torch.Tensor] = {}
         self._recorder: Recorder | None = None
-        self._recorded: Recorded | None = None
+        self._recorded: RecordedCall | None = None
         self._context: Any = None
         self._names: tuple[str, ...] = ()
         self._function: Callable[..., Any] | None = None
@@ -96,7 +95,7 @@ class Recording:
         if self._recorded.refusal is None and not self._marked:
             raise RecordingError("The block ran no torch operator.", remedy="Put the computation inside the block.")
 
-    def _done(self) -> Recorded:
+    def _done(self) -> RecordedCall:
         if self._recorded is None:
             raise RecordingError("The recording is not over yet.", remedy="Leave the with block first.")
         if self._recorded.refusal is not None:
@@ -160,7 +159,7 @@ class Recording:
         recorded = self._done()
         assert recorded.graph is not None and recorded.conditions is not None
         devices = tuple(recorded.devices.values())
-        shape = Shape(recorded.graph, recorded.conditions, self._names, devices, recorded.tree)
+        shape = PlanSpec(recorded.graph, recorded.conditions, self._names, devices, recorded.tree)
         steps = tuple(("node", i) for i in range(len(recorded.graph.nodes)))
         held = standing(recorded.conditions, recorded.parameters)
         bound = {**recorded.parameters, **recorded.constants, **held, "FAIL": _raise}

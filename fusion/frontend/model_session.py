@@ -140,7 +140,7 @@ class Session:
         found = parts(module, taken, path)
         with contextlib.ExitStack() as stack:
             for _, scope in self.scopes:
-                stack.enter_context(scope.outlasting())
+                stack.enter_context(scope.preserve_entries())
             for at, part in found.items():
                 self._add(at, part, taken)
         return bool(found)

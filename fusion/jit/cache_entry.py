@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from fusion.capture.python.argument_snapshot import Given
-from fusion.capture.record import Recording
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
+from fusion.capture.record import RecordedCall
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import given_dims
 from fusion.jit.compiled import Compiled, Template
@@ -20,10 +20,10 @@ from fusion.refusal import Refusal
 from fusion.runtime.measure import eager_function
 from fusion.runtime.plan import Plan, input_symbols, island_constants, standing
 from fusion.runtime.pytrees import flatten
-from fusion.runtime.rollback import Undo
+from fusion.runtime.rollback import UndoLog
 
 
-class Known:
+class CacheEntry:
     """One recording of a scope, with the plans made from it.
 
     Attributes:
@@ -34,7 +34,9 @@ class Known:
         late: size symbols that only an island tells, and no guard ties to others.
     """
 
-    def __init__(self, recording: Recording, template: Template, pipeline: Pipeline, reader: str | None = None) -> None:
+    def __init__(
+        self, recording: RecordedCall, template: Template, pipeline: Pipeline, reader: str | None = None
+    ) -> None:
         assert recording.graph is not None
         self.graph = recording.graph
         self.template = template
@@ -45,14 +47,16 @@ class Known:
         self.objects = recording.objects
         self.recorded_values = dict(recording.values)
         self.symbols = [s.symbol for s in input_symbols(recording.graph)]
-        self.late = {s.symbol for s in recording.graph.symbols} - set(self.symbols) - _settled(recording.graph.guards)
+        self.unbacked_symbols = (
+            {s.symbol for s in recording.graph.symbols} - set(self.symbols) - _settled(recording.graph.guards)
+        )
         self.proved: set[tuple[int, ...]] = set()
-        self.trusted = not recording.graph.symbols
+        self.generalized = not recording.graph.symbols
         self.refusal: Refusal | None = None
         self.failures = 0
         self.failed_at = 0
         self.recording = recording
-        self.likeness: Any = None
+        self.fingerprint: Any = None
         self.plans: dict[Any, tuple[Compiled, Plan]] = {}
         assert recording.conditions is not None
         held = standing(recording.conditions, recording.parameters)
@@ -65,10 +69,10 @@ class Known:
         """The input symbols' values in order."""
         return tuple(values[s] for s in self.symbols)
 
-    def release(self, recording: Recording) -> None:
+    def release(self, recording: RecordedCall) -> None:
         """Lets go of the recorded run's tensors; its structure stays for twins to follow."""
         bare = replace(recording, result=None, real={}, log=[], parameters={}, constants={})
-        self.recording = replace(bare, undo=Undo(), left=((), ()), given=Given({}), values_set=())
+        self.recording = replace(bare, undo=UndoLog(), left=((), ()), given=ArgumentSnapshot({}), values_set=())
 
     def plan(self, compiled: Compiled, fail: Callable[..., Any], note: Callable[[Exception], None]) -> None:
         """Makes the plan of a bucket, pinned to what was proved until the recording is trusted.
@@ -77,7 +81,7 @@ class Known:
             fail: the plan's `FAIL`.
             note: told of a kernel that failed and was stood in for by the eager operators.
         """
-        source = self.pipeline.source(self.template, compiled, "fused", pinned=not self.trusted)
+        source = self.pipeline.source(self.template, compiled, "fused", pinned=not self.generalized)
         graphs = [c.region.subgraph for c in compiled.candidates if c.kernel is not None]
         launchers = {
             f"kernel{i}": self._launcher(kernel, graph, note)
@@ -106,7 +110,7 @@ class Known:
         return launch
 
     def checked_run(
-        self, arguments: Sequence[Any], taps: frozenset[str], undo: Undo | None = None
+        self, arguments: Sequence[Any], taps: frozenset[str], undo: UndoLog | None = None
     ) -> tuple[Any, list[Any], list[list[torch.Tensor]], dict[str, torch.Tensor]]:
         """Runs the unfused plan: result, island log, island arguments, tapped tensors.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fusion.capture.python.argument_tree import flatten
-from fusion.jit.cache_entry import Known, same_results
+from fusion.jit.cache_entry import CacheEntry, same_results
 from fusion.patterns.leaves import Path, path_text
 from fusion.refusal import Refusal
 from fusion.runtime.pytrees import flatten as flatten_result
@@ -18,7 +18,7 @@ _MOST_VARYING = 3  # arguments
 _MOST_LETTERS = 40
 
 
-def too_many_plans(known: Sequence[Known], arguments: Mapping[str, Any]) -> Refusal:
+def too_many_plans(known: Sequence[CacheEntry], arguments: Mapping[str, Any]) -> Refusal:
     """No plan takes a call, and the scope has as many recordings as it may: what the recordings differ in.
 
     Args:
@@ -44,7 +44,7 @@ def too_many_plans(known: Sequence[Known], arguments: Mapping[str, Any]) -> Refu
 _RAISE = "raise max_plans (fusion.enable(model, {'max_plans': ...}))"
 
 
-def _fixed(known: Known) -> dict[Path, Any]:
+def _fixed(known: CacheEntry) -> dict[Path, Any]:
     """What a recording has fixed of its call's arguments by path: plain values, classes, sizes of tensors."""
     conditions, graph = known.template.shape.conditions, known.graph
     fixed: dict[Path, Any] = dict(conditions.atoms)

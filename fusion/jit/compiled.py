@@ -12,7 +12,7 @@ from fusion.patterns.forks import cached_property
 from fusion.patterns.nodes import IslandNode, OpNode
 from fusion.patterns.ops import FUSABLE, Kind, kind_of
 from fusion.refusal import CODES, Refusal
-from fusion.runtime.plan import KernelCall, Shape, Source, Step, island_constants
+from fusion.runtime.plan import KernelCall, PlanSpec, Source, Step, island_constants
 
 Bucket = tuple[tuple[str, int, int], ...]  # (input symbol, lowest, highest value) a set of decisions is for
 
@@ -31,7 +31,7 @@ class Compiled:
         steps, calls, kernels: execution order with kernels; "region" steps index into `calls`.
     """
 
-    shape: Shape
+    shape: PlanSpec
     partition: Partition
     candidates: tuple[Candidate, ...]
     bucket: Bucket
@@ -78,7 +78,7 @@ class Compiled:
 class Template:
     """What is known of a structure: its partition, and its decisions by bucket."""
 
-    shape: Shape
+    shape: PlanSpec
     partition: Partition
     unfused: tuple[Step, ...]
     by_bucket: dict[Bucket, Compiled] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Lists:
     full: bool = False
 
 
-def structure_key(shape: Shape) -> str:
+def structure_key(shape: PlanSpec) -> str:
     """Equal for scopes that can share plans: same graph up to islands' plain arguments, same conditions."""
     graph = shape.graph
     later = set(island_constants(graph))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fusion import faults
-from fusion.capture.record import Recording
+from fusion.capture.record import RecordedCall
 from fusion.choices.kernel_cache import Backends
 from fusion.choices.select import Candidate, Decider, given_dims, pattern_of
 from fusion.config import FusionConfig
@@ -24,7 +24,7 @@ from fusion.partition.partitioner import partition, unfused
 from fusion.partition.regions import Partition
 from fusion.patterns.recorded import RecordedGraph
 from fusion.runtime.guard_writer import write_match
-from fusion.runtime.plan import KernelCall, Shape, Source, input_symbols
+from fusion.runtime.plan import KernelCall, PlanSpec, Source, input_symbols
 from fusion.runtime.plan_writer import write_plan
 
 _LOG = logging.getLogger("fusion")
@@ -52,7 +52,7 @@ class Pipeline:
 
     # ---- the pipeline
 
-    def template(self, recording: Recording, parameters: tuple[str, ...]) -> Template:
+    def template(self, recording: RecordedCall, parameters: tuple[str, ...]) -> Template:
         """Partitions a recording, or finds the partition of an equal one.
 
         Args:
@@ -61,7 +61,7 @@ class Pipeline:
         """
         assert recording.graph is not None and recording.conditions is not None
         devices = tuple(recording.devices.values())
-        shape = Shape(recording.graph, recording.conditions, parameters, devices, recording.tree)
+        shape = PlanSpec(recording.graph, recording.conditions, parameters, devices, recording.tree)
         key = structure_key(shape)
         known = self.templates.get(key)
         if known is None:

@@ -12,23 +12,23 @@ import torch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 from fusion import stack
-from fusion.capture.module_fingerprint import Likeness, likeness, twins
+from fusion.capture.module_fingerprint import ModuleFingerprint, fingerprint, isomorphic
 from fusion.capture.python import interception
-from fusion.capture.python.argument_snapshot import Given
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.python.argument_tree import flatten
 from fusion.capture.python.state_changes import PythonState
 from fusion.capture.python.state_guards import problems, unchanged, watched
-from fusion.capture.record import Recording, call_line, record, unseen
+from fusion.capture.record import RecordedCall, call_line, record, unwrap_result
 from fusion.capture.retrace import follow
 from fusion.capture.user_frame import user_line
 from fusion.integrations.compile import opaque, undisturbed
-from fusion.jit.cache_entry import Known, same_results
+from fusion.jit.cache_entry import CacheEntry, same_results
 from fusion.jit.call_differences import differed, too_many_plans
 from fusion.jit.compiled import Lists
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.signature import Signature
 from fusion.jit.statistics import Statistics
-from fusion.jit.validation import MOST_ROUTES, Proving
+from fusion.jit.validation import MOST_ROUTES, PlanValidator
 from fusion.patterns.forks import Lock
 from fusion.patterns.leaves import Path
 from fusion.patterns.shortage import is_shortage, without_frames
@@ -55,7 +55,7 @@ _WAITS_AFTER_SHORTAGE = 64  # slow calls that are not recorded or proved after m
 _SHORT = Refusal("out_of_memory", "memory ran out a few calls ago; they run eagerly for a while")
 
 
-class Scope(Proving):
+class Scope(PlanValidator):
     """A callable under fusion. `entry` is a function with the callable's own signature.
 
     Args:
@@ -104,21 +104,21 @@ class Scope(Proving):
         self.surroundings = surroundings
         self._numbers: set[Any] = set()  # structures of calls that are recorded without symbols for their sizes
         self._passing = 0  # times that compiling ran out of stack
-        self._rests: dict[Any, int] = {}  # refused calls, by kinds of arguments
+        self._backoff: dict[Any, int] = {}  # refused calls, by kinds of arguments
         self._own_lists: dict[Any, Lists] = {}  # by the form of the calls, where no scope is like this one
         self._short = 0  # calls to wait before memory is asked for again
         self._waits = bool(self.steps)  # steps record themselves in the first call
         self.statistics = Statistics()
-        self.known: list[Known] = []
+        self.known: list[CacheEntry] = []
         self.refused: dict[Any, Refusal] = {}
         self.resets = 0
         self.snapshot: Callable[[], bool] | None = None
         self.blocked: Refusal | None = None  # why this scope cannot be watched
-        self.outgrown = 0
+        self.evictions = 0
         self.divided = False  # its parts became scopes
         self.whole = False  # a size that varies is needed as a number, and there is nothing to take apart
-        self.stranger = False  # differed from its twins: recorded in full
-        self.likeness: Likeness | None = None
+        self.twin_diverged = False  # differed from its twins: recorded in full
+        self.fingerprint: ModuleFingerprint | None = None
         self._lock = Lock()
         self.signature = Signature(call)
         self._plans: list[Callable[..., Any]] = []
@@ -133,12 +133,12 @@ class Scope(Proving):
         try:
             self.watching = self._watched()
             only = list(self.modules) == [""] and not self.steps
-            self.likeness = _settled(lambda: likeness(self.modules[""])) if only else None
+            self.fingerprint = _settled(lambda: fingerprint(self.modules[""])) if only else None
             self.blocked = None
         except Refused as refused:
             refusal = refused.refusal
             self.watching, self.blocked = [], replace(refusal, origin=refusal.origin or self.line)
-            self.likeness = None
+            self.fingerprint = None
         self.snapshot = None
         self.entry.__globals__["_f_unchanged"] = _unwatched
 
@@ -178,12 +178,12 @@ class Scope(Proving):
         self.known.clear()
         self.refused.clear()
         self._numbers.clear()
-        self._rests.clear()
+        self._backoff.clear()
         self._lists_met().clear()
         self._publish()
 
     @contextmanager
-    def outlasting(self) -> Iterator[None]:
+    def preserve_entries(self) -> Iterator[None]:
         """Inside the block modules become scopes: what was recorded through them stands, if it stood before."""
         if not self.known or not self._lock.acquire(blocking=False):
             yield  # nothing to lose; or in use just now, so that the call after finds out
@@ -221,7 +221,7 @@ class Scope(Proving):
         runs = [
             plan.run
             for known in self.known
-            if known.refusal is None and (known.trusted or known.proved)
+            if known.refusal is None and (known.generalized or known.proved)
             for _, plan in known.plans.values()
         ]
         self._plans[:] = runs[::-1]
@@ -269,9 +269,9 @@ class Scope(Proving):
         if self.resets > _MOST_RESETS:
             return self._eager(arguments, _RESTLESS)
         kinds = tuple([a if a is None or a is True or a is False else type(a) for a in arguments])
-        refused = self._rests.get(kinds, 0)
+        refused = self._backoff.get(kinds, 0)
         if refused:
-            self._rests[kinds] = refused + 1
+            self._backoff[kinds] = refused + 1
             if refused > _RESTS_AFTER and refused % _LOOKS_UP:
                 return self._eager(arguments)
         if interception.in_session():
@@ -302,9 +302,9 @@ class Scope(Proving):
         except Exception as error:  # an argument that holds itself, or answers no question
             return self._eager(arguments, Refusal("opaque_argument", f"{type(error).__name__} where it is looked into"))
         if refusal is not None:
-            self._rests.setdefault(kinds, 1)
+            self._backoff.setdefault(kinds, 1)
             return self._eager(arguments, refusal)
-        self._rests.pop(kinds, None)
+        self._backoff.pop(kinds, None)
         routed = 0
         for known in self.known:
             values = known.match(*arguments)
@@ -316,7 +316,7 @@ class Scope(Proving):
             if result is not MISS:  # else a read of an argument answered otherwise; nothing has happened yet
                 return result
             routed += known.reader is not None
-            if routed >= MOST_ROUTES and self._route(known, key):
+            if routed >= MOST_ROUTES and self.on_data_miss(known, key):
                 return self._eager(arguments)
         if self.known:
             self.statistics.guard_misses += 1
@@ -336,9 +336,9 @@ class Scope(Proving):
         return None if form is None else self._lists_met().setdefault(form, Lists())
 
     def _lists_met(self) -> dict[Any, Lists]:
-        if self.likeness is None:
+        if self.fingerprint is None:
             return self._own_lists
-        return self.pipeline.lists.setdefault(self.likeness.structure, {})
+        return self.pipeline.lists.setdefault(self.fingerprint.structure, {})
 
     def _listed(self, arguments: Sequence[Any], key: Any) -> Refusal | None:
         """Why a call is not recorded that is given other numbers in a list than those before it.
@@ -372,7 +372,7 @@ class Scope(Proving):
             self._publish()
             return True
         self.resets += 1
-        self.stranger = False
+        self.twin_diverged = False
         self.forget()
         return self.resets <= _MOST_RESETS
 
@@ -382,7 +382,7 @@ class Scope(Proving):
         if lists is not None:
             lists.keys.add(key)  # also what is refused in the end: asking costs a recording each time
         for path in sorted(self._routed() - self.steps_of(key).keys()):
-            self._lead(path, key)
+            self.break_at(path, key)
         steps = self.steps_of(key)
         twin = None if steps else self._twin(arguments)
         if twin is not None:
@@ -443,7 +443,7 @@ class Scope(Proving):
         del outcome
         if same_results(plain, recording.result):
             recording.share(plain)
-        self._guarded(key, lambda: self.adopt(recording, arguments))
+        self.compile_safely(key, lambda: self.adopt(recording, arguments))
         return plain
 
     def _refuse_symbols(self, key: Any, refusal: Refusal) -> None:
@@ -453,26 +453,26 @@ class Scope(Proving):
             self.refused[key] = refusal
         self._numbers.add(key)
 
-    def _again(self, recording: Recording, arguments: Sequence[Any]) -> Any:
+    def _again(self, recording: RecordedCall, arguments: Sequence[Any]) -> Any:
         """The recorded call without symbols: what the caller gets."""
         recording.undo.rewind()
         recording.given.rewind()
         with self._replay(recording.log, arguments, recording):
             return self._eager(arguments)
 
-    def _route(self, known: Known, key: Any) -> bool:
+    def on_data_miss(self, known: CacheEntry, key: Any) -> bool:
         """Data led a call another way than was recorded: who reads it becomes an eager step.
 
         Returns:
             whether it did; recordings that went through it are void then.
         """
-        if known.reader is None or not self._lead(known.reader, key):
+        if known.reader is None or not self.break_at(known.reader, key):
             return False
-        if self.likeness is not None:
-            self.pipeline.routed.setdefault(self.likeness.structure, set()).add(known.reader)
+        if self.fingerprint is not None:
+            self.pipeline.routed.setdefault(self.fingerprint.structure, set()).add(known.reader)
         return True
 
-    def _lead(self, path: str, key: Any) -> bool:
+    def break_at(self, path: str, key: Any) -> bool:
         """Makes a module that data leads an eager step, unless steps that go on their own are inside."""
         reader = self.modules[""].get_submodule(path)
         if any(part is step for part in reader.modules() for step in self.steps.values()):
@@ -484,7 +484,7 @@ class Scope(Proving):
 
     def _routed(self) -> set[str]:
         """Paths of modules that data led elsewhere in this scope, or in an equal one."""
-        return set() if self.likeness is None else self.pipeline.routed.get(self.likeness.structure, set())
+        return set() if self.fingerprint is None else self.pipeline.routed.get(self.fingerprint.structure, set())
 
     def _varying(self, arguments: Sequence[Any]) -> set[tuple[Path, int]]:
         """(path, dimension) of tensor arguments' sizes that earlier recordings fixed to other numbers."""
@@ -498,7 +498,7 @@ class Scope(Proving):
                     found |= {(entered.path, d) for d, (was, now) in pairs if type(was) is int and 1 < was != now > 1}
         return found
 
-    def _guarded(self, key: Any, step: Callable[[], None]) -> None:
+    def compile_safely(self, key: Any, step: Callable[[], None]) -> None:
         """Compiles after a call whose result is known already: what goes wrong is noted, the result stands."""
         try:
             step()
@@ -522,21 +522,21 @@ class Scope(Proving):
         reason = Refusal("out_of_memory", f"{type(error).__name__}: {error}")
         self.statistics.last_reason = self.statistics.last_failure = reason
 
-    def _twin(self, arguments: Sequence[Any]) -> tuple[Known, dict[str, int]] | None:
+    def _twin(self, arguments: Sequence[Any]) -> tuple[CacheEntry, dict[str, int]] | None:
         """A recording of an equal module that applies to this call, and the input symbols' values in it."""
-        if self.likeness is None or self.stranger:
+        if self.fingerprint is None or self.twin_diverged:
             return None
-        for known in self.pipeline.twins.get(self.likeness.structure, ()):
-            if not known.graph.items and twins(known.likeness, self.likeness, known.graph):
+        for known in self.pipeline.twins.get(self.fingerprint.structure, ()):
+            if not known.graph.items and isomorphic(known.fingerprint, self.fingerprint, known.graph):
                 values = known.match(*arguments)
                 if values is not MISS:
                     return known, values
         return None
 
-    def _follow(self, twin: Known, values: dict[str, int], arguments: Sequence[Any]) -> Any:
+    def _follow(self, twin: CacheEntry, values: dict[str, int], arguments: Sequence[Any]) -> Any:
         """Records this call by following an equal module's recording; if they part, the next call is recorded."""
         named = self._named(arguments)
-        given = Given(named)
+        given = ArgumentSnapshot(named)
         found = {leaf.path: leaf.value for leaf in given.leaves}
         inputs = {i.name: found[i.path] for i in twin.graph.inputs}
         assert twin.recording.conditions is not None
@@ -546,13 +546,13 @@ class Scope(Proving):
         result, recording, why = follow(
             twin.recording, values, module, inputs, objects, lambda: self.original(arguments)
         )
-        result = unseen(result)
+        result = unwrap_result(result)
         self.statistics.eager += 1
         change = state.change()
         if change is None and given.set_items() != ():
             change = "changes a list or dict it was given"
         if recording is None or change is not None:
-            self.stranger = True
+            self.twin_diverged = True
             self.statistics.last_reason = Refusal(
                 "guard",
                 f"it does something else than an equal module: {why or change}",
@@ -562,12 +562,12 @@ class Scope(Proving):
             return result
         self.statistics.recordings += 1
         self.statistics.recording_seconds += recording.seconds
-        known = Known(recording, twin.template, self.pipeline, twin.reader)
+        known = CacheEntry(recording, twin.template, self.pipeline, twin.reader)
         known.structure = self.signature.structure(arguments)
-        self._guarded(known.structure, lambda: self._prove(known, recording, arguments))
+        self.compile_safely(known.structure, lambda: self._prove(known, recording, arguments))
         return result
 
-    def adopt(self, recording: Recording, arguments: Sequence[Any] | None = None) -> None:
+    def adopt(self, recording: RecordedCall, arguments: Sequence[Any] | None = None) -> None:
         """Compiles a recording; its plan is proved by running it with the islands answering from the recording.
 
         Args:
@@ -579,12 +579,12 @@ class Scope(Proving):
             arguments = [recording.real[i.name] for i in recording.graph.inputs]
         template = self.pipeline.template(recording, self.signature.names)
         paths = {id(m): path for path, m in self.modules[""].named_modules()} if recording.reader is not None else {}
-        known = Known(recording, template, self.pipeline, paths.get(id(recording.reader)))
+        known = CacheEntry(recording, template, self.pipeline, paths.get(id(recording.reader)))
         known.structure = self.signature.structure(arguments)
         self._prove(known, recording, arguments)
-        if self.likeness is not None and known.refusal is None and not self.steps_of(known.structure):
-            known.likeness = self.likeness
-            self.pipeline.twins.setdefault(self.likeness.structure, []).append(known)
+        if self.fingerprint is not None and known.refusal is None and not self.steps_of(known.structure):
+            known.fingerprint = self.fingerprint
+            self.pipeline.twins.setdefault(self.fingerprint.structure, []).append(known)
 
     def _watch_further(self, modules: Sequence[torch.nn.Module]) -> None:
         """From here on, the state of these modules counts as that of the scope's own does."""

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion import stack
-from fusion.capture.decompositions import by_meaning
-from fusion.capture.python.argument_snapshot import Given
+from fusion.capture.decompositions import decomposed
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.python.replay import Replay, replay
-from fusion.capture.record import Recording, unseen
+from fusion.capture.record import RecordedCall, unwrap_result
 from fusion.capture.user_frame import line_of
-from fusion.jit.cache_entry import Known, PlanStopped, same_results
+from fusion.jit.cache_entry import CacheEntry, PlanStopped, same_results
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.signature import Signature
 from fusion.patterns.errors import StructureMismatch
 from fusion.patterns.forks import Lock
 from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.refusal import Refusal
-from fusion.runtime.call_log import Written
-from fusion.runtime.plan import MISS, Deoptimized, Raised
-from fusion.runtime.rollback import Undo
+from fusion.runtime.call_log import LoggedWrite
+from fusion.runtime.plan import MISS, Deoptimized, LoggedError
+from fusion.runtime.rollback import UndoLog
 
 if TYPE_CHECKING:
     from fusion.jit.statistics import Statistics
@@ -34,7 +34,7 @@ _FORGIVEN_AFTER = 1000  # planned calls of the scope after which a failure no lo
 _MOST_OUTGROWN = 4  # recordings that may make room for others before a scope's failing plans are refused instead
 
 
-class Proving:
+class PlanValidator:
     """The part of a scope that runs plans beside what they stand for.
 
     A recording's plan without kernels has to agree with the recorded run, and with eager at every further range of
@@ -48,9 +48,9 @@ class Proving:
         pipeline: Pipeline
         signature: Signature
         statistics: Statistics
-        known: list[Known]
+        known: list[CacheEntry]
         refused: dict[Any, Refusal]
-        outgrown: int
+        evictions: int
         _lock: Lock
 
         @property
@@ -58,11 +58,11 @@ class Proving:
         def _publish(self) -> None: ...
         def _eager(self, arguments: Sequence[Any], reason: Refusal | None = None) -> Any: ...
         def _short_of_memory(self, error: BaseException) -> None: ...
-        def _guarded(self, key: Any, step: Callable[[], None]) -> None: ...
-        def _route(self, known: Known, key: Any) -> bool: ...
+        def compile_safely(self, key: Any, step: Callable[[], None]) -> None: ...
+        def on_data_miss(self, known: CacheEntry, key: Any) -> bool: ...
         def _watch_further(self, modules: Sequence[torch.nn.Module]) -> None: ...
 
-    def _prove(self, known: Known, recording: Recording, arguments: Sequence[Any]) -> None:
+    def _prove(self, known: CacheEntry, recording: RecordedCall, arguments: Sequence[Any]) -> None:
         """Runs the unfused plan on the recorded call, then makes the fused one."""
         self._watch_further(recording.functions)
         self.known.append(known)
@@ -98,16 +98,16 @@ class Proving:
             known.release(recording)
         del tap
         known.proved.add(known.key(values))
-        if known.late or not exact:
+        if known.unbacked_symbols or not exact:
             known.proved.clear()  # a size that only an island tells, or another rounding: the next call is checked
         known.plan(compiled, *self._failed(known))
         self._publish()
 
-    def _check(self, known: Known, arguments: Sequence[Any], values: dict[str, int]) -> Any:
+    def _check(self, known: CacheEntry, arguments: Sequence[Any], values: dict[str, int]) -> Any:
         """A shape, or a range of sizes, that a recording's plan was not proved at: runs it beside eager, once."""
         regions = known.template.partition.regions
         taps = frozenset(i for r in regions for i in r.subgraph.inputs) | {s.value for s in known.graph.symbols}
-        undo, given = Undo(), Given(dict(zip(self.signature.names, arguments, strict=True)))
+        undo, given = UndoLog(), ArgumentSnapshot(dict(zip(self.signature.names, arguments, strict=True)))
         try:
             result, log, seen, tap = known.checked_run(arguments, taps, undo)
         except PlanStopped as stopped:
@@ -125,7 +125,7 @@ class Proving:
         undo.rewind()
         try:
             with self._replay(log, arguments, known) as answers:
-                eager = unseen(self._eager(arguments))
+                eager = unwrap_result(self._eager(arguments))
         except Exception as error:
             if not is_shortage(error):
                 raise
@@ -144,13 +144,13 @@ class Proving:
             self._publish()
             return eager
         full = {**values, **{s.symbol: _read(s, tap) for s in known.graph.symbols}}
-        self._guarded(self.signature.structure(arguments), lambda: self._trust(known, values, full, tap))
+        self.compile_safely(self.signature.structure(arguments), lambda: self._trust(known, values, full, tap))
         return eager
 
-    def _trust(self, known: Known, values: dict[str, int], full: dict[str, int], tap: Mapping[str, Any]) -> None:
+    def _trust(self, known: CacheEntry, values: dict[str, int], full: dict[str, int], tap: Mapping[str, Any]) -> None:
         """The unfused plan agreed with eager: makes the fused plan for these sizes."""
         if any(full[s] != v for s, v in known.recorded_values.items() if s in full):
-            known.trusted = True
+            known.generalized = True
         known.proved.add(known.key(values))
         compiled = self.pipeline.compile(known.template, {**known.tensors, **tap}, full)
         for held, _ in list(known.plans.values()):
@@ -158,23 +158,23 @@ class Proving:
         known.plan(compiled, *self._failed(known))
         self._publish()
 
-    def _replayed(self, arguments: Sequence[Any], log: list[Any], known: Known) -> Any:
+    def _replayed(self, arguments: Sequence[Any], log: list[Any], known: CacheEntry) -> Any:
         """The original with the islands that already ran answering from the log."""
         with stack.lent(), self._replay(log, arguments, known):
-            return unseen(self._eager(arguments))
+            return unwrap_result(self._eager(arguments))
 
     @contextmanager
-    def _replay(self, log: list[Any], arguments: Sequence[Any], of: Recording | Known) -> Iterator[Replay]:
+    def _replay(self, log: list[Any], arguments: Sequence[Any], of: RecordedCall | CacheEntry) -> Iterator[Replay]:
         """A session in which islands answer from `log`, and operators are what they were recorded as.
 
         So do the modules that were steps when `of` was recorded: a step that came later is looked into.
         """
         named = dict(zip(self.signature.names, arguments, strict=True))
         steps = [held for held in of.objects.values() if isinstance(held, torch.nn.Module)]
-        with replay(log, named, steps) as answers, by_meaning():
+        with replay(log, named, steps) as answers, decomposed():
             yield answers
 
-    def _failed(self, known: Known) -> tuple[Callable[..., Any], Callable[[Exception], None]]:
+    def _failed(self, known: CacheEntry) -> tuple[Callable[..., Any], Callable[[Exception], None]]:
         """What a plan does when it fails, and when a kernel of it does that eager operators then stand in for."""
 
         def note(error: Exception) -> None:
@@ -183,7 +183,7 @@ class Proving:
             with self._lock:
                 self._count_failure(known, error)
 
-        def fail(error: BaseException, log: list[Any], arguments: tuple[Any, ...], undo: Undo | None) -> Any:
+        def fail(error: BaseException, log: list[Any], arguments: tuple[Any, ...], undo: UndoLog | None) -> Any:
             if undo is not None and undo.partial:
                 raise error  # what it has written cannot be taken back, so it must not run again
             if undo is not None:
@@ -208,7 +208,7 @@ class Proving:
         remedy = "nothing to do, unless it happens often: then let what calls depend on stay the same" if guard else ""
         return Refusal("plan_error", f"{type(error).__name__}: {error}", line_of(error) or self.line, remedy)
 
-    def _count_failure(self, known: Known, error: BaseException) -> None:
+    def _count_failure(self, known: CacheEntry, error: BaseException) -> None:
         """A plan stopped where the original does not. One whose guards do not hold for such calls makes room for a new
         recording, a few times; one that keeps failing is not tried again."""
         self.statistics.fallbacks += 1
@@ -222,18 +222,18 @@ class Proving:
         done = self.statistics.planned[0]
         known.failures = 1 if done - known.failed_at > _FORGIVEN_AFTER else known.failures + 1
         known.failed_at = done
-        outgrown = isinstance(error, (Deoptimized, StructureMismatch))
-        if outgrown and self.outgrown >= MOST_ROUTES and self._route(known, known.structure):
+        evictions = isinstance(error, (Deoptimized, StructureMismatch))
+        if evictions and self.evictions >= MOST_ROUTES and self.on_data_miss(known, known.structure):
             return
-        if outgrown and known in self.known and self.outgrown < _MOST_OUTGROWN:
-            self.outgrown += 1
+        if evictions and known in self.known and self.evictions < _MOST_OUTGROWN:
+            self.evictions += 1
             self.known.remove(known)
         elif known.failures >= _MOST_FAILURES:
             known.refusal = reason
         self._publish()
 
 
-def _let_go(known: Known, recording: Recording) -> frozenset[str]:
+def _let_go(known: CacheEntry, recording: RecordedCall) -> frozenset[str]:
     """What kernels are proved on that the recorded run has let go of."""
     inputs = {name for region in known.template.partition.regions for name in region.subgraph.inputs}
     return frozenset(name for name in inputs if name in recording.real and recording.real[name].is_meta)
@@ -241,7 +241,7 @@ def _let_go(known: Known, recording: Recording) -> frozenset[str]:
 
 def _island_raised(log: Sequence[Any]) -> bool:
     last = log[-1] if log else None
-    return isinstance(last.entry if isinstance(last, Written) else last, Raised)
+    return isinstance(last.entry if isinstance(last, LoggedWrite) else last, LoggedError)
 
 
 def _read(source: Any, tap: Mapping[str, Any]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fusion.capture.python import registry
-from fusion.capture.record import Recording, record
+from fusion.capture.record import RecordedCall, record
 from fusion.partition.dependence import Step
 from fusion.partition.partitioner import Partition, partition
 from fusion.partition.regions import Region
@@ -44,7 +44,7 @@ registry.register_island(Store, "update")
 registry.register_island(Views, "update")
 
 
-def recorded(fn: Callable[..., Any], *arguments: Any) -> Recording:
+def recorded(fn: Callable[..., Any], *arguments: Any) -> RecordedCall:
     """`fn` run once on `arguments` and recorded."""
     names = inspect.signature(fn).parameters
     recording = record(fn, dict(zip(names, arguments, strict=True)), lambda: fn(*arguments), {})
@@ -87,7 +87,7 @@ def check_complete(graph: RecordedGraph, parts: Partition) -> None:
         assert all(("node", i) not in parts.order for i in region.owned)
 
 
-def check_values(recording: Recording, parts: Partition, order: tuple[Step, ...]) -> None:
+def check_values(recording: RecordedCall, parts: Partition, order: tuple[Step, ...]) -> None:
     """Runs the steps with eager operators; a region sees its inputs only and hands back its outputs only."""
     graph = recording.graph
     assert graph is not None

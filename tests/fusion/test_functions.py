@@ -303,11 +303,11 @@ def test_a_recorded_block_that_writes(quick: fusion.FusionConfig) -> None:
 def a_method_with_a_closure() -> tuple[Any, Any]:
     scale = [2.0]
 
-    class Held:
+    class ReachableState:
         def times(self, x: torch.Tensor) -> torch.Tensor:
             return x.exp() * scale[0]
 
-    held = Held()
+    held = ReachableState()
     return (lambda x: held.times(x).tanh() + 1), lambda: scale.append(scale.pop() + 1)
 
 

@@ -197,7 +197,7 @@ def test_what_a_call_changed_is_found_and_taken_over() -> None:
     theirs[0]["b"] = theirs[1]
     theirs[0]["a"].append(4)
     found = call_log.noted("r", before)
-    assert isinstance(found, call_log.Changed) and found.result == "r"
+    assert isinstance(found, call_log.LoggedContainerChange) and found.result == "r"
     call_log.take_over(mine, found.given)
     assert mine == theirs and mine[0]["a"] is inner and mine[0]["b"] is outer
 

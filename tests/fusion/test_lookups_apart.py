@@ -195,7 +195,7 @@ def test_a_state_that_becomes_a_buffer(quick: fusion.FusionConfig) -> None:
 def test_memory_is_admitted_to_its_own_group_alone() -> None:
     written, other, held, new = torch.zeros(4), torch.zeros(4), torch.zeros(4), torch.zeros(4)
     memory = Memory(((written,), ()), (other,), storages([held]))
-    assert memory.admits(written[1:], 0) and not memory.admits(written, 1) and not memory.admits(written, -1)
-    assert memory.admits(other, -1) and not memory.admits(other, 0)
-    assert memory.admits(held, -1) and not Memory(((), ()), (), storages([held])).admits(held, 0)
-    assert memory.admits(new, 1) and memory.admits(new[:2], 1) and not memory.admits(new, -1)
+    assert memory.may_alias(written[1:], 0) and not memory.may_alias(written, 1) and not memory.may_alias(written, -1)
+    assert memory.may_alias(other, -1) and not memory.may_alias(other, 0)
+    assert memory.may_alias(held, -1) and not Memory(((), ()), (), storages([held])).may_alias(held, 0)
+    assert memory.may_alias(new, 1) and memory.may_alias(new[:2], 1) and not memory.may_alias(new, -1)

@@ -44,7 +44,7 @@ class Frozen:
     rows: int
 
 
-class Held:
+class ReachableState:
     """An object that holds what it is given."""
 
     def __init__(self, **held: Any) -> None:
@@ -157,8 +157,8 @@ def seen(value: Any, depth: int = 0) -> Any:
         return type(value), [(key, seen(item, depth + 1)) for key, item in value.items()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return type(value), [seen(getattr(value, f.name), depth + 1) for f in dataclasses.fields(value)]
-    if isinstance(value, Held):
-        return Held, [(name, seen(item, depth + 1)) for name, item in vars(value).items()]
+    if isinstance(value, ReachableState):
+        return ReachableState, [(name, seen(item, depth + 1)) for name, item in vars(value).items()]
     if isinstance(value, types.FunctionType):
         return types.FunctionType, seen(value(), depth + 1)
     if isinstance(value, BaseException):
@@ -216,9 +216,9 @@ RESULTS: dict[str, Callable[[torch.Tensor], Any]] = {
     "ordered": lambda x: collections.OrderedDict(a=x * 2),
     "dict of its own": lambda x: Dict(a=x * 2, b=x.shape[1]),
     "slice": lambda x: (x * 2, slice(0, x.shape[0]), range(x.shape[1])),
-    "object": lambda x: (F.silu(x), Held(n=x.shape[0], s=x.shape, l=[x.size(1)], y=x * 2)),
-    "object in an object": lambda x: [Held(o=Held(n=x.shape[1] // 2, f=x.shape[0] ** 0.5))],
-    "object in slots": lambda x: {"a": Slots(Held(n=x.shape[0]), x.shape[1])},
+    "object": lambda x: (F.silu(x), ReachableState(n=x.shape[0], s=x.shape, l=[x.size(1)], y=x * 2)),
+    "object in an object": lambda x: [ReachableState(o=ReachableState(n=x.shape[1] // 2, f=x.shape[0] ** 0.5))],
+    "object in slots": lambda x: {"a": Slots(ReachableState(n=x.shape[0]), x.shape[1])},
     "function": lambda x: (lambda n: (x * 2, lambda: n))(x.shape[0]),
     "error": lambda x: (x * 2, ValueError(x.shape[0])),
     "no comparison": lambda x: (x * 2, Equal()),
@@ -318,7 +318,7 @@ def test_an_argument_of_any_kind_leaves_eagers_result(name: str, quick: fusion.F
 
 def test_symbols_are_taken_out_of_what_the_caller_gets(quick: fusion.FusionConfig) -> None:
     def forward(x: torch.Tensor) -> Any:
-        held = Held(n=x.shape[0], again=[x.shape])
+        held = ReachableState(n=x.shape[0], again=[x.shape])
         return F.silu(x), held, {"a": (held, x.size(1))}
 
     _, held, further = fusion.fuse(forward, quick)(X)

@@ -22,7 +22,7 @@ from partitions import (
     tensor,
 )
 
-from fusion.capture.record import Recording, record
+from fusion.capture.record import RecordedCall, record
 from fusion.partition import cost_model
 from fusion.partition.dependence import schedule
 from fusion.partition.node_facts import Facts
@@ -123,9 +123,9 @@ def test_any_choice_of_regions_computes_the_same(steps: list[tuple[str, int, int
 
 
 @contextlib.contextmanager
-def recorded_layers(model: Any) -> Iterator[list[Recording]]:
+def recorded_layers(model: Any) -> Iterator[list[RecordedCall]]:
     """Records each decoder layer of `model` when it is called."""
-    recordings: list[Recording] = []
+    recordings: list[RecordedCall] = []
 
     def wrapped(layer: Any) -> Callable[..., Any]:
         original, signature = layer.forward, inspect.signature(layer.forward)
@@ -142,7 +142,7 @@ def recorded_layers(model: Any) -> Iterator[list[Recording]]:
     yield recordings
 
 
-def layer_recordings(family: str) -> list[Recording]:
+def layer_recordings(family: str) -> list[RecordedCall]:
     """One decoder layer, recorded in prefill and in decode."""
     transformers = pytest.importorskip("transformers")
     from fusion.integrations import transformers as integration

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny import line_of
 
-from fusion.capture.record import Recording, record
+from fusion.capture.record import RecordedCall, record
 
 
-def recorded(call: Callable[..., Any], modules: Any = None, **arguments: Any) -> Recording:
+def recorded(call: Callable[..., Any], modules: Any = None, **arguments: Any) -> RecordedCall:
     with torch.no_grad():
         recording = record(call, arguments, lambda: call(**arguments), modules or {})
     assert recording.refusal is None, recording.refusal
@@ -22,7 +22,7 @@ def recorded(call: Callable[..., Any], modules: Any = None, **arguments: Any) ->
     return recording
 
 
-def operators(recording: Recording) -> list[str]:
+def operators(recording: RecordedCall) -> list[str]:
     return [node.op.split(".")[1] for node in recording.graph.nodes]
 
 

@@ -12,7 +12,7 @@ import torch
 import fusion
 from fusion.choices import heuristics
 from fusion.choices.decision import Decision
-from fusion.jit.cache_entry import Known, PlanStopped
+from fusion.jit.cache_entry import CacheEntry, PlanStopped
 from fusion.jit.scope import _WAITS_AFTER_SHORTAGE
 from fusion.patterns.shortage import is_shortage, without_frames
 
@@ -97,15 +97,15 @@ def test_proving_and_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("call", [0, 1])
 def test_running_the_plan_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
-    run, calls = Known.checked_run, []
+    run, calls = CacheEntry.checked_run, []
 
-    def checked_run(self: Known, *args: Any) -> Any:
+    def checked_run(self: CacheEntry, *args: Any) -> Any:
         calls.append(args)
         if len(calls) == call + 1:
             raise PlanStopped(MemoryError(), []) from MemoryError()
         return run(self, *args)
 
-    monkeypatch.setattr(Known, "checked_run", checked_run)
+    monkeypatch.setattr(CacheEntry, "checked_run", checked_run)
     model = Plain().eval()
     fusion.enable(model, config(tmp_path))
     settles(model, Plain(), 2)

@@ -11,17 +11,17 @@ import torch
 import fusion
 from fusion.capture.record import record
 from fusion.runtime.guard_writer import write_match
-from fusion.runtime.plan import MISS, Shape
+from fusion.runtime.plan import MISS, PlanSpec
 from fusion.runtime.plan_writer import write_plan
 
 
-def recorded(call: Any, **arguments: Any) -> tuple[Any, Shape]:
+def recorded(call: Any, **arguments: Any) -> tuple[Any, PlanSpec]:
     """A recording of `call(**arguments)` and what plans of it are written from."""
     with torch.no_grad():
         recording = record(call, arguments, lambda: call(**arguments), {})
     assert recording.refusal is None, recording.refusal
     devices = tuple(recording.devices[i.name] for i in recording.graph.inputs)
-    return recording, Shape(recording.graph, recording.conditions, tuple(arguments), devices, recording.tree)
+    return recording, PlanSpec(recording.graph, recording.conditions, tuple(arguments), devices, recording.tree)
 
 
 def unfused(call: Any, fail: Any = None, **arguments: Any) -> Any:

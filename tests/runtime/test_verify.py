@@ -14,7 +14,7 @@ from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Ref
 from fusion.patterns.nodes import IslandNode
 from fusion.patterns.recorded import RecordedGraph
-from fusion.runtime.plan import KernelCall, Shape, Source
+from fusion.runtime.plan import KernelCall, PlanSpec, Source
 from fusion.runtime.plan_writer import Writer, write_plan
 from fusion.runtime.verify import check_steps, check_text
 
@@ -25,12 +25,12 @@ def forward(x: torch.Tensor) -> torch.Tensor:
     return x * y
 
 
-def shape() -> Shape:
+def shape() -> PlanSpec:
     """What plans of `forward` are written from."""
     x = torch.rand(3, 4)
     made = record(forward, {"x": x}, lambda: forward(x), {})
     assert made.graph is not None and made.conditions is not None, made.refusal
-    return Shape(made.graph, made.conditions, ("x",), tuple(made.devices.values()), made.tree)
+    return PlanSpec(made.graph, made.conditions, ("x",), tuple(made.devices.values()), made.tree)
 
 
 def plain(graph: RecordedGraph) -> list[tuple[str, int]]:

@@ -24,7 +24,7 @@ Item = tuple[Path, str | int]  # a dict's path and one of its keys
 _KINDS = (dict, collections.UserDict)
 
 
-class Given:
+class ArgumentSnapshot:
     """The arguments of one call, flattened before it is made.
 
     Args:

@@ -60,7 +60,7 @@ class CallOperands:
         if isinstance(leaf, torch.Tensor):
             return Ref(self.state.known(leaf))
         if isinstance(leaf, (torch.SymFloat, torch.SymBool)):
-            return self.state.shadow.settled(leaf)
+            return self.state.fake_values.settled(leaf)
         if isinstance(leaf, (*Atom, torch.SymInt)):
             return leaf
         if isinstance(leaf, torch.Generator):  # torch hands it on as another object

@@ -1,6 +1,6 @@
 """Lists and dicts inside the objects that a call is given: a cache's layers, a layer's states.
 
-While a call is recorded or run again, such a container is handed out as a `SeenList` or `SeenDict`. It tells the
+While a call is recorded or run again, such a container is handed out as a `ListProxy` or `DictProxy`. It tells the
 session of every item that is taken, so that a plan takes the same item from the container it finds, and passes on what
 is done to it.
 """
@@ -62,7 +62,7 @@ def _globals_of(code: types.CodeType) -> frozenset[str]:
     return frozenset(names.union(*inner))
 
 
-class Teller:
+class AccessObserver:
     """Who is told; the session of the thread that asks, if it has one."""
 
     def __init__(self, session: Callable[[], Any]) -> None:
@@ -100,7 +100,7 @@ class _Seen:
     """A container that stands for `_held`, and tells `_teller` of its uses."""
 
     _held: Any
-    _teller: Teller
+    _teller: AccessObserver
 
     @property  # type: ignore[misc]  # it is one of `object`, too
     def __class__(self) -> Any:
@@ -130,10 +130,10 @@ class _Seen:
         """Holds what the container holds now, for code below Python, which reads memory rather than methods."""
 
 
-class SeenList(_Seen, list):  # type: ignore[type-arg]  # of anything
+class ListProxy(_Seen, list):  # type: ignore[type-arg]  # of anything
     """A list that is looked into."""
 
-    def __init__(self, held: list[Any], teller: Teller) -> None:
+    def __init__(self, held: list[Any], teller: AccessObserver) -> None:
         list.__init__(self, held)
         self._held, self._teller = held, teller
 
@@ -148,10 +148,10 @@ class SeenList(_Seen, list):  # type: ignore[type-arg]  # of anything
         list.__setitem__(self, slice(None), self._held)
 
 
-class SeenDict(_Seen, dict):  # type: ignore[type-arg]  # of anything
+class DictProxy(_Seen, dict):  # type: ignore[type-arg]  # of anything
     """A dict that is looked into."""
 
-    def __init__(self, held: dict[Any, Any], teller: Teller) -> None:
+    def __init__(self, held: dict[Any, Any], teller: AccessObserver) -> None:
         dict.__init__(self, held)
         self._held, self._teller = held, teller
 
@@ -175,7 +175,7 @@ def _passed_on(method: str) -> Callable[..., Any]:
     return call
 
 
-for _kind, _base in ((SeenList, list), (SeenDict, dict)):
+for _kind, _base in ((ListProxy, list), (DictProxy, dict)):
     for _name in vars(_base):
         if _name not in _OWN and not any(_name in vars(own) for own in (_kind, _Seen)) and callable(vars(_base)[_name]):
             setattr(_kind, _name, _passed_on(_name))
@@ -217,7 +217,7 @@ def state_of(value: Any) -> Any:
 
 def looked_into(value: Any, session: Callable[[], Any]) -> Any:
     """A container as the forward gets it."""
-    return (SeenList if type(value) is list else SeenDict)(value, Teller(session))
+    return (ListProxy if type(value) is list else DictProxy)(value, AccessObserver(session))
 
 
 def real(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fusion.capture.python.argument_tree import modules_of
-from fusion.capture.python.reachable_state import PLAIN, Held, is_of_library
+from fusion.capture.python.reachable_state import PLAIN, ReachableState, is_of_library
 
 _DEEPEST = 4  # functions that call functions
 _MOST_OBJECTS = 10_000
@@ -141,7 +141,7 @@ def of_module(
                 called = getattr(held, "fget", None) or getattr(held, "__func__", held)
                 if isinstance(called, types.FunctionType):
                     names.visit(called, 0)
-    found = Held({"outside": outside}).entries
+    found = ReachableState({"outside": outside}).entries
     return {"": module}, names.entries + found
 
 

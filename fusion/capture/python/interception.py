@@ -226,7 +226,7 @@ def watch_kind(kind: type) -> None:
     _SESSION.watch(kind)
 
 
-def shown(value: Any) -> Any:
+def wrap_proxy(value: Any) -> Any:
     """What was found inside an object, as a forward gets it: lists and dicts tell the session what is taken from them,
     but for code that may ask of what exact class they are.
 
@@ -251,13 +251,13 @@ def refresh() -> None:
         known.refresh()
 
 
-def own(nest: Any) -> Any:
+def unwrap_proxies(nest: Any) -> Any:
     """Arguments with the objects' own containers for those the forward was shown; lists and dicts stay themselves."""
     if not _SESSION.__dict__.get("shown"):
         return nest
     if type(nest) is tuple:
-        return tuple(map(own, nest))
+        return tuple(map(unwrap_proxies, nest))
     if type(nest) in (list, dict):
         for key, value in list(enumerate(nest) if type(nest) is list else nest.items()):
-            nest[key] = own(value)
+            nest[key] = unwrap_proxies(value)
     return real(nest)

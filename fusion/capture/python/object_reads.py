@@ -14,7 +14,7 @@ from fusion.capture.mutation import storage_key
 from fusion.capture.python.argument_tree import Atom
 from fusion.capture.python.call_operands import CallOperands, Receiver
 from fusion.capture.python.container_proxy import COPY, PLAIN, is_container, is_object, is_plain, state_of
-from fusion.capture.python.interception import refresh, shown
+from fusion.capture.python.interception import refresh, wrap_proxy
 from fusion.capture.python.reachable_state import is_library
 from fusion.capture.python.registry import has_islands
 from fusion.capture.symbolic_shapes import is_symbolic
@@ -23,7 +23,7 @@ from fusion.capture.user_frame import user_line
 from fusion.patterns.leaves import Expect
 from fusion.patterns.nodes import IslandNode
 from fusion.refusal import Refused
-from fusion.runtime.plan import Raised, as_it_is
+from fusion.runtime.plan import LoggedError, as_it_is
 
 
 class ObjectReads:
@@ -100,7 +100,7 @@ class ObjectReads:
     def on_failed_read(self, held: Any, name: str, error: Exception) -> Any:
         """A read that raised: a plan would not know whether it does again."""
         if id(held) in self.operands.objects and not self.state.elsewhere:
-            self.state.log.append(Raised(error))
+            self.state.log.append(LoggedError(error))
             if self.state.recording:
                 what = f"the forward asks a {type(held).__name__} for {name}, which it has not"
                 self.state.refuse("opaque_argument", what, None, "give the object that attribute or item")
@@ -123,7 +123,7 @@ class ObjectReads:
             value = found[0]
         elif is_container(value) or is_object(value):
             self.operands.new_object(value)
-        handed = shown(value)
+        handed = wrap_proxy(value)
         if is_container(handed):
             self._python_writes.append(functools.partial(_hold_again, handed, handed.copy()))
         if self.state.recording and is_container(handed):
@@ -221,7 +221,7 @@ class ObjectReads:
                 again = self.state.quiet(leaf.detach)
                 name = f"v{len(self.state.real)}"
                 return self.state.bind(
-                    name, again, self.state.quiet(lambda: self.state.shadow.of_result(name, leaf, like, grows))
+                    name, again, self.state.quiet(lambda: self.state.fake_values.of_result(name, leaf, like, grows))
                 ), again
             if id(leaf) in self.state.parameter_tensors:
                 self.state.known(leaf)  # it is the module's, whoever holds it, too: a plan checks that it is
@@ -234,7 +234,7 @@ class ObjectReads:
                 return self.state.bind(name, again, self.state.fakes[before]), again
             if before is not None:
                 return before, leaf
-            fake = self.state.quiet(lambda: self.state.shadow.of_result(name, leaf, like, grows))
+            fake = self.state.quiet(lambda: self.state.fake_values.of_result(name, leaf, like, grows))
             return self.state.bind(name, leaf, fake), leaf
         if type(leaf) is int:
             return self.number(leaf)
@@ -253,7 +253,7 @@ class ObjectReads:
     def number(self, value: int) -> tuple[Any, Any]:
         """What a whole number that was found, or returned, is called in the graph, and what the forward gets."""
         name = f"n{len(self.state.numbers)}"
-        number = self.state.shadow.new_symbol(value, (name, "result", 0))
+        number = self.state.fake_values.new_symbol(value, (name, "result", 0))
         if not is_symbolic(number):
             return Expect(value), value
         self.state.numbers[name] = value

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from fusion.capture.mutation import has_memory, storage_key
 from fusion.capture.python.call_operands import CallOperands, Receiver
 from fusion.capture.python.container_proxy import COPY, is_looked_into
-from fusion.capture.python.interception import function_call, own
+from fusion.capture.python.interception import function_call, unwrap_proxies
 from fusion.capture.python.object_reads import ObjectReads, describe_call
 from fusion.capture.python.reachable_state import is_library
 from fusion.capture.python.registry import Island, NativeFunction, has_islands
@@ -24,8 +24,8 @@ from fusion.capture.user_frame import line_of, user_line
 from fusion.patterns.leaves import Ref
 from fusion.patterns.nodes import IslandNode
 from fusion.refusal import Refused
-from fusion.runtime.call_log import Contents, Written, contents, is_nest, noted, take_over, unchanged
-from fusion.runtime.plan import Raised
+from fusion.runtime.call_log import Contents, LoggedWrite, contents, is_nest, noted, take_over, unchanged
+from fusion.runtime.plan import LoggedError
 from fusion.runtime.pytrees import tree_of, tree_text, unflatten
 
 _HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
@@ -90,7 +90,7 @@ class OpaqueCalls:
             remedy = f"make it before the call and pass it, or declare it: fusion.register_made({kind.__name__})"
             self.state.refuse("opaque_argument", f"the forward makes a {kind.__name__}", None, remedy)
             return self._unrecorded(lambda a, k: original(made, *a, **k), args, kwargs, made)
-        real = own(real_nest((args, kwargs)))
+        real = unwrap_proxies(real_nest((args, kwargs)))
         self._natively(lambda: original(made, *real[0], **real[1]), real)
         self.state.log.append(made)
 
@@ -194,7 +194,7 @@ class OpaqueCalls:
             what = f"{told} is called after a dict of the caller's is written to"
             self.state.refuse("python_state", what, None, "write to the dict at the end of the forward")
         real_args, real_kwargs = real_nest((args, kwargs))
-        given_up = self._given_up()
+        dead_results = self._given_up()
         before = contents((real_args, real_kwargs))
         self.state.quiet(self.state.effects.before_native)
         try:
@@ -225,7 +225,7 @@ class OpaqueCalls:
                     self.reads.look_up(leaf, name)
             how = tree_text(nest) if nests else ""
             names = tuple(p[0] for p in pairs)
-            self._node(receiver, method, arguments, names, effect, structure, given_up, how)
+            self._node(receiver, method, arguments, names, effect, structure, dead_results, how)
             if effect and isinstance(receiver, Ref) and structure == "leaf" and isinstance(result, torch.Tensor):
                 self._handed_on.append(names[0])
             handed[0] = _unflatten(structure, [p[1] for p in pairs])
@@ -249,7 +249,9 @@ class OpaqueCalls:
         tensors = [t for t in ordered if isinstance(t, torch.Tensor)]
         written = self.written & self.lent
         given = {place: t for place, t in enumerate(tensors) if has_memory(t) and storage_key(t) in written}
-        return Written(entry, self.state.quiet(lambda: {p: t.clone() for p, t in given.items()})) if given else entry
+        return (
+            LoggedWrite(entry, self.state.quiet(lambda: {p: t.clone() for p, t in given.items()})) if given else entry
+        )
 
     def _unrecorded(self, call: Callable[[Any, Any], Any], args: Any, kwargs: Any, made: Any = None) -> Any:
         """Calls natively what no recording holds, and remembers the answer: the forward may fail yet, for its sizes are
@@ -258,7 +260,7 @@ class OpaqueCalls:
             return call(args, kwargs)  # inside of a native call
         if any(map(is_symbolic, pytree.tree_leaves((args, kwargs)))):
             args, kwargs = real_nest((args, kwargs))
-        args, kwargs = own((args, kwargs))
+        args, kwargs = unwrap_proxies((args, kwargs))
         before = contents((args, kwargs))
         self.state.quiet(self.state.effects.before_native)
         try:
@@ -294,13 +296,13 @@ class OpaqueCalls:
         outputs: tuple[Any, ...],
         effect: bool,
         structure: str,
-        given_up: tuple[str, ...] = (),
+        dead_results: tuple[str, ...] = (),
         given: str = "",
     ) -> None:
         args, kwargs = arguments
         named = tuple(sorted((k, as_tuples(v)) for k, v in kwargs.items()))
         made = IslandNode(
-            receiver, method, as_tuples(args), named, outputs, effect, structure, given_up, user_line(), given
+            receiver, method, as_tuples(args), named, outputs, effect, structure, dead_results, user_line(), given
         )
         self.state.nodes.append(made)
 
@@ -308,9 +310,9 @@ class OpaqueCalls:
 _UNPACKED = "pass what it reads of the container as arguments of their own"
 
 
-def _raised(error: Exception, before: Contents) -> Raised:
+def _raised(error: Exception, before: Contents) -> LoggedError:
     """A log's entry for a native call that raised."""
-    return Raised(error, [] if unchanged(before) else before)
+    return LoggedError(error, [] if unchanged(before) else before)
 
 
 def _is_a_function(module: torch.nn.Module) -> bool:

@@ -111,7 +111,7 @@ def _identical(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
     return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))
 
 
-class Held:
+class ReachableState:
     """Walks over everything that modules hold.
 
     Attributes:

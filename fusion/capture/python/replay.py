@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 from fusion.capture.python.argument_tree import flatten
 from fusion.capture.python.container_proxy import is_container, is_object
-from fusion.capture.python.interception import own, refresh, session, shown
+from fusion.capture.python.interception import refresh, session, unwrap_proxies, wrap_proxy
 from fusion.capture.python.registry import Island, NativeFunction, has_islands, island_kinds
-from fusion.runtime.call_log import Changed, Written, take_over
-from fusion.runtime.plan import Raised
+from fusion.runtime.call_log import LoggedContainerChange, LoggedWrite, take_over
+from fusion.runtime.plan import LoggedError
 
 
 class Replay:
@@ -39,14 +39,14 @@ class Replay:
         self.position += 1
         given = (args, dict(sorted((kwargs or {}).items())))
         self.seen.append([a for a in pytree.tree_leaves(given) if isinstance(a, torch.Tensor)])
-        if isinstance(answer, Written):
+        if isinstance(answer, LoggedWrite):
             self.seen[-1] = answer.put(self.seen[-1])
             answer = answer.entry
-        if isinstance(answer, (Raised, Changed)) and answer.given:
+        if isinstance(answer, (LoggedError, LoggedContainerChange)) and answer.given:
             take_over(given, answer.given)
-        if isinstance(answer, Raised):
+        if isinstance(answer, LoggedError):
             raise answer.error
-        return answer.result if isinstance(answer, Changed) else answer
+        return answer.result if isinstance(answer, LoggedContainerChange) else answer
 
     @property
     def _answers(self) -> bool:
@@ -64,7 +64,7 @@ class Replay:
         """The logged answer; nested calls, and calls past the log, run natively."""
         if island.method == "__init__" and island.owner is not type(receiver) and not has_islands(type(receiver)):
             return original(receiver, *args, **kwargs)  # an object like any other
-        args, kwargs = own((args, kwargs))
+        args, kwargs = unwrap_proxies((args, kwargs))
         if not self._answers:
             return self._natively(lambda: original(receiver, *args, **kwargs))
         answer = self._answer(args, kwargs)
@@ -81,7 +81,7 @@ class Replay:
             return registered.function(*args, **kwargs)
         if registered.meaning is not None:
             return registered.meaning.decomposition(*args, **kwargs)
-        args, kwargs = own((args, kwargs))
+        args, kwargs = unwrap_proxies((args, kwargs))
         if not self._answers:
             return self._natively(lambda: registered.function(*args, **kwargs))
         return self._answer(args, kwargs)
@@ -90,7 +90,7 @@ class Replay:
         """The logged answer for a step; other modules are run."""
         if id(module) not in self._steps or self.depth:
             return original(module, *args, **kwargs)
-        args, kwargs = own((args, kwargs))
+        args, kwargs = unwrap_proxies((args, kwargs))
         if not self._answers:
             return self._natively(lambda: original(module, *args, **kwargs))
         return self._answer(args, kwargs)
@@ -126,7 +126,7 @@ class Replay:
             value = self._made.get(id(value), value)
         if is_container(value) or is_object(value):
             self._objects[id(value)] = value
-        return shown(value)
+        return wrap_proxy(value)
 
 
 @contextlib.contextmanager

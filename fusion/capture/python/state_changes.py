@@ -16,7 +16,7 @@ import torch
 from fusion.capture.python.argument_tree import flatten
 from fusion.capture.python.assignments import codes_of, line_that_sets
 from fusion.capture.python.container_proxy import put_back
-from fusion.capture.python.reachable_state import ENTRY_NAMES, INTERNAL, Entry, Held, Members
+from fusion.capture.python.reachable_state import ENTRY_NAMES, INTERNAL, Entry, Members, ReachableState
 from fusion.capture.python.state_guards import alike
 from fusion.capture.symbolic_shapes import hint, is_symbolic
 from fusion.refusal import Refused
@@ -122,7 +122,7 @@ class PythonState:
         found: list[Entry] = []
         with contextlib.suppress(Refused):  # such state is refused before it is recorded
             found += [] if self._outside is None else self._outside()
-            found += Held(self._modules, (), self._steps).entries
+            found += ReachableState(self._modules, (), self._steps).entries
         return found
 
 

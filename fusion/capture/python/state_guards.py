@@ -11,7 +11,7 @@ from torch.nn.modules import module as torch_module
 
 from fusion.capture import hooks, torch_modes
 from fusion.capture.python.argument_tree import modules_of
-from fusion.capture.python.reachable_state import PLAIN, SWITCH, Entry, Held, Members
+from fusion.capture.python.reachable_state import PLAIN, SWITCH, Entry, Members, ReachableState
 from fusion.refusal import Refusal
 from fusion.runtime.native import ABSENT
 
@@ -60,7 +60,7 @@ def watched(
     """Snapshot entries for everything a module tree's forward can depend on beside its arguments and global names.
 
     Every attribute, parameter, buffer and submodule by identity; what containers, objects, closures and further modules
-    among them hold (`Held`); the number of inner hooks; each class's `forward`.
+    among them hold (`ReachableState`); the number of inner hooks; each class's `forward`.
 
     Args:
         modules: the scope's modules.
@@ -68,7 +68,7 @@ def watched(
         steps: modules that the scope calls natively: they are watched as objects, not looked into.
 
     Raises:
-        Refused: as `Held`.
+        Refused: as `ReachableState`.
     """
     entries: list[Entry] = [
         ("size", torch_module._global_forward_hooks, 0),
@@ -87,7 +87,7 @@ def watched(
             if child is not module:  # the root's own hooks run around the scope
                 hooked.append(child)
     entries += hooks.entries_of([*hooked, *steps])
-    held = Held(modules, objects, steps)
+    held = ReachableState(modules, objects, steps)
     kinds.update(dict.fromkeys(map(type, held.modules)))
     entries += [("attribute", kind, "forward", kind.forward) for kind in kinds]
     entries += held.entries
