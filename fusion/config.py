@@ -83,7 +83,14 @@ class FusionConfig(BaseModel):
     def _path(cls, value: Any) -> Any:
         if isinstance(value, str) and not value.strip():
             raise ValueError("a path is expected, not an empty string")
-        return Path(value).expanduser() if isinstance(value, (str, Path)) else value
+        if not isinstance(value, (str, Path)):
+            return value
+        if "\0" in str(value):
+            raise ValueError("a path is expected, and none has a NUL in it")
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:  # a user that is not known
+            raise ValueError(f"a path is expected: {error}") from error
 
     def replace(self, **changes: Any) -> FusionConfig:
         """This config with some fields changed.

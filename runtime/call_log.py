@@ -137,19 +137,9 @@ def is_nest(value: Any) -> bool:
 
 def contents(nest: Any) -> Contents:
     """The lists and dicts among nested tuples, lists and dicts, each with a copy of what it holds."""
-    found: Contents = []
-
-    def visit(value: Any) -> None:
-        if type(value) in (list, dict):
-            found.append((value, value.copy()))
-        if isinstance(value, (tuple, list)):
-            for item in value:
-                visit(item)
-        elif type(value) is dict:
-            for item in value.values():
-                visit(item)
-
-    visit(nest)
+    found: Contents = [(nest, nest.copy())] if type(nest) in (list, dict) else []
+    for item in nest.values() if type(nest) is dict else nest if isinstance(nest, (tuple, list)) else ():
+        found += contents(item)
     return found
 
 

@@ -136,6 +136,11 @@ class Plan:
     run: Callable[..., Any]
     source: str
 
+    def release(self) -> None:
+        """Lets go of what its names are bound to, after its last run: the function is one of them, and so only the
+        garbage collector would."""
+        self.run.__globals__.clear()
+
 
 @dataclass
 class Source:

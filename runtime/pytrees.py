@@ -118,16 +118,20 @@ def flatten(result: Any, whole: Collection[int] = ()) -> tuple[list[Any], Any]:
     def is_leaf(x: Any) -> bool:
         return id(x) in whole
 
-    def is_whole(x: Any) -> bool:
-        return is_leaf(x) or type(x) is torch.Size
-
-    def opened(x: Any) -> Any:
-        fields = None if is_leaf(x) else fields_of(x)
-        if fields is None:
-            return x
-        return _Instance(type(x), {k: pytree.tree_map(opened, v, is_leaf=is_whole) for k, v in fields.items()})
-
     leaves, tree = pytree.tree_flatten(result, is_leaf=is_leaf)
     if any(fields_of(leaf) is not None for leaf in leaves):
-        leaves, tree = pytree.tree_flatten(pytree.tree_map(opened, result, is_leaf=is_whole), is_leaf=is_leaf)
+        leaves, tree = pytree.tree_flatten(_opened(result, whole), is_leaf=is_leaf)
     return leaves, tree
+
+
+def _opened(result: Any, whole: Collection[int]) -> Any:
+    """A result with registered instances for its dataclasses."""
+
+    def is_whole(x: Any) -> bool:
+        return id(x) in whole or type(x) is torch.Size
+
+    def opened(x: Any) -> Any:
+        fields = None if id(x) in whole else fields_of(x)
+        return x if fields is None else _Instance(type(x), {k: _opened(v, whole) for k, v in fields.items()})
+
+    return pytree.tree_map(opened, result, is_leaf=is_whole)

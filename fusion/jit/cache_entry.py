@@ -132,7 +132,10 @@ class CacheEntry:
         logged: list[Any] = []
         kept = {} if undo is None else {"UNDO": lambda limit: undo}
         plan = source.bind({**self.binding, "FAIL": fail, "TAP": tap, "SEEN": seen, "LOGGED": logged, **kept})
-        result = plan.run(*arguments)
+        try:
+            result = plan.run(*arguments)
+        finally:
+            plan.release()
         return result, logged, seen, tap
 
 

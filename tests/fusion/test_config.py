@@ -51,6 +51,8 @@ def test_immutable_hashable_and_copyable() -> None:
         ({"verify": "nope"}, ["verify='nope'", "True or False", "Nearest valid choice: False"]),
         ({"cache_dir": 5}, ["cache_dir=5", "a path or None"]),
         ({"cache_dir": ""}, ["cache_dir=''", "a path or None"]),
+        ({"cache_dir": "a\0b"}, ["cache_dir=", "a path or None"]),
+        ({"cache_dir": "~nobody-has-this-name/c"}, ["cache_dir=", "a path or None"]),
     ],
 )
 def test_a_mistake_names_field_value_origin_and_nearest_choice(values: dict[str, object], words: list[str]) -> None:

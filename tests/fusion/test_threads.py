@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fusion
+from fusion.capture.python.container_proxy import looked_into, put_back
 from fusion.frontend import model_session
 from fusion.frontend.module_entries import ModuleEntry
 from fusion.jit import scope
@@ -124,3 +125,25 @@ def test_state_that_changes_while_it_is_looked_at_is_looked_at_again(
     else:
         assert "another thread changes" in report.scopes[0].reason
     fusion.disable(model)
+
+
+class Sneaky:
+    """Gives its owner another attribute whenever it is asked for its class, as another thread might just then."""
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        vars(self.owner)[f"more{len(vars(self.owner))}"] = 1
+        return Sneaky
+
+
+def test_an_object_that_changes_while_its_containers_are_put_back() -> None:
+    owner = torch.nn.Module()
+    owner.sneaky = Sneaky(owner)
+    owner.listed = looked_into([torch.zeros(1)], lambda: None)
+    before = len(vars(owner))
+    put_back(owner)
+    assert len(vars(owner)) > before, "nothing changed meanwhile: the test would show nothing"
+    assert type(owner.listed) is list

@@ -102,24 +102,25 @@ def flatten(arguments: Mapping[str, Any]) -> tuple[list[Leaf], list[Container]]:
     """The leaves of a call's arguments by parameter name, and the containers around them."""
     leaves: list[Leaf] = []
     containers: list[Container] = []
-    around: list[int] = []  # containers that the one being visited is in: one that holds itself is a leaf inside
-
-    def visit(path: Path, value: Any) -> None:
-        parts = None if isinstance(value, torch.Tensor) or id(value) in around else _parts(value)
-        if parts is None:
-            leaves.append(Leaf(path, value))
-            return
-        containers.append(Container(path, type(value), parts[0], value))
-        if isinstance(value, collections.UserDict):  # an attribute that it gets hides an item, or a default
-            containers.append(Container((*path, Attribute("__dict__")), dict, tuple(vars(value)), None))
-        around.append(id(value))
-        for steps, item in parts[1]:
-            visit((*path, *steps), item)
-        around.pop()
-
     for name, value in arguments.items():
-        visit((name,), value)
+        _flatten((name,), value, leaves, containers, ())
     return leaves, containers
+
+
+def _flatten(path: Path, value: Any, leaves: list[Leaf], containers: list[Container], around: tuple[int, ...]) -> None:
+    """Adds what is at a path; `around` are the containers it is in, of which one that holds itself is a leaf inside.
+
+    No closure: one that calls itself keeps what it has seen alive until the garbage collector runs.
+    """
+    parts = None if isinstance(value, torch.Tensor) or id(value) in around else _parts(value)
+    if parts is None:
+        leaves.append(Leaf(path, value))
+        return
+    containers.append(Container(path, type(value), parts[0], value))
+    if isinstance(value, collections.UserDict):  # an attribute that it gets hides an item, or a default
+        containers.append(Container((*path, Attribute("__dict__")), dict, tuple(vars(value)), None))
+    for steps, item in parts[1]:
+        _flatten((*path, *steps), item, leaves, containers, (*around, id(value)))
 
 
 def modules_of(

@@ -233,5 +233,6 @@ def is_looked_into(value: Any) -> bool:
 def put_back(value: Any) -> None:
     """Replaces containers that an object's attributes hold for others by those."""
     state = state_of(value)
-    for name in [name for name, held in state.items() if isinstance(held, _Seen)] if isinstance(state, dict) else ():
-        state[name] = state[name]._held
+    for name, held in state.copy().items() if isinstance(state, dict) else ():  # another thread may change it meanwhile
+        if isinstance(held, _Seen) and state.get(name) is held:
+            state[name] = held._held
