@@ -14,9 +14,10 @@ from fusion.capture.python import registry
 from fusion.choices.kernel_cache import Kernel
 from fusion.frontend.fused_function import FusedFunction
 from fusion.frontend.manual_recording import Config, Recording, record, start_recording, stop_recording
-from fusion.frontend.model_session import Session, kernels_of
+from fusion.frontend.model_session import Session
 from fusion.jit.pipeline import Pipeline
 from fusion.patterns.errors import FusionError
+from fusion.reporting.collect import kernels_of
 from fusion.reporting.model import FusionReport, joined
 
 register_island = registry.register_island

@@ -9,10 +9,10 @@ from typing import Any
 
 from fusion.capture.python.free_variables import Outside, of_function
 from fusion.config import FusionConfig
-from fusion.frontend.model_session import report_of
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
 from fusion.patterns.errors import FusionError
+from fusion.reporting.collect import report_of
 from fusion.reporting.model import FusionReport
 
 

@@ -13,13 +13,13 @@ from fusion.capture.record import RecordedCall, finish
 from fusion.capture.recorder import Recorder
 from fusion.choices.kernel_cache import Kernel
 from fusion.config import FusionConfig
-from fusion.frontend.model_session import kernels_of, report_of
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
 from fusion.patterns.errors import RecordingError, StructureMismatch
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.source import define, renamed
+from fusion.reporting.collect import kernels_of, report_of
 from fusion.reporting.model import FusionReport
 from fusion.runtime.plan import MISS, Conditions, PlanSpec, standing
 from fusion.runtime.plan_writer import write_plan

@@ -1,10 +1,9 @@
-"""A model under fusion: its scopes, their entries in the modules, and the report about them."""
+"""A model under fusion: its scopes, and their entries in the modules."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import platform
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,24 +12,15 @@ import torch
 
 from fusion.capture.python.free_variables import Outside, of_module
 from fusion.capture.unsupported import holders
-from fusion.choices.decision import Decision
-from fusion.choices.kernel_cache import Kernel
-from fusion.choices.select import Candidate
 from fusion.frontend.module_entries import ModuleEntry, is_method, own_forward
 from fusion.integrations import standard, transformers
 from fusion.jit.blocks import find_blocks, parts
-from fusion.jit.compiled import Compiled
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
 from fusion.jit.signature import ClassForward
-from fusion.patterns.graph import SubGraph
-from fusion.patterns.nodes import IslandNode, OpNode, island_text
-from fusion.patterns.ops import Kind, kind_of
-from fusion.refusal import CODES, Refusal
-from fusion.remedies import REMEDIES
+from fusion.refusal import Refusal
+from fusion.reporting.collect import report_of
 from fusion.reporting.model import FusionReport
-from fusion.reporting.rows import RegionReport, ScopeReport, Totals
-from fusion.runtime.native import native_available
 
 # Refusals that say something of the call, not of the module.
 _PASSING = (
@@ -153,173 +143,3 @@ class Session:
     def report(self) -> FusionReport:
         """What was fused, what was not, and why."""
         return report_of([scope for _, scope in self.scopes], self.pipeline, self.eager)
-
-
-def report_of(scopes: list[Scope], pipeline: Pipeline, steps: Mapping[str, Refusal] | None = None) -> FusionReport:
-    """The report over scopes that share a pipeline, and over modules that run eagerly between plans."""
-    rows = [_scope_report(scope) for scope in scopes]
-    rows += [_step_report(path, refusal) for path, refusal in (steps or {}).items()]
-    costs = pipeline.backends.costs
-    eager, fused = _times(rows)
-    totals = Totals(
-        scopes=len(rows),
-        launches_before=sum(r.launches_before for r in rows),
-        launches_after=sum(r.launches_after for r in rows),
-        eager_us=eager,
-        fused_us=fused,
-        recording_seconds=sum(s.statistics.recording_seconds for s in scopes),
-        compile_seconds=costs.compile_seconds,
-        profile_seconds=costs.profile_seconds,
-        cache_hits=costs.cache_hits,
-        cache_misses=costs.cache_misses,
-        fallbacks=sum(r.fallbacks for r in rows),
-        guard_misses=sum(r.guard_misses for r in rows),
-    )
-    return FusionReport(tuple(rows), totals, _environment(pipeline), pipeline.config.model_dump(mode="json"))
-
-
-def kernels_of(scopes: list[Scope]) -> tuple[Kernel, ...]:
-    """The kernels that scopes' plans use, each once."""
-    found = {
-        kernel.nest.subgraph: kernel
-        for scope in scopes
-        for known in scope.known
-        for compiled, _ in known.plans.values()
-        for kernel in compiled.kernels
-    }
-    return tuple(found.values())
-
-
-def _times(rows: list[ScopeReport]) -> tuple[float | None, float | None]:
-    measured = [
-        (r.eager_us, r.fused_us)
-        for row in rows
-        for r in row.regions
-        if r.decision == "fused" and r.eager_us is not None and r.fused_us is not None
-    ]
-    return (sum(m[0] for m in measured), sum(m[1] for m in measured)) if measured else (None, None)
-
-
-def _environment(pipeline: Pipeline) -> dict[str, str]:
-    store = pipeline.backends.store
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-        "threads": str(torch.get_num_threads()),
-        "cache": "off" if store is None else store.reason or str(store.directory),
-        "C runtime": native_available() or "in use",
-    }
-
-
-def _scope_report(scope: Scope) -> ScopeReport:
-    statistics = scope.statistics
-    compiled = [c for known in scope.known for c, _ in known.plans.values()]
-    regions = tuple(dict.fromkeys(_region_report(scope, one, c) for one in compiled for c in one.candidates))
-    refusals = tuple(
-        _refused_node(scope, one, i, r)
-        for one in compiled
-        for i, r in one.partition.refusals
-        if not _is_view(one.shape.graph.nodes[i])
-    )
-    planned = statistics.planned[0]
-    latest = compiled[-1].launches if compiled else (0, 0)  # per call of the newest plan
-    fusable, fused = compiled[-1].coverage if compiled else (0, 0)
-    state, reason = _state(scope, bool(compiled))
-    return ScopeReport(
-        name=scope.name,
-        state=state,
-        reason=reason,
-        calls=planned + statistics.eager,
-        fused_calls=planned,
-        eager_calls=statistics.eager,
-        recordings=statistics.recordings,
-        guard_misses=statistics.guard_misses,
-        fallbacks=statistics.fallbacks,
-        regions=regions,
-        refusals=refusals,
-        launches_before=latest[0],
-        launches_after=latest[1],
-        fusable_ops=fusable,
-        fused_ops=fused,
-    )
-
-
-def _step_report(path: str, refusal: Refusal) -> ScopeReport:
-    """A module that a plan calls as it is; its calls are part of its scope's."""
-    return ScopeReport(path, "eager", str(refusal), 0, 0, 0, 0, 0, 0, ())
-
-
-def _state(scope: Scope, compiled: bool) -> tuple[str, str]:
-    refusals = [k.refusal for k in scope.known if k.refusal] + list(scope.refused.values())
-    reason = str(refusals[0]) if refusals else ""
-    if compiled and not all(k.refusal for k in scope.known):
-        fused = any(c.kernels for k in scope.known for c, _ in k.plans.values())
-        reasons = [reason, *map(str, scope.statistics.passing.values())]
-        if not reason and scope.statistics.last_failure is not None:
-            reasons.append(f"last fallback: {scope.statistics.last_failure}")
-        return ("fused" if fused else "unfused plan"), "\n".join(filter(None, reasons))
-    if not refusals and scope.statistics.last_reason:
-        reason = str(scope.statistics.last_reason)
-    return ("eager" if reason else "not called"), reason
-
-
-def _region_report(scope: Scope, compiled: Compiled, candidate: Candidate) -> RegionReport:
-    graph, decision = candidate.region.subgraph, candidate.decision
-    return RegionReport(
-        scope=scope.name,
-        name=graph.pattern or "+".join(_compute(graph)),
-        pattern=graph.pattern,
-        ops=graph.ops,
-        shapes=_shapes(graph),
-        decision="fused" if decision.fused else "refused",
-        code=decision.code,
-        reason=_sentence(decision),
-        eager_us=decision.eager_us,
-        fused_us=decision.fused_us,
-        bytes_before=decision.bytes_before,
-        bytes_after=decision.bytes_after,
-        backend=candidate.kernel.backend if candidate.kernel else "eager",
-        origin=next((n.origin for n in graph.nodes if n.origin), ""),
-        remedy="" if decision.fused else REMEDIES.get(decision.code, ""),
-    )
-
-
-def _is_view(node: OpNode | IslandNode) -> bool:
-    """A view moves nothing and launches nothing: it needs no reason for not being fused."""
-    return isinstance(node, OpNode) and kind_of(node.op) is Kind.VIEW
-
-
-def _sentence(decision: Decision) -> str:
-    return decision.reason or CODES[decision.code]
-
-
-def _compute(graph: SubGraph) -> list[str]:
-    return [n.op.split(".")[1] for n in graph.nodes if kind_of(n.op) is not Kind.VIEW]
-
-
-def _shapes(graph: SubGraph) -> str:
-    return ", ".join(dict.fromkeys(graph.spec[i].text() for i in graph.inputs))
-
-
-def _refused_node(scope: Scope, compiled: Compiled, index: int, refusal: Any) -> RegionReport:
-    node = compiled.shape.graph.nodes[index]
-    name = node.op.split(".")[1] if isinstance(node, OpNode) else island_text(node)
-    outputs = [o for o in node.outputs if o in compiled.shape.graph.spec]
-    return RegionReport(
-        scope=scope.name,
-        name=name,
-        pattern=None,
-        ops=(name,),
-        shapes=", ".join(compiled.shape.graph.spec[o].text() for o in outputs),
-        decision="refused",
-        code=refusal.code,
-        reason=refusal.sentence,
-        eager_us=None,
-        fused_us=None,
-        bytes_before=None,
-        bytes_after=None,
-        backend="eager",
-        origin=node.origin,
-        remedy=refusal.remedy,
-    )

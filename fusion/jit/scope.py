@@ -41,7 +41,7 @@ _Seen = TypeVar("_Seen")
 _MOST_LISTS = 2  # of numbers that calls of one form are recorded with
 _MOST_PASSING = 4  # times that a scope ran out of stack while it was compiled, before it stays eager
 _MOST_RESETS = 8  # a scope whose modules changed this often stays eager
-_RESTS_AFTER = 8  # refused calls of one kind, after which only every `_LOOKS_UP`th is asked what it is
+_RESTS_AFTER = 8  # calls of one kind that no plan takes, after which only every `_LOOKS_UP`th is asked what it is
 _LOOKS_UP = 64
 _LOOKS = 8  # times that state is looked at before another thread's changes are too many
 _DEEP = Refusal("stack", "recording takes more stack than is left")
@@ -104,7 +104,7 @@ class Scope(PlanValidator):
         self.surroundings = surroundings
         self._numbers: set[Any] = set()  # structures of calls that are recorded without symbols for their sizes
         self._passing = 0  # times that compiling ran out of stack
-        self._backoff: dict[Any, int] = {}  # refused calls, by kinds of arguments
+        self._backoff: dict[Any, int] = {}  # calls that no plan takes, by kinds of arguments
         self._own_lists: dict[Any, Lists] = {}  # by the form of the calls, where no scope is like this one
         self._short = 0  # calls to wait before memory is asked for again
         self._waits = bool(self.steps)  # steps record themselves in the first call
@@ -304,7 +304,7 @@ class Scope(PlanValidator):
         if refusal is not None:
             self._backoff.setdefault(kinds, 1)
             return self._eager(arguments, refusal)
-        self._backoff.pop(kinds, None)
+        untaken = self._backoff.pop(kinds, 1)
         routed = 0
         for known in self.known:
             values = known.match(*arguments)
@@ -324,6 +324,7 @@ class Scope(PlanValidator):
             return self._passed(arguments, Refusal("guard", "the inputs do not have the recorded structure"))
         if len(self.known) >= self.pipeline.config.max_plans:
             full = self.statistics.passing.get("too_many_plans")  # which takes longer to tell than a call may
+            self._backoff[kinds] = untaken
             return self._passed(arguments, full or too_many_plans(self.known, self._named(arguments)))
         if self._waits:
             self._waits = False

@@ -155,6 +155,17 @@ def test_more_values_than_plans(quick: fusion.FusionConfig) -> None:
     assert "too_many_plans" in str(fusion.report(module))
 
 
+def test_calls_that_no_plan_takes_are_looked_at_now_and_then(quick: fusion.FusionConfig) -> None:
+    """Each look costs several times the forward; one that a plan takes is taken at once."""
+    module = fusion.enable(Scaled().eval(), quick.model_copy(update={"max_plans": 2}))
+    x = torch.randn(3, 8)
+    for k in (2, 3, *[17] * 200, 2):
+        no_grad(module, x, k)
+    row = row_of(module)
+    assert row.eager_calls >= 200 and 8 <= row.guard_misses < 40
+    assert row.fused_calls == 1 and "max_plans=2" in row.reason
+
+
 def test_sizes_and_names_that_vary(quick: fusion.FusionConfig) -> None:
     module = fusion.enable(Scaled().eval(), quick.model_copy(update={"max_plans": 2}))
     for name in ("a", "b", "c", "c"):
