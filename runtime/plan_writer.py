@@ -216,7 +216,7 @@ class Writer(GuardWriter):
         self.lines += [
             f"{pad}log.append({noted_}(r, before))",
             f"{pad}nest = before = None",
-            f"{pad}changed = type(log[-1]) is {self.name('LoggedContainerChange', LoggedContainerChange)}",
+            f"{pad}changed = type(log[-1]) is {self.name('container_change', LoggedContainerChange)}",
             *(pad + line for line in writes),
             f"{pad}if changed: raise Deoptimized",
         ]

@@ -183,7 +183,7 @@ def more(shelf: Shelf, step: int) -> None:
         shelf.chunks.append(torch.ones(2, WIDTH))
         shelf.table.append([3.0])
         shelf.count.wide = True
-        shelf.unbacked_symbols = shelf.layers[0].unbacked_symbols = shelf.scale = float(step)
+        shelf.late = shelf.layers[0].late = shelf.scale = float(step)
         shelf.pair[1]["gain"] = float(step)
         for layer in shelf.layers:
             layer.limit = float(step)

@@ -55,13 +55,13 @@ def test_a_wrong_plan_is_refused(quick: fusion.FusionConfig, monkeypatch: pytest
 
     pair = Pair(quick)
     pair(rand(3, 16))
-    original = module.Known.checked_run
+    original = module.CacheEntry.checked_run
 
     def wrong(self: Any, arguments: Any, taps: Any, undo: Any = None) -> Any:
         result, *rest = original(self, arguments, taps, undo)
         return (result + 1, *rest)
 
-    monkeypatch.setattr(module.Known, "checked_run", wrong)
+    monkeypatch.setattr(module.CacheEntry, "checked_run", wrong)
     for rows in (4, 5, 3, 4):
         pair(rand(rows, 16))
     assert pair.scope.known[0].refusal.code == "plan_mismatch"

@@ -186,7 +186,7 @@ def test_a_method_that_writes_to_what_it_is_given(own: bool, after: int, quick: 
 
 
 class Watches:
-    """`look` never writes; once it `goes`, `unbacked_symbols` and `raises` do, and `ends` gives another dtype."""
+    """`look` never writes; once it `goes`, `late` and `raises` do, and `ends` gives another dtype."""
 
     def __init__(self) -> None:
         self.goes = False
@@ -194,14 +194,14 @@ class Watches:
     def look(self, x: torch.Tensor) -> torch.Tensor:
         return x.sum()
 
-    def unbacked_symbols(self, x: torch.Tensor) -> torch.Tensor:
+    def late(self, x: torch.Tensor) -> torch.Tensor:
         return x.mul_(3.0).sum() if self.goes else x.sum()
 
     def ends(self, x: torch.Tensor) -> torch.Tensor:
         return x.sum().double() if self.goes else x.sum()
 
     def raises(self, x: torch.Tensor) -> torch.Tensor:
-        total = self.unbacked_symbols(x)
+        total = self.late(x)
         if self.goes:
             raise ValueError("after it wrote")
         return total
@@ -218,7 +218,7 @@ class LooksFirst(torch.nn.Module):
         y = torch.tanh(x) * 2 + 1
         total = watches.look(y)
         before = torch.exp(y * 0.1)
-        total = total + watches.unbacked_symbols(y)
+        total = total + watches.late(y)
         return before + torch.sigmoid(y) * 2 + total + watches.ends(x).float()
 
 

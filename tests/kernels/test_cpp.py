@@ -440,7 +440,8 @@ def test_threads_are_torchs_own():
     assert openmp_runtime()
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import graphs, os, re, torch\nfrom fusion.kernels import compiler\nfrom fusion.kernels.lower import lower\n"
+        "import graphs, os, re, torch\nfrom fusion.kernels.backends.cpp import compile as compiler\n"
+        "from fusion.kernels.lower import lower\n"
         "def threads(): return len(os.listdir('/proc/self/task'))\n"
         "def runtimes():\n"
         "    files = {line.split()[-1] for line in open('/proc/self/maps')}\n"
