@@ -24,7 +24,7 @@ BUILTINS: dict[str, Any] = {
     "type": type,
 }  # fmt: skip
 
-# Attributes that generated text may read. `runtime.calls` writes the tensor methods.
+# Attributes that generated text may read. `runtime.op_calls` writes the tensor methods.
 _READ = "__class__ add append before device drawing dtype may_alias shape size stride type"
 _METHODS = (
     "bfloat16 contiguous cos double exp expand float half masked_fill matmul mean narrow neg permute pow reshape rsqrt "

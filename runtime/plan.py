@@ -1,4 +1,4 @@
-"""Plans: a recording as straight-line Python. What they are made of and bound to; `codegen` writes their source.
+"""Plans: a recording as straight-line Python. What they are made of and bound to; `plan_writer` writes their source.
 
 A plan is a function of the scope's parameters, in signature order. It first checks everything the recording depended
 on, and returns `MISS` when something differs; then it runs library calls, kernels and islands. A check that fails

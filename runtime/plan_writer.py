@@ -1,4 +1,4 @@
-"""The source of a plan: its checks (`guards`), then library calls, kernels and islands in the order of its steps."""
+"""The source of a plan: its checks (`guard_writer`), then library calls, kernels and islands in order."""
 
 from __future__ import annotations
 

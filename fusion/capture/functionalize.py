@@ -1,7 +1,7 @@
 """In-place calls as functional ones, where nobody could tell: so that they can be part of a kernel.
 
 `v1 = add_(v0, y)` becomes `v1 = add(v0, y)` when the run itself made the memory of `v0` and no other value in that
-memory is used afterwards. What stays in place stays in order; `settle` says which values that makes unsafe to touch.
+memory is used afterwards. What stays in place stays in order; `mutated` says which values that makes unsafe to touch.
 """
 
 from __future__ import annotations

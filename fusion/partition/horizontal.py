@@ -17,8 +17,8 @@ def bundle(facts: Facts, regions: Sequence[Region], reach: Reach, values: Mappin
     """Fewer regions that compute the same: small ones that run at once, as parts of one kernel.
 
     Two regions on one device are bundled where neither needs the other, directly or through what runs outside; where
-    each does so little that its launch counts (`cost.is_launch_bound`); and where the kernel stays within the footprint
-    of `cost`.
+    each does so little that its launch counts (`cost_model.is_launch_bound`); and where the kernel stays within the
+    footprint of `cost_model`.
 
     Args:
         facts: of the recording.

@@ -49,8 +49,8 @@ def merge(
     """Fewer regions that compute the same.
 
     Two regions over one space on one device are merged where no path leads from one through calls outside to the
-    other, and the kernel stays within the footprint of `cost`: a launch is saved, what both read is read once, and
-    what one makes for the other alone is never stored.
+    other, and the kernel stays within the footprint of `cost_model`: a launch is saved, what both read is read once,
+    and what one makes for the other alone is never stored.
 
     Args:
         facts: of the recording.

@@ -2,8 +2,8 @@
 
 Regions grow from sinks to sources, neighbours over one iteration space are merged, and small ones that need nothing of
 each other are bundled. A region is convex, crosses no write, and lowers to a LoopNest, or to a Bundle of them; every
-call outside of all regions carries a Refusal that says why. `cost` chooses among what is legal; `verify` checks the
-outcome.
+call outside of all regions carries a Refusal that says why. `cost_model` chooses among what is legal; `verify` checks
+the outcome.
 """
 
 from __future__ import annotations
