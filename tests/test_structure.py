@@ -9,6 +9,8 @@ from pathlib import Path
 
 import networkx
 
+from fusion.refusal import CODES
+
 ROOT = Path(__file__).parents[1]
 FLOORS = ("patterns", "kernels", "runtime")  # folders that are packages inside `fusion`
 
@@ -46,3 +48,8 @@ def test_imports_have_no_circles() -> None:
     assert graph.number_of_edges() > 500, "the imports were not found: the test would show nothing"
     circles = [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1]
     assert not circles
+
+
+def test_every_refusal_code_has_a_test() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__))
+    assert [code for code in CODES if f'"{code}' not in tests] == []

@@ -341,3 +341,63 @@ def test_an_interrupt_while_recording_leaves_nothing_behind(
     fail[0] = False
     x = torch.rand(3, 8)
     assert torch.allclose(no_grad(module, x), torch.exp(x) * 2 + 1, rtol=3e-7, atol=0)
+
+
+class Fails:
+    """A library's object whose method raises."""
+
+    def update(self, x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no room")
+
+
+fusion.register_island(Fails, "update")
+
+
+def test_a_method_that_raises_while_it_is_recorded(quick: fusion.FusionConfig) -> None:
+    class Catches(Module):
+        def forward(self, x: torch.Tensor, fails: Fails) -> Any:
+            y = F.silu(x) * self.weight
+            try:
+                return fails.update(y)
+            except ValueError:
+                return y * 2
+
+    fused, eager, x = fusion.enable(Catches(item).eval(), quick), Catches(item).eval(), torch.randn(3, 8)
+    for _ in range(3):
+        torch.testing.assert_close(no_grad(fused, x, Fails()), no_grad(eager, x, Fails()))
+    assert reason(fused).code == "step_error" and "update() raised ValueError: no room" in reason(fused).sentence
+
+
+def test_an_argument_of_another_layout(quick: fusion.FusionConfig) -> None:
+    class Dense(Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return F.silu(x.to_dense()) * self.weight
+
+    fused, eager, x = fusion.enable(Dense(item).eval(), quick), Dense(item).eval(), torch.eye(8).to_sparse()
+    for _ in range(3):
+        torch.testing.assert_close(no_grad(fused, x), no_grad(eager, x))
+    assert (
+        reason(fused).code == "unsupported_layout" and "the argument x is a tensor of layout" in reason(fused).sentence
+    )
+
+
+def test_a_config_that_switches_fusion_off(quick: fusion.FusionConfig) -> None:
+    fused, x = (
+        fusion.enable(Module(lambda self, y: y * 2).eval(), quick.replace(enable_fusion=False)),
+        torch.randn(3, 8),
+    )
+    no_grad(fused, x)
+    assert reason(fused).code == "disabled" and planned(fused) == {"Module": 0}
+
+
+def test_a_chain_that_is_longer_than_one_kernel(quick: fusion.FusionConfig) -> None:
+    def step(self: Module, y: torch.Tensor) -> Any:
+        for k in range(70):
+            y = torch.sin(y + k) if k % 2 else y * 1.01
+        return y
+
+    fused, x = fusion.enable(Module(step).eval(), quick.replace(min_nodes=64)), torch.randn(3, 8)
+    for _ in range(2):
+        no_grad(fused, x)
+    codes = {row.code for row in fusion.report(fused).scopes[0].refusals}
+    assert planned(fused)["Module"] == 1 and "footprint" in codes
