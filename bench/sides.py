@@ -16,7 +16,7 @@ from fusion.reporting.model import FusionReport
 from .measure import Block
 from .models import library_calls, new_cache, twin, widened
 
-ERROR_FACTOR = 1.5  # how much worse than eager's own error a fused model's may be; DESIGN.md, "Numerics"
+ERROR_FACTOR = 1.5  # how much worse than eager's own error a fused model's may be
 _MOST_WARM_UPS = 6
 
 Call = Callable[[torch.Tensor, Any], torch.Tensor]  # tokens [1, n], cache -> logits [1, vocabulary] after the last

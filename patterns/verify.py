@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-EAGER_FACTOR = 1.5  # how much worse than eager's worst error a fused kernel may be; DESIGN.md, "Numerics"
+EAGER_FACTOR = 1.5  # how much worse than eager's worst error a fused kernel may be
 _MOST_ELEMENTS = 1 << 20  # that are compared at once: comparing takes some 50 bytes for each
 _EXPONENT_BITS = 0x7FF0000000000000  # of an IEEE double
 

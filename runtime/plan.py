@@ -2,7 +2,7 @@
 
 A plan is a function of the scope's parameters, in signature order. It first checks everything the recording depended
 on, and returns `MISS` when something differs; then it runs library calls, kernels and islands. A check that fails
-after an island has changed something, and any error, goes to `on_failure` with what the islands returned so far.
+after an island has changed something, and any error, goes to `FAIL` with what the islands returned so far.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def prove(
     fused: Any,
     again: Callable[[Sequence[torch.Tensor], Sizes], Any] | None = None,
 ) -> Verdict:
-    """The acceptance rule (DESIGN: error(fused) <= 1.5 error(eager) + 1 ulp) on real inputs.
+    """The acceptance rule (error(fused) <= 1.5 error(eager) + 1 ulp) on real inputs.
 
     Args:
         graph: the region.

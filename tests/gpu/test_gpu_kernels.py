@@ -1,4 +1,4 @@
-"""Triton kernels on a GPU: every example against eager on the same device, by the fp64 rule of DESIGN.md.
+"""Triton kernels on a GPU: every example against eager on the same device, by the rule of `patterns/verify.py`.
 
 What the other tiers cannot show: the launcher's specialisations (alignment, divisibility, sizes of 1), streams,
 devices, 64-bit offsets, and the hardware's arithmetic.
