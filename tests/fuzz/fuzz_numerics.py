@@ -93,19 +93,25 @@ class Watch(TorchDispatchMode):
             if t.is_floating_point() and (soft or rounds):
                 view = _is_view(func) or torch._debug_has_internal_overlap(t)  # of which `meshgrid` tells nothing
                 if self.ulps and (rounds or narrowed) and not view:
-                    t.copy_(self._moved(t))
+                    t.copy_(self._moved(t, _root(base, args)))
                 self._mark(t)
         return result
 
-    def _moved(self, t: Any) -> Any:
+    def _moved(self, t: Any, times: float = 1.0) -> Any:
         if not isinstance(t, torch.Tensor) or not t.is_floating_point() or not t.numel():
             return t
-        step = (torch.rand(t.shape, generator=self.generator, dtype=torch.float64) * 2 - 1) * self.ulps
+        step = (torch.rand(t.shape, generator=self.generator, dtype=torch.float64) * 2 - 1) * self.ulps * times
         return (t.double() * (1 + step * torch.finfo(t.dtype).eps)).to(t.dtype)
 
 
 def _is_view(func: Any) -> bool:
     return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+
+
+def _root(base: str, args: Any) -> float:
+    """How many times the rounding of a norm's sum its own is: the root of a power below 1 is a power above it."""
+    power = args[1] if base in ("norm", "linalg_vector_norm") and len(args) > 1 else None
+    return 1 / abs(power) if isinstance(power, (int, float)) and 0 < abs(power) < 1 else 1.0
 
 
 def _alpha(func: Any, args: Any, kwargs: Any) -> Any:

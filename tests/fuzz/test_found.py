@@ -52,6 +52,11 @@ FOUND = {
         "v3 = v2.mean()",
     ),
     "the double reference of a bool": program({"x0": ((1,), BOOL)}, "v0 = -1.5 / x0"),
+    "a norm of a small power": program(
+        {"x0": ((1,), WHOLE)},
+        "v0 = x0 + torch.ones(1)",
+        "v1 = torch.ops.aten.norm.ScalarOpt_dim_dtype(v0, 0.001, [-1], False, dtype=torch.float32)",
+    ),
     "a bool squared": program({"x0": (("B", "N"), FLOAT)}, "v0 = x0 > x0.mean()", "v1 = v0.flip(0)", "v2 = v1**2"),
     "a list of one result": program(
         {"x0": ((1,), FLOAT)}, "v0 = torch.where(x0 * 2 > 0)[0]", "v1 = torch.sub(x0, x0, alpha=0.5)"
