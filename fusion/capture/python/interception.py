@@ -108,10 +108,8 @@ def session(
                 for island in REGISTRY.values():
                     put(island.owner, island.method, _wrapped(island, vars(island.owner)[island.method]))
                 for registered in FUNCTIONS.values():
-                    name, wrapper = registered.function.__name__, function_call(registered)
-                    for module in list(sys.modules.values()):
-                        if getattr(module, "__dict__", {}).get(name) is registered.function:
-                            put(module, name, wrapper)
+                    for module in _modules_with(registered.function):
+                        put(module, registered.function.__name__, function_call(registered))
                 for kind in kinds:
                     watch(kind)
                 for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
@@ -123,6 +121,17 @@ def session(
             finally:
                 _SESSION.__dict__.clear()
                 _SESSION.__dict__.update(previous)
+
+
+def _modules_with(function: Callable[..., Any]) -> list[Any]:
+    """The loaded modules that hold a function under its name: some 3,000 are asked, at every start of a session."""
+    name = function.__name__
+    loaded = list(sys.modules.values())
+    try:
+        found = [module for module in loaded if name in module.__dict__]
+    except AttributeError:  # whoever put that there: it is no module
+        found = [module for module in loaded if name in getattr(module, "__dict__", ())]
+    return [module for module in found if module.__dict__[name] is function]
 
 
 def _wrapped(island: Island, original: Callable[..., Any]) -> Callable[..., Any]:
