@@ -6,11 +6,13 @@ are as they were. The C extension (`native/native.c`) is compiled at first use a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.machinery
 import importlib.util
 import json
+import shutil
 import struct
 import sysconfig
 import tempfile
@@ -25,6 +27,7 @@ import torch
 
 from fusion.kernels.backends.cpp.libraries import is_whole
 from fusion.kernels.backends.cpp.toolchain import compile_c_extension, find_toolchain, why_missing
+from fusion.kernels.scratch import scratch_folder
 from fusion.kernels.store import Store
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, CompileError, FusionError, GraphError
@@ -74,9 +77,18 @@ class _Loaded(NamedTuple):
     reason: str | None
 
 
+class _Built(NamedTuple):
+    """A compiled extension: its file, its key in a store, and the folder to remove; None for a file of the store."""
+
+    path: Path
+    key: str
+    folder: Path | None
+
+
 _UNUSABLE = (OSError, ImportError, RuntimeError, TypeError, ValueError, AttributeError)  # what a wrong file may raise
 _loading = Lock()
 _loaded: _Loaded | None = None  # the answer is kept, also when it is no
+_built: _Built | None = None  # by `prepare_native`, for `load_native`
 
 
 def load_native(store: Store | None = None) -> ModuleType | None:
@@ -95,9 +107,20 @@ def load_native(store: Store | None = None) -> ModuleType | None:
 
 
 def prepare_native(store: Store | None = None) -> None:
-    """Begins `load_native(store)` in the background: the C compiler works while the first scope is recorded."""
+    """Begins to compile what `load_native(store)` loads: the C compiler works while the first scope is recorded.
+
+    The thread runs nothing of torch's. When the interpreter exits, it ends such threads wherever they are, and one that
+    is inside torch's C++ then aborts the process.
+    """
     if _loaded is None:
-        threading.Thread(target=load_native, args=(store,), name="fusion-native", daemon=True).start()
+        threading.Thread(target=_prepare, args=(store,), name="fusion-native", daemon=True).start()
+
+
+def _prepare(store: Store | None) -> None:
+    global _built
+    with _loading, contextlib.suppress(FusionError, *_UNUSABLE):  # `load_native` meets it again, and keeps the reason
+        if _loaded is None and _built is None:
+            _built = _find_or_build(store)
 
 
 def native_available() -> str | None:
@@ -107,6 +130,25 @@ def native_available() -> str | None:
 
 
 def _load(store: Store | None) -> ModuleType:
+    global _built
+    built, _built = _built or _find_or_build(store), None
+    if built.folder is None:
+        try:
+            return _imported(built.path)
+        except _UNUSABLE:
+            if store:
+                store.drop(built.key)
+            built = _build(built.key)
+    try:
+        made = _imported(built.path)
+        if store:
+            store.put_file(built.key, built.path)
+    finally:
+        shutil.rmtree(built.folder, ignore_errors=True)  # once loaded, the file is not needed
+    return made
+
+
+def _find_or_build(store: Store | None) -> _Built:
     if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         raise BackendUnavailable(
             f"torch {torch.__version__} has no DLPack exchange in C.", remedy="Install torch 2.11 or newer."
@@ -114,23 +156,24 @@ def _load(store: Store | None) -> ModuleType:
     toolchain = find_toolchain()
     if toolchain is None:
         raise CompileError(why_missing())
-    source, header = _SOURCE.read_text(), _HEADER.read_text()
     abi = [str(sysconfig.get_config_var("SOABI")), str(torch.__version__), toolchain.identity]
-    digest = hashlib.sha256(json.dumps([source, header, *abi]).encode()).hexdigest()
-    if store and (kept := store.get_file(digest)):
-        try:
-            return _imported(kept)
-        except _UNUSABLE:
-            store.drop(digest)
-    with tempfile.TemporaryDirectory(prefix="fusion-native-") as folder:  # once loaded, the file is not needed
-        (Path(folder) / _SOURCE.name).write_text(source)
-        (Path(folder) / _HEADER.name).write_text(header)
-        built = Path(folder) / f"{_NAME}.so"
-        compile_c_extension(Path(folder) / _SOURCE.name, built)
-        made = _imported(built)
-        if store:
-            store.put_file(digest, built)
-        return made
+    key = hashlib.sha256(json.dumps([_SOURCE.read_text(), _HEADER.read_text(), *abi]).encode()).hexdigest()
+    kept = store.get_file(key) if store else None
+    return _Built(kept, key, None) if kept else _build(key)
+
+
+def _build(key: str) -> _Built:
+    """Compiles the extension, into a new folder."""
+    folder = Path(tempfile.mkdtemp(dir=scratch_folder("native")))
+    try:
+        for file in (_SOURCE, _HEADER):
+            shutil.copy(file, folder)
+        built = folder / f"{_NAME}.so"
+        compile_c_extension(folder / _SOURCE.name, built)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return _Built(built, key, folder)
 
 
 def _imported(path: Path) -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -427,6 +428,30 @@ def test_the_extension_is_kept_in_the_store(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(native, "compile_c_extension", lambda *paths: pytest.fail("compiled twice"))
     assert native.load_native(store) is not None
     assert store.hits == 1
+
+
+def test_what_a_thread_prepares_the_caller_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter that exits ends its background threads; inside torch's C++ that aborts the process."""
+    c_extension()
+    imported, in_threads = native._imported, []
+
+    def importing(path: Path) -> object:
+        in_threads.append((threading.current_thread(), path.exists()))
+        return imported(path)
+
+    monkeypatch.setattr(native, "_loaded", None)
+    monkeypatch.setattr(native, "_imported", importing)
+    store = Store(tmp_path / "cache")
+    before = set(threading.enumerate())
+    native.prepare_native(store)
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    built = native._built
+    assert built is not None and built.folder is not None and not in_threads
+    monkeypatch.setattr(native, "_build", lambda *key: pytest.fail("compiled twice"))
+    assert native.load_native(store) is not None
+    assert in_threads == [(threading.main_thread(), True)]
+    assert not built.folder.exists() and store.statistics()["entries"] == 1
 
 
 def test_lazy_bits_are_found_or_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

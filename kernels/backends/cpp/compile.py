@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import hashlib
 import itertools
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ from fusion.kernels.backends.cpp.prelude import prelude
 from fusion.kernels.backends.cpp.toolchain import Toolchain, find_toolchain, why_missing
 from fusion.kernels.bundle import Nest
 from fusion.kernels.loops import Argument
+from fusion.kernels.scratch import scratch_folder
 from fusion.kernels.store import Store
 from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, CompileError, StructureMismatch
@@ -178,7 +176,9 @@ def _digest(nest: Nest, toolchain: Toolchain) -> str:
 def _build(missing: dict[str, Nest], store: Store | None, toolchain: Toolchain) -> dict[str, Path]:
     """Compiles kernels to one library and keeps it under the digest of each."""
     unit = hashlib.sha256("".join(missing).encode()).hexdigest()
-    library = _private_folder() / f"{unit[:32]}-{next(_numbers)}.so"  # a loaded file must not be written to again
+    library = (
+        scratch_folder("kernels") / f"{unit[:32]}-{next(_numbers)}.so"
+    )  # a loaded file must not be written to again
     toolchain.compile_library(_units(list(missing.values())), library)
     wrong = why_unusable(library, [name for nest in missing.values() for name in _entry_points(nest)])
     if wrong:
@@ -210,20 +210,3 @@ def _units(nests: list[Nest]) -> tuple[str, ...]:
         units[shortest].append(nest)
         lengths[shortest] += len(cpp_emit.code(nest))
     return tuple(map(cpp_emit.translation_unit, units))
-
-
-def _private_folder() -> Path:
-    return _made_by(os.getpid())
-
-
-@functools.cache
-def _made_by(process: int) -> Path:
-    """A folder that goes when the process that made it ends, and not when a forked child does."""
-    folder = Path(tempfile.mkdtemp(prefix="fusion-kernels-"))
-    atexit.register(_remove, process, folder)
-    return folder
-
-
-def _remove(process: int, folder: Path) -> None:
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)

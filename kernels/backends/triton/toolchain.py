@@ -5,7 +5,6 @@ Ahead-of-time compilation needs no GPU; only a launch does.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import hashlib
 import importlib.metadata
@@ -13,7 +12,6 @@ import importlib.util
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from fusion.kernels.backends.triton import emit as emitter
 from fusion.kernels.backends.triton import script as triton_script
 from fusion.kernels.backends.triton.schedule import tensors
 from fusion.kernels.bundle import Nest
+from fusion.kernels.scratch import scratch_folder
 from fusion.patterns.errors import BackendUnavailable, CompileError
 
 if TYPE_CHECKING:
@@ -200,7 +199,7 @@ def load(source: str, name: str) -> Any:
 @functools.lru_cache(maxsize=1024)
 def _module(source: str) -> ModuleType:
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = _folder() / f"kernel_{digest}.py"
+    path = scratch_folder("triton") / f"kernel_{digest}.py"
     path.write_text(source)
     if interpreted():
         _round_to_nearest_when_interpreting()
@@ -214,13 +213,6 @@ def _module(source: str) -> ModuleType:
     return module
 
 
-@functools.cache
-def _folder() -> Path:
-    path = tempfile.mkdtemp(prefix="fusion-triton-")  # made with mode 0700
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return Path(path)
-
-
 def _resources(asm: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Registers per thread and spills, from the binary (NVIDIA) or the assembly's notes (AMD)."""
     if "amdgcn" in asm:
@@ -229,7 +221,7 @@ def _resources(asm: Mapping[str, Any]) -> tuple[int | None, int | None]:
     tool = _cuobjdump()
     if tool is None or "cubin" not in asm:
         return None, None
-    path = _folder() / f"{hashlib.sha256(asm['cubin']).hexdigest()[:16]}.cubin"
+    path = scratch_folder("triton") / f"{hashlib.sha256(asm['cubin']).hexdigest()[:16]}.cubin"
     path.write_bytes(asm["cubin"])
     try:
         usage = processes.run([[tool, "-res-usage", str(path)]], processor_s=_LISTING_S)[0].output
