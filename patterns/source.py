@@ -34,12 +34,16 @@ _ATTRIBUTES = frozenset(f"{_READ} {_METHODS}".split())
 
 _NAME = re.compile(r"[A-Za-z]{1,16}(_[A-Za-z]{1,16}){0,3}_?[0-9]{0,9}(_[0-9]{1,9})?|_|_f_[a-z]{1,16}[0-9]{0,9}")
 
-_NODES = (
-    ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.Assign, ast.Expr, ast.If, ast.For, ast.Raise,
-    ast.Try, ast.ExceptHandler, ast.AugAssign, ast.Name, ast.Attribute, ast.Call, ast.keyword, ast.Subscript, ast.Slice,
-    ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Starred, ast.IfExp, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Compare,
-    ast.Constant, ast.expr_context, ast.boolop, ast.operator, ast.unaryop, ast.cmpop,
-)  # fmt: skip
+# Syntax that generated text may use; the second kind holds words or values, which are looked at.
+_OPERATORS = (ast.expr_context, ast.boolop, ast.operator, ast.unaryop, ast.cmpop)
+_NODES = frozenset({
+    ast.Module, ast.arguments, ast.Return, ast.Assign, ast.Expr, ast.If, ast.For, ast.Raise, ast.Try, ast.AugAssign,
+    ast.Call, ast.Subscript, ast.Slice, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Starred, ast.IfExp, ast.BoolOp,
+    ast.BinOp, ast.UnaryOp, ast.Compare, *(kind for group in _OPERATORS for kind in group.__subclasses__()),
+})  # fmt: skip
+_CHECKED = frozenset({
+    ast.FunctionDef, ast.arg, ast.ExceptHandler, ast.Name, ast.Attribute, ast.keyword, ast.Constant,
+})  # fmt: skip
 
 
 def define(text: str, function: str, names: Mapping[str, Any], filename: str) -> Callable[..., Any]:
@@ -68,8 +72,9 @@ def _compiled(text: str, function: str, filename: str) -> CodeType:
     return compile(tree, filename, "exec")
 
 
+@functools.lru_cache(maxsize=2)
 def parse(text: str) -> ast.Module:
-    """The tree of a generated text.
+    """The tree of a generated text, which nobody changes: a plan's is checked here and in `runtime.verify`.
 
     Raises:
         GraphError: as `define`.
@@ -78,14 +83,27 @@ def parse(text: str) -> ast.Module:
         tree = ast.parse(text)
     except (SyntaxError, ValueError) as error:
         raise _refused(f"text that is no Python ({error})") from error
-    for node in ast.walk(tree):
-        _check(node)
+    _check(tree)
     return tree
 
 
-def _check(node: ast.AST) -> None:
-    if not isinstance(node, _NODES):
-        raise _refused(type(node).__name__)
+def _check(tree: ast.Module) -> None:
+    nodes: list[ast.AST] = [tree]
+    for node in nodes:
+        kind = type(node)
+        if kind in _CHECKED:
+            _check_words(node)
+        elif kind not in _NODES:
+            raise _refused(kind.__name__)
+        for field in kind._fields:
+            value = getattr(node, field, None)
+            if isinstance(value, ast.AST):
+                nodes.append(value)
+            elif type(value) is list:
+                nodes += filter(None, value)  # a dict's key or a default may be missing
+
+
+def _check_words(node: ast.AST) -> None:
     match node:
         case ast.Constant(value=value) if type(value) not in (bool, int, float, type(None)):
             raise _refused(f"the constant {value!r}")

@@ -123,6 +123,15 @@ def _prepare(store: Store | None) -> None:
             _built = _find_or_build(store)
 
 
+def native_state() -> str:
+    """A word for a report: "in use", why not, or that the extension is being compiled. Waits for no compiler."""
+    if _loaded is None:
+        if not _loading.acquire(blocking=False):
+            return "being compiled"
+        _loading.release()
+    return native_available() or "in use"
+
+
 def native_available() -> str | None:
     """None where the C extension is in use, else a sentence that says why not. Loads it if nothing has yet."""
     load_native()

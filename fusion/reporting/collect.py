@@ -21,7 +21,7 @@ from fusion.refusal import CODES, Refusal
 from fusion.remedies import REMEDIES
 from fusion.reporting.model import FusionReport
 from fusion.reporting.rows import RegionReport, ScopeReport, Totals
-from fusion.runtime.native import native_available
+from fusion.runtime.native import native_state
 
 
 def report_of(scopes: list[Scope], pipeline: Pipeline, steps: Mapping[str, Refusal] | None = None) -> FusionReport:
@@ -77,7 +77,7 @@ def _environment(pipeline: Pipeline) -> dict[str, str]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "threads": str(torch.get_num_threads()),
         "cache": "off" if store is None else store.reason or str(store.directory),
-        "C runtime": native_available() or "in use",
+        "C runtime": native_state(),
     }
 
 

@@ -454,6 +454,30 @@ def test_what_a_thread_prepares_the_caller_loads(tmp_path: Path, monkeypatch: py
     assert not built.folder.exists() and store.statistics()["entries"] == 1
 
 
+def test_a_report_waits_for_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    c_extension()
+    assert native.native_state() == "in use"
+    monkeypatch.setattr(native, "_loaded", None)
+    compiling, done = threading.Event(), threading.Event()
+    build = native._find_or_build
+
+    def slow(store: Store | None) -> object:
+        compiling.set()
+        done.wait()
+        return build(store)
+
+    monkeypatch.setattr(native, "_find_or_build", slow)
+    thread = threading.Thread(target=native.load_native)
+    thread.start()
+    compiling.wait()
+    try:
+        assert native.native_state() == "being compiled"
+    finally:
+        done.set()
+        thread.join()
+    assert native.native_state() == "in use"
+
+
 def test_lazy_bits_are_found_or_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     c_extension()
     specs = [TensorSpec.contiguous(FLOAT, (3,)), TensorSpec.contiguous(torch.complex64, (3,))]

@@ -28,6 +28,8 @@ _MODULE_INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 _WHOLE = frozenset({"__dict__", "__reduce_ex__", "__reduce__", "__getstate__", "__copy__", "__deepcopy__"})
 _SESSION = threading.local()
 _LOCK = Lock()
+# By registered function: how many modules were loaded and which was the last, and names of those that hold it.
+_HOLDERS: dict[Callable[..., Any], tuple[tuple[int, str], list[str]]] = {}
 
 
 class CallHandler(Protocol):
@@ -124,14 +126,19 @@ def session(
 
 
 def _modules_with(function: Callable[..., Any]) -> list[Any]:
-    """The loaded modules that hold a function under its name: some 3,000 are asked, at every start of a session."""
+    """The loaded modules that hold a function under its name.
+
+    Some 3,000 modules are asked when one was loaded since. Otherwise those that had it are asked: a module that was
+    given the function later calls it as any other function.
+    """
     name = function.__name__
-    loaded = list(sys.modules.values())
-    try:
-        found = [module for module in loaded if name in module.__dict__]
-    except AttributeError:  # whoever put that there: it is no module
-        found = [module for module in loaded if name in getattr(module, "__dict__", ())]
-    return [module for module in found if module.__dict__[name] is function]
+    loaded = (len(sys.modules), next(reversed(sys.modules)))
+    known = _HOLDERS.get(function)
+    if known is None or known[0] != loaded:
+        holders = [key for key, module in list(sys.modules.items()) if name in getattr(module, "__dict__", ())]
+        known = _HOLDERS[function] = loaded, holders
+    found = [sys.modules[key] for key in known[1] if key in sys.modules]
+    return [module for module in found if getattr(module, "__dict__", {}).get(name) is function]
 
 
 def _wrapped(island: Island, original: Callable[..., Any]) -> Callable[..., Any]:
