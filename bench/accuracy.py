@@ -14,7 +14,7 @@ from fusion.jit.pipeline import Pipeline
 from .models import TINY, build, new_cache, tokens, twin, widened
 from .options import Options
 from .rows import Row, Target, make_row
-from .sides import ERROR_FACTOR, Side, caller, forced
+from .sides import ERROR_FACTOR, MOST_WARM_UPS, Side, caller, forced
 
 _STEPS = 64
 _PROMPT = 32
@@ -110,17 +110,22 @@ class _Fused:
         self.session = Session(self.model, Pipeline({"enable_cache": False}))
 
     def checked(self, run: Callable[[], torch.Tensor], calls: int) -> tuple[torch.Tensor, list[str]]:
-        """Runs until plans are made, then once more: its result, and what speaks against all of it having run plans."""
-        for _ in range(2):
-            run()
+        """The result of the first run in which all calls ran plans, or of the last and what speaks against that."""
+        for _ in range(MOST_WARM_UPS):
+            result, wrong = self._counted(run, calls)
+            if not wrong:
+                break
+        return result, wrong[:4]
+
+    def _counted(self, run: Callable[[], torch.Tensor], calls: int) -> tuple[torch.Tensor, list[str]]:
+        """A run's result, and the scopes of which not all calls ran plans."""
         before = self._counts()
         result = run()
-        wrong = [
+        return result, [
             f"{name}: {planned - old} of {calls} calls ran a plan, {fallen - fell} fell back"
             for (name, old, fell), (_, planned, fallen) in zip(before, self._counts(), strict=True)
             if planned - old != calls or fallen != fell
         ]
-        return result, wrong[:4]
 
     def _counts(self) -> list[tuple[str, int, int]]:
         return [(s.name, s.statistics.planned[0], s.statistics.fallbacks) for _, s in self.session.scopes]

@@ -17,7 +17,7 @@ from .measure import Block
 from .models import library_calls, new_cache, twin, widened
 
 ERROR_FACTOR = 1.5  # how much worse than eager's own error a fused model's may be
-_MOST_WARM_UPS = 6
+MOST_WARM_UPS = 6
 
 Call = Callable[[torch.Tensor, Any], torch.Tensor]  # tokens [1, n], cache -> logits [1, vocabulary] after the last
 
@@ -95,7 +95,7 @@ def warm_up(sides: Mapping[str, Side], sequence: torch.Tensor, prompt: int) -> d
     taken: dict[str, float] = {}
     for side in sides.values():
         start = time.perf_counter()
-        for _ in range(_MOST_WARM_UPS):
+        for _ in range(MOST_WARM_UPS):
             before = counts(side)
             forced(side, sequence, prompt)
             if not eager_calls(before, counts(side)):
