@@ -327,8 +327,8 @@ class Watch:
         kept = []
         for _, scope in self.session.scopes:
             compiled = {plan.run: held for known in scope.known for held, plan in known.plans.values()}
-            kept.append((scope._plans, list(scope._plans)))
-            scope._plans[:] = [_observing(run, compiled[run], ran) for run in scope._plans]
+            kept.append((scope.cache.plans, list(scope.cache.plans)))
+            scope.cache.plans[:] = [_observing(run, compiled[run], ran) for run in scope.cache.plans]
         try:
             yield ran
         finally:

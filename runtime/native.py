@@ -78,11 +78,11 @@ class _Loaded(NamedTuple):
 
 
 class _Built(NamedTuple):
-    """A compiled extension: its file, its key in a store, and the folder to remove; None for a file of the store."""
+    """A compiled extension: its file, its key in a store, and whether the file is the store's own."""
 
     path: Path
     key: str
-    folder: Path | None
+    stored: bool
 
 
 _UNUSABLE = (OSError, ImportError, RuntimeError, TypeError, ValueError, AttributeError)  # what a wrong file may raise
@@ -141,7 +141,7 @@ def native_available() -> str | None:
 def _load(store: Store | None) -> ModuleType:
     global _built
     built, _built = _built or _find_or_build(store), None
-    if built.folder is None:
+    if built.stored:
         try:
             return _imported(built.path)
         except _UNUSABLE:
@@ -153,7 +153,7 @@ def _load(store: Store | None) -> ModuleType:
         if store:
             store.put_file(built.key, built.path)
     finally:
-        shutil.rmtree(built.folder, ignore_errors=True)  # once loaded, the file is not needed
+        shutil.rmtree(built.path.parent, ignore_errors=True)  # once loaded, the file is not needed
     return made
 
 
@@ -168,7 +168,7 @@ def _find_or_build(store: Store | None) -> _Built:
     abi = [str(sysconfig.get_config_var("SOABI")), str(torch.__version__), toolchain.identity]
     key = hashlib.sha256(json.dumps([_SOURCE.read_text(), _HEADER.read_text(), *abi]).encode()).hexdigest()
     kept = store.get_file(key) if store else None
-    return _Built(kept, key, None) if kept else _build(key)
+    return _Built(kept, key, True) if kept else _build(key)
 
 
 def _build(key: str) -> _Built:
@@ -182,7 +182,7 @@ def _build(key: str) -> _Built:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return _Built(built, key, folder)
+    return _Built(built, key, False)
 
 
 def _imported(path: Path) -> ModuleType:

@@ -122,7 +122,7 @@ class RecordedCall:
 @held_back
 def record(
     call: Callable[..., Any],
-    arguments: Mapping[str, Any],
+    given: ArgumentSnapshot,
     invoke: Callable[[], Any],
     modules: Mapping[str, torch.nn.Module],
     *,
@@ -136,7 +136,7 @@ def record(
 
     Args:
         call: the scope's callable, for messages.
-        arguments: its arguments by parameter name, as `inspect.Signature.bind` gives them.
+        given: its arguments by parameter name, as they are before the call.
         invoke: makes the call.
         modules: modules whose tensors the scope may use, by path prefix ("" for the scope's own).
         steps: modules that are called natively, by path.
@@ -150,7 +150,6 @@ def record(
         the outcome; `result` is always what the call returned, recorded or not.
     """
     start = time.perf_counter()
-    given = ArgumentSnapshot(arguments)
     leaves, containers = given.leaves, given.containers
     others = [leaf for leaf in leaves if not (isinstance(leaf.value, torch.Tensor) or is_atom(leaf.value))]
     objects = {id(leaf.value): leaf.path for leaf in others}
@@ -185,7 +184,7 @@ def record(
     where = call_line(call)
     if opaque:
         state.refuse("opaque_argument", *_opaque(opaque[0], where))
-    python = PythonState(modules, steps.values(), outside, arguments)
+    python = PythonState(modules, steps.values(), outside, given.arguments)
     effects = OutsideEffects()
     failure: Exception | None = None
     unsuited = False
@@ -227,7 +226,7 @@ def record(
         told = f"{type(failure).__name__} while sizes were symbols: {failure}"
         state.refuse(code, told, line_of(failure))
         recorder.give_up()
-        with stack.lent(), replay(state.log, arguments, steps.values()):
+        with stack.lent(), replay(state.log, leaves, steps.values()):
             result = invoke()  # an error of the user's own comes again here
     conditions = Conditions(
         tuple((c.path, c.kind, c.keys) for c in containers),

@@ -72,7 +72,7 @@ class Session:
             watch=self._watch,
             steps={at.removeprefix(prefix): step for at, step in inside.items() if at.startswith(prefix)},
             divide=functools.partial(self._divide, path),
-            surroundings=lambda: of_module(module, scope.steps.values(), outside),
+            surroundings=lambda: of_module(module, scope.breaks.modules.values(), outside),
             in_place=False,
             bound=module if is_method(own, module) else None,
         )
@@ -90,27 +90,27 @@ class Session:
         Returns:
             whether the scope may be recorded another time.
         """
-        module = scope.modules[""]
+        module = scope.watch.modules[""]
         failed = sum(known.code != "foreign_weight" for known in self.eager.values())
         if refusal.code in _PASSING or failed >= _MOST_DIVISIONS:
             return False
         if culprit is not None and culprit is not module:
             at = next((p for p, m in module.named_modules() if m is culprit), None)
-            if at is None or any(m is culprit for m in scope.steps_of(key).values()):
+            if at is None or any(m is culprit for m in scope.breaks.of(key).values()):
                 return False
             self._make_step(path, scope, key, refusal, at, culprit, changing)
             if refusal.code == "foreign_weight":  # the other modules with such weights would be found one by one
-                inside = {id(m) for step in scope.steps_of(key).values() for m in step.modules()}
+                inside = {id(m) for step in scope.breaks.of(key).values() for m in step.modules()}
                 for at, holder in holders(module):
                     if holder is not module and id(holder) not in inside:
                         why = replace(refusal, sentence=f"{type(holder).__name__} holds a weight of the same kind")
                         self._make_step(path, scope, key, why, at, holder, changing)
             return True
         worked = scope.known or scope.statistics.planned[0]
-        if not scope.divided and (refusal.code == "fixed_size" or not worked):
-            scope.divided = self._add_parts(module, path) or refusal.code != "fixed_size"
-            if scope.divided:
-                scope.refresh()
+        if not scope.breaks.divided and (refusal.code == "fixed_size" or not worked):
+            scope.breaks.divided = self._add_parts(module, path) or refusal.code != "fixed_size"
+            if scope.breaks.divided:
+                scope.watch.refresh()
                 scope.forget()
         return False
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from fusion.capture.python.argument_tree import flatten
+from fusion.capture.python.argument_tree import ArgumentTree
 from fusion.jit.cache_entry import CacheEntry, same_results
 from fusion.patterns.leaves import Path, path_text
 from fusion.refusal import Refusal
@@ -18,16 +18,15 @@ _MOST_VARYING = 3  # arguments
 _MOST_LETTERS = 40
 
 
-def too_many_plans(known: Sequence[CacheEntry], arguments: Mapping[str, Any]) -> Refusal:
+def too_many_plans(known: Sequence[CacheEntry], arguments: ArgumentTree) -> Refusal:
     """No plan takes a call, and the scope has as many recordings as it may: what the recordings differ in.
 
     Args:
         known: the scope's recordings.
-        arguments: the call's, by name.
+        arguments: the call's.
     """
-    leaves, containers = flatten(arguments)
-    now = {leaf.path: leaf.value for leaf in leaves}
-    now |= {container.path: container.kind for container in containers}
+    now = {leaf.path: leaf.value for leaf in arguments.leaves}
+    now |= {container.path: container.kind for container in arguments.containers}
     recorded = [_fixed(one) for one in known]
     paths = dict.fromkeys(path for fixed in recorded for path in fixed)
     told = [_values(path, [fixed[path] for fixed in recorded if path in fixed], now.get(path)) for path in paths]

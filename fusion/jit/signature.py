@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
-from torch.utils import _pytree as pytree
 
-from fusion.capture.python.argument_tree import is_atom
 from fusion.capture.torch_modes import in_other_mode
 from fusion.integrations.compile import opaque
+from fusion.jit.bound_call import BoundCall
 from fusion.patterns.source import define, renamed
 from fusion.runtime.plan import MISS
 
@@ -46,6 +45,10 @@ class Signature:
         parameters = list(inspect.signature(call).parameters.values())
         self.parameters = parameters
         self.names = tuple(p.name for p in parameters)
+
+    def bind(self, arguments: Sequence[Any]) -> BoundCall:
+        """A call with arguments in signature order."""
+        return BoundCall(self.names, arguments)
 
     def invoke(self, call: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         """Calls with arguments in signature order, as users write calls.
@@ -130,30 +133,6 @@ class Signature:
             return opaque(renamed(made, names_in_code))
         own = next(name for name in ("self", "self_", "self__") if name not in names_in_code)
         return types.MethodType(opaque(renamed(made, (own, *names_in_code))), bound)
-
-    def structure(self, arguments: Sequence[Any]) -> Any:
-        """What a refusal is remembered by: the arguments' nesting, types, dtypes and plain values, without sizes."""
-        leaves, tree = pytree.tree_flatten(tuple(arguments))
-        return (str(tree), tuple(map(_kind, leaves)))
-
-    def form(self, arguments: Sequence[Any]) -> Any:
-        """The structure without the numbers in lists of numbers; None where there is no such list."""
-        leaves, tree = pytree.tree_flatten(tuple(arguments), is_leaf=_is_numbers)
-        lists = tuple(len(x) if _is_numbers(x) else None for x in leaves)
-        return (str(tree), tuple(map(_kind, leaves)), lists) if any(lists) else None
-
-
-def _kind(leaf: Any) -> Any:
-    if type(leaf) in (int, str, float, bool, type(None)):
-        return leaf
-    if isinstance(leaf, torch.Tensor) and not leaf.is_nested:  # which has no sizes to ask for
-        return (leaf.dtype, leaf.device, tuple(min(s, 2) for s in leaf.shape))
-    return leaf if isinstance(leaf, (int, float, str)) and is_atom(leaf) else type(leaf)
-
-
-def _is_numbers(value: Any) -> bool:
-    """Whether a value is a list of whole numbers."""
-    return type(value) is list and len(value) > 0 and all(type(item) is int for item in value)
 
 
 class ClassForward:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from fusion import stack
 from fusion.capture.decompositions import decomposed
-from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.python.replay import Replay, replay
 from fusion.capture.record import RecordedCall, unwrap_result
 from fusion.capture.user_frame import line_of
+from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import CacheEntry, PlanStopped, same_results
+from fusion.jit.graph_breaks import GraphBreaks
+from fusion.jit.lifecycle import Lifecycle
+from fusion.jit.original import Original
 from fusion.jit.pipeline import Pipeline
-from fusion.jit.signature import Signature
+from fusion.jit.plan_cache import PlanCache
+from fusion.jit.state_watch import StateWatch
 from fusion.patterns.errors import StructureMismatch
 from fusion.patterns.forks import Lock
 from fusion.patterns.shortage import is_shortage, without_frames
@@ -25,163 +29,220 @@ from fusion.runtime.call_log import LoggedWrite
 from fusion.runtime.plan import MISS, Deoptimized, LoggedError
 from fusion.runtime.rollback import UndoLog
 
-if TYPE_CHECKING:
-    from fusion.jit.statistics import Statistics
-
 MOST_ROUTES = 1  # recordings that data led elsewhere before the module that reads it becomes an eager step
 _MOST_FAILURES = 3  # a plan that failed this often is dropped
 _FORGIVEN_AFTER = 1000  # planned calls of the scope after which a failure no longer counts
-_MOST_OUTGROWN = 4  # recordings that may make room for others before a scope's failing plans are refused instead
+_MOST_EVICTIONS = 4  # recordings that may make room for others before a scope's failing plans are refused instead
 
 
 class PlanValidator:
-    """The part of a scope that runs plans beside what they stand for.
+    """Runs a scope's plans beside what they stand for.
 
     A recording's plan without kernels has to agree with the recorded run, and with eager at every further range of
     sizes; then kernels take their places. A plan that stops on the way hands over to the original.
 
+    Args:
+        original: the scope's callable.
+        pipeline: compiles for it.
+        cache: its recordings.
+        watch: what they depend on.
+        breaks: where they end.
+        lifecycle: the scope's.
+        lock: held while the scope changes.
+
     Attributes:
-        outgrown: recordings whose guards did not hold for calls like theirs, and which made room for others.
+        evictions: recordings whose guards did not hold for calls like theirs, and which made room for others.
     """
 
-    if TYPE_CHECKING:
-        pipeline: Pipeline
-        signature: Signature
-        statistics: Statistics
-        known: list[CacheEntry]
-        refused: dict[Any, Refusal]
-        evictions: int
-        _lock: Lock
+    def __init__(
+        self,
+        original: Original,
+        pipeline: Pipeline,
+        cache: PlanCache,
+        watch: StateWatch,
+        breaks: GraphBreaks,
+        lifecycle: Lifecycle,
+        lock: Lock,
+    ) -> None:
+        self.evictions = 0
+        self._original = original
+        self._statistics = original.statistics
+        self._pipeline = pipeline
+        self._cache = cache
+        self._watch = watch
+        self._breaks = breaks
+        self._lifecycle = lifecycle
+        self._lock = lock
 
-        @property
-        def line(self) -> str: ...
-        def _publish(self) -> None: ...
-        def _eager(self, arguments: Sequence[Any], reason: Refusal | None = None) -> Any: ...
-        def _short_of_memory(self, error: BaseException) -> None: ...
-        def compile_safely(self, key: Any, step: Callable[[], None]) -> None: ...
-        def on_data_miss(self, known: CacheEntry, key: Any) -> bool: ...
-        def _watch_further(self, modules: Sequence[torch.nn.Module]) -> None: ...
+    # ---- a new recording
 
-    def _prove(self, known: CacheEntry, recording: RecordedCall, arguments: Sequence[Any]) -> None:
+    def adopt(self, recording: RecordedCall, call: BoundCall) -> CacheEntry:
+        """Compiles a recording; its plan is proved by running it with the islands answering from the recording.
+
+        Args:
+            recording: one that was not refused.
+            call: the recorded one.
+        """
+        template = self._pipeline.template(recording, self._original.signature.names)
+        modules = self._watch.modules
+        paths = {id(m): path for path, m in modules[""].named_modules()} if recording.reader is not None else {}
+        entry = CacheEntry(recording, template, self._pipeline, paths.get(id(recording.reader)))
+        entry.structure = call.structure
+        self.prove(entry, recording, call)
+        return entry
+
+    def prove(self, entry: CacheEntry, recording: RecordedCall, call: BoundCall) -> None:
         """Runs the unfused plan on the recorded call, then makes the fused one."""
-        self._watch_further(recording.functions)
-        self.known.append(known)
+        if self._watch.add(recording.functions):
+            self._cache.publish()
+        self._cache.entries.append(entry)
         values = dict(recording.values)
         try:
             with (
-                self._replay(recording.log, arguments, recording),
+                self.replaying(recording.log, call, recording),
                 torch.no_grad(),
                 recording.undo.rewound(),
                 recording.given.rewound(),
             ):
-                result, _, _, tap = known.checked_run(arguments, _let_go(known, recording))
+                result, _, _, tap = entry.checked_run(call.arguments, _let_go(entry, recording))
                 did, recorded = (result, recording.undo.now()), (recording.outcome, recording.left)
                 exact = same_results(did, recorded)  # never so for MISS, which no forward returns
                 agrees = exact or same_results(did, recorded, exact=False)
         except PlanStopped as stopped:
             if is_shortage(stopped.error):
-                self.known.remove(known)
+                self._cache.entries.remove(entry)
                 raise
-            known.refusal = self._plan_error(stopped.error)
+            entry.refusal = self._plan_error(stopped.error)
             return
         if result is MISS:  # then it holds for no call, and recording such calls again would end here again
             what = "an argument, or what the forward finds, is not equal to itself a moment later: no plan is valid"
-            known.refusal = self.refused[known.structure] = Refusal("guard", what, self.line)
+            entry.refusal = self._cache.refused[entry.structure] = Refusal("guard", what, self._original.line)
             return
         if not agrees:
-            known.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's", self.line)
+            what = "the plan's result differs from the recorded run's"
+            entry.refusal = Refusal("plan_mismatch", what, self._original.line)
             return
         del result, did, recorded
         try:
-            compiled = self.pipeline.compile(known.template, {**recording.real, **tap}, values)
+            compiled = self._pipeline.compile(entry.template, {**recording.real, **tap}, values)
         finally:
-            known.release(recording)
+            entry.release(recording)
         del tap
-        known.proved.add(known.key(values))
-        if known.unbacked_symbols or not exact:
-            known.proved.clear()  # a size that only an island tells, or another rounding: the next call is checked
-        known.plan(compiled, *self._failed(known))
-        self._publish()
+        entry.proved.add(entry.key(values))
+        if entry.unbacked_symbols or not exact:
+            entry.proved.clear()  # a size that only an island tells, or another rounding: the next call is checked
+        entry.plan(compiled, *self._on_failure(entry))
+        self._cache.publish()
 
-    def _check(self, known: CacheEntry, arguments: Sequence[Any], values: dict[str, int]) -> Any:
-        """A shape, or a range of sizes, that a recording's plan was not proved at: runs it beside eager, once."""
-        regions = known.template.partition.regions
-        taps = frozenset(i for r in regions for i in r.subgraph.inputs) | {s.value for s in known.graph.symbols}
-        undo, given = UndoLog(), ArgumentSnapshot(dict(zip(self.signature.names, arguments, strict=True)))
+    # ---- sizes that are new
+
+    def check(self, entry: CacheEntry, call: BoundCall, values: dict[str, int]) -> Any:
+        """A shape, or a range of sizes, that a recording's plan was not proved at: runs it beside eager, once.
+
+        Returns:
+            eager's result, or MISS where a read of an argument answered otherwise; nothing has happened then.
+        """
+        regions = entry.template.partition.regions
+        taps = frozenset(i for r in regions for i in r.subgraph.inputs) | {s.value for s in entry.graph.symbols}
+        undo, given = UndoLog(), call.snapshot()
         try:
-            result, log, seen, tap = known.checked_run(arguments, taps, undo)
+            result, log, seen, tap = entry.checked_run(call.arguments, taps, undo)
         except PlanStopped as stopped:
             undo.rewind()
             users = _island_raised(stopped.log)
             if not users:
                 without_frames(stopped)
-            result = self._replayed(arguments, stopped.log, known)  # an error of the user's own comes again here
+            result = self._replayed(call, stopped.log, entry)  # an error of the user's own comes again here
             if not users:
-                self._count_failure(known, stopped.error)
+                self._count_failure(entry, stopped.error)
             return result
         if result is MISS:
             return MISS
         left = undo.now()
         undo.rewind()
         try:
-            with self._replay(log, arguments, known) as answers:
-                eager = unwrap_result(self._eager(arguments))
+            with self.replaying(log, call, entry) as answers:
+                eager = unwrap_result(self._original.eager(call))
         except Exception as error:
             if not is_shortage(error):
                 raise
-            self._short_of_memory(error)
+            self.ran_out_of_memory(error)
             del result, seen, tap, left
             undo.rewind()
             eager = MISS
         if eager is MISS:
-            return self._replayed(arguments, log, known)
-        outcome = given.outcome(eager, known.graph.items)
+            return self._replayed(call, log, entry)
+        outcome = given.outcome(eager, entry.graph.items)
         same = same_results(result, outcome) and same_results(seen, answers.seen) and undo.agrees(left)
         if not same:
-            known.refusal = Refusal(
-                "plan_mismatch", "the plan's result differs from eager's at another shape", self.line
-            )
-            self._publish()
+            what = "the plan's result differs from eager's at another shape"
+            entry.refusal = Refusal("plan_mismatch", what, self._original.line)
+            self._cache.publish()
             return eager
-        full = {**values, **{s.symbol: _read(s, tap) for s in known.graph.symbols}}
-        self.compile_safely(self.signature.structure(arguments), lambda: self._trust(known, values, full, tap))
+        full = {**values, **{s.symbol: _read(s, tap) for s in entry.graph.symbols}}
+        self.compile_safely(call.structure, lambda: self._trust(entry, values, full, tap))
         return eager
 
-    def _trust(self, known: CacheEntry, values: dict[str, int], full: dict[str, int], tap: Mapping[str, Any]) -> None:
+    def _trust(self, entry: CacheEntry, values: dict[str, int], full: dict[str, int], tap: Mapping[str, Any]) -> None:
         """The unfused plan agreed with eager: makes the fused plan for these sizes."""
-        if any(full[s] != v for s, v in known.recorded_values.items() if s in full):
-            known.generalized = True
-        known.proved.add(known.key(values))
-        compiled = self.pipeline.compile(known.template, {**known.tensors, **tap}, full)
-        for held, _ in list(known.plans.values()):
-            known.plan(held, *self._failed(known))
-        known.plan(compiled, *self._failed(known))
-        self._publish()
+        if any(full[s] != v for s, v in entry.recorded_values.items() if s in full):
+            entry.generalized = True
+        entry.proved.add(entry.key(values))
+        compiled = self._pipeline.compile(entry.template, {**entry.tensors, **tap}, full)
+        for held, _ in list(entry.plans.values()):
+            entry.plan(held, *self._on_failure(entry))
+        entry.plan(compiled, *self._on_failure(entry))
+        self._cache.publish()
 
-    def _replayed(self, arguments: Sequence[Any], log: list[Any], known: CacheEntry) -> Any:
+    # ---- running again
+
+    def _replayed(self, call: BoundCall, log: list[Any], entry: CacheEntry) -> Any:
         """The original with the islands that already ran answering from the log."""
-        with stack.lent(), self._replay(log, arguments, known):
-            return unwrap_result(self._eager(arguments))
+        with stack.lent(), self.replaying(log, call, entry):
+            return unwrap_result(self._original.eager(call))
 
     @contextmanager
-    def _replay(self, log: list[Any], arguments: Sequence[Any], of: RecordedCall | CacheEntry) -> Iterator[Replay]:
+    def replaying(self, log: list[Any], call: BoundCall, of: RecordedCall | CacheEntry) -> Iterator[Replay]:
         """A session in which islands answer from `log`, and operators are what they were recorded as.
 
-        So do the modules that were steps when `of` was recorded: a step that came later is looked into.
+        So do the modules that were opaque when `of` was recorded: one that came later is looked into.
         """
-        named = dict(zip(self.signature.names, arguments, strict=True))
-        steps = [held for held in of.objects.values() if isinstance(held, torch.nn.Module)]
-        with replay(log, named, steps) as answers, decomposed():
+        opaque = [held for held in of.objects.values() if isinstance(held, torch.nn.Module)]
+        with replay(log, call.tree.leaves, opaque) as answers, decomposed():
             yield answers
 
-    def _failed(self, known: CacheEntry) -> tuple[Callable[..., Any], Callable[[Exception], None]]:
+    # ---- failures
+
+    def compile_safely(self, structure: Any, step: Callable[[], None]) -> None:
+        """Compiles after a call whose result is known already: what goes wrong is noted, the result stands."""
+        try:
+            step()
+        except Exception as error:
+            if not self._pipeline.config.fallback_on_error:
+                raise
+            if is_shortage(error):
+                self.ran_out_of_memory(error)
+                return
+            refusal = self._plan_error(error)
+            self._statistics.last_reason = refusal
+            if not (isinstance(error, RecursionError) and self._lifecycle.ran_out_of_stack()):
+                self._cache.refused[structure] = refusal
+
+    def ran_out_of_memory(self, error: BaseException) -> None:
+        """Memory ran out while something was proved: nothing is known from it, and it is tried again later."""
+        without_frames(error)
+        self._lifecycle.ran_out_of_memory()
+        reason = Refusal("out_of_memory", f"{type(error).__name__}: {error}")
+        self._statistics.last_reason = self._statistics.last_failure = reason
+
+    def _on_failure(self, entry: CacheEntry) -> tuple[Callable[..., Any], Callable[[Exception], None]]:
         """What a plan does when it fails, and when a kernel of it does that eager operators then stand in for."""
 
         def note(error: Exception) -> None:
-            if not self.pipeline.config.fallback_on_error:
+            if not self._pipeline.config.fallback_on_error:
                 raise error
             with self._lock:
-                self._count_failure(known, error)
+                self._count_failure(entry, error)
 
         def fail(error: BaseException, log: list[Any], arguments: tuple[Any, ...], undo: UndoLog | None) -> Any:
             if undo is not None and undo.partial:
@@ -189,15 +250,16 @@ class PlanValidator:
             if undo is not None:
                 undo.rewind()
             users = _island_raised(log)  # which the user's code may catch
-            if not (users or self.pipeline.config.fallback_on_error or isinstance(error, Deoptimized)):
+            if not (users or self._pipeline.config.fallback_on_error or isinstance(error, Deoptimized)):
                 raise error
             if not users:
                 without_frames(error)
-            result = self._replayed(arguments, log, known)  # an error of the user's own comes again here
+            call = self._original.signature.bind(arguments)
+            result = self._replayed(call, log, entry)  # an error of the user's own comes again here
             if not users:
                 with self._lock:
-                    self._count_failure(known, error)
-            self.statistics.planned[0] -= 1  # the entry is about to count what it takes for a planned call
+                    self._count_failure(entry, error)
+            self._statistics.planned[0] -= 1  # the entry is about to count what it takes for a planned call
             return result
 
         return fail, note
@@ -206,36 +268,37 @@ class PlanValidator:
         """What to say of an error in a plan, or of a guard that did not hold in the midst of it."""
         guard = isinstance(error, (Deoptimized, StructureMismatch))
         remedy = "nothing to do, unless it happens often: then let what calls depend on stay the same" if guard else ""
-        return Refusal("plan_error", f"{type(error).__name__}: {error}", line_of(error) or self.line, remedy)
+        origin = line_of(error) or self._original.line
+        return Refusal("plan_error", f"{type(error).__name__}: {error}", origin, remedy)
 
-    def _count_failure(self, known: CacheEntry, error: BaseException) -> None:
+    def _count_failure(self, entry: CacheEntry, error: BaseException) -> None:
         """A plan stopped where the original does not. One whose guards do not hold for such calls makes room for a new
         recording, a few times; one that keeps failing is not tried again."""
-        self.statistics.fallbacks += 1
+        self._statistics.fallbacks += 1
         if is_shortage(error):
-            self._short_of_memory(error)
+            self.ran_out_of_memory(error)
             return
         reason = self._plan_error(error)
-        self.statistics.last_failure = reason
+        self._statistics.last_failure = reason
         if isinstance(error, RecursionError):
             return  # which says how deep the call was, and nothing of the plan
-        done = self.statistics.planned[0]
-        known.failures = 1 if done - known.failed_at > _FORGIVEN_AFTER else known.failures + 1
-        known.failed_at = done
-        evictions = isinstance(error, (Deoptimized, StructureMismatch))
-        if evictions and self.evictions >= MOST_ROUTES and self.on_data_miss(known, known.structure):
+        done = self._statistics.planned[0]
+        entry.failures = 1 if done - entry.failed_at > _FORGIVEN_AFTER else entry.failures + 1
+        entry.failed_at = done
+        missed = isinstance(error, (Deoptimized, StructureMismatch))
+        if missed and self.evictions >= MOST_ROUTES and self._breaks.on_data_miss(entry, entry.structure):
             return
-        if evictions and known in self.known and self.evictions < _MOST_OUTGROWN:
+        if missed and entry in self._cache.entries and self.evictions < _MOST_EVICTIONS:
             self.evictions += 1
-            self.known.remove(known)
-        elif known.failures >= _MOST_FAILURES:
-            known.refusal = reason
-        self._publish()
+            self._cache.entries.remove(entry)
+        elif entry.failures >= _MOST_FAILURES:
+            entry.refusal = reason
+        self._cache.publish()
 
 
-def _let_go(known: CacheEntry, recording: RecordedCall) -> frozenset[str]:
+def _let_go(entry: CacheEntry, recording: RecordedCall) -> frozenset[str]:
     """What kernels are proved on that the recorded run has let go of."""
-    inputs = {name for region in known.template.partition.regions for name in region.subgraph.inputs}
+    inputs = {name for region in entry.template.partition.regions for name in region.subgraph.inputs}
     return frozenset(name for name in inputs if name in recording.real and recording.real[name].is_meta)
 
 

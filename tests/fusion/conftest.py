@@ -40,7 +40,7 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         outcomes.append(outcome[1] is not None)
         return outcome
 
-    monkeypatch.setattr("fusion.jit.scope.follow", noted)
+    monkeypatch.setattr("fusion.jit.twins.follow", noted)
     return outcomes
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fusion.capture.python import registry
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.record import RecordedCall, record
 from fusion.partition.dependence import Step
 from fusion.partition.partitioner import Partition, partition
@@ -47,7 +48,8 @@ registry.register_island(Views, "update")
 def recorded(fn: Callable[..., Any], *arguments: Any) -> RecordedCall:
     """`fn` run once on `arguments` and recorded."""
     names = inspect.signature(fn).parameters
-    recording = record(fn, dict(zip(names, arguments, strict=True)), lambda: fn(*arguments), {})
+    given = ArgumentSnapshot(dict(zip(names, arguments, strict=True)))
+    recording = record(fn, given, lambda: fn(*arguments), {})
     assert recording.graph is not None, recording.refusal
     return recording
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import fusion
 from fusion.choices import kernel_cache, select
-from fusion.jit.scope import _WAITS_AFTER_SHORTAGE
+from fusion.jit.lifecycle import _PAUSE
 from fusion.kernels.backends.triton import emit as emit_triton
 from fusion.patterns import ops
 from fusion.runtime import launch
@@ -135,7 +135,7 @@ def test_running_out_of_memory_is_remembered_of_nothing(
     with monkeypatch.context() as patched:
         patched.setattr("fusion.jit.pipeline.partition", exhausted)
         torch.testing.assert_close(fused(x), two_chains(x))
-    for _ in range(_WAITS_AFTER_SHORTAGE + 4):
+    for _ in range(_PAUSE + 4):
         torch.testing.assert_close(fused(x), two_chains(x))
     assert fused.scope.statistics.planned[0] > 0
 

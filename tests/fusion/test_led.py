@@ -11,7 +11,7 @@ from pair import Stack
 from tiny import no_grad, planned, scopes
 
 import fusion
-from fusion.jit import scope as scope_module
+from fusion.jit import call_recorder
 
 
 def rand(rows: int, seed: int = 0) -> torch.Tensor:
@@ -65,12 +65,12 @@ def test_recordings_outlast_the_taking_apart_of_what_is_inside(quick: fusion.Fus
     agree(fused, eager, rand(5))
     agree(fused, eager, rand(4), True)
     assert planned(fused)["Outer"] == before + 2 and found["Outer"].statistics.recordings == recordings
-    assert found["Outer"].resets == 0
+    assert found["Outer"].lifecycle.resets == 0
     for model in (fused, eager):
         model.middle.part.scale = 5.0  # still watched
     for rows in (3, 4, 3, 5):
         agree(fused, eager, rand(rows))
-    assert found["Outer"].resets == 1
+    assert found["Outer"].lifecycle.resets == 1
 
 
 class Counts(torch.nn.Module):
@@ -214,13 +214,13 @@ def test_equal_layers_are_recorded_by_following_the_first(
     quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded: list[Any] = []
-    record = scope_module.record
+    record = call_recorder.record
 
     def noted(call: Any, *args: Any, **kwargs: Any) -> Any:
         recorded.append(call.module)
         return record(call, *args, **kwargs)
 
-    monkeypatch.setattr(scope_module, "record", noted)
+    monkeypatch.setattr(call_recorder, "record", noted)
     eager = Stack().eval()
     fused = fusion.enable(copy.deepcopy(eager), quick)
     for rows in (3, 3, 4, 4, 5):

@@ -14,6 +14,7 @@ from partitions import (
     tensor,
 )
 
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.record import record
 from fusion.partition.dependence import dependence, schedule
 from fusion.partition.partitioner import partition
@@ -107,7 +108,7 @@ def test_chunk_is_one_view_with_two_results() -> None:
             return torch.nn.functional.silu(gate) * up
 
     module, x = Halves(), tensor(ROWS, WIDTH)
-    graph = record(module.forward, {"x": x}, lambda: module(x), {"": module}).graph
+    graph = record(module.forward, ArgumentSnapshot({"x": x}), lambda: module(x), {"": module}).graph
     assert graph is not None
     parts = partition(graph, values={"s0": ROWS, "s1": WIDTH})
     assert parts.regions[0].nodes == (1, 2, 3)

@@ -22,6 +22,7 @@ from partitions import (
     tensor,
 )
 
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.record import RecordedCall, record
 from fusion.partition import cost_model
 from fusion.partition.dependence import schedule
@@ -132,7 +133,9 @@ def recorded_layers(model: Any) -> Iterator[list[RecordedCall]]:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             arguments = signature.bind(*args, **kwargs).arguments
-            recordings.append(record(original, arguments, lambda: original(*args, **kwargs), {"": layer}))
+            recordings.append(
+                record(original, ArgumentSnapshot(arguments), lambda: original(*args, **kwargs), {"": layer})
+            )
             return recordings[-1].result
 
         return forward

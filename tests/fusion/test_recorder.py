@@ -11,12 +11,13 @@ import pytest
 import torch
 from tiny import line_of
 
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.record import RecordedCall, record
 
 
 def recorded(call: Callable[..., Any], modules: Any = None, **arguments: Any) -> RecordedCall:
     with torch.no_grad():
-        recording = record(call, arguments, lambda: call(**arguments), modules or {})
+        recording = record(call, ArgumentSnapshot(arguments), lambda: call(**arguments), modules or {})
     assert recording.refusal is None, recording.refusal
     assert torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
     return recording
@@ -69,7 +70,7 @@ def test_python_branches_on_sizes_leave_guards() -> None:
 def test_a_size_that_becomes_a_number_is_fixed(fixes: Callable[..., Any]) -> None:
     with torch.no_grad():
         x = torch.rand(6, 4)
-        recording = record(fixes, {"x": x}, lambda: torch.exp(x) * fixes(x), {})
+        recording = record(fixes, ArgumentSnapshot({"x": x}), lambda: torch.exp(x) * fixes(x), {})
     assert torch.equal(recording.result, torch.exp(x) * fixes(x))
     if recording.refusal is None:  # then no other size may match
         shape = recording.graph.spec["x0"].shape

@@ -51,7 +51,7 @@ def test_a_kernel_that_raises_without_fallback(quick: fusion.FusionConfig, monke
 
 def test_a_wrong_plan_is_refused(quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The unfused plan of another shape gives another result than eager: it is never used."""
-    from fusion.jit import scope as module
+    from fusion.jit import cache_entry as module
 
     pair = Pair(quick)
     pair(rand(3, 16))
@@ -129,7 +129,7 @@ def test_a_compile_error_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path
         pair(rand(rows, 16))
     tried = len(calls)
     pair.scope.known.clear()
-    pair.scope._publish()
+    pair.scope.cache.publish()
     for rows in (3, 4, 5):
         pair(rand(rows, 16))
     assert len(calls) == tried

@@ -13,7 +13,7 @@ import fusion
 from fusion.choices import heuristics
 from fusion.choices.decision import Decision
 from fusion.jit.cache_entry import CacheEntry, PlanStopped
-from fusion.jit.scope import _WAITS_AFTER_SHORTAGE
+from fusion.jit.lifecycle import _PAUSE
 from fusion.patterns.shortage import is_shortage, without_frames
 
 ERRORS = [
@@ -77,7 +77,7 @@ def test_recording(tmp_path: Path) -> None:
     settles(model, Plain(), 1)
     assert model.left_over.get_nowait() is False
     assert "out_of_memory" in str(fusion.report(model).scopes[0].reason)
-    settles(model, Plain(), _WAITS_AFTER_SHORTAGE + 1)
+    settles(model, Plain(), _PAUSE + 1)
     assert model.left_over.get_nowait() is False  # it was tried again, once
     assert model.left_over.empty()
 
@@ -92,7 +92,7 @@ def test_proving_and_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "out_of_memory" in str(fusion.report(model).scopes[0].reason)
     entries = [entry.read_bytes() for entry in (tmp_path / "cache").glob("*.json.entry")]
     assert not any(b'"fused"' in entry for entry in entries)  # its trial's verdict, but no decision
-    assert settles(model, Plain(), _WAITS_AFTER_SHORTAGE + 8) in ("fused", "unfused plan")  # whatever was measured
+    assert settles(model, Plain(), _PAUSE + 8) in ("fused", "unfused plan")  # whatever was measured
 
 
 @pytest.mark.parametrize("call", [0, 1])
@@ -110,7 +110,7 @@ def test_running_the_plan_without_kernels(tmp_path: Path, monkeypatch: pytest.Mo
     fusion.enable(model, config(tmp_path))
     settles(model, Plain(), 2)
     assert "out_of_memory" in str(fusion.report(model).scopes[0].reason)
-    assert settles(model, Plain(), _WAITS_AFTER_SHORTAGE + 8) == "fused"
+    assert settles(model, Plain(), _PAUSE + 8) == "fused"
 
 
 def test_a_planned_call_that_finds_no_memory_does_not_cost_the_plan(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_planned_call_that_finds_no_memory_does_not_cost_the_plan(tmp_path: Pa
     fusion.enable(model, config(tmp_path))
     assert settles(model, Plain(), 6) == "fused"
     scope = fusion.api._enabled(model)[""].scopes[0][1]
-    fail, _ = scope._failed(scope.known[0])
+    fail, _ = scope._validator._on_failure(scope.known[0])
     x = torch.randn(3, 64)
     for _ in range(5):
         torch.testing.assert_close(fail(MemoryError(), [], (x,), None), Plain()(x))

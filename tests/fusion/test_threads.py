@@ -9,7 +9,7 @@ import fusion
 from fusion.capture.python.container_proxy import looked_into, put_back
 from fusion.frontend import model_session
 from fusion.frontend.module_entries import ModuleEntry
-from fusion.jit import scope
+from fusion.jit import state_watch
 
 
 class Block(torch.nn.Module):
@@ -106,7 +106,7 @@ def test_state_that_changes_while_it_is_looked_at_is_looked_at_again(
     model, x = Stack().eval(), torch.randn(3, 16)
     with torch.no_grad():
         expected = model(x)
-    look, looks = scope.watched, []
+    look, looks = state_watch.watched, []
 
     def disturbed(*arguments: object) -> object:
         looks.append(arguments)
@@ -114,7 +114,7 @@ def test_state_that_changes_while_it_is_looked_at_is_looked_at_again(
             raise RuntimeError("dictionary changed size during iteration")
         return look(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(scope, "watched", disturbed)
+    monkeypatch.setattr(state_watch, "watched", disturbed)
     fusion.enable(model, quick)
     with torch.no_grad():
         for _ in range(4):

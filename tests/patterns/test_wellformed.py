@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.record import record
 from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
@@ -179,7 +180,7 @@ def calls(function: Callable[[], Any]) -> tuple[int, Any]:
 
 def test_checking_costs_little_of_what_recording_does() -> None:
     x = torch.rand(4, 16)
-    recorded, recording = calls(lambda: record(forward, {"x": x}, lambda: forward(x), {}))
+    recorded, recording = calls(lambda: record(forward, ArgumentSnapshot({"x": x}), lambda: forward(x), {}))
     assert recording.refusal is None and len(recording.graph.nodes) > 90
     checked, _ = calls(lambda: check_recording(recording.graph))
     assert checked < 0.05 * recorded, (checked, recorded)
@@ -192,5 +193,5 @@ def test_a_fault_of_the_recorder_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -
         return RecordedGraph(**{**fields, "specs": ()})
 
     monkeypatch.setattr(recording, "RecordedGraph", broken)
-    made = record(torch.exp, {"x": torch.rand(3)}, lambda: torch.exp(torch.ones(3)), {})
+    made = record(torch.exp, ArgumentSnapshot({"x": torch.rand(3)}), lambda: torch.exp(torch.ones(3)), {})
     assert made.refusal is not None and made.refusal.code in ("recorder_error", "unknown_tensor")

@@ -447,11 +447,11 @@ def test_what_a_thread_prepares_the_caller_loads(tmp_path: Path, monkeypatch: py
     for thread in set(threading.enumerate()) - before:
         thread.join()
     built = native._built
-    assert built is not None and built.folder is not None and not in_threads
+    assert built is not None and not built.stored and not in_threads
     monkeypatch.setattr(native, "_build", lambda *key: pytest.fail("compiled twice"))
     assert native.load_native(store) is not None
     assert in_threads == [(threading.main_thread(), True)]
-    assert not built.folder.exists() and store.statistics()["entries"] == 1
+    assert not built.path.exists() and store.statistics()["entries"] == 1
 
 
 def test_a_report_waits_for_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

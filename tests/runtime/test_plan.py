@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fusion
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.record import record
 from fusion.runtime.guard_writer import write_match
 from fusion.runtime.plan import MISS, PlanSpec
@@ -18,7 +19,7 @@ from fusion.runtime.plan_writer import write_plan
 def recorded(call: Any, **arguments: Any) -> tuple[Any, PlanSpec]:
     """A recording of `call(**arguments)` and what plans of it are written from."""
     with torch.no_grad():
-        recording = record(call, arguments, lambda: call(**arguments), {})
+        recording = record(call, ArgumentSnapshot(arguments), lambda: call(**arguments), {})
     assert recording.refusal is None, recording.refusal
     devices = tuple(recording.devices[i.name] for i in recording.graph.inputs)
     return recording, PlanSpec(recording.graph, recording.conditions, tuple(arguments), devices, recording.tree)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.record import record
 from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Ref
@@ -28,7 +29,7 @@ def forward(x: torch.Tensor) -> torch.Tensor:
 def shape() -> PlanSpec:
     """What plans of `forward` are written from."""
     x = torch.rand(3, 4)
-    made = record(forward, {"x": x}, lambda: forward(x), {})
+    made = record(forward, ArgumentSnapshot({"x": x}), lambda: forward(x), {})
     assert made.graph is not None and made.conditions is not None, made.refusal
     return PlanSpec(made.graph, made.conditions, ("x",), tuple(made.devices.values()), made.tree)
 

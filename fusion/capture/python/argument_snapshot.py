@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fusion.capture.python.argument_tree import Atom, Container, Leaf, flatten
+from fusion.capture.python.argument_tree import ArgumentTree, Atom, Container, Leaf, flatten
 from fusion.capture.symbolic_shapes import hint, is_symbolic
 from fusion.patterns.leaves import Attribute, Path
 from fusion.runtime.plan import MISS
@@ -29,14 +29,15 @@ class ArgumentSnapshot:
 
     Args:
         arguments: by parameter name.
+        tree: what they are made of, where that is known.
 
     Attributes:
-        leaves, containers: as `provenance.flatten` gives them.
+        leaves, containers: what they are made of.
     """
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, arguments: Mapping[str, Any], tree: ArgumentTree | None = None) -> None:
         self.arguments = arguments
-        self.leaves, self.containers = flatten(arguments)
+        self.leaves, self.containers = tree or flatten(arguments)
         self._dicts = [(c, dict(c.value)) for c in self.containers if type(c.value) in _KINDS]
 
     # ---- what the call did

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -54,6 +54,13 @@ class Container:
     value: Any
 
 
+class ArgumentTree(NamedTuple):
+    """The leaves of a call's arguments, and the containers around them."""
+
+    leaves: list[Leaf]
+    containers: list[Container]
+
+
 def _parts(value: Any) -> tuple[tuple[Any, ...] | int | None, list[tuple[tuple[Any, ...], Any]]] | None:
     """A container's keys, and its items with the steps of a path that lead to them; None for any other object."""
     kind = type(value)
@@ -98,13 +105,13 @@ def _has_plain_keys(mapping: Mapping[Any, Any]) -> bool:
     return all(type(key) in (str, int) for key in mapping)
 
 
-def flatten(arguments: Mapping[str, Any]) -> tuple[list[Leaf], list[Container]]:
-    """The leaves of a call's arguments by parameter name, and the containers around them."""
+def flatten(arguments: Mapping[str, Any]) -> ArgumentTree:
+    """What a call's arguments, by parameter name, are made of."""
     leaves: list[Leaf] = []
     containers: list[Container] = []
     for name, value in arguments.items():
         _flatten((name,), value, leaves, containers, ())
-    return leaves, containers
+    return ArgumentTree(leaves, containers)
 
 
 def _flatten(path: Path, value: Any, leaves: list[Leaf], containers: list[Container], around: tuple[int, ...]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from fusion.capture.python.argument_tree import flatten
+from fusion.capture.python.argument_tree import Leaf
 from fusion.capture.python.container_proxy import is_container, is_object
 from fusion.capture.python.interception import refresh, session, unwrap_proxies, wrap_proxy
 from fusion.capture.python.registry import Island, NativeFunction, has_islands, island_kinds
@@ -130,17 +130,15 @@ class Replay:
 
 
 @contextlib.contextmanager
-def replay(
-    log: list[Any], arguments: Mapping[str, Any] | None = None, steps: Iterable[torch.nn.Module] = ()
-) -> Iterator[Replay]:
+def replay(log: list[Any], arguments: Iterable[Leaf] = (), steps: Iterable[torch.nn.Module] = ()) -> Iterator[Replay]:
     """A session that answers from `log`.
 
     Args:
         log: results of the islands, in order.
-        arguments: the call's arguments by name, for the objects among them.
+        arguments: leaves of the call's arguments, for the objects among them.
         steps: modules that are islands of the scope.
     """
-    given = [leaf.value for leaf in flatten(arguments or {})[0] if has_islands(type(leaf.value))]
+    given = [leaf.value for leaf in arguments if has_islands(type(leaf.value))]
     steps = tuple(steps)
     handler = Replay(log, given, steps)
     with session(handler, handler, (*island_kinds(given), *{type(step) for step in steps}), steps):

@@ -1,0 +1,160 @@
+"""A call that no plan takes: recorded, made once more, and compiled; or found to be like an equal module's."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from fusion.capture.record import RecordedCall, record
+from fusion.jit.bound_call import BoundCall
+from fusion.jit.cache_entry import same_results
+from fusion.jit.call_differences import differed
+from fusion.jit.compiled import Lists
+from fusion.jit.graph_breaks import GraphBreaks
+from fusion.jit.lifecycle import Lifecycle
+from fusion.jit.original import Original
+from fusion.jit.pipeline import Pipeline
+from fusion.jit.plan_cache import PlanCache
+from fusion.jit.specialization import Specialization
+from fusion.jit.state_watch import StateWatch
+from fusion.jit.twins import Twins
+from fusion.jit.validation import PlanValidator
+from fusion.patterns.shortage import is_shortage
+from fusion.refusal import Refusal
+from fusion.runtime.plan import MISS
+
+
+class CallRecorder:
+    """Records calls of a scope.
+
+    Args:
+        original: the scope's callable.
+        pipeline: compiles for it.
+        cache: where recordings and refusals go.
+        watch: what the callable depends on.
+        breaks: where recordings end.
+        lifecycle: the scope's.
+        sizes: which numbers of a call its recording is made for.
+        validator: proves what was recorded.
+
+    Attributes:
+        twins: recordings of equal modules.
+    """
+
+    def __init__(
+        self,
+        original: Original,
+        pipeline: Pipeline,
+        cache: PlanCache,
+        watch: StateWatch,
+        breaks: GraphBreaks,
+        lifecycle: Lifecycle,
+        sizes: Specialization,
+        validator: PlanValidator,
+    ) -> None:
+        self.twins = Twins(original, pipeline, watch, validator)
+        self._original = original
+        self._config = pipeline.config
+        self._cache = cache
+        self._watch = watch
+        self._breaks = breaks
+        self._lifecycle = lifecycle
+        self._sizes = sizes
+        self._validator = validator
+
+    def record(self, call: BoundCall) -> Any:
+        """Records a call, or follows an equal module's recording, and compiles what came of it."""
+        lists = self._sizes.lists(call)
+        if lists is not None:
+            lists.keys.add(call.structure)  # also what is refused in the end: asking costs a recording each time
+        self._breaks.break_where_data_led(call.structure)
+        steps = self._breaks.of(call.structure)
+        twin = None if steps else self.twins.find(call)
+        if twin is not None:
+            return self.twins.follow(*twin, call)
+        runs = itertools.count()
+        try:
+            recording = record(
+                self._original.call,
+                call.snapshot(),
+                lambda: (next(runs), self._original(call))[1],
+                self._watch.modules,
+                steps=steps,
+                max_ops=self._config.max_graph_size,
+                varying=self._sizes.varying(call, self._cache.entries),
+                outside=self._watch.outside,
+                numbers=call.structure in self._sizes.numbers,
+            )
+        except Exception as error:
+            if next(runs):
+                raise  # the forward's own
+            refusal = Refusal("recorder_error", f"{type(error).__name__} before the forward ran: {error}")
+            self._cache.refused[call.structure] = refusal
+            return self._original.eager(call, refusal)
+        self._original.statistics.recordings += 1
+        self._original.statistics.recording_seconds += recording.seconds
+        if recording.refusal is not None:
+            self._refuse(call, recording, recording.refusal, lists)
+            return recording.result
+        return self._compared(call, recording, has_steps=bool(steps))
+
+    def _refuse(self, call: BoundCall, recording: RecordedCall, refusal: Refusal, lists: Lists | None) -> None:
+        """What becomes of a call's structure that could not be recorded."""
+        self._original.statistics.eager += 1
+        self._original.statistics.last_reason = refusal
+        if refusal.code == "out_of_memory":
+            self._lifecycle.ran_out_of_memory()
+        elif refusal.code == "stack" and self._lifecycle.ran_out_of_stack():
+            pass  # a call that is less deep may be recorded
+        elif recording.unsuited and recording.culprit in (None, self._watch.modules.get("")):
+            self._sizes.numbers.add(call.structure)  # a plan for each size then, up to `max_plans`
+        elif not self._breaks.divide(call.structure, refusal, recording.culprit, recording.changes):
+            if refusal.code == "fixed_size" and lists is not None and len(lists.keys) > 1:
+                lists.keys.discard(call.structure)
+                lists.full = True  # the numbers fix a size, and vary as it does
+            elif refusal.code == "fixed_size" and not self._breaks.divided:
+                self._sizes.every_size = True
+            else:
+                self._cache.refused[call.structure] = refusal
+
+    def _compared(self, call: BoundCall, recording: RecordedCall, *, has_steps: bool) -> Any:
+        """Makes the recorded call once more without symbols, which is what the caller gets; then compiles it."""
+        try:
+            plain = self._again(call, recording)
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            self._validator.ran_out_of_memory(error)
+            recording, plain = recording.bare(), MISS
+        if plain is MISS:
+            return self._again(call, recording)
+        assert recording.graph is not None
+        outcome = recording.given.outcome(plain, recording.graph.items)
+        alike = same_results(outcome, recording.outcome, exact=False)
+        if not (alike and same_results(recording.undo.now(), recording.left, exact=False)):
+            self._use_numbers(call, differed(outcome, recording.outcome, self._original.line))
+            return recording.result if has_steps else plain  # only the recorded run ran the steps
+        del outcome
+        if same_results(plain, recording.result):
+            recording.share(plain)
+        self._validator.compile_safely(call.structure, lambda: self.adopt(recording, call))
+        return plain
+
+    def _again(self, call: BoundCall, recording: RecordedCall) -> Any:
+        """The recorded call without symbols."""
+        recording.undo.rewind()
+        recording.given.rewind()
+        with self._validator.replaying(recording.log, call, recording):
+            return self._original.eager(call)
+
+    def _use_numbers(self, call: BoundCall, refusal: Refusal) -> None:
+        """A forward did something else with symbols for sizes: the next call like it is recorded with numbers."""
+        self._original.statistics.last_reason = refusal
+        if call.structure in self._sizes.numbers:
+            self._cache.refused[call.structure] = refusal
+        self._sizes.numbers.add(call.structure)
+
+    def adopt(self, recording: RecordedCall, call: BoundCall) -> None:
+        entry = self._validator.adopt(recording, call)
+        if not self._breaks.of(call.structure):
+            self.twins.add(entry)
