@@ -7,7 +7,6 @@ over loads at explicit element offsets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -207,89 +206,108 @@ def verify(nest: LoopNest) -> None:
             one name; a scan is read where there is no column, or at more columns than it has, or as if it were one
             value.
     """
-    axes = {a.name for a in nest.rows} | {scalar.COLUMN}
-    known = axes | {s.symbol for s in nest.sizes}
-    inputs = {a.name for a in nest.inputs}
-    outputs = {o.name for o in nest.outputs}
-    done: dict[str, Reduction] = {}
-
-    def dim(d: Dim, where: str) -> None:
-        unknown = {s.name for s in d.free_symbols} - known if isinstance(d, sympy.Expr) else set()
-        if unknown:
-            raise GraphError(f"{nest.name}: {where} uses {sorted(unknown)}, which are no index or size of the kernel.")
-
-    def result(name: str, where: str, columns: Dim | None, *, running: bool) -> None:
-        """A read of a reduction or scan, in a loop over `columns`, or once per row."""
-        made = done.get(name)
-        if made is None:
-            raise GraphError(f"{nest.name}: {where} reads the reduction {name!r} before it is computed.")
-        if made.running != running:
-            raise GraphError(f"{nest.name}: {where} reads {name!r} as a {'scan' if running else 'reduction'}, not so.")
-        if running and columns is None:
-            raise GraphError(f"{nest.name}: {where} is stored once per row but reads the scan {name!r}.")
-        if running and isinstance(columns, int) and isinstance(made.extent, int) and columns > made.extent:
-            raise GraphError(f"{nest.name}: {where} reads the scan {name!r} beyond its {made.extent} columns.")
-
-    def expression(root: Scalar, where: str, columns: Dim | None) -> None:
-        for node in scalar.walk(root):
-            match node:
-                case Load(argument=argument, offset=offset):
-                    if argument not in inputs:
-                        raise GraphError(f"{nest.name}: {where} loads from {argument!r}, which is no input.")
-                    dim(offset, where)
-                    if columns is None and scalar.COLUMN in {s.name for s in symbols.free_symbols([offset])}:
-                        raise GraphError(f"{nest.name}: {where} is stored once per row but depends on the column.")
-                case Reduced(name=name):
-                    result(name, where, columns, running=False)
-                case Scanned(name=name):
-                    result(name, where, columns, running=True)
-                case Reduce() | Scan():
-                    raise GraphError(f"{nest.name}: {where} holds a reduction that was not hoisted.")
-                case Select(index=index, bounds=bounds, cases=cases):
-                    if len(cases) != len(bounds) + 1:
-                        raise GraphError(f"{nest.name}: {where} chooses of {len(cases)} cases by {len(bounds)} bounds.")
-                    for d in (index, *bounds):
-                        dim(d, where)
-                case Size(dim=d):
-                    dim(d, where)
-                case Apply(fn=fn) if fn not in scalar.PRIMITIVES:
-                    raise GraphError(f"{nest.name}: {where} applies {fn!r}, which is no primitive.")
-                case _:
-                    pass
-
+    checks = _Checks(nest)
     tensors: tuple[Argument | Output, ...] = (*nest.inputs, *nest.outputs)
     for tensor in tensors:
         for d in (*tensor.shape, *tensor.strides):
-            dim(d, f"the structure of {tensor.name}")
+            checks.dim(d, f"the structure of {tensor.name}")
     for axis in nest.rows + ((nest.column,) if nest.column else ()):
-        dim(axis.extent, f"the extent of {axis.name}")
+        checks.dim(axis.extent, f"the extent of {axis.name}")
     for reduction in nest.reductions:
-        _check_reduction(nest.name, reduction, done)
-        dim(reduction.extent, f"reduction {reduction.name}")
-        expression(reduction.body, f"reduction {reduction.name}", reduction.extent)
-        done[reduction.name] = reduction
+        checks.reduction(reduction)
     if not nest.stores:
         raise GraphError(f"{nest.name}: a kernel that stores nothing.")
     for store in nest.stores:
-        if store.output not in outputs:
-            raise GraphError(f"{nest.name}: a store to {store.output!r}, which is no output.")
-        if not store.per_row and nest.column is None:
-            raise GraphError(f"{nest.name}: a store per column in a kernel without a column axis.")
-        dim(store.offset, f"store to {store.output}")
-        columns = nest.column.extent if nest.column is not None and not store.per_row else None
-        expression(store.value, f"store to {store.output}", columns)
+        checks.store(store)
 
 
-def _check_reduction(kernel: str, reduction: Reduction, done: Mapping[str, Reduction]) -> None:
-    known = scalar.SCANS if reduction.running else scalar.REDUCTIONS
-    if reduction.fn not in known:
-        raise GraphError(f"{kernel}: {reduction.fn!r} is no {'scan' if reduction.running else 'reduction'}.")
-    if reduction.body.dtype is torch.bool:
-        raise GraphError(f"{kernel}: the reduction {reduction.name} takes bools; they reduce as integers.")
-    if reduction.name in done:
-        raise GraphError(f"{kernel}: two reductions are called {reduction.name!r}.")
-    if {s.name for s in symbols.free_symbols([reduction.extent])} & {scalar.COLUMN}:
-        raise GraphError(f"{kernel}: the extent of the reduction {reduction.name} depends on the column.")
+class _Checks:
+    """The checks of one nest, reduction by reduction and store by store."""
+
+    def __init__(self, nest: LoopNest) -> None:
+        self.nest = nest
+        self.known = {a.name for a in nest.rows} | {scalar.COLUMN} | {s.symbol for s in nest.sizes}
+        self.inputs = {a.name for a in nest.inputs}
+        self.outputs = {o.name for o in nest.outputs}
+        self.done: dict[str, Reduction] = {}
+
+    def refuse(self, what: str) -> GraphError:
+        """The error that says what is wrong with the nest."""
+        return GraphError(f"{self.nest.name}: {what}.")
+
+    def reduction(self, reduction: Reduction) -> None:
+        """A reduction or scan, which those after it may read."""
+        known, name = scalar.SCANS if reduction.running else scalar.REDUCTIONS, reduction.name
+        if reduction.fn not in known:
+            raise self.refuse(f"{reduction.fn!r} is no {'scan' if reduction.running else 'reduction'}")
+        if reduction.body.dtype is torch.bool:
+            raise self.refuse(f"the reduction {name} takes bools; they reduce as integers")
+        if name in self.done:
+            raise self.refuse(f"two reductions are called {name!r}")
+        if {s.name for s in symbols.free_symbols([reduction.extent])} & {scalar.COLUMN}:
+            raise self.refuse(f"the extent of the reduction {name} depends on the column")
+        self.dim(reduction.extent, f"reduction {name}")
+        self.expression(reduction.body, f"reduction {name}", reduction.extent)
+        self.done[name] = reduction
+
+    def store(self, store: Store) -> None:
+        """A store of a value per column, or per row."""
+        column = self.nest.column
+        if store.output not in self.outputs:
+            raise self.refuse(f"a store to {store.output!r}, which is no output")
+        if not store.per_row and column is None:
+            raise self.refuse("a store per column in a kernel without a column axis")
+        self.dim(store.offset, f"store to {store.output}")
+        columns = column.extent if column is not None and not store.per_row else None
+        self.expression(store.value, f"store to {store.output}", columns)
+
+    def dim(self, d: Dim, where: str) -> None:
+        """A size or offset."""
+        unknown = {s.name for s in d.free_symbols} - self.known if isinstance(d, sympy.Expr) else set()
+        if unknown:
+            raise self.refuse(f"{where} uses {sorted(unknown)}, which are no index or size of the kernel")
+
+    def expression(self, root: Scalar, where: str, columns: Dim | None) -> None:
+        """A value in a loop over `columns`, or once per row."""
+        for node in scalar.walk(root):
+            match node:
+                case Load(argument=argument, offset=offset):
+                    self.load(argument, offset, where, columns)
+                case Reduced(name=name):
+                    self.result(name, where, columns, running=False)
+                case Scanned(name=name):
+                    self.result(name, where, columns, running=True)
+                case Reduce() | Scan():
+                    raise self.refuse(f"{where} holds a reduction that was not hoisted")
+                case Select(index=index, bounds=bounds, cases=cases):
+                    if len(cases) != len(bounds) + 1:
+                        raise self.refuse(f"{where} chooses of {len(cases)} cases by {len(bounds)} bounds")
+                    for d in (index, *bounds):
+                        self.dim(d, where)
+                case Size(dim=d):
+                    self.dim(d, where)
+                case Apply(fn=fn) if fn not in scalar.PRIMITIVES:
+                    raise self.refuse(f"{where} applies {fn!r}, which is no primitive")
+
+    def load(self, argument: str, offset: Dim, where: str, columns: Dim | None) -> None:
+        """A load from an input."""
+        if argument not in self.inputs:
+            raise self.refuse(f"{where} loads from {argument!r}, which is no input")
+        self.dim(offset, where)
+        if columns is None and scalar.COLUMN in {s.name for s in symbols.free_symbols([offset])}:
+            raise self.refuse(f"{where} is stored once per row but depends on the column")
+
+    def result(self, name: str, where: str, columns: Dim | None, *, running: bool) -> None:
+        """A read of a reduction or scan."""
+        made = self.done.get(name)
+        if made is None:
+            raise self.refuse(f"{where} reads the reduction {name!r} before it is computed")
+        if made.running != running:
+            raise self.refuse(f"{where} reads {name!r} as a {'scan' if running else 'reduction'}, not so")
+        if running and columns is None:
+            raise self.refuse(f"{where} is stored once per row but reads the scan {name!r}")
+        if running and isinstance(columns, int) and isinstance(made.extent, int) and columns > made.extent:
+            raise self.refuse(f"{where} reads the scan {name!r} beyond its {made.extent} columns")
 
 
 class _Text:

@@ -1,4 +1,4 @@
-"""The symbolic shadow: a fake tensor beside every real one, so that shapes come out of a recording as expressions."""
+"""Symbolic shapes: a fake tensor beside every real one, so that shapes come out of a recording as expressions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import sympy
 import torch
 from torch._dynamo.source import ConstantSource
-from torch._prims_common import corresponding_complex_dtype, is_contiguous_or_false
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -23,8 +22,6 @@ from fusion.patterns import symbols
 from fusion.patterns.recorded import SymbolSource
 from fusion.patterns.symbols import Dim
 from fusion.patterns.wellformed import strange_words
-
-_CHOICES = ("self", "Scalar", "ScalarSelf", "ScalarOther")  # the overloads of `where` with something to choose
 
 
 class _QuietLog:
@@ -65,59 +62,9 @@ def real_nest(nest: Any) -> Any:
 
 
 def has_unknown_size(fake: Any) -> bool:
-    """Whether torch knows no real number for a size of a shadow: it depends on data."""
+    """Whether torch knows no real number for a size of a fake tensor: it depends on data."""
     sizes = fake.shape if isinstance(fake, torch.Tensor) else ()
     return any(isinstance(s, torch.SymInt) and s.node.hint is None and s.node.expr.free_symbols for s in sizes)
-
-
-def _complex(real: torch.Tensor, imaginary: torch.Tensor) -> torch.Tensor:
-    """The shadow of a complex number made of two: torch's own asks for strides as numbers, which fixes the sizes."""
-    like = real + imaginary
-    dtype = corresponding_complex_dtype(like.dtype)
-    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=like.device)
-
-
-def _reshaped(call: Any) -> Callable[..., torch.Tensor]:
-    """The shadow of a reshaped tensor, with the sizes that were asked for where torch writes quotients of others."""
-
-    def shape(tensor: torch.Tensor, sizes: Sequence[Any]) -> torch.Tensor:
-        made: torch.Tensor = call(tensor, sizes)
-        wanted = [m if isinstance(s, int) and s < 0 else s for s, m in zip(sizes, made.shape, strict=True)]
-        if list(map(str, wanted)) == list(map(str, made.shape)) or not is_contiguous_or_false(made):
-            return made
-        return torch.empty(wanted, dtype=made.dtype, device=made.device)
-
-    return shape
-
-
-def _moments(call: Any) -> Callable[..., Any]:
-    """The shadows of a spread and a mean: torch's own take `unbiased` by name only, the operator by position too."""
-
-    def shape(tensor: torch.Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False) -> Any:
-        return call(tensor, dim, correction=int(unbiased), keepdim=keepdim)
-
-    return shape
-
-
-def _where(call: Any) -> Callable[..., torch.Tensor]:
-    """The shadow of a choice: torch's own takes no condition of bytes, which the operator still does."""
-
-    def shape(condition: torch.Tensor, *choices: Any) -> torch.Tensor:
-        made: torch.Tensor = call(condition.bool(), *choices)
-        return made
-
-    return shape
-
-
-# Shape functions in place of torch's, where those fix sizes that may vary or refuse what the operator takes.
-SHAPES: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.polar.default: _complex,
-    torch.ops.aten.complex.default: _complex,
-    torch.ops.aten.std_mean.dim: _moments(torch.ops.aten.std_mean.correction),
-    torch.ops.aten.var_mean.dim: _moments(torch.ops.aten.var_mean.correction),
-    **{op: _reshaped(op) for op in (torch.ops.aten.view.default, torch.ops.aten.reshape.default)},
-    **{getattr(torch.ops.aten.where, o): _where(getattr(torch.ops.aten.where, o)) for o in _CHOICES},
-}
 
 
 class FixesSize(Exception):
@@ -228,7 +175,7 @@ class FakeValues:
             self.env.careful = False
 
     def static(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The shadow of a tensor whose sizes never change."""
+        """The fake tensor of a tensor whose sizes never change."""
         return self.build(tensor, tensor.shape, tensor.stride())
 
     def build(self, tensor: torch.Tensor, sizes: Sequence[Any], strides: Sequence[Any]) -> torch.Tensor:
@@ -237,12 +184,12 @@ class FakeValues:
             return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device)
 
     def of_input(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The shadow of a tensor that enters the scope: a symbol for every size above 1."""
+        """The fake tensor of a tensor that enters the scope: a symbol for every size above 1."""
         sizes = [self.new_symbol(size, (name, "shape", i)) for i, size in enumerate(tensor.shape)]
         return self.build(tensor, sizes, self._strides(name, tensor, sizes))
 
     def of_result(self, name: str, tensor: torch.Tensor, like: Sequence[torch.Tensor], grows: tuple[int, ...]) -> Any:
-        """The shadow of an island's result: sizes follow the inputs' where they agree, except where it may grow."""
+        """An island's result as a fake tensor: sizes follow the inputs' where they agree, except where it may grow."""
         rank = tensor.ndim
         free = {d % rank for d in grows} if rank else set()
         sizes: list[Any] = []
@@ -270,7 +217,7 @@ class FakeValues:
         return strides
 
     def laid_out(self, fake: torch.Tensor, real: torch.Tensor, operands: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """The shadow of an operator's result whose strides are others than torch's shape function says.
+        """The fake tensor of an operator's result whose strides are others than torch's shape function says.
 
         A dimension of size 1 has the stride that it has in an operand, or that of another dimension, or what lies
         between two of that one's elements; the check at another shape tells whether it always has.
@@ -278,7 +225,7 @@ class FakeValues:
         Args:
             fake: what the shape function gives.
             real: the result.
-            operands: shadows of the operator's.
+            operands: fake tensors of the operator's.
 
         Returns:
             None where no sizes give such strides.
@@ -348,12 +295,12 @@ class Translation:
         guards: conditions as Python text over graph symbols, with what torch calls each.
     """
 
-    def __init__(self, shadow: FakeValues) -> None:
-        self.env = shadow.env
+    def __init__(self, values: FakeValues) -> None:
+        self.env = values.env
         self.names: dict[sympy.Symbol, sympy.Symbol] = {}
         self.sources: list[SymbolSource] = []
         settled: list[tuple[str, Any]] = []  # numbers that a call returned and the run tied to something else
-        for torch_symbol, source in shadow.sources:
+        for torch_symbol, source in values.sources:
             final = self.env.replace(torch_symbol)
             first = final.is_Symbol and final not in self.names  # of equal sizes: the one a plan knows first
             if not first and source.kind != "result":

@@ -22,7 +22,8 @@ from fusion.capture.mutation import has_memory, mapped, storage_key, tensors_wri
 from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.object_reads import ObjectReads
 from fusion.capture.python.opaque_calls import OpaqueCalls, as_tuples
-from fusion.capture.symbolic_shapes import SHAPES, GuardError, has_unknown_size, hint, quiet_log
+from fusion.capture.shape_functions import SHAPES
+from fusion.capture.symbolic_shapes import GuardError, has_unknown_size, hint, quiet_log
 from fusion.capture.trace_state import TraceState
 from fusion.capture.unsupported import TENSOR_TYPES, unsupported
 from fusion.capture.user_frame import user_line

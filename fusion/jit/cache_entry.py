@@ -28,10 +28,11 @@ class CacheEntry:
 
     Attributes:
         proved: values of the input symbols that a plan was checked at.
-        trusted: whether it was checked at a shape other than the recorded one.
-        structure: of the calls' arguments, by `Signature.structure`.
+        exact: whether the plan without kernels agreed with the recorded run to the bit, not only but for rounding.
+        generalized: whether it was checked at a shape other than the recorded one.
+        structure: of the calls, as `BoundCall.structure`.
         reader: path of the module whose forward went by numbers that tensors held, or None.
-        late: size symbols that only an island tells, and no guard ties to others.
+        unbacked_symbols: size symbols that only an island tells, and no guard ties to others.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class CacheEntry:
             {s.symbol for s in recording.graph.symbols} - set(self.symbols) - _settled(recording.graph.guards)
         )
         self.proved: set[tuple[int, ...]] = set()
+        self.exact = False
         self.generalized = not recording.graph.symbols
         self.refusal: Refusal | None = None
         self.failures = 0

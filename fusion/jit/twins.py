@@ -86,6 +86,5 @@ class Twins:
         statistics.recordings += 1
         statistics.recording_seconds += recording.seconds
         entry = CacheEntry(recording, twin.template, self._pipeline, twin.reader)
-        entry.structure = call.structure
         self._validator.compile_safely(call.structure, lambda: self._validator.prove(entry, recording, call))
         return result

@@ -77,26 +77,48 @@ class PlanValidator:
     # ---- a new recording
 
     def adopt(self, recording: RecordedCall, call: BoundCall) -> CacheEntry:
-        """Compiles a recording; its plan is proved by running it with the islands answering from the recording.
+        """From a recording to plans that the entry tries: the loop, a line for each stage.
 
         Args:
             recording: one that was not refused.
             call: the recorded one.
         """
-        template = self._pipeline.template(recording, self._original.signature.names)
-        modules = self._watch.modules
-        paths = {id(m): path for path, m in modules[""].named_modules()} if recording.reader is not None else {}
-        entry = CacheEntry(recording, template, self._pipeline, paths.get(id(recording.reader)))
-        entry.structure = call.structure
+        template = self._pipeline.template(recording, self._original.signature.names)  # partition, and name the regions
+        entry = CacheEntry(recording, template, self._pipeline, self._path_of(recording.reader))
         self.prove(entry, recording, call)
         return entry
 
     def prove(self, entry: CacheEntry, recording: RecordedCall, call: BoundCall) -> None:
-        """Runs the unfused plan on the recorded call, then makes the fused one."""
+        """The stages that an equal module's recording goes through, too."""
+        entry.structure = call.structure
         if self._watch.add(recording.functions):
             self._cache.publish()
         self._cache.entries.append(entry)
+        tap = self._agreed(entry, recording, call)  # the plan without kernels does what the recorded run did
+        if tap is None:
+            return
         values = dict(recording.values)
+        try:
+            compiled = self._pipeline.compile(entry.template, {**recording.real, **tap}, values)  # choose kernels
+        finally:
+            entry.release(recording)
+        del tap
+        if entry.exact and not entry.unbacked_symbols:  # else the next call is checked, before a plan takes any
+            entry.proved.add(entry.key(values))
+        entry.plan(compiled, *self._on_failure(entry))  # write it, and bind this scope's tensors
+        self._cache.publish()
+
+    def _path_of(self, module: torch.nn.Module | None) -> str | None:
+        if module is None:
+            return None
+        return next((path for path, held in self._watch.modules[""].named_modules() if held is module), None)
+
+    def _agreed(self, entry: CacheEntry, recording: RecordedCall, call: BoundCall) -> dict[str, torch.Tensor] | None:
+        """Runs the plan without kernels on the recorded call, with the islands answering from the recording.
+
+        Returns:
+            tensors that kernels are proved on and the recorded run has let go of; None where the entry is refused.
+        """
         try:
             with (
                 self.replaying(recording.log, call, recording),
@@ -106,33 +128,23 @@ class PlanValidator:
             ):
                 result, _, _, tap = entry.checked_run(call.arguments, _let_go(entry, recording))
                 did, recorded = (result, recording.undo.now()), (recording.outcome, recording.left)
-                exact = same_results(did, recorded)  # never so for MISS, which no forward returns
-                agrees = exact or same_results(did, recorded, exact=False)
+                entry.exact = same_results(did, recorded)  # never so for MISS, which no forward returns
+                agrees = entry.exact or same_results(did, recorded, exact=False)
         except PlanStopped as stopped:
             if is_shortage(stopped.error):
                 self._cache.entries.remove(entry)
                 raise
             entry.refusal = self._plan_error(stopped.error)
-            return
+            return None
+        line = self._original.line
         if result is MISS:  # then it holds for no call, and recording such calls again would end here again
             what = "an argument, or what the forward finds, is not equal to itself a moment later: no plan is valid"
-            entry.refusal = self._cache.refused[entry.structure] = Refusal("guard", what, self._original.line)
-            return
+            entry.refusal = self._cache.refused[entry.structure] = Refusal("guard", what, line)
+            return None
         if not agrees:
-            what = "the plan's result differs from the recorded run's"
-            entry.refusal = Refusal("plan_mismatch", what, self._original.line)
-            return
-        del result, did, recorded
-        try:
-            compiled = self._pipeline.compile(entry.template, {**recording.real, **tap}, values)
-        finally:
-            entry.release(recording)
-        del tap
-        entry.proved.add(entry.key(values))
-        if entry.unbacked_symbols or not exact:
-            entry.proved.clear()  # a size that only an island tells, or another rounding: the next call is checked
-        entry.plan(compiled, *self._on_failure(entry))
-        self._cache.publish()
+            entry.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's", line)
+            return None
+        return tap
 
     # ---- sizes that are new
 
