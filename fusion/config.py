@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from .kernels.backend import backends
 from .patterns.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "FUSION_"
@@ -35,7 +36,7 @@ class FusionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=False)
 
     enable_fusion: bool = Field(True, description="False leaves every forward as it is.")
-    backend: Literal["auto", "cpp", "triton", "eager"] = Field(
+    backend: str = Field(
         "auto", description="Who compiles kernels. `auto` takes what the machine has; a name that cannot be met raises."
     )
     numerics: Literal["eager", "fp32"] = Field(
@@ -77,6 +78,13 @@ class FusionConfig(BaseModel):
                 f"{name}={value!r} was assigned to a FusionConfig, which is immutable.",
                 remedy=f"Make another one: config.replace({name}={value!r}).",
             )
+
+    @field_validator("backend")
+    @classmethod
+    def _registered(cls, value: str) -> str:
+        if value not in _choices("backend"):
+            raise ValueError("the name of a backend is expected")
+        return value
 
     @field_validator("cache_dir", mode="before")
     @classmethod
@@ -177,6 +185,14 @@ class FusionConfig(BaseModel):
         return config
 
 
+def _choices(field: str) -> list[str]:
+    """The words that a field takes; none for a field that takes anything else."""
+    if field == "backend":
+        return ["auto", *(backend.name for backend in backends()), "eager"]
+    kinds = get_args(FusionConfig.model_fields[field].annotation)
+    return list(kinds) if all(isinstance(kind, str) for kind in kinds) else []
+
+
 def variable(field: str) -> str:
     """The environment variable of a field: "cache_dir" -> "FUSION_CACHE_DIR"."""
     return ENVIRONMENT_PREFIX + field.upper()
@@ -275,16 +291,16 @@ def _expectation(field: str, given: Any, complaint: Mapping[str, Any]) -> tuple[
         for key in ("gt", "ge", "le")
         if (value := getattr(part, key, None)) is not None
     }
-    if all(isinstance(kind, str) for kind in kinds):
-        near = _nearest(str(given), list(kinds)) or str(info.default)
-        return "one of " + ", ".join(map(repr, kinds)) + " is expected", repr(near)
+    if words := _choices(field):
+        near = _nearest(str(given), words) or str(info.default)
+        return "one of " + ", ".join(map(repr, words)) + " is expected", repr(near)
     if bool in kinds:
         return "True or False is expected (in the environment also 1/0, yes/no, on/off)", repr(_near_bool(given))
     if Path in kinds:
         return "a path or None is expected", repr(info.default)
     kind = "a whole number" if int in kinds else "a number"
-    words = {"gt": "above", "ge": "at least", "le": "at most"}
-    limits = " and ".join(f"{words[key]} {value}" for key, value in bounds.items())
+    relations = {"gt": "above", "ge": "at least", "le": "at most"}
+    limits = " and ".join(f"{relations[key]} {value}" for key, value in bounds.items())
     none = " or None" if type(None) in kinds else ""
     return f"{kind} {limits}{none} is expected".replace("  ", " "), repr(_near_number(given, bounds, info.default))
 

@@ -59,6 +59,7 @@ CODES: dict[str, str] = {
     "few_elements": "fewer elements than min_tensor_elements",
     "fuel": "max_fusions reached",
     "no_backend": "no compiler for this device",
+    "primitive": "the backend has no form for an operation in its dtype",
     "compile_error": "the kernel did not compile",
     "compiler_fault": "the compiler failed on it; please report this",
     "inaccurate": "the kernel's error is larger than eager's allows",

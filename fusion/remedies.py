@@ -59,6 +59,7 @@ REMEDIES: dict[str, str] = {
     "few_elements": "lower min_tensor_elements, if such small tensors are what counts",
     "fuel": "raise max_fusions",
     "no_backend": "install a C++ compiler (g++) for CPUs, Triton for GPUs, or set backend='auto'",
+    "primitive": NOTHING + "the operator runs eagerly",
     "compiler_fault": _REPORT,
     "compile_error": "mend the compiler that the message names, or choose another by backend=",
     "inaccurate": NOTHING + "eager's operators run, which round as they always did",

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from fusion.choices.kernel_cache import Kernel
 from fusion.config import FusionConfig
 from fusion.frontend.subgraph_dispatch import dispatcher_for
 from fusion.jit.pipeline import Pipeline
@@ -60,7 +59,7 @@ class FusionScheduler:
         return {
             "hits": costs.cache_hits,
             "misses": costs.cache_misses,
-            "kernels": sum(isinstance(k, Kernel) for k in self.pipeline.backends.kernels.values()),
+            "kernels": sum(len(choice.kernels) for choice in self.pipeline.backends.kernels.values()),
             "decisions": len(self.pipeline.backends.decisions),
             "compile_seconds": costs.compile_seconds,
             "profile_seconds": costs.profile_seconds,

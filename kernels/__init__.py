@@ -1,4 +1,4 @@
-"""The kernel compiler: SubGraphs become LoopNests or Bundles of them, and those become C++ and Triton.
+"""The kernel compiler: SubGraphs become LoopNests or Bundles of them, and backends make kernels of those.
 
 nest = lower(create_swiglu_pattern())
 print(nest)                          # the loops
@@ -7,10 +7,8 @@ print(kernel_sources(nest)["cpp"])   # what they become
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from fusion.kernels.backends.cpp import emit as cpp_emit
-from fusion.kernels.backends.triton import emit as triton_emit
+import fusion.kernels.backends  # noqa: F401  registers them
+from fusion.kernels.backend import backends
 from fusion.kernels.bundle import Bundle, Nest
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import given_symbols, lower, lower_kernel
@@ -18,20 +16,16 @@ from fusion.patterns.errors import LoweringError
 
 
 def kernel_sources(nest: Nest) -> dict[str, str]:
-    """A kernel's text at every stage: "loops", and "cpp" and "triton" where the backend can express it.
+    """A kernel's text at every stage: "loops", and by the name of each backend, such as "cpp" and "triton".
 
-    Both texts are made here; no compiler and no GPU is needed.
+    No compiler and no GPU is needed. A backend that cannot express the kernel says so in a comment.
     """
     sources = {"loops": str(nest)}
-    writers: dict[str, Callable[[Nest], str]] = {
-        "cpp": lambda n: cpp_emit.translation_unit([n]),
-        "triton": triton_emit.emit_all,
-    }
-    for name, write in writers.items():
+    for backend in backends():
         try:
-            sources[name] = write(nest)
+            sources[backend.name] = backend.emit(nest, backend.schedules(nest)[0])
         except LoweringError as error:
-            sources[name] = f"# {error}"
+            sources[backend.name] = f"# {error}"
     return sources
 
 

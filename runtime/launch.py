@@ -1,26 +1,13 @@
-"""From a compiled kernel to a function of tensors: through C where it can be, through ctypes where not."""
+"""From a compiled kernel to a function of tensors."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from typing import Any
+from fusion.kernels.backend import Artifact, Launcher, backend_named
 
-import torch
-
-from fusion.kernels.backends.cpp.compile import CompiledKernel, run_ctypes
-from fusion.kernels.bundle import Nest
-from fusion.kernels.loops import Argument
-from fusion.patterns import symbols
-from fusion.patterns.errors import StructureMismatch
-
-from .cuda_launch import make_cuda_launcher
-from .native import DLPACK_TYPES, in_plain_memory, load_native
-
-Launcher = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+from .native import load_native
 
 
-def make_launcher(kernel: CompiledKernel | Nest) -> Launcher:
+def make_launcher(kernel: Artifact) -> Launcher:
     """A function that runs `kernel`.
 
     It is called with the input tensors in order, then the integers of the sizes whose source is "given", and returns
@@ -28,62 +15,9 @@ def make_launcher(kernel: CompiledKernel | Nest) -> Launcher:
     shape or strides are not those of the kernel's inputs.
 
     Args:
-        kernel: a compiled C++ kernel, or the loops of a Triton kernel.
+        kernel: what a backend compiled.
 
     Raises:
-        BackendUnavailable, LoweringError: Triton cannot run the nest here.
+        BackendUnavailable, LoweringError: the backend cannot run the kernel here.
     """
-    if not isinstance(kernel, CompiledKernel):
-        return make_cuda_launcher(kernel)
-    slow = CtypesLauncher(kernel)
-    module = load_native()
-    if module is None:
-        return slow
-    library = ctypes.CDLL(kernel.library)  # never unloaded, so the addresses stay good
-    prepare, run = (
-        ctypes.cast(library[f"{kernel.symbol}_{part}"], ctypes.c_void_p).value for part in ("prepare", "run")
-    )
-    outputs = tuple((*DLPACK_TYPES[o.dtype], o.order, tuple(dim for dim, _ in o.loose)) for o in kernel.nest.outputs)
-    launcher: Launcher = module.Launcher(
-        prepare, run, len(kernel.nest.inputs), slow.given, len(kernel.nest.sizes), outputs, slow
-    )
-    return launcher
-
-
-class CtypesLauncher:
-    """`make_launcher` for a C++ kernel without the C extension, which also calls it to say what is wrong with a call.
-
-    Args:
-        kernel: a kernel with target "cpp".
-    """
-
-    def __init__(self, kernel: CompiledKernel) -> None:
-        self.kernel = kernel
-        self.given = max((s.argument + 1 for s in kernel.nest.sizes if s.source == "given"), default=0)
-
-    def __call__(self, *arguments: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        inputs = self.kernel.nest.inputs
-        if len(arguments) != len(inputs) + self.given:
-            raise StructureMismatch(
-                f"The kernel {self.kernel.name} takes {len(inputs)} tensors and {self.given} integers, not "
-                f"{len(arguments)} arguments.",
-                remedy="Pass one tensor for each of its inputs, in order, then its sizes.",
-            )
-        tensors, given = arguments[: len(inputs)], arguments[len(inputs) :]
-        for argument, tensor in zip(inputs, tensors, strict=True):
-            if not in_plain_memory(tensor):
-                raise _unreadable(self.kernel.name, argument, tensor)
-        outputs = run_ctypes(self.kernel, tensors, given)
-        return outputs[0] if len(outputs) == 1 else outputs
-
-
-def _unreadable(kernel: str, argument: Argument, tensor: Any) -> StructureMismatch:
-    shape, strides = (", ".join(map(symbols.render, dims)) for dims in (argument.shape, argument.strides))
-    kind = type(tensor).__name__
-    if isinstance(tensor, torch.Tensor):
-        kind += f" of layout {tensor.layout} on {tensor.device}"
-    return StructureMismatch(
-        f"The input {argument.name} of the kernel {kernel} must be a plain {argument.dtype} tensor on cpu of shape "
-        f"[{shape}] and strides [{strides}]; found a {kind} that is no tensor in plain memory.",
-        remedy="Pass a dense tensor of this structure: no subclass, no lazy negation or conjugation, no freed storage.",
-    )
+    return backend_named(kernel.target).launch(kernel, load_native())

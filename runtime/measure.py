@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from fusion.patterns import symbols
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Leaf, Ref
@@ -53,23 +51,21 @@ class Comparison:
         return (self.second_us + self.second_spread_us / 2) / self.first_us
 
 
-def compare(first: Callable[[], object], second: Callable[[], object], *, cuda: bool, seconds: float) -> Comparison:
+def compare(
+    first: Callable[[], object], second: Callable[[], object], *, wait: Callable[[], object], seconds: float
+) -> Comparison:
     """Times two calls interleaved; a noisy comparison is repeated twice before it is given.
 
     Args:
         first, second: what to time; called at least a dozen times each.
-        cuda: whether they launch work on a GPU, which is then waited for.
+        wait: returns when the device has done what was launched on it.
         seconds: time to spend, roughly; the least number of samples is taken in any case.
     """
     for _ in range(3):
-        found = _compare(first, second, torch.cuda.synchronize if cuda else _nothing, seconds)
+        found = _compare(first, second, wait, seconds)
         if not found.noisy:
             break
     return found
-
-
-def _nothing() -> None:
-    """CPU work is done when its call returns."""
 
 
 def _compare(

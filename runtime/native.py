@@ -27,6 +27,7 @@ import torch
 
 from fusion.kernels.backends.cpp.libraries import is_whole
 from fusion.kernels.backends.cpp.toolchain import compile_c_extension, find_toolchain, why_missing
+from fusion.kernels.plain_memory import DLPACK_TYPES, TENSOR_TYPES, in_plain_memory
 from fusion.kernels.scratch import scratch_folder
 from fusion.kernels.store import Store
 from fusion.patterns import symbols
@@ -41,15 +42,6 @@ _HEADER = Path(torch.__file__).parent / "include" / "ATen" / "dlpack.h"
 _NAME = "fusion_native"
 _IMPLEMENTATION_WORDS = 22  # of c10::TensorImpl that are searched; it has been larger in every torch since 1.8
 
-TENSOR_TYPES: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)  # exact types; nn.Buffer makes plain tensors
-
-# DLPack type codes and bits.
-DLPACK_TYPES: dict[torch.dtype, tuple[int, int]] = {
-    torch.int8: (0, 8), torch.int16: (0, 16), torch.int32: (0, 32), torch.int64: (0, 64), torch.uint8: (1, 8),
-    torch.uint16: (1, 16), torch.uint32: (1, 32), torch.uint64: (1, 64), torch.float16: (2, 16),
-    torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16), torch.complex64: (5, 64),
-    torch.complex128: (5, 128), torch.bool: (6, 8),
-}  # fmt: skip
 _DEVICE_TYPES = {"cpu": 1, "cuda": 10 if torch.version.hip else 2}
 
 Guard = Callable[..., "tuple[int, ...] | None"]
@@ -358,17 +350,6 @@ class PythonGuard:
                 return None
             at += 2 * n
         return values
-
-
-def in_plain_memory(tensor: Any) -> bool:
-    """Whether C code may read a tensor's elements where they lie: no subclass or wrapper, no layout, no lazy bits."""
-    if type(tensor) not in TENSOR_TYPES or tensor.is_nested:
-        return False
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        return False
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_neg() or tensor.is_conj():
-        return False
-    return bool(tensor.device.type != "meta" and (tensor.data_ptr() != 0 or tensor.numel() == 0))
 
 
 def _fits(tensor: Any, dtype: torch.dtype, dims: int, device: str, index: int) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import networkx
 
+from fusion.kernels.backend import backends
 from fusion.refusal import CODES
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,19 @@ def test_imports_have_no_circles() -> None:
     assert graph.number_of_edges() > 500, "the imports were not found: the test would show nothing"
     circles = [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1]
     assert not circles
+
+
+def test_code_outside_of_a_backend_names_none() -> None:
+    """Nor imports from one, but for the C compiler that the runtime's own extension needs."""
+    folder = "fusion.kernels.backends."
+    shared = {name: path for name, path in modules().items() if not f"{name}.".startswith(folder)}
+    importing = {name for name, path in shared.items() if any(i.startswith(folder) for i in imports(name, path))}
+    assert importing == {"fusion.runtime.native"}
+    names = {backend.name for backend in backends()}
+    assert len(names) > 1
+    for path in shared.values():
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not names & texts, path
 
 
 def test_every_refusal_code_has_a_test() -> None:

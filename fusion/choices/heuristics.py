@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from fusion.choices.decision import Decision
-from fusion.choices.kernel_cache import Backends
+from fusion.choices.decision import Decision, best
+from fusion.choices.kernel_cache import Backends, Kernel, KernelChoice
 from fusion.choices.proof import prove
 from fusion.config import FusionConfig
+from fusion.kernels.backend import waits_for
+from fusion.kernels.lower import given_symbols
 from fusion.partition import cost_model
 from fusion.patterns import symbols
 from fusion.patterns.graph import SubGraph
@@ -84,7 +86,7 @@ class FusionHeuristics:
         Args:
             graph: the region.
             inputs: a tensor for every input, by name or in order.
-            kernel: takes the inputs in order, then the sizes its nest is given; None compiles one.
+            kernel: takes the inputs in order, then the sizes its nest is given; None compiles every candidate.
 
         Returns:
             the decision with both times in microseconds.
@@ -94,12 +96,48 @@ class FusionHeuristics:
         """
         tensors = inputs if isinstance(inputs, Mapping) else dict(zip(graph.inputs, inputs, strict=True))
         values = bind_symbols(graph, tensors)
-        if kernel is None:
-            built = Backends(self.config).launcher(graph)
-            if isinstance(built, Decision):
-                return built
-            kernel = built
-        return self.judge(graph, [tensors[i] for i in graph.inputs], values, kernel, ())
+        real = [tensors[i] for i in graph.inputs]
+        if kernel is not None:
+            return self.judge(graph, real, values, kernel, ())
+        choice = Backends(self.config).compile([graph])[0]
+        if any(given_symbols(candidate.nest) for candidate in choice.kernels.values()):
+            return Decision(False, "guard", "its sizes cannot be read off its inputs")
+        return self.choose(graph, real, values, choice, ())
+
+    def choose(
+        self,
+        graph: SubGraph,
+        tensors: Sequence[torch.Tensor],
+        values: Mapping[str, int],
+        choice: KernelChoice,
+        given: Sequence[int],
+        known: Decision | None = None,
+    ) -> Decision:
+        """Proves and times every candidate for a region, and takes the fastest that is accurate and fast enough.
+
+        Args:
+            graph: the region.
+            tensors: its inputs, in order.
+            values: of its size symbols.
+            choice: its candidates.
+            given: what launchers take after the inputs.
+            known: a decision that was measured before: the kernel it chose is proved, and nothing is timed, unless
+                that proof fails. Then the others compete.
+        """
+
+        def judged(kernel: Kernel, measured: Decision | None = None) -> Decision:
+            return self.judge(graph, tensors, values, kernel.launch, given, measured=measured)
+
+        decisions = dict(choice.refusals)
+        if known is not None:
+            again = judged(choice.kernels[known.chosen], known)
+            if again.fused:
+                return known
+            decisions[known.chosen] = again
+        for label, kernel in choice.kernels.items():
+            if label not in decisions:
+                decisions[label] = judged(kernel)
+        return best((label, decisions[label]) for label in choice.candidates)
 
     def judge(
         self,
@@ -140,7 +178,7 @@ class FusionHeuristics:
             times = compare(
                 lambda: eager(*tensors, *sizes),
                 lambda: kernel(*tensors, *given),
-                cuda=graph.spec[graph.outputs[0]].device == "cuda",
+                wait=waits_for(graph.spec[graph.outputs[0]].device),
                 seconds=_SECONDS,
             )
         facts |= {"eager_us": times.first_us, "fused_us": times.second_us}

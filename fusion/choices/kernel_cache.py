@@ -1,11 +1,11 @@
-"""From regions to launchers: which backend, compiled how, remembered where."""
+"""From regions to kernels: every candidate of every backend that fits, compiled, tried, remembered."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,11 +17,7 @@ from fusion.choices.decision import Decision
 from fusion.choices.trial import Trials
 from fusion.config import FusionConfig
 from fusion.kernels import kernel_sources
-from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
-from fusion.kernels.backends.cpp.compile import compile_cpp, needs_compiler
-from fusion.kernels.backends.triton import script as triton_script
-from fusion.kernels.backends.triton import toolchain as triton_toolchain
-from fusion.kernels.backends.triton.emit import emit, emit_all, schedule_for
+from fusion.kernels.backend import RESERVED, Artifact, Backend, Schedule, backend_named, backends_of
 from fusion.kernels.bundle import Nest
 from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
@@ -32,6 +28,7 @@ from fusion.runtime.launch import make_launcher
 from fusion.runtime.native import prepare_native
 
 _EARLIER = "; measured by an earlier process"
+_FORMAT = 2  # of stored decisions and of what they depend on: one more where either changes
 
 
 @dataclass(frozen=True)
@@ -41,27 +38,60 @@ class Kernel:
     Attributes:
         launch: takes the inputs in order, then the given sizes; returns a tensor or a tuple.
         nest: its loops.
-        compiled: the backend's kernel with its source, or None for Triton, which compiles at the first launch.
-        backend: "cpp" or "triton".
+        compiled: what the backend made, with its source.
+        backend: the backend's name.
+        schedule: how the backend runs the nest; None where it has one way only.
     """
 
     launch: Callable[..., Any]
     nest: Nest
-    compiled: Any
+    compiled: Artifact
     backend: str
+    schedule: Schedule = None
 
     def __str__(self) -> str:
         return str(self.nest)
 
     def sources(self) -> dict[str, str]:
-        """The kernel's text for each backend that can express it: "loops", "cpp", "triton"."""
+        """The kernel's text: "loops", and by name for each backend, such as "cpp" and "triton"."""
         return kernel_sources(self.nest)
 
     def to_script(self) -> str:
         """A program that runs this kernel alone, on random inputs; it needs torch and the backend's compiler."""
-        if self.compiled is not None:
-            return str(self.compiled.to_script())
-        return triton_script.standalone(self.nest, schedule_for(self.nest), emit(self.nest))
+        return self.compiled.to_script()
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """The candidates for a region, of which one at most is going to be used.
+
+    Attributes:
+        candidates: by label, in order of preference, each a kernel or the decision why there is none. A label is the
+            backend's name, with the schedule's text where the backend has several schedules for the nest. It is "" for
+            the decision that no backend can be asked.
+    """
+
+    candidates: Mapping[str, Kernel | Decision]
+
+    @property
+    def kernels(self) -> dict[str, Kernel]:
+        """Those that were made."""
+        return {label: one for label, one in self.candidates.items() if isinstance(one, Kernel)}
+
+    @property
+    def refusals(self) -> dict[str, Decision]:
+        """Why the others were not."""
+        return {label: one for label, one in self.candidates.items() if isinstance(one, Decision)}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One candidate that is to be compiled."""
+
+    digest: str
+    label: str
+    nest: Nest
+    schedule: Schedule
 
 
 @dataclass
@@ -76,7 +106,7 @@ class Costs:
 
 @dataclass
 class Backends:
-    """The compilers of this machine behind one door, with a memory of kernels and decisions.
+    """The backends that fit a region behind one door, with a memory of kernels and decisions.
 
     Raises:
         BackendUnavailable: the config names a backend that this machine cannot provide.
@@ -91,7 +121,7 @@ class Backends:
             self.store = Store(self.config.cache_dir or default_directory())
         self.trials = Trials(self.store)
         self.nests: dict[tuple[str, str], Nest | LoweringError] = {}
-        self.kernels: dict[str, Kernel | Decision] = {}
+        self.kernels: dict[str, KernelChoice] = {}
         self.decisions: dict[str, Decision] = {}
         self.proved: set[str] = set()  # decisions whose kernel was proved in this process
         self._lock = Lock()
@@ -100,12 +130,9 @@ class Backends:
 
     def _check_explicit(self) -> None:
         """An explicit request that cannot be met is an error, not a fallback."""
-        if self.config.backend == "triton":
-            reason = triton_toolchain.available()
-            if reason:
-                raise BackendUnavailable(f"backend='triton' was asked for: {reason}")
-        if self.config.backend == "cpp" and cpp_toolchain.find_toolchain() is None:
-            raise BackendUnavailable(f"backend='cpp' was asked for: {cpp_toolchain.why_missing()}")
+        name = self.config.backend
+        if name not in RESERVED and (reason := backend_named(name).why_unavailable()):
+            raise BackendUnavailable(f"backend={name!r} was asked for: {reason}")
 
     def lower(self, graph: SubGraph) -> Nest:
         """The loops of a region, remembered by digest.
@@ -128,109 +155,114 @@ class Backends:
             raise known
         return known
 
-    def backend_for(self, graph: SubGraph) -> str | Decision:
-        """ "cpp" or "triton", or the decision that there is none."""
+    def backends_for(self, graph: SubGraph) -> tuple[Backend[Any], ...] | Decision:
+        """The backends whose kernels compete for a region, or the decision that there is none."""
         device = graph.spec[graph.outputs[0]].device
-        wanted = {"cpu": "cpp", "cuda": "triton"}.get(device)
-        if wanted is None:
+        known = backends_of(device)
+        if not known:
             return Decision(False, "device", f"no kernels for the device {device!r}")
-        if self.config.backend not in ("auto", wanted):
+        asked = [backend for backend in known if self.config.backend in ("auto", backend.name)]
+        if not asked:
             return Decision(False, "no_backend", f"backend={self.config.backend!r} makes no kernels for {device}")
-        missing = (
-            triton_toolchain.available()
-            if wanted == "triton"
-            else (None if cpp_toolchain.find_toolchain() else cpp_toolchain.why_missing())
-        )
-        return Decision(False, "no_backend", missing) if missing else wanted
+        missing = {backend.name: backend.why_unavailable() for backend in asked}
+        there = [backend for backend in asked if not missing[backend.name]]
+        if not there:
+            return Decision(False, "no_backend", "; ".join(filter(None, missing.values())))
+        used = {graph.spec[name].dtype for name in (*graph.inputs, *graph.outputs)}
+        able = tuple(backend for backend in there if used <= backend.dtypes)
+        lacking = sorted(map(str, used - there[0].dtypes))
+        return able or Decision(False, "dtype", f"{there[0].name} has no {', '.join(lacking)}")
 
-    def compile(self, graphs: Sequence[SubGraph]) -> list[Kernel | Decision]:
-        """Kernels for regions, in order; those that are new are compiled together. A failure is remembered too."""
+    def compile(self, graphs: Sequence[SubGraph]) -> list[KernelChoice]:
+        """Candidates for regions, in order; those that are new are compiled together. A failure is remembered too."""
         with self._lock:
             fresh = {g.digest: g for g in graphs if g.digest not in self.kernels}
             if fresh:
-                self._compile(fresh)
+                self.kernels |= self._compile(fresh)
             return [self.kernels[g.digest] for g in graphs]
 
-    def _compile(self, fresh: dict[str, SubGraph]) -> None:
-        native: dict[str, Nest] = {}
+    def _compile(self, fresh: Mapping[str, SubGraph]) -> dict[str, KernelChoice]:
+        found: dict[str, dict[str, Kernel | Decision]] = {digest: {} for digest in fresh}
+        jobs: dict[str, list[_Job]] = {}
         for digest, graph in fresh.items():
-            backend = self.backend_for(graph)
-            if isinstance(backend, Decision):
-                self.kernels[digest] = backend
+            competing = self.backends_for(graph)
+            if isinstance(competing, Decision):
+                found[digest][""] = competing
                 continue
             try:
                 nest = self.lower(graph)
             except LoweringError as error:
-                self.kernels[digest] = Decision(False, error.code, error.message)
+                found[digest][""] = Decision(False, error.code, error.message)
                 continue
-            if backend == "cpp":
-                native[digest] = nest
-                continue
-            self.kernels[digest] = _launched(nest, nest, None)
-        if native:
-            try:
-                self._compile_cpp(native)
-                self._try({digest: fresh[digest] for digest in native})
-            finally:
-                self.trials.close()
+            for backend in competing:
+                try:
+                    schedules = backend.schedules(nest)
+                except Exception as error:
+                    found[digest][backend.name] = _refused(error, nest)
+                    continue
+                for schedule in schedules:
+                    label = backend.name if len(schedules) == 1 else f"{backend.name} {schedule}"
+                    jobs.setdefault(backend.name, []).append(_Job(digest, label, nest, schedule))
+        try:
+            for name, of_backend in jobs.items():
+                made = self._build(backend_named(name), of_backend)
+                made = self._tried(backend_named(name), made, fresh)
+                for job, kernel in made.items():
+                    found[job.digest][job.label] = kernel
+        finally:
+            self.trials.close()
+        return {digest: KernelChoice(candidates) for digest, candidates in found.items()}
 
-    def _compile_cpp(self, nests: dict[str, Nest]) -> None:
+    def _build(self, backend: Backend[Any], jobs: Sequence[_Job]) -> dict[_Job, Kernel | Decision]:
+        pairs = [(job.nest, job.schedule) for job in jobs]
         start = time.perf_counter()
         try:
-            if self.config.verify and needs_compiler(list(nests.values()), self.store):
-                self.trials.prepare()
-            compiled = compile_cpp(list(nests.values()), self.store)
+            if self.config.verify and backend.isolation is not None and backend.isolation.is_new(pairs, self.store):
+                self.trials.prepare(backend.name)
+            compiled = backend.compile(pairs, self.store)
         except Exception as error:
-            if len(nests) > 1:  # one bad kernel must not take the others with it
-                for digest, nest in nests.items():
-                    self._compile_cpp({digest: nest})
-                return
-            ((digest, nest),) = nests.items()
-            if isinstance(error, (CompileError, BackendUnavailable, LoweringError)):
-                self.kernels[digest] = Decision(False, "compile_error", str(error).splitlines()[0])
-            else:
-                self.kernels[digest] = Decision(False, faults.CODE, faults.noted(error, nest.name))
-            return
+            if len(jobs) > 1:  # one bad kernel must not take the others with it
+                return {job: made for one in jobs for job, made in self._build(backend, [one]).items()}
+            return {jobs[0]: _refused(error, jobs[0].nest)}
         finally:
             self.costs.compile_seconds += time.perf_counter() - start
-        for digest, kernel in zip(nests, compiled, strict=True):
-            self.costs.cache_hits += kernel.from_cache
-            self.costs.cache_misses += not kernel.from_cache
-            self.kernels[digest] = _launched(kernel, kernel.nest, kernel)
+        self.costs.cache_hits += sum(artifact.from_cache for artifact in compiled)
+        self.costs.cache_misses += sum(not artifact.from_cache for artifact in compiled)
+        return {job: _launched(artifact, job.schedule) for job, artifact in zip(jobs, compiled, strict=True)}
 
-    def _try(self, graphs: dict[str, SubGraph]) -> None:
-        """Tries new kernels on made data; those that fail are refused."""
-        made = {d: k for d in graphs if isinstance(k := self.kernels[d], Kernel)}
-        if not self.config.verify or not made:
-            return
+    def _tried(
+        self, backend: Backend[Any], made: dict[_Job, Kernel | Decision], graphs: Mapping[str, SubGraph]
+    ) -> dict[_Job, Kernel | Decision]:
+        """`made` with a refusal in the place of each new kernel that fails on made data."""
+        kernels = {job: kernel for job, kernel in made.items() if isinstance(kernel, Kernel)}
+        if not self.config.verify or backend.isolation is None or not kernels:
+            return made
         start = time.perf_counter()
-        try:
-            verdicts = self.trials.verdicts([(graphs[d], k.compiled, k.launch) for d, k in made.items()])
-        except BaseException:
-            for digest in made:  # none is used untried
-                del self.kernels[digest]
-            raise
+        verdicts = self.trials.verdicts([(graphs[j.digest], k.compiled, k.launch) for j, k in kernels.items()])
         self.costs.profile_seconds += time.perf_counter() - start
-        for digest, verdict in zip(made, verdicts, strict=True):
-            if verdict.code:
-                self.kernels[digest] = Decision(False, verdict.code, verdict.reason)
+        pairs = zip(kernels, verdicts, strict=True)
+        return made | {job: Decision(False, v.code, v.reason) for job, v in pairs if v.code}
 
     def launcher(self, graph: SubGraph) -> Callable[..., Any] | Decision:
-        """The launcher of one region, or the decision that there is none."""
-        kernel = self.compile([graph])[0]
-        if isinstance(kernel, Kernel) and given_symbols(kernel.nest):
-            return Decision(False, "guard", "its sizes cannot be read off its inputs")
-        return kernel.launch if isinstance(kernel, Kernel) else kernel
+        """The launcher of a region's first candidate that was made, or the decision that there is none."""
+        choice = self.compile([graph])[0]
+        for kernel in choice.kernels.values():
+            if given_symbols(kernel.nest):
+                return Decision(False, "guard", "its sizes cannot be read off its inputs")
+            return kernel.launch
+        return next(iter(choice.refusals.values()))
 
     # ---- decisions
 
-    def decision_key(self, graph: SubGraph, kernel: Kernel, bucket: object) -> str:
-        """What a measured decision depends on: the kernel's very text, the sizes, the machine, the settings."""
-        device = graph.spec[graph.outputs[0]].device
-        machine = torch.cuda.get_device_name() if device == "cuda" else _cpp_identity()
-        parts = [graph.digest, self.config.numerics, self.config.fusion_ratio, str(bucket), machine, torch.__version__]
-        text = kernel.compiled.digest if kernel.compiled is not None else emit_all(kernel.nest)
-        parts += [text, triton_toolchain.version(), torch.get_num_threads(), self.config.verify, self.config.profile]
+    def decision_key(self, graph: SubGraph, choice: KernelChoice, bucket: object) -> str:
+        """What a measured decision depends on: the kernels' very texts, the sizes, the machine, the settings."""
+        competing = [
+            (label, backend_named(kernel.backend).identity(), kernel.compiled.digest)
+            for label, kernel in choice.kernels.items()
+        ]
+        settings = [self.config.numerics, self.config.fusion_ratio, self.config.verify, self.config.profile]
+        machine = [torch.__version__, torch.get_num_threads()]
+        parts = [_FORMAT, graph.digest, str(bucket), competing, settings, machine]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def remembered(self, key: str) -> Decision | None:
@@ -250,16 +282,18 @@ class Backends:
             self.store.put_json(key, asdict(decision))
 
 
-def _launched(kernel: Any, nest: Nest, compiled: Any) -> Kernel | Decision:
-    """A kernel with its launcher; what fails, such as a primitive that Triton lacks, refuses its region alone."""
+def _launched(compiled: Artifact, schedule: Schedule) -> Kernel | Decision:
+    """A kernel with its launcher; what fails refuses this candidate alone."""
     try:
-        return Kernel(make_launcher(kernel), nest, compiled, "triton" if compiled is None else "cpp")
-    except LoweringError as error:
-        return Decision(False, error.code, error.message)
+        return Kernel(make_launcher(compiled), compiled.nest, compiled, compiled.target, schedule)
     except Exception as error:
-        return Decision(False, faults.CODE, faults.noted(error, nest.name))
+        return _refused(error, compiled.nest)
 
 
-def _cpp_identity() -> str:
-    toolchain = cpp_toolchain.find_toolchain()
-    return toolchain.identity if toolchain else ""
+def _refused(error: Exception, nest: Nest) -> Decision:
+    """Why a candidate did not become a kernel."""
+    if isinstance(error, LoweringError):
+        return Decision(False, error.code, error.message)
+    if isinstance(error, (CompileError, BackendUnavailable)):
+        return Decision(False, "compile_error", str(error).splitlines()[0])
+    return Decision(False, faults.CODE, faults.noted(error, nest.name))

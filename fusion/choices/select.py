@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from fusion import faults
-from fusion.choices.decision import Decision
+from fusion.choices.decision import Decision, best
 from fusion.choices.heuristics import FusionHeuristics, bytes_moved
-from fusion.choices.kernel_cache import Backends, Kernel
+from fusion.choices.kernel_cache import Backends, Kernel, KernelChoice
 from fusion.choices.split import splits
 from fusion.config import FusionConfig
 from fusion.kernels.lower import given_symbols
@@ -29,7 +29,7 @@ from fusion.patterns.reference import run
 
 # A region whose kernel was refused for one of these is cut in two, and its parts once more; of the cheapest cuts, this
 # many are looked at for one that lowers. More would cost more time to compile and measure than a region can save.
-_MEASURED = ("slower", "inaccurate", "compile_error", "launch_error", "triton-primitive")
+_MEASURED = ("slower", "inaccurate", "compile_error", "launch_error", "primitive")
 _SPLIT_ROUNDS, _SPLITS_TRIED = 2, 4
 
 
@@ -153,12 +153,12 @@ class Decider:
     def _decide(
         self,
         region: Region,
-        kernel: Kernel | Decision,
+        choice: KernelChoice,
         tensors: Mapping[str, torch.Tensor] | None,
         values: Mapping[str, int],
     ) -> Candidate:
         try:
-            return self._judged(region, kernel, tensors, values)
+            return self._judged(region, choice, tensors, values)
         except Exception as error:
             words = faults.noted(error, "+".join(region.subgraph.ops))
             return Candidate(region, Decision(False, faults.CODE, words), None)
@@ -166,28 +166,31 @@ class Decider:
     def _judged(
         self,
         region: Region,
-        kernel: Kernel | Decision,
+        choice: KernelChoice,
         tensors: Mapping[str, torch.Tensor] | None,
         values: Mapping[str, int],
     ) -> Candidate:
-        graph = region.subgraph
-        if isinstance(kernel, Decision):
+        graph, kernels = region.subgraph, choice.kernels
+        if not kernels:
             before, after = bytes_moved(graph, values)
-            return Candidate(region, replace(kernel, bytes_before=before, bytes_after=after), None)
-        key = self.backends.decision_key(graph, kernel, _size_class(graph, values))
+            refused = best(choice.refusals.items())
+            return Candidate(region, replace(refused, bytes_before=before, bytes_after=after), None)
+        key = self.backends.decision_key(graph, choice, _size_class(graph, values))
         decision = self.backends.remembered(key)
+        if decision is not None and decision.fused and decision.chosen not in kernels:
+            decision = None
         if tensors is not None and (decision is None or (decision.fused and key not in self.backends.proved)):
             start = time.perf_counter()
-            given = [symbols.evaluate(d, values) for d in given_dims(graph, kernel)]
+            given = [symbols.evaluate(d, values) for d in given_dims(graph, next(iter(kernels.values())))]
             needed = {s: values[s] for s in graph.symbols}
             real = [tensors[i] for i in graph.inputs]
-            decision = self.heuristics.judge(graph, real, needed, kernel.launch, given, measured=decision)
+            decision = self.heuristics.choose(graph, real, needed, choice, given, known=decision)
             self.backends.costs.profile_seconds += time.perf_counter() - start
             self.backends.remember(key, decision)
             self.backends.proved.add(key)
         if decision is None:
             decision = Decision(False, "unmeasured", "not measured yet")
-        return Candidate(region, decision, kernel if decision.fused else None)
+        return Candidate(region, decision, kernels[decision.chosen] if decision.fused else None)
 
 
 def _named(region: Region) -> Region:
@@ -242,7 +245,7 @@ def _fueled(candidates: Sequence[Candidate], most: int | None) -> tuple[Candidat
     kept: list[Candidate] = []
     for candidate in candidates:
         if candidate.decision.fused and most is not None and sum(c.decision.fused for c in kept) >= most:
-            spent = replace(candidate.decision, fused=False, code="fuel", reason="max_fusions is used up")
+            spent = replace(candidate.decision, fused=False, code="fuel", reason="max_fusions is used up", chosen="")
             candidate = Candidate(candidate.region, spent, None)
         kept.append(candidate)
     return tuple(kept)

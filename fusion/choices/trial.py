@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 
-from fusion.kernels.backends.cpp.compile import CompiledKernel
-from fusion.kernels.backends.cpp.isolated import FirstRuns
-from fusion.kernels.backends.cpp.trial_sizes import FIRST_SIZES, branch_sizes
+from fusion.kernels.backend import Artifact, FirstRuns, backend_named
 from fusion.kernels.lower import given_symbols
 from fusion.kernels.store import Store
 from fusion.patterns import symbols
@@ -66,34 +64,35 @@ class Trials:
     def __init__(self, store: Store | None) -> None:
         self.store = store
         self.known: dict[str, Verdict] = {}
-        self._first_runs: FirstRuns | None = None
+        self._first_runs: dict[str, FirstRuns[Any]] = {}  # by the backend's name
 
-    def prepare(self) -> None:
-        """Starts the process that runs new kernels first, so that it is ready when they are compiled."""
-        self._first_runs = self._first_runs or FirstRuns()
+    def prepare(self, backend: str) -> None:
+        """Starts the process that runs a backend's new kernels first, so that it is ready when they are compiled."""
+        isolation = backend_named(backend).isolation
+        if isolation is not None and backend not in self._first_runs:
+            self._first_runs[backend] = isolation.start()
 
     def close(self) -> None:
-        """Ends that process where no kernel came."""
-        if self._first_runs is not None:
-            self._first_runs.close()
-            self._first_runs = None
+        """Ends such processes where no kernel came."""
+        while self._first_runs:
+            self._first_runs.popitem()[1].close()
 
-    def verdicts(self, kernels: Sequence[tuple[SubGraph, CompiledKernel, Launcher]]) -> list[Verdict]:
+    def verdicts(self, kernels: Sequence[tuple[SubGraph, Artifact, Launcher]]) -> list[Verdict]:
         """A verdict on each kernel, in order; those that are new are tried together.
 
         Args:
-            kernels: each with the graph it computes and what launches it.
+            kernels: each with the graph it computes and what launches it; of backends that have an `isolation`.
         """
         keys = [_key(graph, kernel) for graph, kernel, _ in kernels]
         fresh = {key: k for key, k in zip(keys, kernels, strict=True) if self._remembered(key) is None}
-        if fresh:
-            self.prepare()
-            assert self._first_runs is not None
-            self._try(fresh, self._first_runs)
+        for backend in dict.fromkeys(kernel.target for _, kernel, _ in fresh.values()):
+            self.prepare(backend)
+            of_backend = {key: made for key, made in fresh.items() if made[1].target == backend}
+            self._try(of_backend, self._first_runs[backend])
         self.close()
         return [self.known[key] for key in keys]
 
-    def _try(self, fresh: Mapping[str, tuple[SubGraph, CompiledKernel, Launcher]], first_runs: FirstRuns) -> None:
+    def _try(self, fresh: Mapping[str, tuple[SubGraph, Artifact, Launcher]], first_runs: FirstRuns[Any]) -> None:
         cases = {key: made_cases(graph.canonical, kernel) for key, (graph, kernel, _) in fresh.items()}
         at = [(fresh[key][1], _distinct([c.sizes for c in made])) for key, made in cases.items()]
         faults = first_runs.outcome(at)
@@ -122,7 +121,7 @@ class Trials:
             self.store.put_json(key, {"code": verdict.code, "reason": verdict.reason})
 
 
-def made_cases(graph: SubGraph, kernel: CompiledKernel) -> list[Case]:
+def made_cases(graph: SubGraph, kernel: Artifact) -> list[Case]:
     """The calls that a kernel is tried on: those of its branches' sizes that the graph's operators allow.
 
     Args:
@@ -132,9 +131,10 @@ def made_cases(graph: SubGraph, kernel: CompiledKernel) -> list[Case]:
     kinds = draws(graph)
     everywhere = _EVERYWHERE if reduces(graph) else _EVERYWHERE[:1]
     repeated = not _NEED_MORE.isdisjoint(node.op.split(".")[1] for node in graph.nodes)
-    for others in FIRST_SIZES:  # some operators take even sizes only
+    isolation = backend_named(kernel.target).isolation
+    for of_branches in isolation.sizes(kernel.nest) if isolation is not None else ():
         cases: list[Case] = []
-        for sizes in branch_sizes(kernel.nest, others):
+        for sizes in of_branches:
             full = {**dict.fromkeys(graph.symbols, _REST), **sizes}
             if repeated and 1 in full.values():
                 continue
@@ -182,7 +182,7 @@ class _Comparison:
         self.cases = cases
         self.signs = not choosing(graph)
 
-    def verdict(self, kernel: CompiledKernel, launch: Launcher) -> Verdict:
+    def verdict(self, kernel: Artifact, launch: Launcher) -> Verdict:
         names = given_symbols(kernel.nest)
         for case in self.cases:
             try:
@@ -230,6 +230,6 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _key(graph: SubGraph, kernel: CompiledKernel) -> str:
+def _key(graph: SubGraph, kernel: Artifact) -> str:
     parts = ["trial", _FORMAT, graph.digest, kernel.digest, torch.__version__, torch.get_num_threads()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -151,6 +151,7 @@ def _region_report(scope: Scope, compiled: Compiled, candidate: Candidate) -> Re
         backend=candidate.kernel.backend if candidate.kernel else "eager",
         origin=next((n.origin for n in graph.nodes if n.origin), ""),
         remedy="" if decision.fused else REMEDIES.get(decision.code, ""),
+        candidates=decision.candidates if len(decision.candidates) > 1 else (),
     )
 
 

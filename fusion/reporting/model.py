@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fusion.choices.decision import Outcome
 from fusion.reporting.grouping import grouped
 from fusion.reporting.rows import RegionReport, ScopeReport, Totals
 from fusion.reporting.text import render
@@ -98,4 +99,5 @@ def _scope(values: Mapping[str, Any]) -> ScopeReport:
 
 
 def _region(values: Mapping[str, Any]) -> RegionReport:
-    return RegionReport(**{**values, "ops": tuple(values["ops"])})
+    candidates = tuple(Outcome(**outcome) for outcome in values.get("candidates", ()))
+    return RegionReport(**{**values, "ops": tuple(values["ops"]), "candidates": candidates})

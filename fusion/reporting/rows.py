@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from fusion.choices.decision import Outcome
+
 
 @dataclass(frozen=True, slots=True)
 class RegionReport:
@@ -21,10 +23,11 @@ class RegionReport:
         reason: the same as a sentence.
         eager_us, fused_us: median microseconds of the region, or None where not measured.
         bytes_before, bytes_after: bytes read and written by the operators one by one, and by the kernel.
-        backend: who made the kernel, "cpp" or "triton"; "eager" where refused.
+        backend: who made the kernel, such as "cpp" or "triton"; "eager" where refused.
         origin: "file:line" of the user's code.
         count: how many regions this row stands for.
         remedy: what to do about a refusal; empty for what is fused.
+        candidates: what became of every kernel that competed, where several did; the one taken among them.
     """
 
     scope: str
@@ -43,6 +46,7 @@ class RegionReport:
     origin: str
     count: int = 1
     remedy: str = ""
+    candidates: tuple[Outcome, ...] = ()
 
     @property
     def speedup(self) -> float | None:

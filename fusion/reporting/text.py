@@ -84,6 +84,7 @@ def _body(scope: ScopeReport, width: int) -> Iterator[RenderableType]:
     if rows:
         yield _table(rows, scope.count, width)
         yield from _reasons(rows)
+        yield from _candidates(rows)
     yield from _left_alone([row for row in scope.refusals if not _is_measured(row)], scope.count)
 
 
@@ -173,6 +174,14 @@ def _reasons(rows: Sequence[RegionReport]) -> Iterator[RenderableType]:
         text = f"{', '.join(map(str, numbers))}  {code}" + (f": {reason}" if reason else "")
         refused = [rows[n - 1] for n in numbers if rows[n - 1].decision == "refused"]
         yield _indented("; ".join(filter(None, (text, _where(refused), remedy))))
+
+
+def _candidates(rows: Sequence[RegionReport]) -> Iterator[RenderableType]:
+    """Of the rows that several kernels competed for, each kernel with its outcome."""
+    for number, row in enumerate(rows, 1):
+        outcomes = [f"{o.candidate} {o.code} {microseconds(o.fused_us)}" for o in row.candidates]
+        if outcomes:
+            yield _indented(f"{number}  candidates: {', '.join(outcomes)}", "dim")
 
 
 def _left_alone(rows: Sequence[RegionReport], scopes: int) -> Iterator[RenderableType]:

@@ -14,7 +14,9 @@ from fusion import demo_model, doctor
 from fusion.cli import app
 from fusion.demo import DemoOptions, Timing, compare
 from fusion.demo_model import build_model
-from fusion.doctor import CPU_KERNELS, GPU_KERNELS, Finding
+from fusion.kernels.backend import Finding
+from fusion.kernels.backends.cpp.backend import KERNELS as CPU_KERNELS
+from fusion.kernels.backends.triton.backend import KERNELS as GPU_KERNELS
 from fusion.patterns.errors import ConfigError
 from fusion.reporting.model import FusionReport
 
@@ -200,5 +202,6 @@ def test_doctor_refuses_a_foreign_cache_folder(tmp_path: Path) -> None:
     ("works", "works", "missing", False),
 ])  # fmt: skip
 def test_main_job_needs_torch_and_one_kind_of_kernel(cpu: Any, gpu: Any, torch_state: Any, works: bool) -> None:
-    findings = [Finding("torch", torch_state, ""), Finding(CPU_KERNELS, cpu, ""), Finding(GPU_KERNELS, gpu, "")]
+    kernels = [Finding(CPU_KERNELS, cpu, "", kernels=True), Finding(GPU_KERNELS, gpu, "", kernels=True)]
+    findings = [Finding("torch", torch_state, ""), Finding("a compiler", "works", ""), *kernels]
     assert doctor.main_job_works(findings) is works

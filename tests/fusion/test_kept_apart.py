@@ -14,9 +14,9 @@ import torch.nn.functional as F
 import fusion
 from fusion.choices import kernel_cache, select
 from fusion.jit.lifecycle import _PAUSE
-from fusion.kernels.backends.triton import emit as emit_triton
+from fusion.kernels.backend import backend_named
+from fusion.kernels.backends.triton import launch
 from fusion.patterns import ops
-from fusion.runtime import launch
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
@@ -146,7 +146,7 @@ def test_running_out_of_memory_is_remembered_of_nothing(
 def test_a_primitive_that_triton_lacks_refuses_its_region(
     operator: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(kernel_cache.Backends, "backend_for", lambda *_: "triton")
+    monkeypatch.setattr(kernel_cache.Backends, "backends_for", lambda *_: (backend_named("triton"),))
     monkeypatch.setattr(launch, "make_cuda_launcher", emitted)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -160,7 +160,6 @@ def test_a_primitive_that_triton_lacks_refuses_its_region(
     assert second.decision == "refused" and "Triton" in second.reason
 
 
-def emitted(nest: Any) -> Callable[..., torch.Tensor]:
-    """In the place of a launcher of Triton kernels: the text is made, as for a GPU, and torch computes."""
-    emit_triton.emit(nest)
+def emitted(nest: Any, schedule: Any) -> Callable[..., torch.Tensor]:
+    """In the place of a launcher of Triton kernels, whose text was made as for a GPU: torch computes."""
     return lambda x: F.silu(x) * 2

@@ -114,7 +114,7 @@ def test_triton_without_a_gpu_is_an_error_that_names_the_remedy() -> None:
 
 
 def test_a_compile_error_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    from fusion.choices import kernel_cache
+    from fusion.kernels.backends.cpp import compile as cpp_compile
     from fusion.patterns.errors import CompileError
 
     calls: list[int] = []
@@ -123,7 +123,7 @@ def test_a_compile_error_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path
         calls.append(len(nests))
         raise CompileError("no good")
 
-    monkeypatch.setattr(kernel_cache, "compile_cpp", broken)
+    monkeypatch.setattr(cpp_compile, "compile_cpp", broken)
     pair = Pair(fusion.FusionConfig(profile=False, cache_dir=tmp_path))
     for rows in (3, 4, 5, 4, 3, 4):
         pair(rand(rows, 16))

@@ -21,11 +21,10 @@ from torch.utils import _pytree as pytree
 
 import fusion
 from fusion import api
-from fusion.choices import kernel_cache
 from fusion.choices.decision import Decision
 from fusion.choices.heuristics import FusionHeuristics
 from fusion.choices.trial import Trials, Verdict
-from fusion.kernels.backends.cpp.compile import compile_cpp
+from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.store import Store
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.ops import canonical
@@ -102,15 +101,15 @@ def quick() -> Iterator[None]:
     wrong, which would be no finding.
     """
     logging.disable(logging.CRITICAL)
-    before = kernel_cache.compile_cpp
+    before = cpp_compile.compile_cpp
     store = Store(Path(_folder().name))
-    kernel_cache.compile_cpp = lambda nests, _: compile_cpp(nests, store)  # type: ignore[assignment]
+    cpp_compile.compile_cpp = lambda nests, _: before(nests, store)  # type: ignore[assignment]
     tried = Trials.verdicts
     Trials.verdicts = lambda self, kernels: [Verdict()] * len(kernels)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        kernel_cache.compile_cpp, Trials.verdicts = before, tried  # type: ignore[method-assign]
+        cpp_compile.compile_cpp, Trials.verdicts = before, tried  # type: ignore[method-assign]
         logging.disable(logging.NOTSET)
 
 

@@ -18,7 +18,7 @@ from fuzz_program import Group, Program, Step, Tensor
 from fuzz_run import Tally, run
 from fuzz_shrink import shrunk
 
-from fusion.choices import kernel_cache
+from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.backends.cpp.toolchain import find_toolchain
 from fusion.kernels.loops import LoopNest
 from fusion.patterns.scalar import Apply
@@ -69,7 +69,7 @@ def test_a_seed_draws_the_same_programs_every_time() -> None:
 
 def broken(monkeypatch: pytest.MonkeyPatch, before: str, after: str) -> None:
     """Kernels compute `after` where they should compute `before`."""
-    compiled = kernel_cache.compile_cpp
+    compiled = cpp_compile.compile_cpp
 
     def wrong(node: Any) -> Any:
         return replace(node, fn=after) if isinstance(node, Apply) and node.fn == before else node
@@ -92,7 +92,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, before: str, after: str) -> None:
 
         return compiled([changed(n) for n in nests], store)
 
-    monkeypatch.setattr(kernel_cache, "compile_cpp", compile_wrong)
+    monkeypatch.setattr(cpp_compile, "compile_cpp", compile_wrong)
 
 
 @needs_compiler

@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 import long_rows
 import triton_nests as nests
 import triton_worker as cases
+from by_rule import make_cuda_launcher
 from graphs import EXAMPLES, LENGTH
 from reduction_cases import judge
 
 from fusion.patterns import reference, verify
-from fusion.runtime.cuda_launch import make_cuda_launcher
 
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

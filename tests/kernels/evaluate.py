@@ -16,6 +16,7 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 
+from fusion.kernels.bundle import Nest, parts_of
 from fusion.kernels.loops import LoopNest, Output, Reduction
 from fusion.patterns import symbols
 from fusion.patterns.scalar import COLUMN, Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size, identity
@@ -42,7 +43,7 @@ _DIM: dict[type, Callable[[Array, Array], Array]] = {
 _REDUCE = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
-def evaluate(nest: LoopNest, *inputs: torch.Tensor, given: Sequence[int] = ()) -> tuple[torch.Tensor, ...]:
+def evaluate(nest: Nest, *inputs: torch.Tensor, given: Sequence[int] = ()) -> tuple[torch.Tensor, ...]:
     """What the kernel makes of `inputs`; `given` are the sizes no input shows, in order.
 
     Raises:
@@ -50,6 +51,14 @@ def evaluate(nest: LoopNest, *inputs: torch.Tensor, given: Sequence[int] = ()) -
     """
     sizes = _sizes(nest, inputs, given)
     memory = {a.name: _flat(t) for a, t in zip(nest.inputs, inputs, strict=True)}
+    outputs = {o.name: _Buffer(o, sizes) for o in nest.outputs}
+    with np.errstate(all="ignore"):
+        for part in parts_of(nest):
+            _run(part, sizes, memory, outputs)
+    return tuple(outputs[o.name].tensor() for o in nest.outputs)
+
+
+def _run(nest: LoopNest, sizes: Mapping[str, int], memory: Mapping[str, Array], outputs: Mapping[str, _Buffer]) -> None:
     rank = len(nest.rows) + 1
     at: dict[str, Array] = {}
     for k, axis in enumerate(nest.rows):
@@ -61,20 +70,17 @@ def evaluate(nest: LoopNest, *inputs: torch.Tensor, given: Sequence[int] = ()) -
         column = _steps(symbols.evaluate(extent, sizes), rank - 1, rank)
         return _Expressions({**sizes, **at, COLUMN: column}, memory, reduced, scans)
 
-    outputs = {o.name: _Buffer(o, sizes) for o in nest.outputs}
-    with np.errstate(all="ignore"):
-        for r in nest.reductions:
-            if r.running:
-                continue  # computed where it is read, over the columns of that loop
-            scope = over(r.extent)
-            body = scope.spread(scope.of(r.body))
-            start = identity(r.fn, r.body.dtype)
-            made = _REDUCE[r.fn].reduce(body, axis=-1, keepdims=True, initial=start, dtype=_wide(r.fn, body))
-            reduced[r.name] = made.astype(body.dtype)
-        for store in nest.stores:
-            scope = over(1 if store.per_row or nest.column is None else nest.column.extent)
-            outputs[store.output].write(scope.spread(scope.dim(store.offset)), scope.spread(scope.of(store.value)))
-    return tuple(outputs[o.name].tensor() for o in nest.outputs)
+    for r in nest.reductions:
+        if r.running:
+            continue  # computed where it is read, over the columns of that loop
+        scope = over(r.extent)
+        body = scope.spread(scope.of(r.body))
+        start = identity(r.fn, r.body.dtype)
+        made = _REDUCE[r.fn].reduce(body, axis=-1, keepdims=True, initial=start, dtype=_wide(r.fn, body))
+        reduced[r.name] = made.astype(body.dtype)
+    for store in nest.stores:
+        scope = over(1 if store.per_row or nest.column is None else nest.column.extent)
+        outputs[store.output].write(scope.spread(scope.dim(store.offset)), scope.spread(scope.of(store.value)))
 
 
 def _wide(fn: str, body: Array) -> np.dtype:
@@ -82,7 +88,7 @@ def _wide(fn: str, body: Array) -> np.dtype:
     return np.dtype(np.float64) if body.dtype == np.float32 and fn in ("sum", "prod") else body.dtype
 
 
-def _sizes(nest: LoopNest, inputs: Sequence[torch.Tensor], given: Sequence[int]) -> dict[str, int]:
+def _sizes(nest: Nest, inputs: Sequence[torch.Tensor], given: Sequence[int]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for s in nest.sizes:
         if s.source == "given":

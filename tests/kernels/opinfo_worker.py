@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import opinfo_cases
 import torch
+from by_rule import make_cuda_launcher
 from triton.runtime.errors import InterpreterError
 
 from fusion.kernels.backends.triton import toolchain as toolchain
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.ops import Kind, kind_of
-from fusion.runtime.cuda_launch import make_cuda_launcher
 
 _BOUNDED = ("aten.sin.default", "aten.cos.default")
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool)

@@ -12,16 +12,16 @@ import long_rows
 import pytest
 import torch
 import triton_nests as nests
+from by_rule import compile_ahead, emit, forms, make_cuda_launcher
 from graphs import EXAMPLES
 from triton_worker import lowered
 
 from fusion.kernels.backends.triton import toolchain as toolchain
-from fusion.kernels.backends.triton.emit import emit, launch_options
-from fusion.kernels.backends.triton.schedule import Kind, forms, tensors
+from fusion.kernels.backends.triton.emit import launch_options
+from fusion.kernels.backends.triton.schedule import Kind, tensors
 from fusion.kernels.lower import lower, lower_kernel
 from fusion.patterns import scalar
 from fusion.patterns.errors import BackendUnavailable, LoweringError
-from fusion.runtime.cuda_launch import make_cuda_launcher
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.skipif(toolchain.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
@@ -34,7 +34,7 @@ FULL_STORE = r"st\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64)|st\.global(?:\.\w+)*\.v8
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_compiles_without_spills(name: str, target: str) -> None:
-    kernel = toolchain.compile_ahead(lowered(name, torch.bfloat16)[0], target)
+    kernel = compile_ahead(lowered(name, torch.bfloat16)[0], target)
     assert kernel.asm["amdgcn" if target.startswith("gfx") else "ptx"]
     assert kernel.target == target
     assert not kernel.spills
@@ -52,7 +52,7 @@ def rotations(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Te
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_bundle_is_one_kernel_without_spills(target: str) -> None:
-    kernel = toolchain.compile_ahead(lower_kernel(bundles.graph_of()), target)
+    kernel = compile_ahead(lower_kernel(bundles.graph_of()), target)
     assert kernel.asm["amdgcn" if target.startswith("gfx") else "ptx"]
     assert not kernel.spills
     assert kernel.shared <= 48 * 1024
@@ -64,7 +64,7 @@ def test_a_bundle_is_one_kernel_without_spills(target: str) -> None:
 def test_the_parts_of_a_bundle_move_16_bytes_at_a_time(target: str) -> None:
     heads = [torch.randn(2, n, 7, 128).bfloat16() for n in (8, 2, 1, 1)]
     graph = replace(graphs.trace(rotations, *heads, dynamic=graphs.DYNAMIC), bundle=(1, 1))
-    kernel = toolchain.compile_ahead(lower_kernel(graph), target)
+    kernel = compile_ahead(lower_kernel(graph), target)
     ptx = kernel.asm["ptx"]
     assert len(re.findall(r"\.entry", ptx)) == 1
     assert len(re.findall(FULL_STORE, ptx)) >= 2, "one for each part"
@@ -74,7 +74,7 @@ def test_the_parts_of_a_bundle_move_16_bytes_at_a_time(target: str) -> None:
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "swiglu", "gelu_bias", "layer_norm", "where_positive"])
 def test_contiguous_tensors_move_16_bytes_at_a_time(name: str, target: str) -> None:
-    ptx = toolchain.compile_ahead(lowered(name, torch.bfloat16)[0], target).asm["ptx"]
+    ptx = compile_ahead(lowered(name, torch.bfloat16)[0], target).asm["ptx"]
     assert re.search(FULL_LOAD, ptx)
     assert re.search(FULL_STORE, ptx)
     assert not re.search(r"(?:ld|st)\.global(?:\.\w+)*\.b16", ptx)  # no element goes alone
@@ -96,7 +96,7 @@ def test_the_widths_of_real_models_fit_the_registers(
     fn: Callable[..., object], shapes: tuple[tuple[int, ...], ...], target: str
 ) -> None:
     inputs = [graphs.normal(*shape, dtype=torch.bfloat16) for shape in shapes]
-    kernel = toolchain.compile_ahead(lower(graphs.trace(fn, *inputs, dynamic={graphs.LENGTH: "s0"})), target)
+    kernel = compile_ahead(lower(graphs.trace(fn, *inputs, dynamic={graphs.LENGTH: "s0"})), target)
     assert not kernel.spills
     # 16 warps of 128 registers are what a multiprocessor's 64K registers hold; fewer would leave it half empty.
     assert kernel.registers is None or kernel.registers <= 128
@@ -105,7 +105,7 @@ def test_the_widths_of_real_models_fit_the_registers(
 
 
 def test_without_alignment_nothing_is_assumed() -> None:
-    ptx = toolchain.compile_ahead(lowered("swiglu", torch.bfloat16)[0], "sm_90", aligned=False).asm["ptx"]
+    ptx = compile_ahead(lowered("swiglu", torch.bfloat16)[0], "sm_90", aligned=False).asm["ptx"]
     assert not re.search(FULL_LOAD, ptx)
 
 
@@ -128,7 +128,7 @@ def test_every_primitive_compiles_everywhere(fn: str) -> None:
     else:
         nest = (nests.unary if scalar.PRIMITIVES[fn] == 1 else nests.binary)(fn, result=result)
     for target in ("sm_80", "gfx942"):
-        assert not toolchain.compile_ahead(nest, target).spills
+        assert not compile_ahead(nest, target).spills
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_rows_of_every_length_fit_the_registers(columns: int, kind: Kind) -> Non
     nest = nests.row_sum(columns, "max", torch.bfloat16)
     assert launch_options(nest).kind is kind
     for target in ("sm_80", "sm_100", "gfx942"):
-        assert not toolchain.compile_ahead(nest, target).spills
+        assert not compile_ahead(nest, target).spills
 
 
 BFLOAT16 = graphs.normal(8, 1024, 96, dtype=torch.bfloat16)
@@ -159,7 +159,7 @@ REDUCING = {
 @pytest.mark.parametrize("name", REDUCING)
 def test_reductions_over_any_dimensions_compile(name: str, target: str) -> None:
     nest = lower(graphs.trace(lambda x: REDUCING[name](x), BFLOAT16))
-    assert nest.reductions and not toolchain.compile_ahead(nest, target).spills
+    assert nest.reductions and not compile_ahead(nest, target).spills
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -169,14 +169,14 @@ def test_every_nest_of_cut_rows_compiles_without_spills(name: str, target: str) 
     _, *cut = forms(nest)
     assert len(cut) == long_rows.LONG_ROWS[name].levels + 1
     for phase, schedule in cut:
-        assert not toolchain.compile_ahead(phase, target, schedule=schedule).spills
+        assert not compile_ahead(phase, target, schedule=schedule).spills
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_pieces_of_rows_move_16_bytes_at_a_time(target: str) -> None:
     x = graphs.normal(1, 128256, dtype=torch.bfloat16)
     _, *cut = forms(lower(graphs.trace(lambda x: x.softmax(-1), x)))
-    texts = [toolchain.compile_ahead(nest, target, schedule=schedule).asm["ptx"] for nest, schedule in cut]
+    texts = [compile_ahead(nest, target, schedule=schedule).asm["ptx"] for nest, schedule in cut]
     assert len(texts) == 3 and all(re.search(FULL_LOAD, ptx) for ptx in texts)
     assert re.search(FULL_STORE, texts[-1])
 
@@ -185,32 +185,32 @@ def test_rows_that_are_neighbours_in_memory_are_loaded_side_by_side() -> None:
     nest = lower(graphs.trace(lambda x: x.sum(0), graphs.normal(4096, 4096, dtype=torch.bfloat16)))
     schedule = launch_options(nest)
     assert schedule.kind is Kind.LOOPED and schedule.rows == 64
-    assert re.search(FULL_LOAD, toolchain.compile_ahead(nest, "sm_90").asm["ptx"])
+    assert re.search(FULL_LOAD, compile_ahead(nest, "sm_90").asm["ptx"])
 
 
 def test_eager_numerics_never_fuse_a_multiply_with_an_add() -> None:
     nest = nests.multiply_add("eager")
-    assert not re.search(r"\bfma\.", toolchain.compile_ahead(nest, "sm_90").asm["ptx"])
-    assert re.search(r"\bfma\.", toolchain.compile_ahead(nests.multiply_add("fp32"), "sm_90").asm["ptx"])
+    assert not re.search(r"\bfma\.", compile_ahead(nest, "sm_90").asm["ptx"])
+    assert re.search(r"\bfma\.", compile_ahead(nests.multiply_add("fp32"), "sm_90").asm["ptx"])
 
 
 def test_division_and_square_root_are_rounded_to_nearest() -> None:
-    assert "div.rn.f32" in toolchain.compile_ahead(nests.binary("div"), "sm_90").asm["ptx"]
-    assert "sqrt.rn.f32" in toolchain.compile_ahead(nests.unary("sqrt"), "sm_90").asm["ptx"]
+    assert "div.rn.f32" in compile_ahead(nests.binary("div"), "sm_90").asm["ptx"]
+    assert "sqrt.rn.f32" in compile_ahead(nests.unary("sqrt"), "sm_90").asm["ptx"]
 
 
 def test_the_maximum_hands_nan_on() -> None:
-    ptx = toolchain.compile_ahead(nests.row_sum(64, "max"), "sm_90").asm["ptx"]
+    ptx = compile_ahead(nests.row_sum(64, "max"), "sm_90").asm["ptx"]
     assert "max.NaN" in ptx and not re.search(r"max\.f32", ptx)
 
 
 def test_equal_kernels_have_equal_digests() -> None:
-    first, second = (toolchain.compile_ahead(nests.rotate(64), target) for target in ("sm_90", "sm_90"))
-    assert first.digest == second.digest != toolchain.compile_ahead(nests.rotate(64), "sm_80").digest
+    first, second = (compile_ahead(nests.rotate(64), target) for target in ("sm_90", "sm_90"))
+    assert first.digest == second.digest != compile_ahead(nests.rotate(64), "sm_80").digest
 
 
 def test_the_numbers_of_a_kernel_are_read_from_its_binary() -> None:
-    kernel = toolchain.compile_ahead(nests.row_sum(4096), "sm_90")
+    kernel = compile_ahead(nests.row_sum(4096), "sm_90")
     if kernel.registers is None:
         pytest.skip("no cuobjdump here")
     assert 0 < kernel.registers <= 255
@@ -219,13 +219,13 @@ def test_the_numbers_of_a_kernel_are_read_from_its_binary() -> None:
 
 def test_an_unknown_target_is_refused_by_name() -> None:
     with pytest.raises(BackendUnavailable, match=r"'sm90'.*sm_90"):
-        toolchain.compile_ahead(nests.rotate(64), "sm90")
+        compile_ahead(nests.rotate(64), "sm90")
 
 
 def test_a_primitive_without_a_form_is_refused() -> None:
     with pytest.raises(LoweringError, match=r"tanh.*float64") as refusal:
-        toolchain.compile_ahead(nests.unary("tanh", torch.float64), "sm_90")
-    assert refusal.value.code == "triton-primitive"
+        compile_ahead(nests.unary("tanh", torch.float64), "sm_90")
+    assert refusal.value.code == "primitive"
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])

@@ -9,19 +9,20 @@ import bundles
 import pytest
 import torch
 import triton_nests as nests
+from by_rule import emit, emit_all, forms
 from graphs import LENGTH, trace
 
 from fusion.kernels.backends.triton import math as triton_math
 from fusion.kernels.backends.triton import primitives as triton_primitives
-from fusion.kernels.backends.triton.emit import Kind, emit, emit_all, launch_options, parameters, schedule_for
+from fusion.kernels.backends.triton.emit import Kind, launch_options, parameters
 from fusion.kernels.backends.triton.schedule import (
     column_count,
-    forms,
     in_phases,
     needs_int64,
     pieces,
     programs,
     row_count,
+    schedule_for,
 )
 from fusion.kernels.lower import lower, lower_kernel
 from fusion.kernels.memory_order import row_neighbours

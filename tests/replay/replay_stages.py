@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 import fusion
 from fusion.choices.decision import Decision
-from fusion.choices.kernel_cache import Backends, Kernel
+from fusion.choices.kernel_cache import Backends, Kernel, KernelChoice
 from fusion.kernels import given_symbols, kernel_sources
 from fusion.kernels.bundle import Bundle, Nest
 from fusion.patterns.errors import LoweringError
@@ -113,7 +113,7 @@ class _Described:
         return self.guard(*tensors)
 
 
-def _lowered(backends: Backends, graphs: Sequence[SubGraph]) -> list[Kernel | Decision]:
+def _lowered(backends: Backends, graphs: Sequence[SubGraph]) -> list[KernelChoice]:
     """`Backends.compile` up to the compiler."""
     for graph in graphs:
         if graph.digest in backends.kernels:
@@ -121,10 +121,11 @@ def _lowered(backends: Backends, graphs: Sequence[SubGraph]) -> list[Kernel | De
         try:
             nest = backends.lower(graph)
         except LoweringError as error:
-            backends.kernels[graph.digest] = Decision(False, error.code, error.message)
+            backends.kernels[graph.digest] = KernelChoice({"": Decision(False, error.code, error.message)})
         else:
-            compiled = SimpleNamespace(digest=graph.digest)
-            backends.kernels[graph.digest] = Kernel(_operators(graph.canonical, nest), nest, compiled, "cpp")
+            compiled: Any = SimpleNamespace(digest=graph.digest)
+            kernel = Kernel(_operators(graph.canonical, nest), nest, compiled, "cpp")
+            backends.kernels[graph.digest] = KernelChoice({"cpp": kernel})
     return [backends.kernels[graph.digest] for graph in graphs]
 
 

@@ -10,12 +10,15 @@ import pytest
 import torch
 from graphs import DYNAMIC, EXAMPLES, trace
 
+from fusion.kernels.backend import backend_named
 from fusion.kernels.backends.cpp.compile import CompiledKernel, compile_cpp, run_ctypes
+from fusion.kernels.backends.cpp.launch import CtypesLauncher
 from fusion.kernels.backends.cpp.toolchain import find_toolchain, why_missing
+from fusion.kernels.backends.triton import launch as triton_launch
 from fusion.kernels.lower import lower
 from fusion.patterns.errors import StructureMismatch
 from fusion.runtime import launch, native
-from fusion.runtime.launch import CtypesLauncher, make_launcher
+from fusion.runtime.launch import make_launcher
 
 if find_toolchain() is None:
     pytest.skip(why_missing(), allow_module_level=True)
@@ -193,7 +196,9 @@ def test_without_the_extension_ctypes_runs_the_kernel(monkeypatch: pytest.Monkey
     torch.testing.assert_close(launcher(*inputs), swish(*inputs))
 
 
-def test_a_nest_without_a_library_goes_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "make_cuda_launcher", lambda nest: ("triton", nest))
+def test_a_kernel_goes_to_the_backend_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = backend_named("triton")
     nest = kernels()["swiglu"].nest
-    assert make_launcher(nest) == ("triton", nest)
+    (kernel,) = triton.compile([(nest, triton.schedules(nest)[0])], None)
+    monkeypatch.setattr(triton_launch, "make_cuda_launcher", lambda nest, schedule: (nest, schedule))
+    assert make_launcher(kernel) == (nest, kernel.schedule)

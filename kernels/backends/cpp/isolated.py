@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fusion.kernels.backend import Fault
 from fusion.kernels.backends.cpp import isolated_worker as cpp_isolated_worker
 from fusion.kernels.backends.cpp.compile import CompiledKernel
 from fusion.kernels.backends.cpp.native_call import type_code
@@ -22,14 +22,6 @@ from fusion.patterns import symbols
 
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP)
 _TIMEOUT_S = 120.0  # of all kernels together, which take milliseconds: only one that never ends gets there
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why a kernel must not be run; `lasting` where it is the kernel's own doing for certain."""
-
-    reason: str
-    lasting: bool
 
 
 class FirstRuns:

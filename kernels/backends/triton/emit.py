@@ -29,7 +29,6 @@ from fusion.kernels.backends.triton.schedule import (
     launch_options,
     parameters,
     row_count,
-    schedule_for,
 )
 from fusion.kernels.bundle import Bundle, Nest, parts_of
 from fusion.kernels.loops import LoopNest, Reduction, Store
@@ -37,24 +36,23 @@ from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
-__all__ = ["AnySchedule", "Kind", "Schedule", "emit", "emit_all", "launch_options", "parameters", "schedule_for"]
+__all__ = ["AnySchedule", "Kind", "Schedule", "emit", "emit_all", "launch_options", "parameters"]
 
 _ROW, _COLUMN = 1, 2  # bits: what an expression varies with
 _LONG = 60  # an expression longer than this gets a name
 
 
-def emit(nest: Nest, schedule: AnySchedule | None = None) -> str:
+def emit(nest: Nest, schedule: AnySchedule) -> str:
     """The text of a module that defines the kernel `nest.name`; the same text for the same nest and schedule.
 
     Args:
         nest: the kernel.
-        schedule: its launch data; by default `schedule_for(nest)`.
+        schedule: its launch data.
 
     Raises:
-        LoweringError: code "triton-primitive", a primitive that has no form in its dtype; "triton-name", a name in the
+        LoweringError: code "primitive", a primitive that has no form in its dtype; "name", a name in the
             nest that is no plain identifier.
     """
-    schedule = schedule or schedule_for(nest)
     for part in parts_of(nest):
         check_names(part)
     texts = [
@@ -70,13 +68,13 @@ def emit(nest: Nest, schedule: AnySchedule | None = None) -> str:
     return "\n\n".join(filter(None, (f"{head}\n{imports}", helpers, body)))
 
 
-def emit_all(nest: Nest) -> str:
+def emit_all(nest: Nest, schedule: AnySchedule) -> str:
     """The text of all that a launcher may run for `nest`: a module, and those that take its place where rows are cut.
 
     Raises:
         LoweringError: as `emit`.
     """
-    return "\n\n".join(emit(*form) for form in forms(nest))
+    return "\n\n".join(emit(*form) for form in forms(nest, schedule))
 
 
 class _Scope:

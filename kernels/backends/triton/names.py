@@ -17,18 +17,18 @@ def check_names(nest: LoopNest) -> None:
     """Nothing but plain names of our own making reaches a source file.
 
     Raises:
-        LoweringError: code "triton-name", a name in the nest that is no plain identifier, or one that others have.
+        LoweringError: code "name", a name in the nest that is no plain identifier, or one that others have.
     """
     names = [nest.name, *parameters(nest), *(a.name for a in nest.rows), *(r.name for r in nest.reductions)]
     for name in names:
         if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_]*", name) or keyword.iskeyword(name) or name in _OURS:
             raise LoweringError(
-                "triton-name",
+                "name",
                 f"{name!r} cannot be a name in a Triton kernel.",
                 remedy="Use letters, digits and underscores, and none of " + ", ".join(sorted(_OURS)) + ".",
             )
     if len(set(names)) != len(names) or any(_OF_OURS.fullmatch(n) for n in names[1:]):
-        raise LoweringError("triton-name", f"{nest.name}: names that clash: {names}.", remedy="Give each its own name.")
+        raise LoweringError("name", f"{nest.name}: names that clash: {names}.", remedy="Give each its own name.")
 
 
 def printable(line: str) -> str:

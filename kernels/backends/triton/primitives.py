@@ -96,7 +96,7 @@ def form(fn: str, dtype: torch.dtype) -> str:
     """The format string of a primitive whose last operand has the compute dtype `dtype`.
 
     Raises:
-        LoweringError: code "triton-primitive", there is none for that dtype.
+        LoweringError: code "primitive", there is none for that dtype.
     """
     family = "float" if dtype.is_floating_point else "bool" if dtype is torch.bool else "int"
     forms = EXPRESSIONS[fn]
@@ -104,7 +104,7 @@ def form(fn: str, dtype: torch.dtype) -> str:
         if key in forms:
             return forms[key]
     raise LoweringError(
-        "triton-primitive",
+        "primitive",
         f"The primitive {fn} has no Triton form in {dtype}; it has one for {', '.join(forms)}.",
         remedy="The operator runs eagerly; compute in float32 to have it fused.",
     )

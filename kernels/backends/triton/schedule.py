@@ -160,9 +160,8 @@ def in_phases(nest: LoopNest, schedule: Schedule) -> tuple[tuple[LoopNest, Sched
     return (*((level, schedule) for level in levels), (last, stored))
 
 
-def forms(nest: Nest) -> tuple[tuple[Nest, AnySchedule], ...]:
+def forms(nest: Nest, schedule: AnySchedule) -> tuple[tuple[Nest, AnySchedule], ...]:
     """Everything a launcher may run for a kernel: itself, then the nests of `in_phases` where its rows may be cut."""
-    schedule = schedule_for(nest)
     if isinstance(nest, LoopNest) and isinstance(schedule, Schedule) and _may_cut(nest, schedule):
         return ((nest, schedule), *in_phases(nest, schedule))
     return ((nest, schedule),)

@@ -98,14 +98,14 @@ class TritonKernel:
 
 
 def compile_ahead(
-    nest: Nest, target: GPUTarget | str, *, schedule: emitter.AnySchedule | None = None, aligned: bool = True
+    nest: Nest, schedule: emitter.AnySchedule, target: GPUTarget | str, *, aligned: bool = True
 ) -> TritonKernel:
     """Compiles `nest` for a device that need not be there.
 
     Args:
         nest: the kernel.
+        schedule: its launch data.
         target: a GPUTarget, or its name: "sm_80", "sm_90", "sm_100", "gfx942".
-        schedule: its launch data; by default by rule.
         aligned: whether pointers and sizes are known to be multiples of 16, as `make_cuda_launcher` finds out per call.
 
     Raises:
@@ -122,7 +122,6 @@ def compile_ahead(
     from triton.compiler import ASTSource
 
     device = parse_target(target)
-    schedule = schedule or emitter.schedule_for(nest)
     source = emitter.emit(nest, schedule)
     names = emitter.parameters(nest)
     signature = {t.name: POINTERS[t.dtype] for t in tensors(nest)}

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from fusion.kernels.backends.triton import toolchain as toolchain
-from fusion.kernels.backends.triton.emit import AnySchedule, Schedule, emit, schedule_for
+from fusion.kernels.backends.triton import toolchain
+from fusion.kernels.backends.triton.emit import AnySchedule, Schedule, emit
 from fusion.kernels.backends.triton.schedule import in_phases, needs_int64, pieces, programs
 from fusion.kernels.bundle import Nest
 from fusion.kernels.loops import Argument, LoopNest
@@ -45,7 +45,7 @@ class _Launch:
 
 
 def make_cuda_launcher(
-    nest: Nest, *, schedule: AnySchedule | None = None, processors: int | None = None
+    nest: Nest, schedule: AnySchedule, *, processors: int | None = None
 ) -> Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]:
     """A function that runs `nest` on a GPU, or on the CPU under TRITON_INTERPRET=1.
 
@@ -56,7 +56,7 @@ def make_cuda_launcher(
 
     Args:
         nest: the kernel.
-        schedule: its launch data; by default by rule.
+        schedule: its launch data.
         processors: multiprocessors to keep busy with few rows; by default those of the inputs' device, and 1 under the
             interpreter.
 
@@ -66,7 +66,7 @@ def make_cuda_launcher(
     """
     if reason := toolchain.available():
         raise BackendUnavailable(f"{nest.name} cannot run: {reason}")
-    return _Launcher(nest, schedule or schedule_for(nest), processors)
+    return _Launcher(nest, schedule, processors)
 
 
 class _Launcher:
