@@ -7,15 +7,14 @@ wrong ("" where it is right), and which primitive Triton has no form of, if that
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 
+import interpreting
 import opinfo_cases
 import torch
 from by_rule import make_cuda_launcher
 from triton.runtime.errors import InterpreterError
 
-from fusion.kernels.backends.triton import toolchain as toolchain
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.ops import Kind, kind_of
 
@@ -25,11 +24,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 
 def main() -> None:
     """Runs the cases and prints their results."""
-    if not toolchain.interpreted():
-        raise SystemExit("Set TRITON_INTERPRET=1.")
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    cases = opinfo_cases.collect(DTYPES, 1, varied=False).cases
+    interpreting.prepare()
+    cases = opinfo_cases.collect([(dtype,) for dtype in DTYPES], 1, varied=False).cases
     print(json.dumps({case.name: outcome(case) for case in cases}, indent=1))
 
 

@@ -1,8 +1,8 @@
 """Every row of the operator table against torch's own samples (OpInfo), as compiled C++, by the fp64 rule.
 
 A sample is one kernel, run on the sample's tensors and on special values: NaN, inf, subnormals, signed zeros, the ends
-of the integers. float32 samples are also taken strided, expanded and without elements. FUSION_OPINFO=full takes all
-samples of all dtypes in all these forms.
+of the integers. float32 samples are also taken strided, expanded and without elements. Of dtypes that are computed
+alike, an operator is taken in one. FUSION_OPINFO=full takes all samples of all dtypes in all these forms.
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ from fusion.patterns.ops import TABLE, Kind, kind_of, lookup
 
 FULL = os.environ.get("FUSION_OPINFO") == "full"
 pytestmark = pytest.mark.timeout(0)  # a busy machine is no fault, and the full samples take an hour
+# Besides float32. A group's dtypes differ in how wide they are and in their signs, which all operators treat alike.
+_OTHERS = [
+    (torch.float64,),
+    (torch.bfloat16, torch.float16),
+    (torch.int8, torch.int16, torch.uint8),
+    (torch.int32, torch.int64),
+    (torch.bool,),
+]
 _UNIT = 300  # kernels compiled as one file: some three seconds
 
 # Operators real forwards use (the counts behind this list are the project's; see README), by the names of their calls.
@@ -75,10 +83,10 @@ def test_library_operators_have_none(op: str) -> None:
 def found() -> Found:
     """All cases: OpInfo's, and of operators that no OpInfo calls the samples of the table's own test."""
     if FULL:
-        made = opinfo_cases.collect(DTYPES, None, varied=True)
+        made = opinfo_cases.collect([(dtype,) for dtype in DTYPES], None, varied=True)
     else:
-        made = opinfo_cases.collect([torch.float32], 1, varied=True)
-        others = opinfo_cases.collect([t for t in DTYPES if t is not torch.float32], 1, varied=False)
+        made = opinfo_cases.collect([(torch.float32,)], 1, varied=True)
+        others = opinfo_cases.collect(_OTHERS, 1, varied=False)
         made.cases += others.cases
         made.covered += others.covered
         made.refused += others.refused
