@@ -67,6 +67,11 @@ def map_leaves(function: Callable[[Leaf], Leaf], tree: Leaf) -> Any:
     return function(tree)
 
 
+def renaming(rename: Callable[[str], str]) -> Callable[[Leaf], Leaf]:
+    """A function for `map_leaves` that renames the values which `Ref`s stand for."""
+    return lambda leaf: Ref(rename(leaf.name)) if isinstance(leaf, Ref) else leaf
+
+
 def ref_names(*trees: Leaf) -> tuple[str, ...]:
     """The names of the `Ref`s among the leaves of nested tuples, left to right."""
     found: list[str] = []

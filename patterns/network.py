@@ -18,7 +18,7 @@ from sympy import Expr
 from . import symbols
 from .errors import GraphError
 from .leaves import Leaf, Ref, leaves, path_text, ref_names, show
-from .nodes import IslandNode, OpNode, island_text, writes
+from .nodes import Node, OpNode, writes
 from .ops import Kind, kind_of
 from .specs import TensorSpec
 
@@ -29,7 +29,7 @@ class Flow(Protocol):
     """What a network is made from, as both kinds of graph have it."""
 
     @property
-    def nodes(self) -> Sequence[OpNode | IslandNode]:
+    def nodes(self) -> Sequence[Node]:
         """The calls, in execution order."""
 
     @property
@@ -159,13 +159,13 @@ class _Network:
             self._add(node, kind, index, [name], path=path)
             self.makers[name] = (node, 0)
 
-    def call(self, index: int, call: OpNode | IslandNode, *, lasting: bool) -> None:
+    def call(self, index: int, call: Node, *, lasting: bool) -> None:
         """Adds a call and the edges of what it uses; `lasting` where its effect outlives a run."""
         if isinstance(call, OpNode):
             short, op, kind = call.op.split(".")[1], call.op, kind_of(call.op).value
             effect = lasting or kind == Kind.EFFECT.value or writes(call.op)
         else:
-            short, op, kind, effect = island_text(call), island_text(call), "island", lasting or call.effect
+            short, op, kind, effect = call.text, call.text, "island", lasting or call.effect
         node = f"{index} {short}"
         made = [name for name in call.outputs if isinstance(name, str)]
         self._add(node, kind, index, made, op=op, origin=call.origin, effect=effect)

@@ -1,4 +1,4 @@
-"""Recordings of a scope as immutable values: islands beside operator calls, and where everything comes from."""
+"""Recordings of a scope as immutable values: what ran, in order, and where everything comes from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .forks import cached_property
 from .leaves import Path, encode, path_text, sha256, show
-from .nodes import IslandNode, OpNode, island_text
+from .nodes import Node, OpNode
 from .specs import TensorSpec, encode_spec
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class HeldObject:
 
     Attributes:
         name: value name.
-        kind: "module" (a step of the scope), "class" (one it makes instances of) or "attribute" (one its modules hold).
+        kind: "module" (one that is a scope of its own), "function", "class" (one it makes instances of) or "attribute"
+            (an object that its modules hold).
         path: dotted path from the scope's module, or the class's qualified name.
     """
 
@@ -48,7 +49,7 @@ class SymbolSource:
 
     Attributes:
         symbol: its name.
-        value: the tensor value, or the integer result of a read island, it comes from.
+        value: the tensor value, or the integer result of a read or an opaque call, it comes from.
         kind: "shape", "stride" or "result".
         dim: for shape and stride.
     """
@@ -68,7 +69,7 @@ class RecordedGraph:
         parameters: (value name, path from the scope's module) of parameters, buffers and tensor attributes.
         constants: value names of tensors made from Python data, in the order of the recording's constant list.
         mutated: values whose memory the recording writes to after they are made; no fusion may touch them.
-        nodes: operator calls and islands in execution order.
+        nodes: operator calls, and what else a plan does in Python, in execution order.
         outputs: the result's leaves: `Ref`s, Dims, Python constants, or `Argument(path)` for an argument handed back.
             Where the recording sets items of dicts it was given, those of the result and then those of the values set.
         structure: how the leaves nest, as text (see capture): the result, or a pair of the result and the values.
@@ -76,7 +77,7 @@ class RecordedGraph:
         symbols: where each size symbol's value comes from, in the order they were met.
         guards: boolean expressions over the symbols, as Python text over symbol names.
         opaque: results of operators whose shape torch cannot tell beforehand; a plan checks them when they are made.
-        objects: objects that islands call or are given.
+        objects: objects that calls are made on, or are given.
         outer_writes: indices of the calls that write to memory which outlives the run.
         draws: indices of the calls that draw random numbers.
         items: items of dicts among the arguments that the recording sets: the dict's path, and the key.
@@ -86,7 +87,7 @@ class RecordedGraph:
     parameters: tuple[tuple[str, str], ...]
     constants: tuple[str, ...]
     mutated: tuple[str, ...]
-    nodes: tuple[OpNode | IslandNode, ...]
+    nodes: tuple[Node, ...]
     outputs: tuple[Any, ...]
     structure: str
     specs: tuple[tuple[str, TensorSpec], ...]
@@ -117,7 +118,7 @@ class RecordedGraph:
                 "mutated": list(self.mutated),
                 "parameters": [list(p) for p in self.parameters],
                 "constants": list(self.constants),
-                "nodes": [_node_json(n) for n in self.nodes],
+                "nodes": [n.to_json() for n in self.nodes],
                 "outputs": encode(self.outputs),
                 "structure": self.structure,
                 "specs": [[name, encode_spec(s)] for name, s in self.specs],
@@ -133,7 +134,7 @@ class RecordedGraph:
 
     @property
     def ops(self) -> tuple[OpNode, ...]:
-        """The operator calls, without islands."""
+        """The operator calls alone."""
         return tuple(n for n in self.nodes if isinstance(n, OpNode))
 
     def to_networkx(self) -> networkx.MultiDiGraph:
@@ -147,7 +148,7 @@ class RecordedGraph:
         Each node has these attributes (`network.NodeAttributes`):
             kind (str): "input", "parameter", "constant", "object", "output" or "island"; for an operator its `Kind`:
                 "pointwise", "reduction", "view", "element", "library" or "effect".
-            op (str): a call's operator ("aten.mul.Tensor") or what an island calls ("cache.update"); else "".
+            op (str): a call's operator ("aten.mul.Tensor") or what a node calls or reads ("cache.update"); else "".
             index (int): its place among the graph's `nodes`, or among its inputs, parameters, ..., outputs.
             values (str): names of the values it makes, with ", " between them; what an output hands back.
             path (str): where an input, a parameter or an object comes from ("position_embeddings[0]"); else "".
@@ -177,28 +178,9 @@ class RecordedGraph:
             made = ", ".join(
                 f"{o}: {self.spec[o].text()}" if isinstance(o, str) and o in self.spec else str(o) for o in node.outputs
             )
-            call = node.op if isinstance(node, OpNode) else f"island {island_text(node)}"
-            lines.append(f"  {made} = {call}({', '.join(map(show, node.args or ()))})")
+            call = node.op if isinstance(node, OpNode) else f"island {node.text}"
+            lines.append(f"  {made} = {call}({', '.join(map(show, node.args))})")
         lines += [f"  guard {g}" for g in self.guards]
         lines += [f"  set {path_text((*path, key))}" for path, key in self.items]
         lines.append(f"  return {', '.join(map(show, self.outputs))}")
         return "\n".join(lines)
-
-
-def _node_json(node: OpNode | IslandNode) -> dict[str, Any]:
-    if isinstance(node, OpNode):
-        return node.to_json()
-    return {
-        "island": node.method,
-        "receiver": encode(node.receiver),
-        "args": encode(node.args),
-        "kwargs": [[k, encode(v)] for k, v in node.kwargs],
-        "outputs": encode(node.outputs),
-        "effect": node.effect,
-        "structure": node.structure,
-        "given_up": list(node.dead_results),
-        "given": node.given,
-        "kind": f"{node.kind.__module__}.{node.kind.__qualname__}" if node.kind else "",
-        "copied": node.copied,
-        "lent": list(node.lent),
-    }

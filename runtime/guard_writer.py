@@ -17,7 +17,7 @@ import torch
 from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Argument, Attribute, Expect, Path, Ref
-from fusion.patterns.nodes import IslandNode
+from fusion.patterns.nodes import OpNode, made_by
 from fusion.patterns.recorded import SymbolSource
 from fusion.runtime.aliasing import Memory, disjoint
 from fusion.runtime.native import make_guard
@@ -32,7 +32,7 @@ class GuardWriter:
         names: what the names of the plan's namespace stand for.
         bound: size symbols that are known by now.
         register: the local variable of each tensor value that has one.
-        effects: whether an island has changed something by now, so that a failed check has to raise.
+        effects: whether a call has changed something by now, so that a failed check has to raise.
     """
 
     def __init__(self, shape: PlanSpec) -> None:
@@ -49,7 +49,7 @@ class GuardWriter:
             [name for name, _ in self.graph.parameters] + [*self.graph.constants] + [o.name for o in self.graph.objects]
         )
         numbers = {s.value for s in self.graph.symbols if s.kind == "result"}
-        made = (o for n in self.graph.nodes if isinstance(n, IslandNode) for o in n.outputs if isinstance(o, str))
+        made = (o for n in self.graph.nodes if not isinstance(n, OpNode) for o in made_by(n))
         self.made_objects = frozenset(o for o in made if o not in self.graph.spec and o not in numbers)
 
     # ---- names

@@ -1,8 +1,8 @@
 """Plans: a recording as straight-line Python. What they are made of and bound to; `plan_writer` writes their source.
 
 A plan is a function of the scope's parameters, in signature order. It first checks everything the recording depended
-on, and returns `MISS` when something differs; then it runs library calls, kernels and islands. A check that fails
-after an island has changed something, and any error, goes to `FAIL` with what the islands returned so far.
+on, and returns `MISS` when something differs; then it runs library calls, kernels and opaque calls. A check that fails
+after one of these has changed something, and any error, goes to `FAIL` with what they returned so far.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fusion.patterns.leaves import Path
-from fusion.patterns.nodes import IslandNode
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.recorded import RecordedGraph, SymbolSource
 from fusion.patterns.source import define, parse
 from fusion.patterns.symbols import Dim
@@ -35,7 +35,7 @@ MISS: Any = _Miss()
 
 
 class Deoptimized(Exception):
-    """A guard failed after an island had an effect; the original forward takes over."""
+    """A guard failed after an opaque call had an effect; the original forward takes over."""
 
     def __str__(self) -> str:
         return "something that the forward was given or found is not as it was recorded"
@@ -43,7 +43,7 @@ class Deoptimized(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoggedError:
-    """What a log holds for an island that raised: a re-run of the original meets the same error.
+    """What a log holds for an opaque call that raised: a re-run of the original meets the same error.
 
     Attributes:
         error: the error.
@@ -144,7 +144,7 @@ class Plan:
 
 @dataclass
 class Source:
-    """A plan's text and what its names stand for; parameters, constants and island arguments are bound later."""
+    """A plan's text and what its names stand for; parameters, constants and `call_constants` are bound later."""
 
     text: str
     names: dict[str, Any] = field(default_factory=dict)
@@ -168,12 +168,12 @@ def _check_names(text: str, bound: frozenset[str]) -> None:
     check_text(parse(text), bound | {"math"})  # guards may round a share of a size
 
 
-def island_constants(graph: RecordedGraph) -> dict[str, Any]:
-    """Plain values among islands' arguments by the name a plan uses for them ("i0", ...): a layer's number, say."""
+def call_constants(graph: RecordedGraph) -> dict[str, Any]:
+    """Numbers that opaque calls and reads are given, by their name in plans ("i0_1"): a layer's number, say."""
     found: dict[str, Any] = {}
     for index, node in enumerate(graph.nodes):
-        if isinstance(node, IslandNode):
-            for position, leaf in enumerate(node.args or ()):
+        if not isinstance(node, OpNode):
+            for position, leaf in enumerate(node.args):
                 if bound_later(leaf):
                     found[f"i{index}_{position}"] = leaf
     return found
@@ -191,7 +191,7 @@ def standing(conditions: Conditions, tensors: Mapping[str, torch.Tensor]) -> dic
 
 
 def bound_later(leaf: Any) -> bool:
-    """Whether an island's argument is bound by name, so that scopes that differ in it share their code."""
+    """Whether an opaque call's argument is bound by name, so that scopes that differ in it share their code."""
     return type(leaf) is int
 
 

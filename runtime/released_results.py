@@ -1,7 +1,7 @@
 """Results that one step of a plan hands to the next: a log that kept them would keep all layers' activations alive.
 
-The recorded run tells at which call the forward held such a result no longer (`IslandNode.given_up`): from there on no
-way that the forward can take reads it, be it one that catches an error.
+The recorded run tells at which call the forward held such a result no longer (`OpaqueCall.dead_results`): from there on
+no way that the forward can take reads it, be it one that catches an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def restored(log: list[Any], sizes: Mapping[str, Any]) -> list[Any]:
     """`log` for a re-run: what was handed on is a tensor like it with any data, which nobody looks at.
 
     Args:
-        log: results of islands, in order.
+        log: results of opaque calls and reads, in order.
         sizes: values of the size symbols, by name.
     """
     return [_restored(entry, sizes) for entry in log]

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Ref, leaves
-from fusion.patterns.nodes import IslandNode, OpNode, writes
+from fusion.patterns.nodes import Node, OpNode, made_by, writes
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.source import BUILTINS
 
@@ -34,8 +34,9 @@ def check_steps(graph: RecordedGraph, steps: Sequence[tuple[str, int]], kernels:
     (`patterns.wellformed` has the same choice), and would not see what a step of the order reads too early.
 
     Raises:
-        GraphError: a step names no call or kernel, or comes twice; a kernel has no step; an island or a call that
-            writes is left out, or comes in another order than recorded; a value is read or returned before it is made.
+        GraphError: a step names no call or kernel, or comes twice; a kernel has no step; an opaque call or one
+            that writes is left out, or comes in another order than recorded; a value is read or returned before it is
+            made.
     """
     if len(set(steps)) != len(steps):
         raise GraphError(f"A step comes twice in {_twice(steps)}.", remedy=_REMEDY)
@@ -49,7 +50,7 @@ def check_steps(graph: RecordedGraph, steps: Sequence[tuple[str, int]], kernels:
     effects = [i for i, node in enumerate(graph.nodes) if _has_effect(node)]
     kept = set(effects)
     if [i for kind, i in steps if kind == "node" and i in kept] != effects:
-        raise GraphError("An island or a call that writes is left out, or out of order.", remedy=_REMEDY)
+        raise GraphError("A call with an effect is left out, or out of order.", remedy=_REMEDY)
     _check_reads(graph, steps, kernels)
 
 
@@ -57,20 +58,22 @@ def _twice(steps: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     return sorted({s for k, s in enumerate(steps) if s in steps[:k]})
 
 
-def _has_effect(node: OpNode | IslandNode) -> bool:
-    return node.effect if isinstance(node, IslandNode) else writes(node.op)
+def _has_effect(node: Node) -> bool:
+    return writes(node.op) if isinstance(node, OpNode) else node.effect
 
 
 def _check_reads(graph: RecordedGraph, steps: Sequence[tuple[str, int]], kernels: Sequence[KernelLike]) -> None:
     made = {i.name for i in graph.inputs} | {name for name, _ in graph.parameters} | set(graph.constants)
     made |= {held.name for held in graph.objects}
     for kind, index in steps:
-        node = graph.nodes[index] if kind == "node" else kernels[index]
-        reads = node.refs if isinstance(node, (OpNode, IslandNode)) else node.inputs
+        if kind == "node":
+            reads, makes = graph.nodes[index].refs, made_by(graph.nodes[index])
+        else:
+            reads, makes = kernels[index].inputs, kernels[index].outputs
         for name in reads:
             if name not in made:
                 raise GraphError(f"The step {(kind, index)} reads {name!r} before it is made.", remedy=_REMEDY)
-        made.update(o for o in node.outputs if isinstance(o, str))
+        made.update(makes)
     for leaf in leaves(graph.outputs):
         if isinstance(leaf, Ref) and leaf.name not in made:
             raise GraphError(f"The plan returns {leaf.name!r}, which no step makes.", remedy=_REMEDY)

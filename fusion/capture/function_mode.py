@@ -149,9 +149,9 @@ class ShapeMode(HiddenFunctionMode):
         if func is torch.Tensor.__contains__ and len(args) == 2:
             found = (args[0] == args[1]).any()
             if state.recording:
-                return self.reads.on_data_read(found, "__bool__", (), state.quiet(found.__bool__))
+                return self.reads.on_data_read(found, "__bool__", state.quiet(found.__bool__))
         value = state.quiet(lambda: func(*args))
-        return self.reads.on_data_read(args[0], func.__name__, args[1:], value)
+        return self.reads.on_data_read(args[0], func.__name__, value)
 
     def _layout(self, func: Any, args: Any, kwargs: Any) -> Any:
         fake = self._fake(args[0])

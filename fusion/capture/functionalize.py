@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fusion.capture.settled_calls import Node, SettledCalls
+from fusion.capture.settled_calls import SettledCalls
 from fusion.capture.writes_to_cat import slices_to_cat
-from fusion.patterns.leaves import Ref, map_leaves
-from fusion.patterns.nodes import IslandNode, OpNode, given_tensors
+from fusion.patterns.leaves import Ref
+from fusion.patterns.nodes import Node, OpNode, argument_tensors, made_by
 from fusion.patterns.ops import Kind, kind_of, resolve
 from fusion.patterns.ops.effects import draws, has_effect, names_written
 from fusion.patterns.ops.spellings import functional
+from fusion.patterns.python_nodes import NewObject, OpaqueCall
 from fusion.refusal import Refused
 
 _TO_DTYPE = "aten.to.dtype"
@@ -61,10 +62,9 @@ class Functionalized:
             if any(k == key and i > self.calls.made_at(name) for i, k in self.calls.writes)
         }
         self.outer = {k for _, k in self.calls.writes if k >= 0 and k not in recorder.state.effects.made}
-        islands = [n for n in self.calls.nodes if isinstance(n, IslandNode)]
         memory = self.calls.memory
-        lent = {memory[o] for n in islands for o in n.outputs if isinstance(o, str) and o in memory}
-        self.outer -= lent & {key for _, key in self.native}  # an island's own memory, which a step hands to it again
+        lent = {memory[o] for n in self.calls.nodes if not isinstance(n, OpNode) for o in made_by(n) if o in memory}
+        self.outer -= lent & {key for _, key in self.native}  # a call's own memory, which another hands to it again
         self._check_native()
         self._check_shared()
         outer_writes = sorted({i for i, k in self.calls.writes if k in self.outer})
@@ -92,8 +92,8 @@ class Functionalized:
             if name in self.calls.memory:
                 used[self.calls.memory[name]] = max(i, used.get(self.calls.memory[name], -1))
         for i, node in enumerate(self.calls.nodes):
-            if isinstance(node, IslandNode) and node.args is not None and node.effect:
-                tensors = given_tensors(node, self.calls.memory)
+            if isinstance(node, OpaqueCall | NewObject) and node.effect:
+                tensors = argument_tensors(node, self.calls.memory)
                 lent = tuple(place for place, name in enumerate(tensors) if used.get(self.calls.memory[name], -1) > i)
                 self.calls.nodes[i] = self.recorder.state.nodes[i] = replace(node, lent=lent)
 
@@ -133,9 +133,7 @@ class Functionalized:
         for key in {key for _, key in self.native} & self.outer:
             last = max(i for i, k in self.native if k == key)
             users = {
-                i
-                for i, n in enumerate(self.calls.nodes[:last])
-                if any(self.calls.memory.get(r) == key for r in _read(n))
+                i for i, n in enumerate(self.calls.nodes[:last]) if any(self.calls.memory.get(r) == key for r in n.refs)
             }
             users |= {i for i, k in self.calls.writes if k == key}
             if not users <= {i for i, k in self.native if k == key}:
@@ -148,13 +146,13 @@ class Functionalized:
         written = [(i, key) for i, key in self.calls.writes if (i, key) not in self.native]
         for j, node in enumerate(self.calls.nodes):
             later = {key for i, key in written if i > j}
-            if not later or not isinstance(node, IslandNode):
+            if not later or isinstance(node, OpNode):
                 continue
-            given = {self.calls.memory[name] for name in _read(node) if name in self.calls.memory}
-            made = {self.calls.memory[o] for o in node.outputs if isinstance(o, str) and o in self.calls.memory}
+            given = {self.calls.memory[name] for name in node.refs if name in self.calls.memory}
+            made = {self.calls.memory[o] for o in made_by(node) if o in self.calls.memory}
             if not (given and made):
                 continue
-            used = {self.calls.memory[r] for n in self.calls.nodes[j + 1 :] for r in _read(n) if r in self.calls.memory}
+            used = {self.calls.memory[r] for n in self.calls.nodes[j + 1 :] for r in n.refs if r in self.calls.memory}
             used |= {self.calls.memory[name] for name in self.calls.returned if name in self.calls.memory}
             if later & made & given or (later & made and used & given) or (later & given and used & made):
                 raise Refused(
@@ -186,9 +184,9 @@ class Functionalized:
         older = [name for name, k in self.calls.memory.items() if k == key and self.calls.made_at(name) < i]
         if any(self.last.get(name, -1) > i for name in older):
             return False
-        lent = {n for node in self.calls.nodes[:i] if isinstance(node, IslandNode) for n in node.refs}
-        handed = {o for node in self.calls.nodes[:i] if isinstance(node, IslandNode) for o in node.outputs}
-        return not any(name in lent or name in handed for name in older)
+        in_python = [node for node in self.calls.nodes[:i] if not isinstance(node, OpNode)]
+        passed = {name for node in in_python for name in (*node.refs, *made_by(node))}
+        return passed.isdisjoint(older)
 
     def _shadow(self, call: OpNode, target: str, i: int) -> bool:
         """Puts the functional call in place if its result is laid out as the written tensor; casts it if need be."""
@@ -232,17 +230,12 @@ class Functionalized:
         if not self.renamed:
             return
 
-        def leaf(x: Any) -> Any:
-            return Ref(self.renamed.get(x.name, x.name)) if isinstance(x, Ref) else x
+        def copy_of(name: str) -> str:
+            return self.renamed.get(name, name)
 
-        def moved(node: Node) -> Node:
-            args = None if node.args is None else map_leaves(leaf, _tuples(node.args))
-            outputs = tuple(self.renamed.get(o, o) if isinstance(o, str) else o for o in node.outputs)
-            return replace(node, args=args, kwargs=map_leaves(leaf, node.kwargs), outputs=outputs)  # type: ignore[arg-type]  # an island's may be None
-
-        self.calls.nodes = [moved(n) for n in self.calls.nodes]
-        self.calls.before = {i: n.renamed(lambda o: self.renamed.get(o, o)) for i, n in self.calls.before.items()}
-        self.mutated = {self.renamed.get(name, name) for name in self.mutated}
+        self.calls.nodes = [n.renamed(copy_of) for n in self.calls.nodes]
+        self.calls.before = {i: n.renamed(copy_of) for i, n in self.calls.before.items()}
+        self.mutated = set(map(copy_of, self.mutated))
         for name, copy in self.renamed.items():
             self.recorder.state.fakes[copy] = self.recorder.state.fakes[name]
             self.recorder.state.real[copy] = self.recorder.state.real[name]
@@ -261,15 +254,5 @@ class Functionalized:
         return places
 
 
-def _read(node: Node) -> tuple[str, ...]:
-    """Names of the values a call reads, its receiver among them."""
-    receiver = getattr(node, "receiver", None)
-    return (*node.refs, receiver.name) if isinstance(receiver, Ref) else node.refs
-
-
 def _draws(node: OpNode) -> bool:
     return draws(resolve(node.op), node.args, dict(node.kwargs))
-
-
-def _tuples(tree: Any) -> Any:
-    return tuple(_tuples(t) for t in tree) if isinstance(tree, (list, tuple)) else tree

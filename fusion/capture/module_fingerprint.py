@@ -12,7 +12,7 @@ from fusion.capture.hooks import HOOKS, are_idle
 from fusion.capture.python.argument_tree import tensors_of
 from fusion.capture.python.reachable_state import ENTRY_NAMES, PLAIN
 from fusion.patterns.leaves import leaves
-from fusion.patterns.nodes import IslandNode
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.recorded import RecordedGraph
 
 _MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
@@ -70,14 +70,9 @@ def isomorphic(first: ModuleFingerprint, second: ModuleFingerprint, graph: Recor
     """Whether a recording of the first module may be followed by the second."""
     if first.structure != second.structure or len(first.integers) != len(second.integers):
         return False
-    in_islands = {
-        leaf
-        for node in graph.nodes
-        if isinstance(node, IslandNode)
-        for leaf in leaves(node.args or ())
-        if type(leaf) is int
-    }
+    in_python = (node for node in graph.nodes if not isinstance(node, OpNode))
+    given = {leaf for node in in_python for leaf in leaves(node.args) if type(leaf) is int}
     differ = [(a, b) for a, b in zip(first.integers, second.integers, strict=True) if a != b]
     names = {a[0].rpartition(".")[2] for a, _ in differ}
     numbers = {(a[1], b[1]) for a, b in differ}
-    return len(names) <= 1 and len(numbers) <= 1 and all(a[0] == b[0] and a[1] in in_islands for a, b in differ)
+    return len(names) <= 1 and len(numbers) <= 1 and all(a[0] == b[0] and a[1] in given for a, b in differ)

@@ -18,7 +18,6 @@ from fusion.capture.python import registry
 from fusion.capture.python.argument_snapshot import ArgumentSnapshot, Item
 from fusion.capture.python.argument_tree import Atom, Leaf, is_atom, modules_of, tensors_of
 from fusion.capture.python.container_proxy import is_looked_into, put_back, real
-from fusion.capture.python.opaque_calls import as_tuples
 from fusion.capture.python.outside_effects import OutsideEffects
 from fusion.capture.python.reachable_state import Entry, ReachableState, is_library
 from fusion.capture.python.replay import replay
@@ -28,8 +27,8 @@ from fusion.capture.released_memory import without_contents
 from fusion.capture.symbolic_shapes import GuardError, Translation, hint, is_symbolic
 from fusion.capture.user_frame import is_users_file, line_of, short_line, user_line
 from fusion.faults import recording_code
-from fusion.patterns.leaves import Argument, Expect, Path, Ref, map_leaves
-from fusion.patterns.nodes import IslandNode, OpNode
+from fusion.patterns.leaves import Argument, Expect, Path, Ref
+from fusion.patterns.nodes import Node, OpNode, made_by
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.patterns.specs import TensorSpec
@@ -56,10 +55,10 @@ class RecordedCall:
         parameters: tensors by value name.
         tree: pytree structure of the result.
         devices: full device of every input and parameter by value name.
-        objects: what islands call and are given beside arguments, by value name.
+        objects: what calls are made on, and are given, beside arguments, by value name.
         real: every tensor of the run by value name; drop it when the kernels are proved. Large ones that the forward
             had dropped by its end hold nothing.
-        log: results of the islands, in order.
+        log: results of opaque calls and reads, in order.
         met: the calls as the run made them, before in-place ones were settled.
         renamed: constants that each run starts from a copy of: the copy's name.
         undo: takes back what the run did to memory and generators that outlive it.
@@ -85,7 +84,7 @@ class RecordedCall:
     real: dict[str, torch.Tensor] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
     log: list[Any] = field(default_factory=list)
-    met: tuple[OpNode | IslandNode, ...] = ()
+    met: tuple[Node, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
     undo: UndoLog = field(default_factory=UndoLog)
     left: State = ((), ())
@@ -384,7 +383,7 @@ def _sizes(recorder: Recorder, settled: Functionalized, outputs: Iterable[Any]) 
         yield from fake.shape
         yield from fake.stride()
     for node in (*settled.calls.nodes, *recorder.state.nodes):
-        yield from pytree.tree_leaves((as_tuples(node.args), as_tuples(node.kwargs)))
+        yield from pytree.tree_leaves((node.args, node.kwargs))
     yield from outputs
 
 
@@ -394,7 +393,7 @@ def _apart(conditions: Conditions, recorder: Recorder, settled: Functionalized) 
     inputs = [i.name for i in state.inputs]
     memory, made = state.effects.memory, state.effects.made
     given = {*inputs, *state.parameters}
-    results = [o for n in settled.calls.nodes if isinstance(n, IslandNode) for o in n.outputs if isinstance(o, str)]
+    results = [o for n in settled.calls.nodes if not isinstance(n, OpNode) for o in made_by(n)]
     met = [o for o in dict.fromkeys(results) if o in memory and o not in given and memory[o] not in made]
     changed_memory = settled.outer | {key for _, key in settled.native} | {memory[name] for name, _ in copied}
     groups = {key: tuple(n for n in (*given, *met) if memory[n] == key) for key in changed_memory}
@@ -441,12 +440,9 @@ def _output(leaf: Any, recorder: Recorder, settled: Functionalized, translation:
 _CONSTANTS = frozenset(kind for kind in Atom if kind is not bytes)
 
 
-def _translated(node: Any, translation: Translation) -> Any:
-    def leaf(x: Any) -> Any:
-        return translation.dim(x) if is_symbolic(x) else x
-
-    arguments = None if node.args is None else map_leaves(leaf, as_tuples(node.args))
-    return replace(node, args=arguments, kwargs=map_leaves(leaf, as_tuples(node.kwargs)))
+def _translated(node: Node, translation: Translation) -> Node:
+    """A call with sizes as the graph writes them."""
+    return node.mapped(lambda x: translation.dim(x) if is_symbolic(x) else x)
 
 
 def _spec(fake: torch.Tensor, translation: Translation) -> TensorSpec:

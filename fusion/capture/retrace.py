@@ -5,7 +5,7 @@ it is enough to see that its run does, call for call, what the first one's recor
 tenth. Whatever differs ends the following, the run goes on untouched, and the next call is recorded in full.
 
 What makes it sound: the twins run the same code (same classes) with equal attributes, but for one integer that the
-recording knows as an argument of islands (a layer's number); the call meets all guards of the recording; every
+recording knows as an argument of opaque calls (a layer's number); the call meets all guards of the recording; every
 operator, argument and result layout is compared. A plan that comes of it is still proved against eager at another
 shape before it is trusted.
 """
@@ -34,10 +34,11 @@ from fusion.capture.recorder import below_autograd
 from fusion.capture.released_memory import Forgotten, alike
 from fusion.capture.tracer import results_of
 from fusion.patterns import symbols
-from fusion.patterns.leaves import Expect, Ref, map_leaves, ref_names
-from fusion.patterns.nodes import IslandNode, OpNode
+from fusion.patterns.leaves import Attribute, Expect, Ref, map_leaves, ref_names
+from fusion.patterns.nodes import Node, OpNode
 from fusion.patterns.ops import resolve
 from fusion.patterns.ops.effects import has_effect
+from fusion.patterns.python_nodes import Item, Method, ObjectRead, OpaqueCall
 from fusion.patterns.recorded import RecordedGraph, SymbolSource
 from fusion.patterns.source import define
 from fusion.patterns.symbols import Dim
@@ -63,7 +64,7 @@ class TraceMatcher(TorchDispatchMode):
         super().__init__()
         self.graph = graph
         self.values = dict(values)
-        self.nodes: list[OpNode | IslandNode] = []
+        self.nodes: list[Node] = []
         self.names = dict(inputs)
         self.real: dict[str, torch.Tensor] = {}
         self.held: dict[str, torch.Tensor] = {}
@@ -118,7 +119,7 @@ class TraceMatcher(TorchDispatchMode):
         self.names[id(tensor)] = name
         self.real[name] = tensor
 
-    def _next(self) -> OpNode | IslandNode:
+    def _next(self) -> Node:
         if len(self.nodes) >= len(self.graph.nodes):
             raise Diverged("more calls than recorded")
         return self.graph.nodes[len(self.nodes)]
@@ -245,7 +246,7 @@ class TraceMatcher(TorchDispatchMode):
             self._bind(node.outputs[0], tensor)
             self.nodes.append(node)
 
-    # ---- islands
+    # ---- opaque calls and reads
 
     def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
         """Calls natively and compares the call; integers among the arguments may be the twin's own."""
@@ -254,15 +255,15 @@ class TraceMatcher(TorchDispatchMode):
             return original(receiver, *args, **kwargs)
         result = self._quiet(lambda: original(receiver, *args, **kwargs))
         refresh()
-        self._attempt(lambda: self._island(island, receiver, args, kwargs, result))
+        self._attempt(lambda: self._call(island, receiver, args, kwargs, result))
         return result
 
-    def _island(self, island: Island, receiver: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def _call(self, island: Island, receiver: Any, args: Any, kwargs: Any, result: Any) -> None:
         node = self._next()
-        if not isinstance(node, IslandNode) or node.args is None or node.given or node.method != island.method:
-            raise Diverged(f"island {island.method} where the recording differs")
-        if self.objects.get(id(receiver)) != node.receiver:
-            raise Diverged(f"island {island.method} of another object")
+        if not isinstance(node, OpaqueCall) or node.nest:
+            raise Diverged(f"{island.method}() where the recording differs")
+        if node.callee != Method(self.objects.get(id(receiver), ()), island.method):
+            raise Diverged(f"{island.method}() where the recording calls {node.text}()")
         ours = tuple(Ref(self._name(a)) if isinstance(a, torch.Tensor) else a for a in args)
         theirs = map_leaves(self._concrete, node.args)
         same = len(ours) == len(theirs) and all(
@@ -272,39 +273,39 @@ class TraceMatcher(TorchDispatchMode):
             sorted((k, Ref(self._name(v)) if isinstance(v, torch.Tensor) else as_tuples(v)) for k, v in kwargs.items())
         )
         if not same or map_leaves(self._concrete, node.kwargs) != named:
-            raise Diverged(f"other arguments of island {island.method}")
+            raise Diverged(f"other arguments of {island.method}()")
         self._log(node, result)
         outputs = result if node.structure != "leaf" else (result,)
         if type(result) is not {"tuple": tuple, "list": list}.get(node.structure, type(result)):
-            raise Diverged(f"island {island.method} returned something else")
+            raise Diverged(f"{island.method}() returned something else")
         for output, value in zip(node.outputs, outputs, strict=True):
-            self._island_result(output, value)
+            self._result(output, value)
         self._keep_copies(node)
         numbers = tuple(
             o if type(o) is int and type(t) is int else n for o, t, n in zip(ours, theirs, node.args, strict=True)
         )
-        self.nodes.append(replace(node, args=numbers))
+        self.nodes.append(node.with_args(numbers))
 
-    def _log(self, node: IslandNode, result: Any) -> None:
+    def _log(self, node: OpaqueCall | ObjectRead, result: Any) -> None:
         if node.copied:
             result = self._quiet(lambda: as_it_is(result))
         self.log.append(list(result) if isinstance(result, list) and is_plain(result) else result)
 
-    def _keep_copies(self, node: IslandNode) -> None:
+    def _keep_copies(self, node: OpaqueCall | ObjectRead) -> None:
         """What a later native call writes to is kept as it is now."""
         for name in node.outputs if node.copied else ():
             if isinstance(name, str) and name in self.real:
                 self._alive.append(self.real[name])
                 self.real[name] = self._quiet(self.real[name].clone)
 
-    def _island_result(self, output: Any, value: Any) -> None:
+    def _result(self, output: Any, value: Any) -> None:
         if isinstance(output, Expect):
             if type(value) is not type(output.value) or value != output.value:
-                raise Diverged("an island returned another value")
+                raise Diverged("a call or read gave another value")
         elif isinstance(value, torch.Tensor):
             if id(value) in self._parameters or output in self._paths:
                 if self._name(value) != output:
-                    raise Diverged("an island returned another parameter")
+                    raise Diverged("a call or read gave another parameter")
                 return
             if id(value) in self.names and output not in self.real:  # its argument, handed back
                 self._check(output, value)
@@ -313,7 +314,7 @@ class TraceMatcher(TorchDispatchMode):
         else:
             symbol = next(s.symbol for s in self.graph.symbols if s.value == output)
             if type(value) is not int or value < 2:
-                raise Diverged("an island returned a size of 0 or 1")
+                raise Diverged("a call or read gave a size of 0 or 1")
             self.values[symbol] = value
             self._numbers.clear()
 
@@ -325,11 +326,11 @@ class TraceMatcher(TorchDispatchMode):
 
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
         """An attribute read on an argument object, or inside one, is compared with the recording's."""
-        return self._found(receiver, name, None, value)
+        return self._found(receiver, Attribute(name), value)
 
     def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
         """So is an item of a list or dict; integers may be the twin's own."""
-        return self._found(held, method, args, value)
+        return self._found(held, Item(method, args), value)
 
     def on_use(self, held: Any, method: str, changes: bool) -> None:
         """Any other use of one: the twin made none."""
@@ -342,32 +343,31 @@ class TraceMatcher(TorchDispatchMode):
             self.diverged = f"reads {name} of a {type(held).__name__}, which has none"
         raise error
 
-    def _found(self, receiver: Any, method: str, args: tuple[Any, ...] | None, value: Any) -> Any:
+    def _found(self, receiver: Any, member: Attribute | Item, value: Any) -> Any:
         if not self.following or id(receiver) not in self.objects:
             return value
-        self._attempt(lambda: self._compare_found(receiver, method, args, value))
+        self._attempt(lambda: self._compare_found(receiver, member, value))
         return wrap_proxy(value)
 
-    def _compare_found(self, receiver: Any, method: str, args: tuple[Any, ...] | None, value: Any) -> None:
+    def _compare_found(self, receiver: Any, member: Attribute | Item, value: Any) -> None:
         node = self._next()
-        if not isinstance(node, IslandNode) or node.effect or (node.receiver, node.method) != (
-            self.objects[id(receiver)], method
-        ):  # fmt: skip
-            raise Diverged(f"{method} of a {type(receiver).__name__} where the recording differs")
-        if not _same_but_integers(args, node.args):
-            raise Diverged(f"other arguments of {method}")
+        told = f"{member.method if isinstance(member, Item) else str(member)} of a {type(receiver).__name__}"
+        if not isinstance(node, ObjectRead) or node.receiver != self.objects[id(receiver)]:
+            raise Diverged(f"{told} where the recording differs")
+        if not _same_but_integers(member, node.member):
+            raise Diverged(f"{told} where the recording reads {node.text}")
         self._log(node, value)
         values = value if node.structure == "tuple" else (value,)
         for output, leaf in zip(node.outputs, values, strict=True):
             if isinstance(output, Expect) or isinstance(leaf, torch.Tensor):
-                self._island_result(output, leaf)
+                self._result(output, leaf)
             elif node.kind is not type(leaf) or not self._is_object(leaf, output):
-                raise Diverged(f"{method} of a {type(receiver).__name__} gives something else")
+                raise Diverged(f"{told} gives something else")
             elif isinstance(output, str):
                 self.objects[id(leaf)] = Ref(output)
                 self._alive.append(leaf)
         self._keep_copies(node)
-        self.nodes.append(replace(node, args=args))
+        self.nodes.append(node if isinstance(member, Attribute) else node.with_args(member.args))
 
     def _is_object(self, found: Any, output: Any) -> bool:
         """Whether an object is the one that the twin met before, or as new as the twin's."""
@@ -409,13 +409,12 @@ class TraceMatcher(TorchDispatchMode):
                 raise Diverged("the result holds another size")
 
 
-def _same_but_integers(ours: tuple[Any, ...] | None, theirs: tuple[Any, ...] | None) -> bool:
-    """Whether arguments of two reads are the same; integers may differ."""
-    if ours is None or theirs is None:
-        return ours is theirs
-    return [(type(a), None if type(a) is int else a) for a in ours] == [
-        (type(b), None if type(b) is int else b) for b in theirs
-    ]
+def _same_but_integers(ours: Attribute | Item, theirs: Attribute | Item) -> bool:
+    """Whether two reads are of the same attribute, or ask for the same item; integers may differ."""
+    if isinstance(ours, Item) and isinstance(theirs, Item):
+        left, right = ([(type(a), None if type(a) is int else a) for a in item.args] for item in (ours, theirs))
+        return ours.method == theirs.method and left == right
+    return type(ours) is type(theirs) and ours == theirs
 
 
 class _Reads(HiddenFunctionMode):
@@ -461,14 +460,14 @@ def follow(
     """
     assert twin.graph is not None
     start = time.perf_counter()
-    own = dict(tensors_of(module))
+    tensors = dict(tensors_of(module))
     copied = {copy: constant for constant, copy in twin.renamed.items()}
     outputs = tuple(Ref(copied.get(o.name, o.name)) if isinstance(o, Ref) else o for o in twin.graph.outputs)
     follower = TraceMatcher(
         replace(twin.graph, nodes=twin.met, outputs=outputs),
         values,
         {id(tensor): name for name, tensor in inputs.items()},
-        {id(tensor): path for path, tensor in own.items()},
+        {id(tensor): path for path, tensor in tensors.items()},
         objects,
     )
     follower.real.update(inputs)
@@ -480,8 +479,10 @@ def follow(
     follower._attempt(lambda: follower.conclude(result) if follower.diverged is None else None)
     if follower.diverged is not None:
         return result, None, follower.diverged
-    islands = iter([n for n in follower.nodes if isinstance(n, IslandNode)])
-    nodes = tuple(next(islands) if isinstance(n, IslandNode) else n for n in twin.graph.nodes)
+    # The calls with the numbers of this run; constants that are written to go by the names of their copies.
+    python_nodes = (n for n in follower.nodes if not isinstance(n, OpNode))
+    own = iter([n.renamed(lambda name: twin.renamed.get(name, name)) for n in python_nodes])
+    nodes = tuple(n if isinstance(n, OpNode) else next(own) for n in twin.graph.nodes)
     graph = replace(twin.graph, nodes=nodes)
     _complete(follower.real, nodes, follower.values)
     recording = replace(
@@ -489,7 +490,7 @@ def follow(
         result=result,
         graph=graph,
         constants=follower.held,
-        parameters={name: own[path] for name, path in graph.parameters},  # some were only asked for their layout
+        parameters={name: tensors[path] for name, path in graph.parameters},  # some were only asked for their layout
         real=follower.real,
         values=follower.values,
         log=follower.log,
@@ -501,7 +502,7 @@ def follow(
     return result, recording, ""
 
 
-def _complete(real: dict[str, torch.Tensor], nodes: Sequence[OpNode | IslandNode], values: Mapping[str, int]) -> None:
+def _complete(real: dict[str, torch.Tensor], nodes: Sequence[Node], values: Mapping[str, int]) -> None:
     """Makes the values that a recording has where the run had an in-place call."""
 
     def leaf(x: Any) -> Any:

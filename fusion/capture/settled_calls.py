@@ -10,10 +10,8 @@ import torch
 from fusion.capture.released_memory import alike
 from fusion.capture.symbolic_shapes import hint, is_symbolic
 from fusion.patterns.leaves import Ref, map_leaves
-from fusion.patterns.nodes import IslandNode, OpNode
+from fusion.patterns.nodes import Node, OpNode, made_by
 from fusion.patterns.ops import resolve
-
-Node = OpNode | IslandNode
 
 
 class SettledCalls:
@@ -41,7 +39,7 @@ class SettledCalls:
         self.returned = set(returned)
         self.before: dict[int, OpNode] = {}
         self.dropped: set[int] = set()
-        self.made = {o: i for i, n in enumerate(self.nodes) for o in n.outputs if isinstance(o, str)}
+        self.made = {o: i for i, n in enumerate(self.nodes) for o in made_by(n)}
 
     def op(self, i: int) -> OpNode:
         """Node `i`, which is a call."""

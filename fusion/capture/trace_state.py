@@ -16,7 +16,7 @@ from fusion.capture.unsupported import unsupported
 from fusion.capture.user_frame import user_line
 from fusion.faults import recording_code
 from fusion.patterns.leaves import Path, path_text
-from fusion.patterns.nodes import IslandNode, OpNode
+from fusion.patterns.nodes import Node
 from fusion.patterns.recorded import GraphInput
 from fusion.refusal import Refusal, Refused
 
@@ -63,7 +63,7 @@ class TraceState:
         self.fake_values = FakeValues(varying)
         self.effects = MutationTracker(generators)
         self.parameter_tensors = parameter_tensors
-        self.nodes: list[OpNode | IslandNode] = []
+        self.nodes: list[Node] = []
         self.refusal: Refusal | None = None
         self.real: dict[str, torch.Tensor] = {}
         self.fakes: dict[str, torch.Tensor] = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from fusion.capture.settled_calls import SettledCalls
 from fusion.patterns.leaves import Ref
-from fusion.patterns.nodes import IslandNode, OpNode
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops.effects import has_effect
 
 
@@ -72,7 +72,7 @@ def _filled(settled: SettledCalls, root: str, makers: list[int], key: int, write
         return None
     if len(writes) < 2 or key not in settled.recorder.state.effects.made:
         return None
-    if any(isinstance(node, IslandNode) for node in settled.nodes[writes[0] : writes[-1]]):
+    if not all(isinstance(node, OpNode) for node in settled.nodes[writes[0] : writes[-1]]):
         return None  # it may write to what a piece is read from
     dims: set[int] = set()
     reached = 0

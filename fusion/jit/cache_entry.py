@@ -18,7 +18,7 @@ from fusion.patterns.graph import SubGraph
 from fusion.patterns.reference import bind_symbols
 from fusion.refusal import Refusal
 from fusion.runtime.measure import eager_function
-from fusion.runtime.plan import Plan, input_symbols, island_constants, standing
+from fusion.runtime.plan import Plan, call_constants, input_symbols, standing
 from fusion.runtime.pytrees import flatten
 from fusion.runtime.rollback import UndoLog
 
@@ -63,7 +63,7 @@ class CacheEntry:
         assert recording.conditions is not None
         held = standing(recording.conditions, recording.parameters)
         self.binding: dict[str, Any] = {
-            **self.tensors, **self.objects, **island_constants(recording.graph), **held
+            **self.tensors, **self.objects, **call_constants(recording.graph), **held
         }  # fmt: skip
         self.match = pipeline.source(template, None, "match").bind(self.binding).run
 

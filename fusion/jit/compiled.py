@@ -9,10 +9,10 @@ from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import Candidate
 from fusion.partition.regions import Partition
 from fusion.patterns.forks import cached_property
-from fusion.patterns.nodes import IslandNode, OpNode
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops import FUSABLE, Kind, kind_of
 from fusion.refusal import CODES, Refusal
-from fusion.runtime.plan import KernelCall, PlanSpec, Source, Step, island_constants
+from fusion.runtime.plan import KernelCall, PlanSpec, Source, Step, call_constants
 
 Bucket = tuple[tuple[str, int, int], ...]  # (input symbol, lowest, highest value) a set of decisions is for
 
@@ -59,7 +59,7 @@ class Compiled:
 
         def counts(index: int) -> bool:
             node = graph.nodes[index]
-            return isinstance(node, IslandNode) or kind_of(node.op) is not Kind.VIEW
+            return not isinstance(node, OpNode) or kind_of(node.op) is not Kind.VIEW
 
         before = sum(counts(i) for _, i in self.unfused)
         after = sum(kind == "region" or counts(i) for kind, i in self.steps)
@@ -99,13 +99,13 @@ class Lists:
 
 
 def structure_key(shape: PlanSpec) -> str:
-    """Equal for scopes that can share plans: same graph up to islands' plain arguments, same conditions."""
+    """Equal for scopes that can share plans: same graph up to numbers that opaque calls are given, same conditions."""
     graph = shape.graph
-    later = set(island_constants(graph))
+    later = set(call_constants(graph))
     nodes = tuple(
-        replace(n, args=tuple("later" if f"i{k}_{p}" in later else a for p, a in enumerate(n.args or ())))
-        if isinstance(n, IslandNode) and n.args is not None
-        else n
+        n
+        if isinstance(n, OpNode)
+        else n.with_args(tuple("later" if f"i{k}_{p}" in later else a for p, a in enumerate(n.args)))
         for k, n in enumerate(graph.nodes)
     )
     conditions = shape.conditions

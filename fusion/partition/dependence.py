@@ -13,7 +13,7 @@ from fusion.patterns import ops
 from fusion.patterns.errors import GraphError, UnsupportedOperator
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref, leaves
-from fusion.patterns.nodes import IslandNode, OpNode
+from fusion.patterns.nodes import Node, OpNode, made_by
 from fusion.patterns.ops import Kind
 from fusion.patterns.recorded import RecordedGraph
 
@@ -45,10 +45,10 @@ class Dependence:
         users: for each node, the nodes that read what it makes, ascending.
         after: for each node, the nodes that may not run before it: its users, and what side effects demand. Effects
             keep their order among themselves and to every access to memory that is written; what reads the result of
-            an island stays before the next island, which may write to the same memory.
+            an opaque call stays before the next one, which may write to the same memory.
         returned: nodes that make an output of the recording.
-        written: values whose memory is written to: by an in-place operator, or by an island that hands out again what
-            it was not given, as a cache does that returns its own buffer.
+        written: values whose memory is written to: by an in-place operator, or by an opaque call that hands out again
+            what it was not given, as a cache does that returns its own buffer.
     """
 
     producer: Mapping[str, int]
@@ -92,12 +92,7 @@ def dependence(graph: RecordedGraph) -> Dependence:
     )
 
 
-def made_by(node: OpNode | IslandNode) -> tuple[str, ...]:
-    """Names of the values a node makes."""
-    return tuple(o for o in node.outputs if isinstance(o, str))
-
-
-def _symbols(node: OpNode | IslandNode) -> Iterable[str]:
+def _symbols(node: Node) -> Iterable[str]:
     """Size symbols that are arguments of a call."""
     for leaf in leaves((node.args, node.kwargs)):
         if isinstance(leaf, sympy.Expr):
@@ -117,19 +112,19 @@ def _handed_out_again(graph: RecordedGraph) -> frozenset[str]:
 def _effect_order(graph: RecordedGraph, written: frozenset[str]) -> Iterable[tuple[int, int]]:
     """Pairs of nodes that side effects keep in order."""
     yield from _step_order(graph)
-    lent: set[str] = set()  # results of islands and views of them: memory a later island may write to
+    lent: set[str] = set()  # results of Python nodes and views of them: memory a later opaque call may write to
     pinned: int | None = None
     readers: list[int] = []
     for i, node in enumerate(graph.nodes):
         if any(name in lent for name in node.refs):
             readers.append(i)
-        if isinstance(node, IslandNode) or _aliases(node, lent):
+        if not isinstance(node, OpNode) or _aliases(node, lent):
             lent.update(made_by(node))
-        if isinstance(node, IslandNode) or i in graph.lasting or not written.isdisjoint((*node.refs, *made_by(node))):
+        if not isinstance(node, OpNode) or i in graph.lasting or not written.isdisjoint((*node.refs, *made_by(node))):
             if pinned is not None:
                 yield pinned, i
             pinned = i
-        if i in graph.lasting or (isinstance(node, IslandNode) and node.effect):
+        if i in graph.lasting or (not isinstance(node, OpNode) and node.effect):
             yield from ((r, i) for r in readers if r != i)
             readers = []
 
@@ -142,11 +137,11 @@ def _step_order(graph: RecordedGraph) -> Iterable[tuple[int, int]]:
     for i, node in enumerate(graph.nodes):
         if isinstance(node, OpNode) and node.refs and ops.kind_of(node.op) is Kind.VIEW:
             whole.update(dict.fromkeys(made_by(node), whole.get(node.refs[0], node.refs[0])))
-        is_step = isinstance(node, IslandNode) and node.effect
+        is_opaque = not isinstance(node, OpNode) and node.effect
         for name in dict.fromkeys(whole.get(ref, ref) for ref in node.refs):
             if name in passed:
                 yield passed[name], i
-            if is_step:
+            if is_opaque:
                 yield from ((r, i) for r in readers.get(name, ()))
                 passed[name] = i
             readers.setdefault(name, []).append(i)
@@ -204,7 +199,7 @@ def schedule(
     return _sorted(steps, following, place)
 
 
-def is_view(node: OpNode | IslandNode) -> bool:
+def is_view(node: Node) -> bool:
     """Whether a node is a call that only maps indices."""
     return isinstance(node, OpNode) and ops.kind_of(node.op) is Kind.VIEW
 

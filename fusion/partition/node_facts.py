@@ -5,11 +5,11 @@ from __future__ import annotations
 from fusion import faults
 from fusion.kernels.inline import DTYPES
 from fusion.kernels.iteration_space import memory_order
-from fusion.partition.dependence import Dependence, dependence, is_view, made_by
+from fusion.partition.dependence import Dependence, dependence, is_view
 from fusion.patterns import ops, symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.leaves import Ref, leaves
-from fusion.patterns.nodes import IslandNode, OpNode, island_text
+from fusion.patterns.nodes import Node, OpNode, made_by
 from fusion.patterns.ops import Kind
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.specs import TensorSpec
@@ -150,7 +150,7 @@ class Facts:
         return None if source is None else self.made(source)
 
     def _row_source(self, i: int) -> int | None:
-        if self.boundary[i] is not None or isinstance(self.graph.nodes[i], IslandNode):
+        if self.boundary[i] is not None:
             return None
         if self.reduces(i):
             return i if len(self.made(i)) < len(self.space(i)) else None
@@ -183,12 +183,10 @@ def _inverse(after: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, before))
 
 
-def _boundary(
-    node: OpNode | IslandNode, refs: tuple[str, ...], spec: dict[str, TensorSpec], written: frozenset[str]
-) -> No | None:
+def _boundary(node: Node, refs: tuple[str, ...], spec: dict[str, TensorSpec], written: frozenset[str]) -> No | None:
     """Why a node can be in no region, or None."""
-    if isinstance(node, IslandNode):
-        return "not_fusable", f"{island_text(node)} is called natively"
+    if not isinstance(node, OpNode):
+        return "not_fusable", f"{node.text} is called natively"
     names = (*refs, *made_by(node))
     if not written.isdisjoint(names):
         return "aliased", f"{node.op} touches memory that is written to"

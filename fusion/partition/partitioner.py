@@ -22,7 +22,7 @@ from fusion.partition.node_facts import Extents, Facts, No
 from fusion.partition.reachability import Reach
 from fusion.partition.regions import Partition, Region, make_region, stored
 from fusion.partition.verify import verify
-from fusion.patterns.nodes import IslandNode
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.specs import TensorSpec
 from fusion.refusal import Refusal
@@ -66,7 +66,7 @@ def unfused(graph: RecordedGraph, reason: str) -> Partition:
         graph: a recording.
         reason: why there are none.
     """
-    calls = ((i, node) for i, node in enumerate(graph.nodes) if not isinstance(node, IslandNode))
+    calls = ((i, node) for i, node in enumerate(graph.nodes) if isinstance(node, OpNode))
     refusals = tuple((i, Refusal(faults.CODE, reason, node.origin)) for i, node in calls)
     return Partition((), refusals, schedule(graph, ()))
 
@@ -75,7 +75,7 @@ def _refusals(search: _Search, regions: Iterable[Region]) -> Iterable[tuple[int,
     facts = search.facts
     inside = {i for region in regions for i in region.nodes}
     for i, node in enumerate(facts.graph.nodes):
-        if isinstance(node, IslandNode) or i in inside:
+        if not isinstance(node, OpNode) or i in inside:
             continue
         no = facts.boundary[i] or search.refused.get(i)
         code, sentence = no or ("too_small", f"{node.op} is an index map between calls that are not fused")

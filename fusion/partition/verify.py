@@ -8,7 +8,7 @@ from fusion.partition.dependence import Step
 from fusion.partition.node_facts import Facts
 from fusion.partition.regions import Partition, Region, stored
 from fusion.patterns.errors import GraphError
-from fusion.patterns.nodes import IslandNode, OpNode
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.recorded import RecordedGraph
 
 _REMEDY = "This is a mistake in fusion.partition; please report it with the recording's text."
@@ -138,6 +138,6 @@ def _check_effects(partition: Partition, facts: Facts, place: Mapping[Step, int]
                 for then in steps.get(j, ()):
                     if before != then and place[before] >= place[then]:
                         raise _fail(f"Node {i} runs after node {j}, which an effect or a size keeps behind it.")
-    silent = [i for i, n in enumerate(facts.graph.nodes) if isinstance(n, IslandNode) and ("node", i) not in place]
+    silent = [i for i, n in enumerate(facts.graph.nodes) if not isinstance(n, OpNode) and ("node", i) not in place]
     if silent:
-        raise _fail(f"The order lacks the islands {silent}.")
+        raise _fail(f"The order lacks the nodes {silent}, which are no operators.")

@@ -15,7 +15,7 @@ from fusion.jit.compiled import Compiled
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
 from fusion.patterns.graph import SubGraph
-from fusion.patterns.nodes import IslandNode, OpNode, island_text
+from fusion.patterns.nodes import Node, OpNode
 from fusion.patterns.ops import Kind, kind_of
 from fusion.refusal import CODES, Refusal
 from fusion.remedies import REMEDIES
@@ -155,7 +155,7 @@ def _region_report(scope: Scope, compiled: Compiled, candidate: Candidate) -> Re
     )
 
 
-def _is_view(node: OpNode | IslandNode) -> bool:
+def _is_view(node: Node) -> bool:
     """A view moves nothing and launches nothing: it needs no reason for not being fused."""
     return isinstance(node, OpNode) and kind_of(node.op) is Kind.VIEW
 
@@ -174,7 +174,7 @@ def _shapes(graph: SubGraph) -> str:
 
 def _refused_node(scope: Scope, compiled: Compiled, index: int, refusal: Any) -> RegionReport:
     node = compiled.shape.graph.nodes[index]
-    name = node.op.split(".")[1] if isinstance(node, OpNode) else island_text(node)
+    name = node.op.split(".")[1] if isinstance(node, OpNode) else node.text
     outputs = [o for o in node.outputs if o in compiled.shape.graph.spec]
     return RegionReport(
         scope=scope.name,

@@ -153,5 +153,5 @@ def test_effects_keep_their_order() -> None:
     rest = [step for step in parts.order if step not in islands]
     with pytest.raises(GraphError, match="an effect or a size keeps behind it"):
         verify(replace(parts, order=(*rest, *islands[::-1])), graph)
-    with pytest.raises(GraphError, match="lacks the islands"):
+    with pytest.raises(GraphError, match="lacks the nodes"):
         verify(replace(parts, order=(*rest, islands[1])), graph)

@@ -42,3 +42,19 @@ def test_no_number_among_the_values_is_eagers_error(quick: fusion.FusionConfig) 
     for _ in range(3):
         with pytest.raises(RuntimeError, match="only supports Tensor or scalar"):
             fused(numbers(3, 0), "text")
+
+
+def filled(x: torch.Tensor) -> torch.Tensor:
+    """Asks a constant for its value after writing to it through a view."""
+    count = torch.tensor(2)
+    count.view(1).add_(1)
+    return torch.tanh(x.narrow(0, 0, int(count.item())) * 2) + 1
+
+
+def test_a_constant_that_is_written_to_is_asked_for_what_was_written(quick: fusion.FusionConfig) -> None:
+    fused = fusion.fuse(filled, quick)
+    for rows in (*ROWS, 6, 7):
+        x = torch.randn(rows, 4)
+        torch.testing.assert_close(fused(x), filled(x), rtol=1e-5, atol=1e-6)
+    (row,) = fusion.report(fused).scopes
+    assert row.fused_calls >= 3 and row.state == "fused", row

@@ -16,7 +16,8 @@ from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref
-from fusion.patterns.nodes import IslandNode, OpNode, writes
+from fusion.patterns.nodes import OpNode, writes
+from fusion.patterns.python_nodes import Method, OpaqueCall
 from fusion.patterns.recorded import GraphInput, HeldObject, RecordedGraph, SymbolSource
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.wellformed import check_recording
@@ -37,7 +38,7 @@ GOOD = RecordedGraph(
     nodes=(
         exp(),
         OpNode("aten.add_.Tensor", (Ref("v1"), Ref("p0")), (), ("v1",)),
-        IslandNode(("cache",), "length", (), (), ("n2",), False, "leaf"),
+        OpaqueCall(Method(("cache",), "length"), (), (), ("n2",), False, "leaf"),
         OpNode("aten.expand.default", (Ref("c0"), (symbols.symbol("s1"),)), (), ("v3",)),
     ),
     outputs=(Ref("v1"), Ref("v3"), symbols.symbol("s0")),
@@ -79,9 +80,9 @@ BAD: dict[str, tuple[RecordedGraph, str]] = {
         with_node(0, exp("v3")),
         "aten.exp.default reads 'v3', which no input or earlier call makes",
     ),
-    "an island's read of nothing": (
-        with_node(2, IslandNode(("cache",), "update", (Ref("y"),), (), ("n2",), True, "leaf")),
-        "island update reads 'y'",
+    "an opaque call's read of nothing": (
+        with_node(2, OpaqueCall(Method(("cache",), "update"), (Ref("y"),), (), ("n2",), True, "leaf")),
+        "cache.update reads 'y'",
     ),
     "a value made again": (with_node(3, exp("x0", "v1")), "makes ['v1'], which exists and was not given to it"),
     "an input without a spec": (with_spec("x0", None), "is no tensor"),
@@ -93,9 +94,9 @@ BAD: dict[str, tuple[RecordedGraph, str]] = {
     ),
     "a symbol with two sources": (replace(GOOD, symbols=(*GOOD.symbols, SHAPED)), "s0 has two sources"),
     "a symbol without a source": (replace(GOOD, symbols=(SHAPED,)), "uses the size symbol s1, which has no source"),
-    "a source that no island returns": (
+    "a source that no call gives": (
         replace(GOOD, symbols=(SHAPED, SymbolSource("s1", "n7", "result"))),
-        "which no island returns",
+        "which no call or read gives",
     ),
     "a source of no kind": (
         replace(GOOD, symbols=(SymbolSource("s0", "x0", "offset"), GOOD.symbols[1])),

@@ -12,8 +12,8 @@ import torch
 from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.record import record
 from fusion.patterns.errors import GraphError
-from fusion.patterns.leaves import Ref
-from fusion.patterns.nodes import IslandNode
+from fusion.patterns.leaves import Expect, Ref
+from fusion.patterns.python_nodes import Method, OpaqueCall
 from fusion.patterns.recorded import RecordedGraph
 from fusion.runtime.plan import KernelCall, PlanSpec, Source
 from fusion.runtime.plan_writer import Writer, write_plan
@@ -49,7 +49,8 @@ def test_each_fault_in_an_order_is_found() -> None:
     (first, *_), last = graph.nodes, graph.nodes[-1]
     kernel = KernelCall((graph.inputs[0].name,), first.outputs)
     written = next(i for i, n in enumerate(graph.nodes) if "add_" in n.op)
-    island = replace(graph, nodes=(*graph.nodes, IslandNode(("x",), "f", (), (), (), True, "leaf")))
+    call = OpaqueCall(Method(("x",), "f"), (), (), (Expect(None),), True, "leaf")
+    opaque = replace(graph, nodes=(*graph.nodes, call))
     cases: list[tuple[RecordedGraph, Any, Any, str]] = [
         (graph, [*steps, steps[0]], (), "comes twice"),
         (graph, [*steps, ("node", 99)], (), "names nothing"),
@@ -57,7 +58,7 @@ def test_each_fault_in_an_order_is_found() -> None:
         (graph, [*steps, ("loop", 0)], (), "names nothing"),
         (graph, steps, (kernel,), r"The kernels \[0\] are no step"),
         (graph, [s for s in steps if s != ("node", written)], (), "left out, or out of order"),
-        (island, steps, (), "left out, or out of order"),
+        (opaque, steps, (), "left out, or out of order"),
         (graph, steps[::-1], (), "before it is made"),
         (graph, [("region", 0), *steps[1:]], (KernelCall(last.outputs, first.outputs),), "before it is made"),
         (replace(graph, outputs=(Ref("v99"),)), steps, (), "returns 'v99', which no step makes"),

@@ -11,11 +11,10 @@ from fusion.capture.python.argument_tree import Atom
 from fusion.capture.trace_state import TraceState
 from fusion.capture.user_frame import user_line
 from fusion.patterns.leaves import Argument, Leaf, Path, Ref
+from fusion.patterns.python_nodes import Receiver
 from fusion.patterns.recorded import HeldObject
 from fusion.refusal import Refused
 from fusion.runtime.rollback import identity
-
-Receiver = Path | Ref
 
 
 class CallOperands:

@@ -12,7 +12,7 @@ import torch
 
 from fusion.capture.mutation import storage_key
 from fusion.capture.python.argument_tree import Atom
-from fusion.capture.python.call_operands import CallOperands, Receiver
+from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.container_proxy import COPY, PLAIN, is_container, is_object, is_plain, state_of
 from fusion.capture.python.interception import refresh, wrap_proxy
 from fusion.capture.python.reachable_state import is_library
@@ -20,8 +20,8 @@ from fusion.capture.python.registry import has_islands
 from fusion.capture.symbolic_shapes import is_symbolic
 from fusion.capture.trace_state import TraceState
 from fusion.capture.user_frame import user_line
-from fusion.patterns.leaves import Expect
-from fusion.patterns.nodes import IslandNode
+from fusion.patterns.leaves import Attribute, Expect, Ref
+from fusion.patterns.python_nodes import Item, Method, ObjectRead, OpaqueCall, Receiver, TensorRead
 from fusion.refusal import Refused
 from fusion.runtime.plan import LoggedError, as_it_is
 
@@ -70,7 +70,7 @@ class ObjectReads:
                 what = f"{kind}.{name} of a module that is a scope of its own is read"
                 self.state.refuse("opaque_argument", what, None, _OF_A_STEP)
             return value
-        return self._found(known, name, None, value, f"{kind}.{name}")
+        return self._found(known, Attribute(name), value, f"{kind}.{name}")
 
     def _on_mapping(self, receiver: Any, name: str, value: Any) -> None:
         """An attribute read on a mapping among the arguments: its items, its plain attributes and its methods are known
@@ -86,7 +86,7 @@ class ObjectReads:
         known = self.operands.objects.get(id(held))
         if known is None or self.state.elsewhere:
             return value
-        return self._found(known, method, args, value, f"an item of a {type(held).__name__}")
+        return self._found(known, Item(method, args), value, f"an item of a {type(held).__name__}")
 
     def on_use(self, held: Any, method: str, changes: bool) -> None:
         """Any other use of such a list or dict: a plan would not know of it."""
@@ -106,7 +106,7 @@ class ObjectReads:
                 self.state.refuse("opaque_argument", what, None, "give the object that attribute or item")
         raise error
 
-    def _found(self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, what: str) -> Any:
+    def _found(self, receiver: Receiver, member: Attribute | Item, value: Any, what: str) -> Any:
         """What was found inside an object: the recording's name for it, and what the forward gets."""
         recorded = value
         if isinstance(value, list) and is_plain(value):
@@ -117,7 +117,7 @@ class ObjectReads:
             found = [value]
 
             def record() -> None:
-                found[0] = self._record_found(receiver, method, args, recorded, value, what)
+                found[0] = self._record_found(receiver, member, recorded, value, what)
 
             self.state.attempt(what, record)
             value = found[0]
@@ -133,27 +133,23 @@ class ObjectReads:
             self.state.refuse("opaque_argument", told, None, "ask by isinstance")
         return handed
 
-    def _record_found(
-        self, receiver: Receiver, method: str, args: tuple[Any, ...] | None, value: Any, handed: Any, what: str
-    ) -> Any:
+    def _record_found(self, receiver: Receiver, member: Attribute | Item, value: Any, handed: Any, what: str) -> Any:
         """Records a read that gave `value`; what the forward gets in place of `handed`."""
         several = type(value) is tuple and not is_plain(value)
         several = several and not any(isinstance(leaf, (list, dict)) or is_object(leaf) for leaf in value)
-        pairs = [self._found_leaf(leaf, method, what) for leaf in (value if several else (value,))]
+        pairs = [self._found_leaf(leaf, what) for leaf in (value if several else (value,))]
         outputs = tuple([output for output, _ in pairs])
         kind = type(value) if is_container(value) or is_object(value) else None
         structure = "tuple" if several else "leaf"
-        self.state.nodes.append(
-            IslandNode(receiver, method, args, (), outputs, False, structure, origin=user_line(), kind=kind)
-        )
+        self.state.nodes.append(ObjectRead(receiver, member, outputs, structure, user_line(), kind))
         if several:
             return tuple([leaf for _, leaf in pairs])
         return pairs[0][1] if isinstance(value, torch.Tensor) else handed
 
-    def _found_leaf(self, leaf: Any, method: str, what: str) -> tuple[Any, Any]:
+    def _found_leaf(self, leaf: Any, what: str) -> tuple[Any, Any]:
         """What is found inside an object, as a read's result in the graph and as the forward gets it."""
         if isinstance(leaf, torch.Tensor):
-            name, handed = self.result(leaf, [], (), method)
+            name, handed = self.tensor_result(leaf, [], ())
             self.look_up(leaf, name)
             return name, handed
         if is_plain(leaf) or (isinstance(leaf, Atom) and not isinstance(leaf, PLAIN)):
@@ -182,7 +178,7 @@ class ObjectReads:
             )  # whoever reads it from here on reads what is written now
             self.state.real[name] = self.state.quiet(self.state.real[name].clone)
             node = self.state.nodes[index]
-            assert isinstance(node, IslandNode)
+            assert isinstance(node, ObjectRead | OpaqueCall)
             self.state.nodes[index] = replace(node, copied=True)
             self.copied.append((name, len(self.state.nodes)))
 
@@ -200,42 +196,24 @@ class ObjectReads:
             return self.operands.hold("module", self.operands.steps[id(receiver)], receiver)
         return self.operands.objects.get(id(receiver))
 
-    def on_data_read(self, tensor: torch.Tensor, method: str, args: tuple[Any, ...], value: Any) -> Any:
+    def on_data_read(self, tensor: torch.Tensor, method: str, value: Any) -> Any:
         """Python asked for a value of a tensor: a plan asks again, and goes on if the answer is the same."""
         if self.state.refusal is not None:
             return value
         if not isinstance(value, bool):
             self.state.reader = self.state.reader or self.state.module
         leaf, seen = self.number(value) if method == "item" and type(value) is int else (Expect(value), value)
-        self.state.nodes.append(
-            IslandNode(self.operands.leaf(tensor), method, args, (), (leaf,), False, "leaf", origin=user_line())
-        )
+        self.state.nodes.append(TensorRead(self.operands.leaf(tensor), method, leaf, user_line()))
         return seen
 
     # ---- results
 
-    def result(self, leaf: Any, like: list[torch.Tensor], grows: tuple[int, ...], method: str) -> tuple[Any, Any]:
-        """What a result is called in the graph, and what the forward gets: a size becomes a symbol."""
+    def result(
+        self, leaf: Any, like: list[torch.Tensor], grows: tuple[int, ...], callee: Method | Ref
+    ) -> tuple[Any, Any]:
+        """What a call's result is called in the graph, and what the forward gets: a size becomes a symbol."""
         if isinstance(leaf, torch.Tensor):
-            if id(leaf) in self._overwritten:  # another object, so that what the forward read before is not known
-                again = self.state.quiet(leaf.detach)
-                name = f"v{len(self.state.real)}"
-                return self.state.bind(
-                    name, again, self.state.quiet(lambda: self.state.fake_values.of_result(name, leaf, like, grows))
-                ), again
-            if id(leaf) in self.state.parameter_tensors:
-                self.state.known(leaf)  # it is the module's, whoever holds it, too: a plan checks that it is
-            before = self.state.names.get(id(leaf))
-            name = f"v{len(self.state.real)}"
-            if before is not None and any(
-                self.state.fakes[before] is fake for fake in like
-            ):  # its argument: a result all
-                again = self.state.quiet(leaf.detach)  # the same, which the next call may make anew
-                return self.state.bind(name, again, self.state.fakes[before]), again
-            if before is not None:
-                return before, leaf
-            fake = self.state.quiet(lambda: self.state.fake_values.of_result(name, leaf, like, grows))
-            return self.state.bind(name, leaf, fake), leaf
+            return self.tensor_result(leaf, like, grows)
         if type(leaf) is int:
             return self.number(leaf)
         if isinstance(leaf, PLAIN):
@@ -245,10 +223,30 @@ class ObjectReads:
         known = self.operands.object_leaf(leaf)
         if known is not None:
             return known, leaf
-        if method or not has_islands(type(leaf)):
-            what = f"{describe_call(method)} returned a {type(leaf).__name__}"
+        if isinstance(callee, Method) or not has_islands(type(leaf)):
+            what = f"{describe_call(callee)} returned a {type(leaf).__name__}"
             raise Refused("opaque_output", what, user_line(), _RETURN)
         return self.operands.new_object(leaf), leaf
+
+    def tensor_result(self, leaf: torch.Tensor, like: list[torch.Tensor], grows: tuple[int, ...]) -> tuple[str, Any]:
+        """What a tensor that a call or a read gives is called in the graph, and what the forward gets."""
+        if id(leaf) in self._overwritten:  # another object, so that what the forward read before is not known
+            again = self.state.quiet(leaf.detach)
+            name = f"v{len(self.state.real)}"
+            return self.state.bind(
+                name, again, self.state.quiet(lambda: self.state.fake_values.of_result(name, leaf, like, grows))
+            ), again
+        if id(leaf) in self.state.parameter_tensors:
+            self.state.known(leaf)  # it is the module's, whoever holds it, too: a plan checks that it is
+        before = self.state.names.get(id(leaf))
+        name = f"v{len(self.state.real)}"
+        if before is not None and any(self.state.fakes[before] is fake for fake in like):  # its argument: a result all
+            again = self.state.quiet(leaf.detach)  # the same, which the next call may make anew
+            return self.state.bind(name, again, self.state.fakes[before]), again
+        if before is not None:
+            return before, leaf
+        fake = self.state.quiet(lambda: self.state.fake_values.of_result(name, leaf, like, grows))
+        return self.state.bind(name, leaf, fake), leaf
 
     def number(self, value: int) -> tuple[Any, Any]:
         """What a whole number that was found, or returned, is called in the graph, and what the forward gets."""
@@ -311,6 +309,6 @@ def _differ(now: Any, then: Any) -> bool:
     return now is not then and (type(now) is not type(then) or bool(now != then))
 
 
-def describe_call(method: str) -> str:
+def describe_call(callee: Method | Ref) -> str:
     """What a reason calls that which is called natively."""
-    return f"{method}()" if method else "a module or function that is called as it is"
+    return f"{callee.name}()" if isinstance(callee, Method) else "a module or function that is called as it is"

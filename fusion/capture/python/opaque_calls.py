@@ -1,17 +1,17 @@
-"""What a recorder does with calls that a plan makes natively: islands, steps, objects the scope makes."""
+"""What a recorder does with calls that plans make as they are: of methods, modules and functions, and of classes."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from fusion.capture.mutation import has_memory, storage_key
-from fusion.capture.python.call_operands import CallOperands, Receiver
+from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.container_proxy import COPY, is_looked_into
 from fusion.capture.python.interception import function_call, unwrap_proxies
 from fusion.capture.python.object_reads import ObjectReads, describe_call
@@ -22,7 +22,7 @@ from fusion.capture.symbolic_shapes import is_symbolic, real_nest
 from fusion.capture.trace_state import TraceState
 from fusion.capture.user_frame import line_of, user_line
 from fusion.patterns.leaves import Ref
-from fusion.patterns.nodes import IslandNode
+from fusion.patterns.python_nodes import Keywords, Method, NewObject, OpaqueCall
 from fusion.refusal import Refused
 from fusion.runtime.call_log import Contents, LoggedWrite, contents, is_nest, noted, take_over, unchanged
 from fusion.runtime.plan import LoggedError
@@ -79,9 +79,8 @@ class OpaqueCalls:
             what = f"{type(receiver).__name__}.{island.method}() is called on an object that is no argument"
             self.state.refuse("opaque_argument", what, None, "pass the object as an argument")
             return self._unrecorded(lambda a, k: original(receiver, *a, **k), args, kwargs)
-        return self._native(
-            known, island.method, lambda a, k: original(receiver, *a, **k), args, kwargs, island.effect, island.grows
-        )
+        callee = Method(known, island.method)
+        return self._native(callee, lambda a, k: original(receiver, *a, **k), args, kwargs, island.effect, island.grows)
 
     def _make(self, island: Island, original: Callable[..., Any], made: Any, args: Any, kwargs: Any) -> Any:
         """The scope makes an object: so does the plan."""
@@ -95,10 +94,10 @@ class OpaqueCalls:
         self.state.log.append(made)
 
         def record() -> None:
-            arguments = pytree.tree_map(self.operands.leaf, (args, kwargs))
+            positional, named = _as_recorded(*pytree.tree_map(self.operands.leaf, (args, kwargs)))
             output = self.operands.new_object(made)
             held = self.operands.hold("class", f"{kind.__module__}.{kind.__qualname__}", kind)
-            self._node(held, "", arguments, (output,), True, "leaf")
+            self.state.nodes.append(NewObject(held, positional, named, output, user_line()))
 
         self.state.attempt(island.owner.__name__, record)
         return None
@@ -124,9 +123,7 @@ class OpaqueCalls:
             "function", f"{function.__module__}.{function.__qualname__}", function_call(registered)
         )
         place = len(self.state.nodes)
-        result = self._native(
-            held, "", lambda a, k: function(*a, **k), args, kwargs, registered.effect, registered.grows
-        )
+        result = self._native(held, lambda a, k: function(*a, **k), args, kwargs, registered.effect, registered.grows)
         for leaf in pytree.tree_leaves((args, kwargs)) if registered.effect else ():
             if isinstance(leaf, torch.Tensor):  # what it writes to cannot be seen: it may be any of them
                 self.state.quiet(functools.partial(self.state.effects.native_write, place, leaf))
@@ -156,7 +153,7 @@ class OpaqueCalls:
             held = self.operands.hold("module", path, module)
             self.in_step = True
             try:
-                return self._native(held, "", lambda a, k: original(module, *a, **k), args, kwargs, True, ())
+                return self._native(held, lambda a, k: original(module, *a, **k), args, kwargs, True, ())
             finally:
                 self.in_step = False
         self.state.notice_fixed_size()
@@ -172,15 +169,14 @@ class OpaqueCalls:
 
     def _native(
         self,
-        receiver: Receiver,
-        method: str,
+        callee: Method | Ref,
         call: Callable[[Any, Any], Any],
         args: Any,
         kwargs: Any,
         effect: bool,
         grows: tuple[int, ...],
     ) -> Any:
-        told = describe_call(method)
+        told = describe_call(callee)
         if any(map(is_looked_into, pytree.tree_leaves((args, kwargs)))):
             self.state.refuse("opaque_argument", f"{told} is given a list or dict that an object holds", None, COPY)
             return self._unrecorded(call, args, kwargs)
@@ -212,26 +208,39 @@ class OpaqueCalls:
 
         def record() -> None:
             ordered = (args, dict(sorted(kwargs.items())))
-            leaves, nest = pytree.tree_flatten(ordered)
-            named = list(map(self.operands.leaf, leaves))
-            arguments = (named, {}) if nests else pytree.tree_unflatten(named, nest)
-            like = [self.state.fakes[self.state.names[id(a)]] for a in leaves if isinstance(a, torch.Tensor)]
-            flat, structure = _flatten(result)
-            if not method and any(type(leaf) is int for leaf in flat):
-                self.state.reader = self.state.reader or self.state.module  # how many rows each expert gets, say
-            pairs = [self.reads.result(leaf, like, grows, method) for leaf in flat]
-            for leaf, (name, _) in zip(flat, pairs, strict=True) if not effect else ():
-                if isinstance(leaf, torch.Tensor):
-                    self.reads.look_up(leaf, name)
-            how = tree_text(nest) if nests else ""
-            names = tuple(p[0] for p in pairs)
-            self._node(receiver, method, arguments, names, effect, structure, dead_results, how)
-            if effect and isinstance(receiver, Ref) and structure == "leaf" and isinstance(result, torch.Tensor):
-                self._handed_on.append(names[0])
-            handed[0] = _unflatten(structure, [p[1] for p in pairs])
+            handed[0] = self._record(callee, ordered, result, effect, grows, dead_results, nests)
 
-        self.state.attempt(method or "a module", record)
+        self.state.attempt(callee.name if isinstance(callee, Method) else "a module", record)
         return handed[0]
+
+    def _record(
+        self,
+        callee: Method | Ref,
+        given: Any,
+        result: Any,
+        effect: bool,
+        grows: tuple[int, ...],
+        dead_results: tuple[str, ...],
+        nests: bool,
+    ) -> Any:
+        """Adds the node of a call that was given `(args, kwargs)`; what the forward gets for its result."""
+        leaves, nest = pytree.tree_flatten(given)
+        operands = list(map(self.operands.leaf, leaves))
+        args, kwargs = _as_recorded(*((operands, {}) if nests else pytree.tree_unflatten(operands, nest)))
+        like = [self.state.fakes[self.state.names[id(a)]] for a in leaves if isinstance(a, torch.Tensor)]
+        flat, structure = _flatten(result)
+        if isinstance(callee, Ref) and any(type(leaf) is int for leaf in flat):
+            self.state.reader = self.state.reader or self.state.module  # how many rows each expert gets, say
+        pairs = [self.reads.result(leaf, like, grows, callee) for leaf in flat]
+        for leaf, (name, _) in zip(flat, pairs, strict=True) if not effect else ():
+            if isinstance(leaf, torch.Tensor):
+                self.reads.look_up(leaf, name)
+        outputs, text = tuple(output for output, _ in pairs), tree_text(nest) if nests else ""
+        node = OpaqueCall(callee, args, kwargs, outputs, effect, structure, dead_results, user_line(), text)
+        self.state.nodes.append(node)
+        if effect and isinstance(node.receiver, Ref) and structure == "leaf" and isinstance(result, torch.Tensor):
+            self._handed_on.append(outputs[0])
+        return _unflatten(structure, [handed for _, handed in pairs])
 
     def _natively(self, call: Callable[[], Any], given: Any) -> Any:
         """Makes a native call: what torch is asked to do inside is watched for what it writes to, and not recorded."""
@@ -288,24 +297,6 @@ class OpaqueCalls:
             take_over(given, before)
             self.state.refuse("python_state", f"{told} changes a list or dict it is given")
 
-    def _node(
-        self,
-        receiver: Receiver,
-        method: str,
-        arguments: Any,
-        outputs: tuple[Any, ...],
-        effect: bool,
-        structure: str,
-        dead_results: tuple[str, ...] = (),
-        given: str = "",
-    ) -> None:
-        args, kwargs = arguments
-        named = tuple(sorted((k, as_tuples(v)) for k, v in kwargs.items()))
-        made = IslandNode(
-            receiver, method, as_tuples(args), named, outputs, effect, structure, dead_results, user_line(), given
-        )
-        self.state.nodes.append(made)
-
 
 _UNPACKED = "pass what it reads of the container as arguments of their own"
 
@@ -332,6 +323,11 @@ def _callers() -> Iterator[str]:
     while frame.f_back is not None:
         frame = frame.f_back
         yield frame.f_globals.get("__name__", "")
+
+
+def _as_recorded(args: Any, kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Keywords]:
+    """A call's arguments as a node has them: lists as tuples, keywords in order."""
+    return as_tuples(args), tuple(sorted((k, as_tuples(v)) for k, v in kwargs.items()))
 
 
 def as_tuples(tree: Any) -> Any:
