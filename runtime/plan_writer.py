@@ -27,6 +27,7 @@ from fusion.runtime.op_calls import call
 from fusion.runtime.plan import KernelCall, PlanSpec, Source, Step, as_it_is, bound_later
 from fusion.runtime.pytrees import tree_of, unflatten
 from fusion.runtime.released_results import HandedOn, restored
+from fusion.runtime.step_guards import StepGuards, WrittenStep
 from fusion.runtime.verify import check_steps
 
 _MOST_KEPT = 1 << 16  # bytes that a plan copies before it writes to them, in case it fails later
@@ -48,6 +49,7 @@ class Writer(GuardWriter):
         self.lending: set[int] = set()  # places in the log of calls that may have written to what is used afterwards
         self.lets_go = False
         self.groups = dict(shape.conditions.met)
+        self.written: list[WrittenStep] = []  # the steps so far, and where they stand in the text
         by_operators = {r for n in self.graph.nodes if isinstance(n, OpNode) for r in n.refs}
         asked = {r for n in self.graph.nodes if self._reads_data(n) for r in n.refs}
         by_islands = {r for n in self.graph.nodes if isinstance(n, IslandNode) for r in n.refs}
@@ -248,6 +250,7 @@ class Writer(GuardWriter):
         for name in sorted(taps & given):
             self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
         for position, (kind, index) in enumerate(steps):
+            start = len(self.lines) + 1
             if kind == "region":
                 made = self._kernel(index, kernels[index], reads[position], position, last)
             elif isinstance(self.graph.nodes[index], IslandNode):
@@ -260,6 +263,9 @@ class Writer(GuardWriter):
                 made = [o for o in node.outputs if isinstance(o, str) and o in self.graph.spec]
             else:
                 made = self._operator(index, reads[position], position, last)
+            nodes = kernels[index].nodes if kind == "region" else (index,)
+            variables = {name: self.register[name] for name in made if name in self.register}
+            self.written.append(WrittenStep(start, nodes, variables))
             for name in made:
                 if name in taps:
                     self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
@@ -413,4 +419,4 @@ def write_plan(
     if writer.variables:  # what the plan has made must not be in the way of what stands in for it
         writer.lines.append(f"        {' = '.join(sorted(writer.variables))} = None")
     writer.lines.append(f"        return FAIL(error, log, ({arguments}{',' if arguments else ''}), undo)")
-    return Source("\n".join(writer.lines), writer.names)
+    return Source("\n".join(writer.lines), writer.names, StepGuards(shape, writer.written))

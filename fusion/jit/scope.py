@@ -320,6 +320,7 @@ class Scope(PlanValidator):
                 return self._eager(arguments)
         if self.known:
             self.statistics.guard_misses += 1
+            self.statistics.guards.call(self.known, arguments, "self" if "" in self.modules else "", self.line)
         if not self.records:
             return self._passed(arguments, Refusal("guard", "the inputs do not have the recorded structure"))
         if len(self.known) >= self.pipeline.config.max_plans:
@@ -372,6 +373,7 @@ class Scope(PlanValidator):
         if unchanged(before, self.watching):
             self._publish()
             return True
+        self.statistics.guards.changed(before, self.modules, self.line)
         self.resets += 1
         self.twin_diverged = False
         self.forget()

@@ -85,6 +85,7 @@ class PlanValidator:
             known.refusal = self._plan_error(stopped.error)
             return
         if result is MISS:  # then it holds for no call, and recording such calls again would end here again
+            self.statistics.guards.add(known.missed)
             what = "an argument, or what the forward finds, is not equal to itself a moment later: no plan is valid"
             known.refusal = self.refused[known.structure] = Refusal("guard", what, self.line)
             return
@@ -114,12 +115,14 @@ class PlanValidator:
             undo.rewind()
             users = _island_raised(stopped.log)
             if not users:
+                self.statistics.guards.left(stopped.error)
                 without_frames(stopped)
             result = self._replayed(arguments, stopped.log, known)  # an error of the user's own comes again here
             if not users:
                 self._count_failure(known, stopped.error)
             return result
         if result is MISS:
+            self.statistics.guards.add(known.missed)
             return MISS
         left = undo.now()
         undo.rewind()
@@ -192,6 +195,7 @@ class PlanValidator:
             if not (users or self.pipeline.config.fallback_on_error or isinstance(error, Deoptimized)):
                 raise error
             if not users:
+                self.statistics.guards.left(error)
                 without_frames(error)
             result = self._replayed(arguments, log, known)  # an error of the user's own comes again here
             if not users:
@@ -206,7 +210,8 @@ class PlanValidator:
         """What to say of an error in a plan, or of a guard that did not hold in the midst of it."""
         guard = isinstance(error, (Deoptimized, StructureMismatch))
         remedy = "nothing to do, unless it happens often: then let what calls depend on stay the same" if guard else ""
-        return Refusal("plan_error", f"{type(error).__name__}: {error}", line_of(error) or self.line, remedy)
+        line = line_of(error) or (error.origin if isinstance(error, Deoptimized) else "") or self.line
+        return Refusal("plan_error", f"{type(error).__name__}: {error}", line, remedy)
 
     def _count_failure(self, known: CacheEntry, error: BaseException) -> None:
         """A plan stopped where the original does not. One whose guards do not hold for such calls makes room for a new
