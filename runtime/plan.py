@@ -8,12 +8,15 @@ after one of these has changed something, and any error, goes to `FAIL` with wha
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol
 
 import torch
 
+from fusion.patterns.guards import GuardMiss
 from fusion.patterns.leaves import Path
 from fusion.patterns.nodes import OpNode
 from fusion.patterns.recorded import RecordedGraph, SymbolSource
@@ -34,11 +37,59 @@ class _Miss:
 MISS: Any = _Miss()
 
 
+class Teller(Protocol):
+    """What knows a plan's guards by the lines of its text (`step_guards.StepGuards`)."""
+
+    def miss(self, line: int, local: Mapping[str, Any]) -> GuardMiss | None:
+        """The guard that did not hold at a line, given the plan's local variables."""
+
+    def origin(self, line: int) -> str:
+        """The user's line behind a line of the plan."""
+
+
 class Deoptimized(Exception):
-    """A guard failed after an opaque call had an effect; the original forward takes over."""
+    """A guard failed after an opaque call had an effect; the original forward takes over.
+
+    A plan's text raises the class. Which guard it was is told from the line of the plan that raises it.
+
+    Attributes:
+        miss: the guard that did not hold, in words; None where it is not known.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.miss = _told(sys._getframe(1))
+
+    @property
+    def origin(self) -> str:
+        """The user's line that depends on it, or ""."""
+        return "" if self.miss is None else self.miss.origin
 
     def __str__(self) -> str:
-        return "something that the forward was given or found is not as it was recorded"
+        told = "something that the forward was given or found is not as it was recorded"
+        return told if self.miss is None else str(self.miss)
+
+
+def _told(frame: FrameType) -> GuardMiss | None:
+    """The guard that did not hold where a plan is just now."""
+    teller = frame.f_globals.get(TELLER)
+    if teller is None:
+        return None
+    local = frame.f_locals
+    try:
+        return teller.miss(frame.f_lineno, local)  # type: ignore[no-any-return]
+    except Exception:  # an object that answers nothing: the plan is left all the same
+        return None
+    finally:
+        if type(local) is dict:
+            local.clear()  # it is a copy, which would keep the plan's tensors alive as long as its frame
+
+
+class Missed(Deoptimized):
+    """A guard failed before anything has happened: raised by plans that are to say which (`Source.telling`)."""
+
+
+TELLER = "TELLER"  # the name in a plan's namespace of its `Teller`
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +112,13 @@ class KernelCall:
     Attributes:
         inputs, outputs: value names.
         given: sizes the launcher takes as integers, after the inputs.
+        nodes: indices of the calls that it computes.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     given: tuple[Dim, ...] = ()
+    nodes: tuple[int, ...] = ()
 
 
 def as_it_is(result: Any) -> Any:
@@ -144,13 +197,26 @@ class Plan:
 
 @dataclass
 class Source:
-    """A plan's text and what its names stand for; parameters, constants and `call_constants` are bound later."""
+    """A plan's text and what its names stand for; parameters, constants and `call_constants` are bound later.
+
+    Attributes:
+        text: one function.
+        names: objects by name.
+        teller: knows the guards by the lines of the text.
+    """
 
     text: str
     names: dict[str, Any] = field(default_factory=dict)
+    teller: Teller | None = None
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def telling(self) -> Source:
+        """The same plan, but that it raises `Missed`, which names the guard, where this one returns `MISS`."""
+        text = self.text.replace("return MISS", "raise Missed")  # a line that only `GuardWriter.miss` writes
+        return Source(text, {**self.names, "Missed": Missed}, self.teller)
 
     def bind(self, values: Mapping[str, Any]) -> Plan:
         """Makes the plan callable.
@@ -158,7 +224,7 @@ class Source:
         Args:
             values: objects for the names that differ between scopes of one shape.
         """
-        namespace = {**self.names, **values}
+        namespace = {**self.names, **values, TELLER: self.teller}
         _check_names(self.text, frozenset(namespace))
         return Plan(define(self.text, "plan", namespace, "<fusion plan>"), self.text)
 

@@ -18,6 +18,7 @@ from fusion.runtime.op_calls import call
 from fusion.runtime.plan import KernelCall, PlanSpec, Source, Step
 from fusion.runtime.python_node_writer import PythonNodeWriter
 from fusion.runtime.released_results import HandedOn, restored
+from fusion.runtime.step_guards import StepGuards, WrittenStep
 from fusion.runtime.verify import check_steps
 
 _MOST_KEPT = 1 << 16  # bytes that a plan copies before it writes to them, in case it fails later
@@ -37,6 +38,7 @@ class Writer(GuardWriter):
         self.logged_at: dict[str, int] = {}  # results that only opaque calls read: their place in the log
         self.lending: set[int] = set()  # places in the log of calls that may have written to what is used afterwards
         self.lets_go = False
+        self.written: list[WrittenStep] = []  # the steps so far, and where they stand in the text
         looked_at = {r for n in self.graph.nodes if isinstance(n, OpNode | TensorRead) for r in n.refs}
         self.passed_on = {r for n in self.graph.nodes for r in n.refs} - looked_at
 
@@ -98,6 +100,7 @@ class Writer(GuardWriter):
         for name in sorted(taps & given):
             self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
         for position, (kind, index) in enumerate(steps):
+            start = len(self.lines) + 1
             if kind == "region":
                 made = self._kernel(index, kernels[index], reads[position], position, last)
             elif isinstance(node := self.graph.nodes[index], OpNode):
@@ -108,6 +111,9 @@ class Writer(GuardWriter):
                 python_nodes.write(index, node)
                 self.release(reads[position], position, last)
                 made = [name for name in made_by(node) if name in self.graph.spec]
+            nodes = kernels[index].nodes if kind == "region" else (index,)
+            variables = {name: self.register[name] for name in made if name in self.register}
+            self.written.append(WrittenStep(start, nodes, variables))
             for name in made:
                 if name in taps:
                     self.lines.append(f"{pad}TAP[{self.name('tap', name)}] = {self.value(name)}")
@@ -242,4 +248,4 @@ def write_plan(
     if writer.variables:  # what the plan has made must not be in the way of what stands in for it
         writer.lines.append(f"        {' = '.join(sorted(writer.variables))} = None")
     writer.lines.append(f"        return FAIL(error, log, ({arguments}{',' if arguments else ''}), undo)")
-    return Source("\n".join(writer.lines), writer.names)
+    return Source("\n".join(writer.lines), writer.names, StepGuards(shape, writer.written))

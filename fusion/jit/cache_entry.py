@@ -15,10 +15,11 @@ from fusion.choices.select import given_dims
 from fusion.jit.compiled import Compiled, Template
 from fusion.jit.pipeline import Pipeline
 from fusion.patterns.graph import SubGraph
+from fusion.patterns.guards import GuardMiss
 from fusion.patterns.reference import bind_symbols
 from fusion.refusal import Refusal
 from fusion.runtime.measure import eager_function
-from fusion.runtime.plan import Plan, call_constants, input_symbols, standing
+from fusion.runtime.plan import MISS, Missed, Plan, call_constants, input_symbols, standing
 from fusion.runtime.pytrees import flatten
 from fusion.runtime.rollback import UndoLog
 
@@ -33,6 +34,7 @@ class CacheEntry:
         structure: of the calls, as `BoundCall.structure`.
         reader: path of the module whose forward went by numbers that tensors held, or None.
         unbacked_symbols: size symbols that only an island tells, and no guard ties to others.
+        missed: the guard that ended the last checked run before anything had happened, or None.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class CacheEntry:
         self.refusal: Refusal | None = None
         self.failures = 0
         self.failed_at = 0
+        self.missed: GuardMiss | None = None
         self.recording = recording
         self.fingerprint: Any = None
         self.plans: dict[Any, tuple[Compiled, Plan]] = {}
@@ -128,14 +131,20 @@ class CacheEntry:
         seen: list[list[torch.Tensor]] = []
 
         def fail(error: BaseException, log: list[Any], *_: Any) -> Any:
+            if isinstance(error, Missed):
+                self.missed = error.miss
+                return MISS
             raise PlanStopped(error, log)
 
-        source = self.pipeline.source(self.template, None, "unfused", taps=taps, log=True)
+        self.missed = None
+        source = self.pipeline.source(self.template, None, "unfused", taps=taps, log=True).telling
         logged: list[Any] = []
         kept = {} if undo is None else {"UNDO": lambda limit: undo}
         plan = source.bind({**self.binding, "FAIL": fail, "TAP": tap, "SEEN": seen, "LOGGED": logged, **kept})
         try:
             result = plan.run(*arguments)
+        except Missed:  # of an argument that answers otherwise than a moment ago
+            result = MISS
         finally:
             plan.release()
         return result, logged, seen, tap

@@ -12,6 +12,7 @@ from fusion.patterns.forks import cached_property
 from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops import FUSABLE, Kind, kind_of
 from fusion.refusal import CODES, Refusal
+from fusion.runtime.guard_list import GuardList
 from fusion.runtime.plan import KernelCall, PlanSpec, Source, Step, call_constants
 
 Bucket = tuple[tuple[str, int, int], ...]  # (input symbol, lowest, highest value) a set of decisions is for
@@ -83,6 +84,9 @@ class Template:
     unfused: tuple[Step, ...]
     by_bucket: dict[Bucket, Compiled] = field(default_factory=dict)
     sources: dict[Any, Source] = field(default_factory=dict)
+    guards: dict[str, GuardList] = field(
+        default_factory=dict
+    )  # made when a call is refused, by what they call a module
 
 
 @dataclass

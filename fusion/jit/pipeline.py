@@ -110,7 +110,7 @@ class Pipeline:
         chosen = [c for c in candidates if c.kernel is not None]
         kernels = [c.kernel for c in chosen if c.kernel is not None]
         calls = [
-            KernelCall(c.region.inputs, c.region.outputs, given_dims(c.region.subgraph, k))
+            KernelCall(c.region.inputs, c.region.outputs, given_dims(c.region.subgraph, k), tuple(c.region.nodes))
             for c, k in zip(chosen, kernels, strict=True)
         ]
         steps = schedule(template.shape.graph, [c.region for c in chosen])

@@ -211,7 +211,9 @@ class Scope:
     def _advance(self, call: BoundCall) -> Any:
         """Plans as things are now, then recordings whose plans are not proved for the call, then a new recording."""
         if not self.watch.holds():
+            before = self.watch.entries
             if self.watch.has_changed():
+                self.statistics.guards.changed(before, self.watch.modules, self.line)
                 self._void()
             else:
                 self.cache.publish()
@@ -263,6 +265,8 @@ class Scope:
         """The result of a call that no recording applies to; it is recorded, where there is room for one more."""
         if self.known:
             self.statistics.guard_misses += 1
+            owner = "self" if "" in self.watch.modules else ""
+            self.statistics.guards.call(self.known, call.arguments, owner, self.line)
         if not self.records:
             self._backoff.end(call.kinds)
             return self._original.passed(call, _OTHER_INPUTS)

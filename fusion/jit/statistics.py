@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fusion.jit.guard_misses import GuardMisses
 from fusion.refusal import Refusal
 
 
@@ -20,3 +21,4 @@ class Statistics:
     last_reason: Refusal | None = None
     passing: dict[str, Refusal] = field(default_factory=dict)  # why single calls ran eagerly, by code: the latest
     last_failure: Refusal | None = None
+    guards: GuardMisses = field(default_factory=GuardMisses)  # those that did not hold

@@ -138,6 +138,7 @@ class PlanValidator:
             return None
         line = self._original.line
         if result is MISS:  # then it holds for no call, and recording such calls again would end here again
+            self._statistics.guards.add(entry.missed)
             what = "an argument, or what the forward finds, is not equal to itself a moment later: no plan is valid"
             entry.refusal = self._cache.refused[entry.structure] = Refusal("guard", what, line)
             return None
@@ -163,12 +164,14 @@ class PlanValidator:
             undo.rewind()
             users = _island_raised(stopped.log)
             if not users:
+                self._statistics.guards.left(stopped.error)
                 without_frames(stopped)
             result = self._replayed(call, stopped.log, entry)  # an error of the user's own comes again here
             if not users:
                 self._count_failure(entry, stopped.error)
             return result
         if result is MISS:
+            self._statistics.guards.add(entry.missed)
             return MISS
         left = undo.now()
         undo.rewind()
@@ -265,6 +268,7 @@ class PlanValidator:
             if not (users or self._pipeline.config.fallback_on_error or isinstance(error, Deoptimized)):
                 raise error
             if not users:
+                self._statistics.guards.left(error)
                 without_frames(error)
             call = self._original.signature.bind(arguments)
             result = self._replayed(call, log, entry)  # an error of the user's own comes again here
@@ -280,7 +284,7 @@ class PlanValidator:
         """What to say of an error in a plan, or of a guard that did not hold in the midst of it."""
         guard = isinstance(error, (Deoptimized, StructureMismatch))
         remedy = "nothing to do, unless it happens often: then let what calls depend on stay the same" if guard else ""
-        origin = line_of(error) or self._original.line
+        origin = line_of(error) or (error.origin if isinstance(error, Deoptimized) else "") or self._original.line
         return Refusal("plan_error", f"{type(error).__name__}: {error}", origin, remedy)
 
     def _count_failure(self, entry: CacheEntry, error: BaseException) -> None:

@@ -20,7 +20,7 @@ from fusion.patterns.ops import Kind, kind_of
 from fusion.refusal import CODES, Refusal
 from fusion.remedies import REMEDIES
 from fusion.reporting.model import FusionReport
-from fusion.reporting.rows import RegionReport, ScopeReport, Totals
+from fusion.reporting.rows import GuardReport, RegionReport, ScopeReport, Totals
 from fusion.runtime.native import native_state
 
 
@@ -111,6 +111,11 @@ def _scope_report(scope: Scope) -> ScopeReport:
         launches_after=latest[1],
         fusable_ops=fusable,
         fused_ops=fused,
+        guards=tuple(
+            GuardReport(row.last.kind, row.last.source, row.last.wanted, row.last.got, row.times, row.last.origin)
+            for row in statistics.guards.rows
+        ),
+        other_guards=statistics.guards.others,
     )
 
 
@@ -128,8 +133,9 @@ def _state(scope: Scope, compiled: bool) -> tuple[str, str]:
         if not reason and scope.statistics.last_failure is not None:
             reasons.append(f"last fallback: {scope.statistics.last_failure}")
         return ("fused" if fused else "unfused plan"), "\n".join(filter(None, reasons))
-    if not refusals and scope.statistics.last_reason:
-        reason = str(scope.statistics.last_reason)
+    last = scope.statistics.last_reason or scope.statistics.last_failure
+    if not refusals and last:
+        reason = str(last)
     return ("eager" if reason else "not called"), reason
 
 

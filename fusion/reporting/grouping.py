@@ -8,8 +8,11 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from fusion.reporting.rows import RegionReport, ScopeReport
+from fusion.reporting.rows import GuardReport, RegionReport, ScopeReport
 
+_COUNTERS = (
+    "calls", "fused_calls", "eager_calls", "recordings", "guard_misses", "fallbacks", "count", "other_guards",
+)  # fmt: skip
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])")
 
 
@@ -48,16 +51,14 @@ def _without(text: str, scope: ScopeReport) -> str:
 
 def _merge_scopes(scopes: Sequence[ScopeReport]) -> ScopeReport:
     first, name = scopes[0], _joined_name([scope.name for scope in scopes])
-    sums = {
-        counter: sum(getattr(scope, counter) for scope in scopes)
-        for counter in ("calls", "fused_calls", "eager_calls", "recordings", "guard_misses", "fallbacks", "count")
-    }
+    sums = {counter: sum(getattr(scope, counter) for scope in scopes) for counter in _COUNTERS}
     return replace(
         first,
         name=name,
         reason=first.reason.replace(first.name, name) if first.name else first.reason,
         regions=_merge_rows([(scope, scope.regions) for scope in scopes], name),
         refusals=_merge_rows([(scope, scope.refusals) for scope in scopes], name),
+        guards=_merge_guards(guard for scope in scopes for guard in scope.guards),
         **sums,
     )
 
@@ -68,6 +69,15 @@ def _merge_rows(rows: Iterable[tuple[ScopeReport, Sequence[RegionReport]]], name
         for row in regions:
             groups.setdefault(_row_key(row, scope), []).append(row)
     return tuple(_merge_row(group, name) for group in groups.values())
+
+
+def _merge_guards(rows: Iterable[GuardReport]) -> tuple[GuardReport, ...]:
+    """Each guard once: a scope's name is no part of where its value comes from."""
+    merged: dict[Any, GuardReport] = {}
+    for row in rows:
+        key = (row.guard, row.where, row.wanted, row.origin)
+        merged[key] = replace(row, times=row.times + (merged[key].times if key in merged else 0))
+    return tuple(merged.values())
 
 
 def _merge_row(rows: Sequence[RegionReport], name: str) -> RegionReport:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fusion.choices.decision import Outcome
 from fusion.reporting.grouping import grouped
-from fusion.reporting.rows import RegionReport, ScopeReport, Totals
+from fusion.reporting.rows import GuardReport, RegionReport, ScopeReport, Totals
 from fusion.reporting.text import render
 
 
@@ -41,7 +41,7 @@ class FusionReport:
 
     @staticmethod
     def from_json(text: str) -> FusionReport:
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote, also where it was written before reports told of guards.
 
         Raises:
             ValueError, TypeError or KeyError: the text is no report.
@@ -95,7 +95,8 @@ def _sum(times: Iterable[float | None]) -> float | None:
 
 def _scope(values: Mapping[str, Any]) -> ScopeReport:
     rows = {key: tuple(map(_region, values[key])) for key in ("regions", "refusals")}
-    return ScopeReport(**{**values, **rows})
+    guards = tuple(GuardReport(**row) for row in values.get("guards", ()))
+    return ScopeReport(**{**values, **rows, "guards": guards})
 
 
 def _region(values: Mapping[str, Any]) -> RegionReport:

@@ -55,6 +55,28 @@ class RegionReport:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardReport:
+    """A guard that did not hold: why a plan did not take a call, was left on its way, or became void.
+
+    All texts are short, and printable.
+
+    Attributes:
+        guard: what it checks, one of `patterns.guards.KINDS`.
+        where: the value as the user would write it: "x.shape[1]", "len(mask)", "self.norm.eps".
+        wanted, got: what the plan is for, and what was found the last time; "" where they are not known.
+        times: how often it did not hold. A call counts for each recording that does not apply to it.
+        origin: "file:line" of the user's code that depends on the value, else of the callable.
+    """
+
+    guard: str
+    where: str
+    wanted: str
+    got: str
+    times: int
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ScopeReport:
     """One scope: a callable that is recorded and replayed as a unit.
 
@@ -69,6 +91,8 @@ class ScopeReport:
         launches_before, launches_after: operator and kernel calls per scope call, eager and planned.
         fusable_ops, fused_ops: operator calls of a kind that kernels can hold per scope call, and those inside kernels.
         count: how many scopes this one stands for.
+        guards: those that did not hold, at most 32 of them.
+        other_guards: how often further ones did not hold.
     """
 
     name: str
@@ -87,6 +111,8 @@ class ScopeReport:
     fusable_ops: int = 0
     fused_ops: int = 0
     count: int = 1
+    guards: tuple[GuardReport, ...] = ()
+    other_guards: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from fusion.reporting.rows import RegionReport, Rows, ScopeReport, Totals
 WIDTH = 100
 NARROW = 96  # columns below which the shapes, which to_json keeps, leave the table
 BLANK = "-"
+_MOST_GUARDS = 8  # of one scope that are shown; to_json keeps them all
 _MOST_LINES = 2  # of the user's code that one reason names
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
@@ -86,6 +87,27 @@ def _body(scope: ScopeReport, width: int) -> Iterator[RenderableType]:
         yield from _reasons(rows)
         yield from _candidates(rows)
     yield from _left_alone([row for row in scope.refusals if not _is_measured(row)], scope.count)
+    yield from _guards(scope)
+
+
+def _guards(scope: ScopeReport) -> Iterator[RenderableType]:
+    """The guards that did not hold, the most frequent first."""
+    if not scope.guards:
+        return
+    yield _indented("Guards that did not hold:", "dim")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("guard", no_wrap=True)
+    for name in ("where", "wanted", "got"):
+        table.add_column(name, max_width=40 if name == "where" else 24, overflow="fold")
+    table.add_column("times", justify="right", no_wrap=True)
+    rows = sorted(scope.guards, key=lambda row: -row.times)
+    for row in rows[:_MOST_GUARDS]:
+        where = f"{row.where or BLANK}{f' ({row.origin})' if row.origin else ''}"
+        table.add_row(row.guard, Text(where), Text(row.wanted or BLANK), Text(row.got or BLANK), str(row.times))
+    yield Padding(table, (0, 0, 0, 2))
+    more = sum(row.times for row in rows[_MOST_GUARDS:]) + scope.other_guards
+    if more:
+        yield _indented(f"Others: {more} times.", "dim")
 
 
 def _is_measured(row: RegionReport) -> bool:
