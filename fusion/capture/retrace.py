@@ -479,12 +479,8 @@ def follow(
     follower._attempt(lambda: follower.conclude(result) if follower.diverged is None else None)
     if follower.diverged is not None:
         return result, None, follower.diverged
-    # The calls with the numbers of this run; constants that are written to go by the names of their copies.
-    python_nodes = (n for n in follower.nodes if not isinstance(n, OpNode))
-    own = iter([n.renamed(lambda name: twin.renamed.get(name, name)) for n in python_nodes])
-    nodes = tuple(n if isinstance(n, OpNode) else next(own) for n in twin.graph.nodes)
-    graph = replace(twin.graph, nodes=nodes)
-    _complete(follower.real, nodes, follower.values)
+    graph = replace(twin.graph, nodes=_own_nodes(twin.graph.nodes, follower.nodes, twin.renamed))
+    _complete(follower.real, graph.nodes, follower.values)
     recording = replace(
         twin,
         result=result,
@@ -500,6 +496,18 @@ def follow(
         seconds=time.perf_counter() - start,
     )
     return result, recording, ""
+
+
+def _own_nodes(theirs: Sequence[Node], met: Sequence[Node], copies: Mapping[str, str]) -> tuple[Node, ...]:
+    """The twin's nodes with the numbers that this run gave to its calls.
+
+    Args:
+        theirs: the twin's nodes.
+        met: what this run did, before in-place calls were settled: as many nodes that are no operators.
+        copies: by the name of a constant that is written to, the name of the copy that each run starts from.
+    """
+    own = iter([node.renamed(lambda name: copies.get(name, name)) for node in met if not isinstance(node, OpNode)])
+    return tuple(node if isinstance(node, OpNode) else next(own) for node in theirs)
 
 
 def _complete(real: dict[str, torch.Tensor], nodes: Sequence[Node], values: Mapping[str, int]) -> None:

@@ -11,6 +11,10 @@ from pair import rand
 from tiny import no_grad, planned, scopes
 
 import fusion
+from fusion.capture.record import record
+from fusion.capture.retrace import follow
+from fusion.patterns.leaves import Ref
+from fusion.patterns.python_nodes import OpaqueCall
 
 WIDTH = 8
 
@@ -84,3 +88,42 @@ def test_a_twin_that_gets_another_of_its_parameters(
     assert followed == agrees
     assert all(planned(fused)[f"layers.{number}"] >= 4 for number in range(3)), planned(fused)
     assert all(known.refusal is None for scope in scopes(fused).values() for known in scope.known)
+
+
+class Shelf:
+    """Keeps a row for each layer."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, torch.Tensor] = {}
+
+    def put(self, row: torch.Tensor, layer: int) -> torch.Tensor:
+        self.rows[layer] = row.clone()
+        return row * 1
+
+
+fusion.register_island(Shelf, "put")
+
+
+class Puts(torch.nn.Module):
+    """Hands on a constant that it has written to through a view."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor, shelf: Shelf) -> torch.Tensor:
+        steps = torch.tensor([1.0] * WIDTH)
+        steps.view(WIDTH).add_(1.0)
+        return x * shelf.put(steps, self.layer)
+
+
+def test_a_twin_hands_on_the_copy_of_a_constant_that_it_writes_to() -> None:
+    x, shelf, modules = rand(2, WIDTH), Shelf(), [Puts(0), Puts(1)]
+    with torch.no_grad():
+        first = record(modules[0], {"x": x, "shelf": shelf}, lambda: modules[0](x, shelf), {"": modules[0]})
+        known = {"x0": x}, {id(shelf): ("shelf",)}
+        _, second, why = follow(first, first.values, modules[1], *known, lambda: modules[1](x, shelf))
+    assert first.graph is not None and second is not None and second.graph is not None, (first.refusal, why)
+    calls = [node for made in (first, second) for node in made.graph.nodes if isinstance(node, OpaqueCall)]
+    (copied,) = first.renamed.values()
+    assert [call.args for call in calls] == [(Ref(copied), 0), (Ref(copied), 1)]
