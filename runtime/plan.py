@@ -131,7 +131,7 @@ Step = tuple[str, int]  # ("node", index into graph.nodes) or ("region", index i
 
 @dataclass(frozen=True)
 class Conditions:
-    """What must hold of a call's arguments beside tensors; as `capture.record.Conditions`, in plain values.
+    """What must hold of a call's arguments beside tensors; as a recording collects it, in plain values.
 
     Attributes:
         containers: (path, type, number of items or keys, or None where the type tells all).

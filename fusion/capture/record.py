@@ -4,118 +4,30 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from fusion import stack
-from fusion.capture.functionalize import Functionalized
-from fusion.capture.leftover_symbols import without_symbols
+from fusion.capture.finish import finish
 from fusion.capture.python import registry
 from fusion.capture.python.argument_snapshot import ArgumentSnapshot, Item
-from fusion.capture.python.argument_tree import Atom, Leaf, is_atom, modules_of, tensors_of
-from fusion.capture.python.container_proxy import is_looked_into, put_back, real
+from fusion.capture.python.argument_tree import Leaf, is_atom, modules_of, tensors_of
 from fusion.capture.python.outside_effects import OutsideEffects
 from fusion.capture.python.reachable_state import Entry, ReachableState, is_library
 from fusion.capture.python.replay import replay
 from fusion.capture.python.state_changes import PythonState
+from fusion.capture.recorded_call import RecordedCall
 from fusion.capture.recorder import Recorder
-from fusion.capture.released_memory import without_contents
-from fusion.capture.symbolic_shapes import GuardError, Translation, hint, is_symbolic
 from fusion.capture.user_frame import is_users_file, line_of, short_line, user_line
 from fusion.faults import recording_code
-from fusion.patterns.leaves import Argument, Expect, Path, Ref
-from fusion.patterns.nodes import Node, OpNode, made_by
-from fusion.patterns.recorded import RecordedGraph
+from fusion.patterns.leaves import Path
 from fusion.patterns.shortage import is_shortage, without_frames
-from fusion.patterns.specs import TensorSpec
-from fusion.patterns.wellformed import check_recording
-from fusion.refusal import Refusal, Refused
 from fusion.runtime.plan import Conditions
-from fusion.runtime.pytrees import flatten as flatten_result
-from fusion.runtime.pytrees import mapped, unflatten
-from fusion.runtime.rollback import State, UndoLog
 
 from .interrupts import held_back
-
-
-@dataclass
-class RecordedCall:
-    """The outcome of one recorded call.
-
-    Attributes:
-        result: what the call returned.
-        refusal: why it cannot be replayed, or None.
-        graph: the recorded graph, or None when refused.
-        conditions: what a plan checks beside sizes.
-        constants: tensors by value name.
-        parameters: tensors by value name.
-        tree: pytree structure of the result.
-        devices: full device of every input and parameter by value name.
-        objects: what calls are made on, and are given, beside arguments, by value name.
-        real: every tensor of the run by value name; drop it when the kernels are proved. Large ones that the forward
-            had dropped by its end hold nothing.
-        log: results of opaque calls and reads, in order.
-        met: the calls as the run made them, before in-place ones were settled.
-        renamed: constants that each run starts from a copy of: the copy's name.
-        undo: takes back what the run did to memory and generators that outlive it.
-        left: what the run left there.
-        seconds: how long recording took.
-        culprit: the module inside the scope in whose forward the refusal arose; None for the scope's own.
-        changes: whether the run changed the Python state of its modules.
-        reader: the module inside the scope whose forward was the first to go by numbers that tensors held, or None.
-        given: what the call was given.
-        values_set: what it put into dicts it was given, by the graph's `items`.
-        unsuited: whether the forward failed on symbols in the place of sizes; it may take numbers.
-        functions: modules that it called and that the scope's modules do not hold: their state counts, too.
-    """
-
-    result: Any
-    refusal: Refusal | None
-    graph: RecordedGraph | None = None
-    conditions: Conditions | None = None
-    constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
-    tree: Any = None
-    devices: dict[str, torch.device] = field(default_factory=dict)
-    real: dict[str, torch.Tensor] = field(default_factory=dict)
-    values: dict[str, int] = field(default_factory=dict)
-    log: list[Any] = field(default_factory=list)
-    met: tuple[Node, ...] = ()
-    renamed: dict[str, str] = field(default_factory=dict)
-    undo: UndoLog = field(default_factory=UndoLog)
-    left: State = ((), ())
-    seconds: float = 0.0
-    objects: dict[str, Any] = field(default_factory=dict)
-    culprit: torch.nn.Module | None = None
-    reader: torch.nn.Module | None = None
-    changes: bool = False
-    unsuited: bool = False
-    given: ArgumentSnapshot = field(default_factory=lambda: ArgumentSnapshot({}))
-    values_set: tuple[Any, ...] = ()
-    functions: tuple[torch.nn.Module, ...] = ()
-
-    @property
-    def outcome(self) -> Any:
-        """What a plan's run is compared with: the result, with the values of the items it sets where it does."""
-        assert self.graph is not None
-        return (self.result, self.values_set) if self.graph.items else self.result
-
-    def bare(self) -> RecordedCall:
-        """What the call can be made again with: no tensors of the recorded run."""
-        return replace(self, result=None, real={}, values_set=())
-
-    def share(self, result: Any) -> None:
-        """Lets go of the recorded result for another one, which is the same to the bit."""
-        assert self.graph is not None
-        self.result = result
-        given = {*(i.name for i in self.graph.inputs), *self.parameters, *self.constants}
-        for leaf in self.graph.outputs:
-            if isinstance(leaf, Ref) and leaf.name in self.real and leaf.name not in given:
-                self.real[leaf.name] = without_contents(self.real[leaf.name])
 
 
 @held_back
@@ -149,40 +61,15 @@ def record(
         the outcome; `result` is always what the call returned, recorded or not.
     """
     start = time.perf_counter()
-    leaves, containers = given.leaves, given.containers
-    others = [leaf for leaf in leaves if not (isinstance(leaf.value, torch.Tensor) or is_atom(leaf.value))]
-    objects = {id(leaf.value): leaf.path for leaf in others}
-    generators = [leaf.value for leaf in leaves if isinstance(leaf.value, torch.Generator)]
-    opaque = [leaf for leaf in leaves if id(leaf.value) in objects and not _can_be_given(leaf.value)]
-    kinds = registry.island_kinds(leaf.value for leaf in leaves if id(leaf.value) in objects)
-    steps = dict(steps or {})
-    kinds = (*kinds, *{type(step) for step in steps.values()} - set(kinds))
-    parameters = {
-        id(tensor): (f"{prefix}.{path}" if prefix else path, tensor)
-        for prefix, module in modules.items()
-        for path, tensor in tensors_of(module, steps.values())
-    }
-    inside = [child for module in modules.values() for child in module.modules()]
-    tensors = [leaf for leaf in leaves if isinstance(leaf.value, torch.Tensor)]
-    recorder = Recorder(
-        [(f"x{i}", leaf.path, leaf.value) for i, leaf in enumerate(tensors)],
-        parameters,
-        objects,
-        steps=steps,
-        attributes=attributes_of(modules, steps.values()),
-        watched=[*inside, *ReachableState(modules, (), steps.values()).modules],
-        generators=generators,
-        max_ops=max_ops,
-        varying=[(f"x{i}", dim) for i, leaf in enumerate(tensors) for path, dim in varying if leaf.path == path],
-        static=numbers,
-        forgets=True,
-    )
+    steps, where = dict(steps or {}), call_line(call)
+    parts = _Parts.of(given)
+    recorder = _recorder_for(given, parts, modules, steps, max_ops, varying, numbers)
     state = recorder.state
-    state.containers = {id(c.value): c.path for c in containers if c.value is not None}
-    state.given = given
-    where = call_line(call)
-    if opaque:
-        state.refuse("opaque_argument", *_opaque(opaque[0], where))
+    if parts.opaque:
+        state.refuse("opaque_argument", *_opaque(parts.opaque[0], where))
+    kinds = registry.island_kinds(leaf.value for leaf in parts.objects)
+    kinds = (*kinds, *{type(step) for step in steps.values()} - set(kinds))
+    inside = [child for module in modules.values() for child in module.modules()]
     python = PythonState(modules, steps.values(), outside, given.arguments)
     effects = OutsideEffects()
     failure: Exception | None = None
@@ -199,6 +86,90 @@ def record(
         given.settle()
         python.settle()
         raise
+    changes, items = _notice_effects(recorder, effects, python, where)
+    if failure is not None:
+        _take_back(recorder, effects, python)
+        unsuited = _refuse_failure(recorder, failure, symbolic=not numbers)
+        with stack.lent(), replay(state.log, given.leaves, steps.values()):
+            result = invoke()  # an error of the user's own comes again here
+    recording = finish(recorder, result, _conditions(recorder, parts, items), start, items)
+    recording.changes = changes
+    recording.unsuited = unsuited
+    if recording.refusal is not None:
+        recording.refusal = replace(recording.refusal, origin=recording.refusal.origin or where)
+        python.settle()
+    return recording
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The leaves of a call's arguments by what a recording makes of them.
+
+    Attributes:
+        tensors: they become inputs.
+        objects: neither tensors nor plain values; `opaque` are those that cannot be looked into.
+        generators: of random numbers.
+    """
+
+    tensors: tuple[Leaf, ...]
+    objects: tuple[Leaf, ...]
+    opaque: tuple[Leaf, ...]
+    generators: tuple[torch.Generator, ...]
+
+    @classmethod
+    def of(cls, given: ArgumentSnapshot) -> _Parts:
+        tensors = tuple(leaf for leaf in given.leaves if isinstance(leaf.value, torch.Tensor))
+        others = [leaf for leaf in given.leaves if not isinstance(leaf.value, torch.Tensor)]
+        objects = tuple(leaf for leaf in others if not is_atom(leaf.value))
+        opaque = tuple(leaf for leaf in objects if not _can_be_given(leaf.value))
+        generators = tuple(leaf.value for leaf in objects if isinstance(leaf.value, torch.Generator))
+        return cls(tensors, objects, opaque, generators)
+
+
+def _recorder_for(
+    given: ArgumentSnapshot,
+    parts: _Parts,
+    modules: Mapping[str, torch.nn.Module],
+    steps: Mapping[str, torch.nn.Module],
+    max_ops: int,
+    varying: Collection[tuple[Path, int]],
+    numbers: bool,
+) -> Recorder:
+    """A recorder that knows a call's arguments, and the tensors and objects that its modules hold."""
+    parameters = {
+        id(tensor): (f"{prefix}.{path}" if prefix else path, tensor)
+        for prefix, module in modules.items()
+        for path, tensor in tensors_of(module, steps.values())
+    }
+    inside = [child for module in modules.values() for child in module.modules()]
+    places = {leaf.path: f"x{i}" for i, leaf in enumerate(parts.tensors)}
+    recorder = Recorder(
+        [(places[leaf.path], leaf.path, leaf.value) for leaf in parts.tensors],
+        parameters,
+        {id(leaf.value): leaf.path for leaf in parts.objects},
+        steps=steps,
+        attributes=attributes_of(modules, steps.values()),
+        watched=[*inside, *ReachableState(modules, (), steps.values()).modules],
+        generators=parts.generators,
+        max_ops=max_ops,
+        varying=[(places[path], dim) for path, dim in varying if path in places],
+        static=numbers,
+        forgets=True,
+    )
+    recorder.state.containers = {id(c.value): c.path for c in given.containers if c.value is not None}
+    recorder.state.given = given
+    return recorder
+
+
+def _notice_effects(
+    recorder: Recorder, effects: OutsideEffects, python: PythonState, where: str
+) -> tuple[bool, tuple[Item, ...]]:
+    """Refuses what the run did and no plan would do.
+
+    Returns:
+        whether it changed what it finds outside its arguments, and the items of dicts that it has set.
+    """
+    state = recorder.state
     if effects.noticed is not None:
         state.refuse("python_state", f"the forward {effects.noticed}, which no plan would do", effects.line or where)
     change = _attempted(recorder, python.change)
@@ -207,40 +178,46 @@ def record(
             state.module = python.changing()
         line = python.line() or where
         state.refuse("python_state", f"the forward {change} in what it finds outside its arguments", line)
-    items = _attempted(recorder, given.set_items)
+    items = _attempted(recorder, state.given.set_items)
     if items is None:
         state.refuse("python_state", "the forward changes a list or dict it was given", where)
-    if failure is not None:
-        python.settle()
-        state.effects.undo.rewind()
-        recorder.reads.take_back_python_writes()
-        given.rewind()
-        effects.rewind()
-        if not state.log:  # what native calls did is not done again, and stays
-            python.restore()
-        code = recording_code(failure)
-        unsuited = state.refusal is None and not numbers and code == "recorder_error"
-        if code != "recorder_error":
-            state.refusal = None  # whatever came before it
-        told = f"{type(failure).__name__} while sizes were symbols: {failure}"
-        state.refuse(code, told, line_of(failure))
-        recorder.give_up()
-        with stack.lent(), replay(state.log, leaves, steps.values()):
-            result = invoke()  # an error of the user's own comes again here
-    conditions = Conditions(
-        tuple((c.path, c.kind, c.keys) for c in containers),
-        tuple((leaf.path, leaf.value) for leaf in leaves if is_atom(leaf.value)),
-        tuple((leaf.path, type(leaf.value)) for leaf in leaves if id(leaf.value) in objects),
-        tuple(state.aliased_inputs),
-        apart=given.apart(items or ()),
+    return change is not None, items or ()
+
+
+def _take_back(recorder: Recorder, effects: OutsideEffects, python: PythonState) -> None:
+    """Everything is as it was before a run that raised, but for what native calls did."""
+    state = recorder.state
+    python.settle()
+    state.effects.undo.rewind()
+    recorder.reads.take_back_python_writes()
+    state.given.rewind()
+    effects.rewind()
+    if not state.log:  # what native calls did is not done again, and stays
+        python.restore()
+
+
+def _refuse_failure(recorder: Recorder, failure: Exception, *, symbolic: bool) -> bool:
+    """The run raised; whether that may be for the symbols in the place of sizes."""
+    state, code = recorder.state, recording_code(failure)
+    unsuited = state.refusal is None and symbolic and code == "recorder_error"
+    if code != "recorder_error":
+        state.refusal = None  # whatever came before it
+    told = f"{type(failure).__name__} while sizes were symbols: {failure}"
+    state.refuse(code, told, line_of(failure))
+    recorder.give_up()
+    return unsuited
+
+
+def _conditions(recorder: Recorder, parts: _Parts, items: tuple[Item, ...]) -> Conditions:
+    """What a plan checks of the arguments beside tensors."""
+    given = recorder.state.given
+    return Conditions(
+        tuple((c.path, c.kind, c.keys) for c in given.containers),
+        tuple((leaf.path, leaf.value) for leaf in given.leaves if is_atom(leaf.value)),
+        tuple((leaf.path, type(leaf.value)) for leaf in parts.objects),
+        tuple(recorder.state.aliased_inputs),
+        apart=given.apart(items),
     )
-    recording = finish(recorder, result, conditions, start, items or ())
-    recording.changes = change is not None
-    recording.unsuited = unsuited
-    if recording.refusal is not None:
-        recording.refusal = replace(recording.refusal, origin=recording.refusal.origin or where)
-        python.settle()
-    return recording
 
 
 def _attempted(recorder: Recorder, step: Callable[[], Any]) -> Any:
@@ -273,185 +250,6 @@ def call_line(call: Callable[..., Any]) -> str:
     if code is None or not is_users_file(code.co_filename):
         return user_line()
     return short_line(code.co_filename, code.co_firstlineno)
-
-
-def finish(
-    recorder: Recorder, result: Any, conditions: Conditions, start: float, items: tuple[Item, ...] = ()
-) -> RecordedCall:
-    """Turns what a recorder met into a Recording.
-
-    Args:
-        recorder: the recorder.
-        result: what the run returned.
-        conditions: on the arguments.
-        start: when the run began, by `time.perf_counter`.
-        items: of dicts among the arguments, which the run has set.
-    """
-    state = recorder.state
-    state.forget()
-    state.notice_fixed_size()
-    recorder.reads.check_lists()
-    recording = RecordedCall(unwrap_result(result), state.refusal, culprit=state.module, reader=state.reader)
-    recording.undo = state.effects.undo
-    recording.left = recording.undo.now()
-    recording.given = state.given
-    if state.refusal is None:
-        try:
-            _fill(recording, recorder, result, conditions, items)
-        except Refused as refused:
-            recording.refusal = refused.refusal
-        except GuardError as error:
-            recording.refusal = Refusal("guard", str(error))
-        except Exception as error:
-            recording.refusal = Refusal(recording_code(error), f"{type(error).__name__}: {error}")
-    if recording.refusal is not None:
-        recording.graph = None
-        recording.result = without_symbols(recording.result)
-        state.given.settle()
-    else:
-        leaves, tree = flatten_result(recording.result)
-        recording.result = unflatten(map(hint, leaves), tree)
-        recording.values_set = mapped(hint, state.given.values(items))
-    recording.seconds = time.perf_counter() - start
-    return recording
-
-
-def unwrap_result(result: Any) -> Any:
-    """A result with the caller's own lists and dicts for those that told a session what was taken from them."""
-    try:
-        leaves, tree = flatten_result(result)
-    except Exception:  # such as a list that holds itself; no plan returns it
-        return result
-    for leaf in leaves:
-        put_back(leaf)
-    if not any(map(is_looked_into, leaves)):
-        return result
-    return unflatten(map(real, leaves), tree)
-
-
-def _fill(
-    recording: RecordedCall, recorder: Recorder, result: Any, conditions: Conditions, items: tuple[Item, ...]
-) -> None:
-    state = recorder.state
-    state.effects.check_generators()
-    outcome = (result, state.given.values(items)) if items else result
-    leaves, tree = flatten_result(outcome, state.containers)
-    leaves = [state.fake_values.settled(leaf) for leaf in leaves]
-    returned = [state.name_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    settled = Functionalized(recorder, [name for name in returned if name is not None])
-    translation = state.fake_values.finish(_sizes(recorder, settled, leaves))
-    state.notice_fixed_size()
-    if state.refusal is not None:
-        raise Refused(state.refusal.code, state.refusal.sentence, state.refusal.origin)
-    outputs = tuple(_output(leaf, recorder, settled, translation) for leaf in leaves)
-    recording.graph = RecordedGraph(
-        inputs=tuple(state.inputs),
-        parameters=tuple(state.parameters.items()),
-        constants=tuple(state.constants),
-        mutated=tuple(sorted(settled.mutated)),
-        nodes=tuple(_translated(node, translation) for node in settled.calls.nodes),
-        outputs=outputs,
-        structure=str(tree),
-        specs=tuple((name, _spec(fake, translation)) for name, fake in state.fakes.items()),
-        symbols=tuple(translation.sources),
-        guards=tuple(translation.guards),
-        opaque=tuple(state.opaque),
-        objects=tuple(known for known, _ in recorder.operands.held.values()),
-        outer_writes=settled.outer_writes,
-        draws=settled.draws,
-        items=items,
-    )
-    check_recording(recording.graph)
-    recording.objects = {name: value for name, (_, value) in recorder.operands.held.items()}
-    recording.met = tuple(_translated(node, translation) for node in state.nodes)
-    recording.renamed = settled.renamed
-    recording.conditions = _apart(conditions, recorder, settled)
-    recording.constants = dict(state.constants)
-    recording.parameters = {name: state.real[name] for name in state.parameters}
-    recording.tree = tree
-    outer = [*(i.name for i in state.inputs), *state.parameters]
-    recording.devices = {name: state.real[name].device for name in outer}
-    recording.real = state.real
-    recording.values = {s.symbol: _value_of(s, recorder) for s in translation.sources}
-    recording.log = state.log
-    recording.functions = tuple(recorder.calls.functions)
-
-
-def _sizes(recorder: Recorder, settled: Functionalized, outputs: Iterable[Any]) -> Iterator[Any]:
-    """Every size that a plan has to compute."""
-    for fake in recorder.state.fakes.values():
-        yield from fake.shape
-        yield from fake.stride()
-    for node in (*settled.calls.nodes, *recorder.state.nodes):
-        yield from pytree.tree_leaves((node.args, node.kwargs))
-    yield from outputs
-
-
-def _apart(conditions: Conditions, recorder: Recorder, settled: Functionalized) -> Conditions:
-    """Adds which tensors the recording wrote to, and which others it met in other memory."""
-    state, copied = recorder.state, recorder.reads.copied
-    inputs = [i.name for i in state.inputs]
-    memory, made = state.effects.memory, state.effects.made
-    given = {*inputs, *state.parameters}
-    results = [o for n in settled.calls.nodes if not isinstance(n, OpNode) for o in made_by(n)]
-    met = [o for o in dict.fromkeys(results) if o in memory and o not in given and memory[o] not in made]
-    changed_memory = settled.outer | {key for _, key in settled.native} | {memory[name] for name, _ in copied}
-    groups = {key: tuple(n for n in (*given, *met) if memory[n] == key) for key in changed_memory}
-    groups = dict(sorted(((k, group) for k, group in groups.items() if group), key=lambda pair: min(pair[1])))
-    if not groups:
-        return conditions
-    place = {key: number for number, key in enumerate(groups)}
-    return replace(
-        conditions,
-        written=tuple(tuple(n for n in (*inputs, *state.parameters) if memory[n] == key) for key in groups),
-        others=tuple(n for n in inputs if memory[n] not in place),
-        held=tuple(n for n in state.parameters if memory[n] not in place),
-        met=tuple((name, place.get(memory[name], -1)) for name in met),
-    )
-
-
-def _value_of(source: Any, recorder: Recorder) -> int:
-    if source.kind == "result":
-        return recorder.state.numbers[source.value]
-    tensor = recorder.state.real[source.value]
-    return int(tensor.shape[source.dim] if source.kind == "shape" else tensor.stride(source.dim))
-
-
-def _output(leaf: Any, recorder: Recorder, settled: Functionalized, translation: Translation) -> Any:
-    if isinstance(leaf, torch.Tensor):
-        name = recorder.state.name_of(leaf)
-        if name is None:
-            raise Refused("unknown_tensor", "the result holds a tensor that no operator of the forward made")
-        if (leaf.requires_grad or vars(leaf)) and recorder.state.made(name):
-            raise Refused("opaque_output", "the result holds a tensor that requires gradients or has attributes")
-        return Ref(settled.renamed.get(name, name))
-    if is_symbolic(leaf):
-        return translation.dim(leaf)
-    if type(leaf) in _CONSTANTS:
-        return Expect(leaf)
-    known = recorder.operands.objects.get(id(leaf))
-    if known is not None:
-        return known if isinstance(known, Ref) else Argument(known)
-    if id(leaf) in recorder.state.containers:
-        return Argument(recorder.state.containers[id(leaf)])
-    raise Refused("opaque_output", f"the result holds a {type(leaf).__name__}")
-
-
-_CONSTANTS = frozenset(kind for kind in Atom if kind is not bytes)
-
-
-def _translated(node: Node, translation: Translation) -> Node:
-    """A call with sizes as the graph writes them."""
-    return node.mapped(lambda x: translation.dim(x) if is_symbolic(x) else x)
-
-
-def _spec(fake: torch.Tensor, translation: Translation) -> TensorSpec:
-    return TensorSpec(
-        fake.dtype,
-        tuple(translation.dim(d) for d in fake.shape),
-        tuple(translation.dim(d) for d in fake.stride()),
-        fake.device.type,
-    )
 
 
 def attributes_of(

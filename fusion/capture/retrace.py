@@ -29,7 +29,7 @@ from fusion.capture.python.container_proxy import is_looked_into, is_plain
 from fusion.capture.python.interception import refresh, session, unwrap_proxies, wrap_proxy
 from fusion.capture.python.opaque_calls import as_tuples
 from fusion.capture.python.registry import Island, NativeFunction
-from fusion.capture.record import RecordedCall
+from fusion.capture.recorded_call import RecordedCall
 from fusion.capture.recorder import below_autograd
 from fusion.capture.released_memory import Forgotten, alike
 from fusion.capture.tracer import results_of

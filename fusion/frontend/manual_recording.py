@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from fusion.capture.record import RecordedCall, finish
+from fusion.capture.finish import finish
+from fusion.capture.recorded_call import RecordedCall
 from fusion.capture.recorder import Recorder
 from fusion.choices.kernel_cache import Kernel
 from fusion.config import FusionConfig

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fusion.capture.python.argument_snapshot import ArgumentSnapshot
-from fusion.capture.record import RecordedCall
+from fusion.capture.recorded_call import RecordedCall
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import given_dims
 from fusion.jit.compiled import Compiled, Template

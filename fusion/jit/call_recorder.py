@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from fusion.capture.record import RecordedCall, record
+from fusion.capture.record import record
+from fusion.capture.recorded_call import RecordedCall
 from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import same_results
 from fusion.jit.call_differences import differed

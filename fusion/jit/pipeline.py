@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fusion import faults
-from fusion.capture.record import RecordedCall
+from fusion.capture.recorded_call import RecordedCall
 from fusion.choices.kernel_cache import Backends
 from fusion.choices.select import Candidate, Decider, given_dims, pattern_of
 from fusion.config import FusionConfig

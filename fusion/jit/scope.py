@@ -13,7 +13,7 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from fusion import stack
 from fusion.capture.python import interception
 from fusion.capture.python.state_guards import problems
-from fusion.capture.record import RecordedCall
+from fusion.capture.recorded_call import RecordedCall
 from fusion.integrations.compile import opaque, undisturbed
 from fusion.jit.backoff import Backoff
 from fusion.jit.bound_call import BoundCall

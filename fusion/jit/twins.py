@@ -6,7 +6,7 @@ from typing import Any
 
 from fusion.capture.module_fingerprint import isomorphic
 from fusion.capture.python.state_changes import PythonState
-from fusion.capture.record import unwrap_result
+from fusion.capture.recorded_call import unwrap_result
 from fusion.capture.retrace import follow
 from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import CacheEntry

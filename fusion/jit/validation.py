@@ -11,7 +11,7 @@ import torch
 from fusion import stack
 from fusion.capture.decompositions import decomposed
 from fusion.capture.python.replay import Replay, replay
-from fusion.capture.record import RecordedCall, unwrap_result
+from fusion.capture.recorded_call import RecordedCall, unwrap_result
 from fusion.capture.user_frame import line_of
 from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import CacheEntry, PlanStopped, same_results

@@ -10,7 +10,8 @@ import torch
 
 from fusion.capture.python import registry
 from fusion.capture.python.argument_snapshot import ArgumentSnapshot
-from fusion.capture.record import RecordedCall, record
+from fusion.capture.record import record
+from fusion.capture.recorded_call import RecordedCall
 from fusion.partition.dependence import Step
 from fusion.partition.partitioner import Partition, partition
 from fusion.partition.regions import Region

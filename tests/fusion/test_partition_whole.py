@@ -23,7 +23,8 @@ from partitions import (
 )
 
 from fusion.capture.python.argument_snapshot import ArgumentSnapshot
-from fusion.capture.record import RecordedCall, record
+from fusion.capture.record import record
+from fusion.capture.recorded_call import RecordedCall
 from fusion.partition import cost_model
 from fusion.partition.dependence import schedule
 from fusion.partition.node_facts import Facts

@@ -12,7 +12,8 @@ import torch
 from tiny import line_of
 
 from fusion.capture.python.argument_snapshot import ArgumentSnapshot
-from fusion.capture.record import RecordedCall, record
+from fusion.capture.record import record
+from fusion.capture.recorded_call import RecordedCall
 
 
 def recorded(call: Callable[..., Any], modules: Any = None, **arguments: Any) -> RecordedCall:

@@ -188,7 +188,7 @@ def test_checking_costs_little_of_what_recording_does() -> None:
 
 
 def test_a_fault_of_the_recorder_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fusion.capture import record as recording
+    from fusion.capture import finish as recording
 
     def broken(**fields: Any) -> RecordedGraph:
         return RecordedGraph(**{**fields, "specs": ()})
