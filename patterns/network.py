@@ -165,7 +165,7 @@ class _Network:
             short, op, kind = call.op.split(".")[1], call.op, kind_of(call.op).value
             effect = lasting or kind == Kind.EFFECT.value or writes(call.op)
         else:
-            short, op, kind, effect = call.text, call.text, "island", lasting or call.effect
+            short, op, kind, effect = call.text, call.text, call.label, lasting or call.effect
         node = f"{index} {short}"
         made = [name for name in call.outputs if isinstance(name, str)]
         self._add(node, kind, index, made, op=op, origin=call.origin, effect=effect)

@@ -1,9 +1,9 @@
 """What a forward does in Python that a plan does again, as immutable values: one class for each kind.
 
 Beside operators (`nodes.OpNode`) a forward calls what is not looked into, reads what objects hold, asks tensors for
-their data, and makes objects. All kinds have `args`, `kwargs`, `outputs`, `effect`, `structure`, `origin`, `refs`,
-`text`, `renamed`, `mapped` and `to_json`, and print as a recording shows them. What a plan does for each is written by
-`runtime.python_node_writer`.
+their data, and makes objects. All kinds have `label`, `args`, `kwargs`, `outputs`, `effect`, `structure`, `origin`,
+`refs`, `text`, `renamed`, `mapped`, `with_args` and `to_json`, and print as a recording shows them. What a plan does
+for each is written by `runtime.python_node_writer`.
 
 Outputs are leaves: the name of a tensor, a size symbol's number or an object; `Expect(value)`; or, for an object that
 was known before, its `Argument` or `Ref`.
@@ -79,6 +79,8 @@ class OpaqueCall:
     nest: str = ""
     copied: bool = False
     lent: tuple[int, ...] = ()
+
+    label: ClassVar[str] = "opaque call"
 
     @property
     def refs(self) -> tuple[str, ...]:
@@ -157,6 +159,7 @@ class ObjectRead:
     kind: type | None = None
     copied: bool = False
 
+    label: ClassVar[str] = "object read"
     effect: ClassVar[bool] = False
     kwargs: ClassVar[Keywords] = ()
 
@@ -223,6 +226,7 @@ class TensorRead:
     output: Leaf
     origin: str = field(default="", compare=False)
 
+    label: ClassVar[str] = "tensor read"
     effect: ClassVar[bool] = False
     structure: ClassVar[str] = "leaf"
     args: ClassVar[tuple[Leaf, ...]] = ()
@@ -285,6 +289,7 @@ class NewObject:
     origin: str = field(default="", compare=False)
     lent: tuple[int, ...] = ()
 
+    label: ClassVar[str] = "new object"
     effect: ClassVar[bool] = True
     structure: ClassVar[str] = "leaf"
 

@@ -146,8 +146,9 @@ class RecordedGraph:
         topological one in which no call has moved past one with an `effect`. The recorded order is `index`.
 
         Each node has these attributes (`network.NodeAttributes`):
-            kind (str): "input", "parameter", "constant", "object", "output" or "island"; for an operator its `Kind`:
-                "pointwise", "reduction", "view", "element", "library" or "effect".
+            kind (str): "input", "parameter", "constant", "object" or "output"; for an operator its `Kind`: "pointwise",
+                "reduction", "view", "element", "library" or "effect"; else, as in `python_nodes`, "opaque call",
+                "object read", "tensor read" or "new object".
             op (str): a call's operator ("aten.mul.Tensor") or what a node calls or reads ("cache.update"); else "".
             index (int): its place among the graph's `nodes`, or among its inputs, parameters, ..., outputs.
             values (str): names of the values it makes, with ", " between them; what an output hands back.
@@ -178,8 +179,8 @@ class RecordedGraph:
             made = ", ".join(
                 f"{o}: {self.spec[o].text()}" if isinstance(o, str) and o in self.spec else str(o) for o in node.outputs
             )
-            call = node.op if isinstance(node, OpNode) else f"island {node.text}"
-            lines.append(f"  {made} = {call}({', '.join(map(show, node.args))})")
+            call = f"{node.op}({', '.join(map(show, node.args))})" if isinstance(node, OpNode) else str(node)
+            lines.append(f"  {made} = {call}")
         lines += [f"  guard {g}" for g in self.guards]
         lines += [f"  set {path_text((*path, key))}" for path, key in self.items]
         lines.append(f"  return {', '.join(map(show, self.outputs))}")

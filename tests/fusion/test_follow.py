@@ -11,6 +11,7 @@ from pair import rand
 from tiny import no_grad, planned, scopes
 
 import fusion
+from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.record import record
 from fusion.capture.retrace import follow
 from fusion.patterns.leaves import Ref
@@ -120,7 +121,9 @@ class Puts(torch.nn.Module):
 def test_a_twin_hands_on_the_copy_of_a_constant_that_it_writes_to() -> None:
     x, shelf, modules = rand(2, WIDTH), Shelf(), [Puts(0), Puts(1)]
     with torch.no_grad():
-        first = record(modules[0], {"x": x, "shelf": shelf}, lambda: modules[0](x, shelf), {"": modules[0]})
+        first = record(
+            modules[0], ArgumentSnapshot({"x": x, "shelf": shelf}), lambda: modules[0](x, shelf), {"": modules[0]}
+        )
         known = {"x0": x}, {id(shelf): ("shelf",)}
         _, second, why = follow(first, first.values, modules[1], *known, lambda: modules[1](x, shelf))
     assert first.graph is not None and second is not None and second.graph is not None, (first.refusal, why)

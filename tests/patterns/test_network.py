@@ -79,7 +79,7 @@ NODE = {"op": "", "path": "", "dtype": "float32", "device": "cpu", "origin": "",
         "1 add_": {
             "kind": "library", "op": "aten.add_.Tensor", "index": 1, "values": "v1", "shape": "[s0]", "effect": True,
         },
-        "2 cache.length": {"kind": "island", "op": "cache.length", "index": 2, "values": "n2", **NO_TENSOR},
+        "2 cache.length": {"kind": "opaque call", "op": "cache.length", "index": 2, "values": "n2", **NO_TENSOR},
         "3 expand": {"kind": "view", "op": "aten.expand.default", "index": 3, "values": "v3", "shape": "[s1]"},
         "output 0": {"kind": "output", "index": 0, "values": "v1", "shape": "[s0]"},
         "output 1": {"kind": "output", "index": 1, "values": "v3", "shape": "[s1]"},

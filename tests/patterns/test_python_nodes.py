@@ -76,6 +76,44 @@ def test_the_digest_tells_apart_what_differs_in_one_field() -> None:
     assert len({replace(GRAPH, nodes=(node,)).digest for node in nodes}) == len(nodes)
 
 
+# ---- as they print, and in the network
+
+
+def test_the_text_of_a_recording_shows_each_kind() -> None:
+    assert str(GRAPH).splitlines()[1:-1] == [
+        "  n0 = call cache.length()",
+        "  o0 = read cache.layers",
+        "  v1: float32[1] = read o0.__getitem__(0)",
+        "  Expect(value=True) = ask v1.__bool__()",
+        "  o1 = new h0(x0, 2)",
+        "  v2: float32[1] = call h1(v1)",
+    ]
+
+
+def test_the_network_shows_each_kind() -> None:
+    flow = GRAPH.to_networkx()
+    told = [(node, has["kind"], has["effect"]) for node, has in flow.nodes(data=True) if has["op"]]
+    assert told == [
+        ("0 cache.length", "opaque call", False),
+        ("1 cache.layers", "object read", False),
+        ("2 o0.__getitem__", "object read", False),
+        ("3 v1.__bool__", "tensor read", False),
+        ("4 h0", "new object", True),
+        ("5 h1", "opaque call", True),
+    ]
+    uses = {(maker, reader) for maker, reader in flow.edges()}
+    assert uses == {
+        ("1 cache.layers", "2 o0.__getitem__"),
+        ("2 o0.__getitem__", "3 v1.__bool__"),
+        ("object h0", "4 h0"),
+        ("input x0", "4 h0"),
+        ("object h1", "5 h1"),
+        ("2 o0.__getitem__", "5 h1"),
+        ("4 h0", "5 h1"),
+        ("5 h1", "output 0"),
+    }
+
+
 # ---- well formed
 
 
