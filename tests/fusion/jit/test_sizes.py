@@ -1,49 +1,14 @@
 """Sizes that vary between calls: after two shapes no kernel is compiled and nothing recorded."""
 
-import itertools
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
+from many_sizes import PAIRS, WIDTH, agree, batch, many
+from tiny import planned
 
 import fusion
-
-from .tiny import planned
-
-SHAPES = [(2, 7), (3, 11)]
-PAIRS = [pair for pair in itertools.product(range(2, 6), range(5, 30, 4)) if pair not in SHAPES]
-WIDTH = 16
-
-
-def batch(rows: int, length: int) -> torch.Tensor:
-    return torch.randn(rows, length, WIDTH, generator=torch.Generator().manual_seed(rows * 100 + length))
-
-
-def counts(model: torch.nn.Module) -> tuple[int, int]:
-    """Kernels asked for and recordings made so far."""
-    report = fusion.report(model)
-    return report.totals.cache_hits + report.totals.cache_misses, sum(s.recordings for s in report.scopes)
-
-
-def many(
-    module: torch.nn.Module, tmp_path: object, again: Callable[[], torch.nn.Module] | None = None
-) -> tuple[tuple[int, int], tuple[int, int], torch.nn.Module]:
-    """The counts after two shapes and after all others, every result compared with eager's; the fused module."""
-    eager = module.eval()
-    fused = fusion.enable((again or type(module))().eval(), {"profile": False, "cache_dir": str(tmp_path)})
-    fused.load_state_dict(eager.state_dict())
-    for shape in [s for s in SHAPES for _ in range(4)]:
-        agree(fused, eager, batch(*shape))
-    before = counts(fused)
-    for shape in [s for s in PAIRS for _ in range(2)]:
-        agree(fused, eager, batch(*shape))
-    return before, counts(fused), fused
-
-
-def agree(fused: torch.nn.Module, eager: torch.nn.Module, x: torch.Tensor) -> None:
-    with torch.inference_mode():
-        torch.testing.assert_close(fused(x), eager(x), rtol=1e-5, atol=1e-5)
 
 
 class Rotates(torch.nn.Module):

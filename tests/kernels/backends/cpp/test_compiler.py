@@ -9,30 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from graphs import DYNAMIC, EXAMPLES, trace
+from compiled_examples import NAMES, needs_compiler, nests, works
 
 from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.backends.cpp import emit as cpp_emit
 from fusion.kernels.backends.cpp import toolchain as toolchain_module
 from fusion.kernels.backends.cpp.toolchain import compile_c_extension, find_toolchain, why_missing
-from fusion.kernels.lower import lower
 from fusion.kernels.store import Store
 from fusion.patterns.errors import BackendUnavailable, CompileError
-
-needs_compiler = pytest.mark.skipif(find_toolchain() is None, reason="no C++ compiler")
-NAMES = ("swiglu", "add_rms_norm", "rope", "rms_norm")
-
-
-def nests(names=NAMES):
-    return [lower(trace(EXAMPLES[n].fn, *EXAMPLES[n].inputs(), dynamic=DYNAMIC)) for n in names]
-
-
-def works(kernel, name):
-    inputs = EXAMPLES[name].inputs(length=3)
-    eager = EXAMPLES[name].fn(*inputs)
-    ours = cpp_compile.run_ctypes(kernel, inputs)[0]
-    torch.testing.assert_close(ours, eager[0] if isinstance(eager, tuple) else eager)
 
 
 @needs_compiler

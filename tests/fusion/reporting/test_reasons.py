@@ -114,7 +114,7 @@ def test_a_reason_names_the_line_and_the_remedy(
     found = reason(module)
     assert found is not None and found.code == code, found
     assert remedy in found.remedy and found.remedy in row_of(module).reason
-    assert found.origin.startswith("fusion/test_reasons.py:"), found
+    assert found.origin.startswith("reporting/test_reasons.py:"), found
     assert not line or line_of(found.origin).endswith("# here"), found
 
 
@@ -265,7 +265,7 @@ def test_the_text_of_a_report_has_lines_and_remedies(quick: fusion.FusionConfig)
     for _ in range(3):
         no_grad(module, torch.randn(8, 8))
     text = " ".join(str(fusion.report(module)).split())
-    assert "aten.linalg_inv.default is a library call at fusion/test_reasons.py:" in text
+    assert "aten.linalg_inv.default is a library call at reporting/test_reasons.py:" in text
     rows = fusion.report(module).regions
     assert all(row.remedy for row in rows if row.decision == "refused")
     assert fusion.reporting.model.FusionReport.from_json(fusion.report(module).to_json()).regions == rows

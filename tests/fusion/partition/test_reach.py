@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from test_partition_large import tangled
+from partitions import tangled
 
 from fusion.partition.node_facts import Facts
 from fusion.partition.reachability import Reach

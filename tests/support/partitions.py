@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -178,3 +179,36 @@ class GraphBuilder:
         name = f"{prefix}{len(self.specs)}"
         self.specs[name] = spec
         return Ref(name)
+
+
+def tangled(calls: int, seed: int, back: int = 12) -> RecordedGraph:
+    """Random calls that read recent values: sums, functions, rows, softmax, transposes, slices and library calls."""
+    draw, build = random.Random(seed), GraphBuilder()
+    batch, length = symbols.symbol("s0"), symbols.symbol("s1")
+    spaces = {"whole": (batch, length, 64), "turned": (batch, 64, length), "half": (batch, length, 32), "row": (64,)}
+    values = [(build.given(shape), space) for space, shape in spaces.items()]
+    for _ in range(calls):
+        recent = values[-back:]
+        (x, space), chance = draw.choice(recent), draw.random()
+        shape = spaces[space]
+        alike = [v for v, s in recent if s == space or (s == "row" and space == "whole")]
+        if chance < 0.1 and space == "whole":
+            made = build.call("linear.default", shape, x, x), space
+        elif chance < 0.2 and space == "whole":
+            mean = build.call("mean.dim", (batch, length, 1), x, (-1,), True)
+            made = build.call("mul.Tensor", shape, x, mean), space
+        elif chance < 0.3 and space in ("whole", "turned"):
+            other = "turned" if space == "whole" else "whole"
+            made = build.call("transpose.int", spaces[other], x, 1, 2), other
+        elif chance < 0.35 and space == "whole":
+            made = build.call("slice.Tensor", spaces["half"], x, 2, 0, 32), "half"
+        elif chance < 0.4 and space == "half":
+            made = build.call("cat.default", spaces["whole"], (x, x), -1), "whole"
+        elif chance < 0.45 and space == "whole":
+            made = build.call("softmax.int", shape, x, -1), space
+        elif chance < 0.7:
+            made = build.call(draw.choice(("relu.default", "exp.default")), shape, x), space
+        else:
+            made = build.call(draw.choice(("add.Tensor", "mul.Tensor")), shape, x, draw.choice(alike)), space
+        values.append(made)
+    return build.graph(*(value for value, _ in values[-3:]))

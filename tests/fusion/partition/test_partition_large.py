@@ -11,12 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import partitions
 import pytest
-from partitions import (
-    GraphBuilder,
-    chain,
-    check_complete,
-)
+from partitions import GraphBuilder, chain, check_complete, tangled
 
 from fusion.kernels.lower import check, lower_kernel
 from fusion.partition.dependence import schedule
@@ -54,39 +51,6 @@ def wide(calls: int) -> RecordedGraph:
     x = build.given(shape)
     chains = (build.call("relu.default", shape, build.call("mul.Tensor", shape, x, k)) for k in range(calls // 2))
     return build.graph(*chains)
-
-
-def tangled(calls: int, seed: int, back: int = 12) -> RecordedGraph:
-    """Random calls that read recent values: sums, functions, rows, softmax, transposes, slices and library calls."""
-    draw, build = random.Random(seed), GraphBuilder()
-    batch, length = symbols.symbol("s0"), symbols.symbol("s1")
-    spaces = {"whole": (batch, length, 64), "turned": (batch, 64, length), "half": (batch, length, 32), "row": (64,)}
-    values = [(build.given(shape), space) for space, shape in spaces.items()]
-    for _ in range(calls):
-        recent = values[-back:]
-        (x, space), chance = draw.choice(recent), draw.random()
-        shape = spaces[space]
-        alike = [v for v, s in recent if s == space or (s == "row" and space == "whole")]
-        if chance < 0.1 and space == "whole":
-            made = build.call("linear.default", shape, x, x), space
-        elif chance < 0.2 and space == "whole":
-            mean = build.call("mean.dim", (batch, length, 1), x, (-1,), True)
-            made = build.call("mul.Tensor", shape, x, mean), space
-        elif chance < 0.3 and space in ("whole", "turned"):
-            other = "turned" if space == "whole" else "whole"
-            made = build.call("transpose.int", spaces[other], x, 1, 2), other
-        elif chance < 0.35 and space == "whole":
-            made = build.call("slice.Tensor", spaces["half"], x, 2, 0, 32), "half"
-        elif chance < 0.4 and space == "half":
-            made = build.call("cat.default", spaces["whole"], (x, x), -1), "whole"
-        elif chance < 0.45 and space == "whole":
-            made = build.call("softmax.int", shape, x, -1), space
-        elif chance < 0.7:
-            made = build.call(draw.choice(("relu.default", "exp.default")), shape, x), space
-        else:
-            made = build.call(draw.choice(("add.Tensor", "mul.Tensor")), shape, x, draw.choice(alike)), space
-        values.append(made)
-    return build.graph(*(value for value, _ in values[-3:]))
 
 
 LARGE: dict[str, Callable[[], RecordedGraph]] = {
@@ -152,13 +116,13 @@ def test_the_same_in_every_process() -> None:
     text = """
 import sys
 sys.path[:0] = [{folder!r}]
-from test_partition_large import tangled
+from partitions import tangled
 from fusion.partition.partitioner import partition
 parts = partition(tangled(150, seed=3), values={{"s0": 2, "s1": 9}})
 print([(r.nodes, r.shared, r.outputs, r.parts, len(r.members), r.subgraph.digest) for r in parts.regions])
 print(parts.order, parts.refusals)
 """
-    script = text.format(folder=str(Path(__file__).parent))
+    script = text.format(folder=str(Path(partitions.__file__).parent))
     printed = set()
     for seed in ("1", "4711"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}

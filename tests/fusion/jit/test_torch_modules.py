@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from many_sizes import WIDTH, agree, batch, many
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import fusion
-
-from .test_sizes import WIDTH, agree, batch, many
 
 
 class Attends(nn.Module):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_compiler import needs_compiler, nests, works
+from compiled_examples import needs_compiler, nests, works
 
 from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.backends.cpp.libraries import is_whole, why_unusable

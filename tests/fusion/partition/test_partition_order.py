@@ -6,8 +6,7 @@ import random
 
 import networkx
 import pytest
-from partitions import chain
-from test_partition_large import tangled
+from partitions import chain, tangled
 
 from fusion.partition.dependence import Step, _sorted, schedule
 from fusion.partition.node_facts import Facts

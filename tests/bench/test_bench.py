@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="the benchmarks' models need transformers; pip install 'opfusion[hf]'")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FIELDS = {
     "benchmark", "measured", "value", "unit", "target", "status", "why", "spread", "microseconds", "facts", "command",
     "environment",

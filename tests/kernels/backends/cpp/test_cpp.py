@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 
+import graphs
 import pytest
 import torch
 from graphs import DYNAMIC, EXAMPLES, LENGTH, normal, trace
-from test_lower_random import OTHER_LENGTH, start
-from test_lower_random import program as random_program
+from random_programs import OTHER_LENGTH, start
+from random_programs import program as random_program
 
 from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.backends.cpp import emit as cpp_emit
@@ -390,7 +391,7 @@ def test_source_is_deterministic_and_free_of_what_users_wrote():
         "e = graphs.EXAMPLES['rope']\n"
         "print(hashlib.sha256(cpp.translation_unit([lower(graphs.trace(e.fn, *e.inputs()))]).encode()).hexdigest())"
     )
-    here = os.path.dirname(__file__)
+    here = os.path.dirname(graphs.__file__)
     texts = {
         subprocess.run(
             [sys.executable, "-c", script, here], env={**os.environ, "PYTHONHASHSEED": seed},
@@ -454,7 +455,8 @@ def test_threads_are_torchs_own():
         "assert (threads(), runtimes()) == before, (threads(), runtimes(), before)\n"
         "print(threads())"
     )
-    done = subprocess.run([sys.executable, "-c", script, os.path.dirname(__file__)], capture_output=True, text=True)
+    here = os.path.dirname(graphs.__file__)
+    done = subprocess.run([sys.executable, "-c", script, here], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -71,10 +72,8 @@ def reason(model: torch.nn.Module) -> Any:
 
 def line_of(origin: str) -> str:
     """The source line that an origin "folder/file.py:12" of these tests points at."""
-    import pathlib
-
     file, _, number = origin.rpartition(":")
-    path = pathlib.Path(__file__).parent.parent / file
+    (path,) = pathlib.Path(__file__).parents[1].rglob(file)
     return linecache.getline(str(path), int(number)).strip()
 
 
