@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from graphs import normal as rand
 from tiny import assert_fused, assert_untouched, bits, close, no_grad, planned, scopes
 
 import fusion
@@ -87,10 +88,6 @@ class Pair:
 
 def double(value: Any) -> Any:
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-
-
-def rand(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 class Stack(torch.nn.Module):

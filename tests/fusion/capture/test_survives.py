@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from pair import Block, rand
+from graphs import normal as rand
+from pair import Block
 from tiny import planned, reason
 from torch.fx.experimental.sym_node import SymNode
 

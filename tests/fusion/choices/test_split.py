@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_examples import needs_compiler
 from partitions import ROWS, WIDTH, chain, divided, recorded, tensor
 
 import fusion
@@ -15,12 +16,9 @@ from fusion.choices.decision import Decision
 from fusion.choices.heuristics import FusionHeuristics
 from fusion.choices.split import splits
 from fusion.jit.pipeline import Pipeline
-from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 from fusion.partition.node_facts import Facts
 from fusion.partition.regions import make_region
 from fusion.refusal import CODES
-
-needs_compiler = pytest.mark.skipif(cpp_toolchain.find_toolchain() is None, reason=cpp_toolchain.why_missing() or "")
 
 
 def norm_and_gate(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from pair import Block, Norm, Pair, Stack, rand
+from graphs import normal as rand
+from pair import Block, Norm, Pair, Stack
 from tiny import close, no_grad, planned
 
 import fusion

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from pair import Block, Pair, Stack, rand
+from graphs import normal as rand
+from pair import Block, Pair, Stack
 from tiny import line_of, no_grad, planned, scopes
 
 import fusion

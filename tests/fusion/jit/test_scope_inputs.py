@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from pair import Pair, rand
+from graphs import normal as rand
+from pair import Pair
 from tiny import assert_fused, assert_untouched, bits, no_grad, planned, scopes
 
 import fusion

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from pair import Block, Norm, Pair, rand
+from graphs import normal as rand
+from pair import Block, Norm, Pair
 from tiny import no_grad, planned
 
 import fusion

@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_examples import needs_compiler
 from partitions import ROWS, WIDTH, Views, divided, names, recorded, taken_apart, tensor
 
 import fusion
 from fusion.choices.decision import Decision
 from fusion.choices.heuristics import FusionHeuristics
-from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 from fusion.kernels.bundle import parts_of
 from fusion.partition.partitioner import partition
 from fusion.patterns.match import match
-
-needs_compiler = pytest.mark.skipif(cpp_toolchain.find_toolchain() is None, reason=cpp_toolchain.why_missing() or "")
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pair import rand
+from graphs import normal as rand
 from tiny import no_grad, planned, scopes
 
 import fusion
