@@ -15,6 +15,7 @@ from bench.sweep import rows_of
 from bench.sweep_one import measure
 from fusion.kernels.backends.cpp.toolchain import find_toolchain
 
+pytestmark = pytest.mark.slow
 _SEVERAL = 3
 
 

@@ -12,6 +12,7 @@ from tiny import assert_fused, assert_untouched, bits, close, planned, recording
 import fusion
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow
 KINDS = ("qwen3", "llama")
 DTYPES = (torch.float32, torch.bfloat16)
 # Kernels of a forward that sum in another order than eager does: five a layer, and the last norm.

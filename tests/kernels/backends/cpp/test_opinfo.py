@@ -25,7 +25,10 @@ from fusion.patterns.errors import CompileError
 from fusion.patterns.ops import TABLE, Kind, kind_of, lookup
 
 FULL = os.environ.get("FUSION_OPINFO") == "full"
-pytestmark = pytest.mark.timeout(0)  # a busy machine is no fault, and the full samples take an hour
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(0),  # a busy machine is no fault, and the full samples take an hour
+]
 # Besides float32. A group's dtypes differ in how wide they are and in their signs, which all operators treat alike.
 _OTHERS = [
     (torch.float64,),

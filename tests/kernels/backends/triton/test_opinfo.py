@@ -15,7 +15,10 @@ from typing import Any
 import opinfo_cases
 import pytest
 
-pytestmark = pytest.mark.timeout(0)  # all cases run in one process, and a busy machine is no fault
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(0),  # all cases run in one process, and a busy machine is no fault
+]
 WORKER = Path(opinfo_cases.__file__).with_name("opinfo_worker.py")
 
 # Primitives that Triton kernels do not hold, so that the operator is refused there, with the reason.

@@ -20,7 +20,10 @@ from graphs import EXAMPLES
 from fusion.patterns import scalar
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
-pytestmark = pytest.mark.timeout(0)  # all cases run in one process, and a busy machine is no fault
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(0),  # all cases run in one process, and a busy machine is no fault
+]
 CASES = [name for name, _ in triton_worker.cases()]
 
 
