@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/fusion demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 replay: $(READY)
 	$(BIN)/python tests/replay $(if $(ACCEPT),--accept) $(ARGS)

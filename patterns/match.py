@@ -6,7 +6,7 @@ without one fuses all the same.
 
 Subgraph isomorphism (VF2, as networkx has it) asks another question: it maps nodes one to one, with edges as they are.
 Here two constants of a pattern may be one number, layouts add up along a path, a slice may be part of a slice. On the
-56 regions of `tests/fusion/model_code.py`, VF2 over the same normal forms took 73 ms each, and named 41; this unifier
+56 regions of `tests/support/model_code.py`, VF2 over the same normal forms took 73 ms each, and named 41; this unifier
 takes 0.9 ms and names 52.
 """
 

@@ -68,3 +68,18 @@ def test_code_outside_of_a_backend_names_none() -> None:
 def test_every_refusal_code_has_a_test() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__))
     assert [code for code in CODES if not re.search(f"[\"']{code}[\"':]", tests)] == []
+
+
+OWN_FOLDERS = {"fuzz", "gpu", "replay", "support"}  # of tests: tools, what needs a device, and what tests share
+
+
+def test_test_folders_mirror_source_folders() -> None:
+    tests = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    mirroring = {folder for folder in tests if folder.parts and folder.parts[0] not in OWN_FOLDERS}
+    assert len(mirroring) > 10, "the tests were not found: this one would show nothing"
+    assert [str(folder) for folder in mirroring if not any((ROOT / folder).glob("*.py"))] == []
+
+
+def test_what_tests_share_is_in_one_folder() -> None:
+    files = [path for path in (ROOT / "tests").rglob("*.py") if not path.name.startswith(("test_", "conftest"))]
+    assert {path.relative_to(ROOT / "tests").parts[0] for path in files} == OWN_FOLDERS - {"gpu"}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from graphs import normal as rand
 from tiny import assert_untouched, bits, close
 
 import fusion
@@ -25,10 +26,6 @@ def no_recording_left() -> Iterator[None]:
     yield
     assert not recording_module._ACTIVE
     assert torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
-
-
-def rand(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_examples import needs_compiler
 from fuzz_check import Mismatch, Outcome, check, quick
 from fuzz_failure import script
 from fuzz_numerics import Unspecified, Watch
@@ -19,14 +20,11 @@ from fuzz_run import Tally, run
 from fuzz_shrink import shrunk
 
 from fusion.kernels.backends.cpp import compile as cpp_compile
-from fusion.kernels.backends.cpp.toolchain import find_toolchain
 from fusion.kernels.loops import LoopNest
 from fusion.patterns.scalar import Apply
 
 COUNT = 100
 SEED = 20250
-
-needs_compiler = pytest.mark.skipif(find_toolchain() is None, reason="needs a C++ compiler")
 
 
 def example(*texts: str, result: str = "v1") -> Program:

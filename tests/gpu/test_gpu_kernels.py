@@ -6,14 +6,9 @@ devices, 64-bit offsets, and the hardware's arithmetic.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import long_rows
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-import long_rows
 import triton_nests as nests
 import triton_worker as cases
 from by_rule import make_cuda_launcher

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 from bundles import graph_of, inputs
+from compiled_examples import needs_compiler
 from graphs import LENGTH, normal, trace
 
 from fusion.kernels import kernel_sources
 from fusion.kernels.backends.cpp import compile as cpp_compile
-from fusion.kernels.backends.cpp.toolchain import find_toolchain
 from fusion.kernels.bundle import Bundle, parts_of
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import lower, lower_kernel
@@ -22,8 +22,6 @@ from fusion.patterns import reference
 from fusion.patterns.errors import GraphError, StructureMismatch
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.verify import accept
-
-needs_compiler = pytest.mark.skipif(find_toolchain() is None, reason="no C++ compiler")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from compiled_examples import needs_compiler
 from evaluate import evaluate
 from graphs import DYNAMIC, LENGTH, normal, trace
 from reduction_cases import CASES, OF_ANY_LENGTH, judge, lowered
@@ -14,7 +15,6 @@ from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.backends.cpp import emit as cpp_emit
 from fusion.kernels.backends.cpp.lanes import LANES
 from fusion.kernels.backends.cpp.rows import ROW_BUFFER
-from fusion.kernels.backends.cpp.toolchain import find_toolchain
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import lower
 from fusion.patterns.graph import SubGraph
@@ -31,9 +31,6 @@ def kernels() -> Kernels:
 def test_what_the_loops_mean(name: str, kernels: Kernels) -> None:
     for graph, nest, inputs in kernels[name]:
         assert not judge(graph, evaluate(nest, *inputs), inputs), nest
-
-
-needs_compiler = pytest.mark.skipif(find_toolchain() is None, reason="no C++ compiler")
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from typing import Any, get_type_hints
 import networkx
 import pytest
 import torch
+from good_recording import GOOD
 from graphs import DYNAMIC, EXAMPLES, LENGTH, trace
-from test_wellformed import GOOD
 
 import fusion
 from fusion.patterns.errors import GraphError
