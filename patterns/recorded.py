@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .forks import cached_property
@@ -81,6 +81,7 @@ class RecordedGraph:
         outer_writes: indices of the calls that write to memory which outlives the run.
         draws: indices of the calls that draw random numbers.
         items: items of dicts among the arguments that the recording sets: the dict's path, and the key.
+        guard_origins: "file:line" of the user's code that asked for each guard, or ""; no part of equality.
     """
 
     inputs: tuple[GraphInput, ...]
@@ -98,6 +99,7 @@ class RecordedGraph:
     outer_writes: tuple[int, ...] = ()
     draws: tuple[int, ...] = ()
     items: tuple[tuple[Path, str | int], ...] = ()
+    guard_origins: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
     def lasting(self) -> frozenset[int]:

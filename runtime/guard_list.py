@@ -6,6 +6,7 @@ was refused: `GuardList.first_miss` explains whatever that text refuses.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +53,9 @@ def guards_of(shape: PlanSpec, owner: str = "") -> Iterator[Guard]:
     if shape.conditions.written:
         yield Guard("memory", paths[written[0]] if written else (), _OWN_MEMORY)
     known = {s.symbol for s in graph.symbols if s.value in paths and s.kind != "result"}
-    yield from (Guard("relation", (), text) for text in graph.guards if names_in(text) <= known)
+    for text, line in conditions_of(graph):
+        if names_in(text) <= known:
+            yield Guard("relation", (), text, origin=line)
 
 
 def _of_arguments(conditions: Conditions) -> Iterator[Guard]:
@@ -87,6 +90,11 @@ def tensor_guards(path: Path, spec: TensorSpec, device: Any, origin: str) -> Ite
         yield Guard("size", path, size, dim, origin)
     for dim, stride in enumerate(spec.strides):
         yield Guard("stride", path, stride, dim, origin)
+
+
+def conditions_of(graph: RecordedGraph) -> Iterator[tuple[str, str]]:
+    """The conditions on sizes, each with the user's line that asked for it, or ""."""
+    return itertools.zip_longest(graph.guards, graph.guard_origins, fillvalue="")
 
 
 def tensor_paths(graph: RecordedGraph, owner: str = "") -> dict[str, Path]:

@@ -24,8 +24,8 @@ from fusion.patterns.recorded import RecordedGraph
 from fusion.runtime.guard_list import (
     AT_LEAST_2,
     Sizes,
+    conditions_of,
     equals,
-    names_in,
     symbol_names,
     symbol_values,
     tensor_guards,
@@ -151,7 +151,7 @@ class StepGuards:
         for name, tensor in tensors.items():
             found = (sizes.miss(guard, tensor) for guard in guards[name] if guard.kind in ("size", "stride"))
             yield from (miss for miss in found if miss is not None)
-        related = (sizes.relation(text, node.origin) for text in graph.guards if names_in(text))
+        related = (sizes.relation(text, line or node.origin) for text, line in conditions_of(graph))
         yield from (miss for miss in related if miss is not None)
 
     def _sizes(self, tensors: Mapping[str, Any], paths: Mapping[str, Path], local: Mapping[str, Any]) -> Sizes:

@@ -101,6 +101,7 @@ def _fill(
         outer_writes=settled.outer_writes,
         draws=settled.draws,
         items=items,
+        guard_origins=tuple(translation.lines.get(guard, "") for guard in translation.guards),
     )
     check_recording(recording.graph)
     recording.objects = {name: value for name, (_, value) in recorder.operands.held.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -78,6 +79,7 @@ class _Symbols(ShapeEnv):
         varying: symbols of sizes that are known to vary between calls.
         fixed: the first of them that can only be the number it is in this recording, and where that was asked for.
         careful: whether to raise `FixesSize` rather than turn a size into a number.
+        lines: of the guards so far, where each was asked for: "file:line" of the user's code, or "".
     """
 
     def __init__(self) -> None:
@@ -85,12 +87,17 @@ class _Symbols(ShapeEnv):
         self.varying: list[sympy.Expr] = []
         self.fixed: tuple[int, str] | None = None
         self.careful = False
+        self.lines: list[str] = []
         self._looking = False
 
     def evaluate_sym_node(self, sym_node: Any, *arguments: Any, **keywords: Any) -> Any:
         if self.careful and sym_node.pytype is int and self.simplify(sym_node.expr).free_symbols:
             raise FixesSize
-        return super().evaluate_sym_node(sym_node, *arguments, **keywords)
+        answer = super().evaluate_sym_node(sym_node, *arguments, **keywords)
+        new = len(self.guards) - len(self.lines)
+        if new > 0:
+            self.lines += [""] * (new - 1) + [user_line()]
+        return answer
 
     def _get_user_frame(self) -> None:
         """No line for torch's logs: to tell the user's from its own, torch imports its exporter, for 0.3 s."""
@@ -293,6 +300,7 @@ class Translation:
     Attributes:
         sources: the graph symbols that are left after torch's own unification.
         guards: conditions as Python text over graph symbols, with what torch calls each.
+        lines: the user's line that asked for a condition, by its text, where one is known.
     """
 
     def __init__(self, values: FakeValues) -> None:
@@ -311,6 +319,7 @@ class Translation:
                 self.names[final] = symbols.symbol(renamed.symbol)
             else:
                 settled.append((renamed.symbol, final))
+        self.lines: dict[str, str] = {}
         self.guards = self._guards(settled)  # of numbers without a source raise GuardError
         self.numbers = self._numbers()
 
@@ -359,7 +368,8 @@ class Translation:
         found: dict[str, Any] = {}
         for symbol, final in settled:
             found[printer.doprint(sympy.Eq(symbols.symbol(symbol), self._renamed(final)))] = final
-        for guard in self.env.guards:
+        lines = itertools.chain(self.env.lines, itertools.repeat(""))
+        for guard, line in zip(self.env.guards, lines, strict=False):
             expression = self._renamed(guard.expr)
             if expression in (sympy.true, True):
                 continue
@@ -368,6 +378,7 @@ class Translation:
                 raise GuardError(f"a condition on sizes that have no source: {guard.expr}")
             text = printer.doprint(expression).replace("torch.sym_float(", "float(")  # of plain numbers
             found.setdefault(text, guard.expr)
+            self.lines.setdefault(text, line)
         return found
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from pair import Block, Norm, rand
 from islands import Memory, Remember
+from pair import Block, Norm, rand
 from tiny import line_of, no_grad, scopes
 
 import fusion
@@ -110,6 +110,23 @@ def test_a_tensors_guard_names_the_line_that_reads_it(quick: fusion.FusionConfig
     model = recorded(quick)
     no_grad(model, **{**inputs(), "other": rand(1, 8)})
     assert line_of(misses(model)["other.shape[0]"].origin).startswith("y = torch.tanh(x)")
+
+
+class Splits(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(x) * 2
+        if x.shape[0] > 3:  # here
+            y = y + 1
+        return y * 3
+
+
+def test_a_condition_on_sizes_names_the_line_that_asks(quick: fusion.FusionConfig) -> None:
+    model = fusion.enable(Splits().eval(), quick)
+    for rows in (5, 6, 5, 2):
+        no_grad(model, rand(rows, 8))
+    row = misses(model)["x.shape[0] > 3"]
+    assert (row.guard, row.wanted, row.got, row.times) == ("relation", "true", "x.shape[0] is 2", 1)
+    assert line_of(row.origin).endswith("# here")
 
 
 class Chooses(torch.nn.Module):
