@@ -128,8 +128,8 @@ def collect(dtypes: Iterable[Sequence[torch.dtype]], count: int | None, *, varie
 def _seed(seed: int) -> None:
     """Seeds the generators that samples are drawn from.
 
-    torch calls its own before every sample. That one notes the stack for each kind of device, and looks through the
-    whole stack for the test that asks: more than half of the time that samples took.
+    torch calls its own before every sample, which notes the whole stack for each kind of device. Under pytest the
+    stack is deep.
     """
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
