@@ -12,7 +12,7 @@ from fusion.capture.module_fingerprint import ModuleFingerprint, fingerprint
 from fusion.capture.python.reachable_state import Entry
 from fusion.capture.python.state_guards import unchanged, watched
 from fusion.refusal import Refusal, Refused
-from fusion.runtime.native import make_snapshot
+from fusion.runtime.snapshots import make_snapshot
 
 _Seen = TypeVar("_Seen")
 _LOOKS = 8  # times that state is looked at before another thread's changes are too many

@@ -20,7 +20,8 @@ from fusion.patterns import symbols
 from fusion.patterns.errors import GraphError
 from fusion.patterns.specs import TensorSpec
 from fusion.runtime import native
-from fusion.runtime.native import ABSENT, PythonGuard, PythonSnapshot, SizeSource, make_guard, make_snapshot
+from fusion.runtime.native import ABSENT, PythonGuard, SizeSource, make_guard
+from fusion.runtime.snapshots import PythonSnapshot, make_snapshot
 
 CPU = torch.device("cpu")
 S0, S1 = symbols.symbol("s0"), symbols.symbol("s1")

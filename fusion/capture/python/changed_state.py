@@ -29,7 +29,7 @@ def changed_entry(entries: Sequence[Entry], modules: Mapping[str, torch.nn.Modul
     """The first entry that does not hold now, in words: which attribute, item, class or code it is, before and now.
 
     Args:
-        entries: as `runtime.native.make_snapshot` takes them.
+        entries: as `runtime.snapshots.make_snapshot` takes them.
         modules: the scope's, by path prefix.
     """
     for entry in entries:

@@ -115,7 +115,7 @@ class ReachableState:
     """Walks over everything that modules hold.
 
     Attributes:
-        entries: as `runtime.native.make_snapshot` takes them, for every attribute, item, member and closure found.
+        entries: as `runtime.snapshots.make_snapshot` takes them, for every attribute, item, member and closure found.
         modules: modules that were found in containers, objects and closures rather than as submodules.
 
     Raises:

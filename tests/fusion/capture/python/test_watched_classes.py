@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fusion
-from fusion.runtime.native import PythonSnapshot, make_snapshot
+from fusion.runtime.snapshots import PythonSnapshot, make_snapshot
 
 X = torch.linspace(-1, 1, 24).reshape(3, 8)
 
