@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import sympy
 import torch
 
+from fusion.kernels.backends.cpp.dependence import mentions_column, split_column
 from fusion.kernels.backends.cpp.expressions import (
     COMPUTE,
     Block,
@@ -15,8 +16,6 @@ from fusion.kernels.backends.cpp.expressions import (
     Values,
     branches,
     literal,
-    mentions_column,
-    split_column,
 )
 from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import COLUMN, Scalar, Scanned, Select
