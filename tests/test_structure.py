@@ -83,3 +83,25 @@ def test_test_folders_mirror_source_folders() -> None:
 def test_what_tests_share_is_in_one_folder() -> None:
     files = [path for path in (ROOT / "tests").rglob("*.py") if not path.name.startswith(("test_", "conftest"))]
     assert {path.relative_to(ROOT / "tests").parts[0] for path in files} == OWN_FOLDERS - {"gpu"}
+
+
+MOST_LINES = {ast.ClassDef: 300, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}
+MOST_LINES_OF_A_FILE = 400
+LONGER = {
+    "TraceMatcher": "torch and the session call back one object for all that a run does",
+    "_Emitter": "one visitor of expressions, whose methods share names and masks",
+    "kernels/backends/triton/emit.py": "it holds the emitter",
+}
+
+
+def test_files_classes_and_functions_are_short() -> None:
+    long = set()
+    for path in modules().values():
+        text = path.read_text()
+        if text.count("\n") > MOST_LINES_OF_A_FILE:
+            long.add(str(path.relative_to(ROOT)))
+        for node in ast.walk(ast.parse(text)):
+            most = MOST_LINES.get(type(node))
+            if most is not None and node.end_lineno - node.lineno + 1 > most:  # type: ignore[attr-defined]
+                long.add(node.name)  # type: ignore[attr-defined]
+    assert long == set(LONGER)

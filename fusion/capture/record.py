@@ -72,20 +72,8 @@ def record(
     inside = [child for module in modules.values() for child in module.modules()]
     python = PythonState(modules, steps.values(), outside, given.arguments)
     effects = OutsideEffects()
-    failure: Exception | None = None
     unsuited = False
-    try:
-        with effects, recorder.active(kinds, inside):
-            try:
-                result = invoke()
-            except Exception as error:
-                failure = error
-                if is_shortage(error):
-                    without_frames(error)
-    except BaseException:  # KeyboardInterrupt, say: what the forward has done stays done, as it does eagerly
-        given.settle()
-        python.settle()
-        raise
+    result, failure = _observed(recorder, effects, python, invoke, (kinds, inside))
     changes, items = _notice_effects(recorder, effects, python, where)
     if failure is not None:
         _take_back(recorder, effects, python)
@@ -159,6 +147,28 @@ def _recorder_for(
     recorder.state.containers = {id(c.value): c.path for c in given.containers if c.value is not None}
     recorder.state.given = given
     return recorder
+
+
+def _observed(
+    recorder: Recorder,
+    effects: OutsideEffects,
+    python: PythonState,
+    invoke: Callable[[], Any],
+    watched: tuple[tuple[type, ...], list[torch.nn.Module]],
+) -> tuple[Any, Exception | None]:
+    """Makes the call under the recorder; its result, or what it raised. `watched`: as `Recorder.active` takes it."""
+    try:
+        with effects, recorder.active(*watched):
+            try:
+                return invoke(), None
+            except Exception as error:
+                if is_shortage(error):
+                    without_frames(error)
+                return None, error
+    except BaseException:  # KeyboardInterrupt, say: what the forward has done stays done, as it does eagerly
+        recorder.state.given.settle()
+        python.settle()
+        raise
 
 
 def _notice_effects(

@@ -95,24 +95,7 @@ class Signature:
             "_f_tracing": torch._C._get_tracing_state,
             "_f_compiling": get_eval_frame_callback,
         }
-        listed: list[str] = [] if bound is None else ["m"]
-        if listed and not any(p.kind is p.POSITIONAL_ONLY for p in self.parameters):
-            listed.append("/")
-        star = False
-        for i, p in enumerate(self.parameters):
-            default = ""
-            if p.default is not p.empty:
-                names[f"_f_default{i}"] = p.default
-                default = f"=_f_default{i}"
-            if p.kind is p.VAR_POSITIONAL:
-                star = True
-            if p.kind is p.KEYWORD_ONLY and not star:
-                listed.append("*")
-                star = True
-            listed.append(f"{_stars(p)}a{i}{default}")
-            following = self.parameters[i + 1 : i + 2]
-            if p.kind is p.POSITIONAL_ONLY and (not following or following[0].kind is not p.POSITIONAL_ONLY):
-                listed.append("/")
+        listed = self._listed(names, is_method=bound is not None)
         arguments = ", ".join(f"a{i}" for i in range(len(self.parameters)))
         lines = [
             f"def entry({', '.join(listed)}):",
@@ -133,6 +116,28 @@ class Signature:
             return opaque(renamed(made, names_in_code))
         own = next(name for name in ("self", "self_", "self__") if name not in names_in_code)
         return types.MethodType(opaque(renamed(made, (own, *names_in_code))), bound)
+
+    def _listed(self, names: dict[str, Any], *, is_method: bool) -> list[str]:
+        """Source of the parameters, under names of our own; adds their defaults to the names that the source reads."""
+        listed: list[str] = ["m"] if is_method else []
+        if listed and not any(p.kind is p.POSITIONAL_ONLY for p in self.parameters):
+            listed.append("/")
+        star = False
+        for i, p in enumerate(self.parameters):
+            default = ""
+            if p.default is not p.empty:
+                names[f"_f_default{i}"] = p.default
+                default = f"=_f_default{i}"
+            if p.kind is p.VAR_POSITIONAL:
+                star = True
+            if p.kind is p.KEYWORD_ONLY and not star:
+                listed.append("*")
+                star = True
+            listed.append(f"{_stars(p)}a{i}{default}")
+            following = self.parameters[i + 1 : i + 2]
+            if p.kind is p.POSITIONAL_ONLY and (not following or following[0].kind is not p.POSITIONAL_ONLY):
+                listed.append("/")
+        return listed
 
 
 class ClassForward:
