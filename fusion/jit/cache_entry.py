@@ -33,7 +33,7 @@ class CacheEntry:
         generalized: whether it was checked at a shape other than the recorded one.
         structure: of the calls, as `BoundCall.structure`.
         reader: path of the module whose forward went by numbers that tensors held, or None.
-        unbacked_symbols: size symbols that only an island tells, and no guard ties to others.
+        unbacked_symbols: size symbols that only an opaque call tells, and no guard ties to others.
         missed: the guard that ended the last checked run before anything had happened, or None.
     """
 
@@ -117,7 +117,7 @@ class CacheEntry:
     def checked_run(
         self, arguments: Sequence[Any], taps: frozenset[str], undo: UndoLog | None = None
     ) -> tuple[Any, list[Any], list[list[torch.Tensor]], dict[str, torch.Tensor]]:
-        """Runs the unfused plan: result, island log, island arguments, tapped tensors.
+        """Runs the unfused plan: result, log, arguments of logged calls, tapped tensors.
 
         Args:
             arguments: in signature order.
@@ -125,7 +125,7 @@ class CacheEntry:
             undo: what the run writes and draws is kept here.
 
         Raises:
-            PlanStopped: the plan did not apply or failed; it carries the island log.
+            PlanStopped: the plan did not apply or failed; it carries the log.
         """
         tap: dict[str, torch.Tensor] = {}
         seen: list[list[torch.Tensor]] = []

@@ -11,13 +11,8 @@ from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import same_results
 from fusion.jit.call_differences import differed
 from fusion.jit.compiled import Lists
-from fusion.jit.graph_breaks import GraphBreaks
-from fusion.jit.lifecycle import Lifecycle
-from fusion.jit.original import Original
-from fusion.jit.pipeline import Pipeline
-from fusion.jit.plan_cache import PlanCache
+from fusion.jit.scope_context import ScopeContext
 from fusion.jit.specialization import Specialization
-from fusion.jit.state_watch import StateWatch
 from fusion.jit.twins import Twins
 from fusion.jit.validation import PlanValidator
 from fusion.patterns.shortage import is_shortage
@@ -29,12 +24,7 @@ class CallRecorder:
     """Records calls of a scope.
 
     Args:
-        original: the scope's callable.
-        pipeline: compiles for it.
-        cache: where recordings and refusals go.
-        watch: what the callable depends on.
-        breaks: where recordings end.
-        lifecycle: the scope's.
+        scope: whose calls.
         sizes: which numbers of a call its recording is made for.
         validator: proves what was recorded.
 
@@ -42,24 +32,9 @@ class CallRecorder:
         twins: recordings of equal modules.
     """
 
-    def __init__(
-        self,
-        original: Original,
-        pipeline: Pipeline,
-        cache: PlanCache,
-        watch: StateWatch,
-        breaks: GraphBreaks,
-        lifecycle: Lifecycle,
-        sizes: Specialization,
-        validator: PlanValidator,
-    ) -> None:
-        self.twins = Twins(original, pipeline, watch, validator)
-        self._original = original
-        self._config = pipeline.config
-        self._cache = cache
-        self._watch = watch
-        self._breaks = breaks
-        self._lifecycle = lifecycle
+    def __init__(self, scope: ScopeContext, sizes: Specialization, validator: PlanValidator) -> None:
+        self.twins = Twins(scope, validator)
+        self._scope = scope
         self._sizes = sizes
         self._validator = validator
 
@@ -68,32 +43,32 @@ class CallRecorder:
         lists = self._sizes.lists(call)
         if lists is not None:
             lists.keys.add(call.structure)  # also what is refused in the end: asking costs a recording each time
-        self._breaks.break_where_data_led(call.structure)
-        steps = self._breaks.of(call.structure)
+        self._scope.breaks.break_where_data_led(call.structure)
+        steps = self._scope.breaks.of(call.structure)
         twin = None if steps else self.twins.find(call)
         if twin is not None:
             return self.twins.follow(*twin, call)
         runs = itertools.count()
         try:
             recording = record(
-                self._original.call,
+                self._scope.original.call,
                 call.snapshot(),
-                lambda: (next(runs), self._original(call))[1],
-                self._watch.modules,
+                lambda: (next(runs), self._scope.original(call))[1],
+                self._scope.watch.modules,
                 steps=steps,
-                max_ops=self._config.max_graph_size,
-                varying=self._sizes.varying(call, self._cache.entries),
-                outside=self._watch.outside,
+                max_ops=self._scope.pipeline.config.max_graph_size,
+                varying=self._sizes.varying(call, self._scope.cache.entries),
+                outside=self._scope.watch.outside,
                 numbers=call.structure in self._sizes.numbers,
             )
         except Exception as error:
             if next(runs):
                 raise  # the forward's own
             refusal = Refusal("recorder_error", f"{type(error).__name__} before the forward ran: {error}")
-            self._cache.refused[call.structure] = refusal
-            return self._original.eager(call, refusal)
-        self._original.statistics.recordings += 1
-        self._original.statistics.recording_seconds += recording.seconds
+            self._scope.cache.refused[call.structure] = refusal
+            return self._scope.original.eager(call, refusal)
+        self._scope.original.statistics.recordings += 1
+        self._scope.original.statistics.recording_seconds += recording.seconds
         if recording.refusal is not None:
             self._refuse(call, recording, recording.refusal, lists)
             return recording.result
@@ -101,22 +76,22 @@ class CallRecorder:
 
     def _refuse(self, call: BoundCall, recording: RecordedCall, refusal: Refusal, lists: Lists | None) -> None:
         """What becomes of a call's structure that could not be recorded."""
-        self._original.statistics.eager += 1
-        self._original.statistics.last_reason = refusal
+        self._scope.original.statistics.eager += 1
+        self._scope.original.statistics.last_reason = refusal
         if refusal.code == "out_of_memory":
-            self._lifecycle.ran_out_of_memory()
-        elif refusal.code == "stack" and self._lifecycle.ran_out_of_stack():
+            self._scope.lifecycle.ran_out_of_memory()
+        elif refusal.code == "stack" and self._scope.lifecycle.ran_out_of_stack():
             pass  # a call that is less deep may be recorded
-        elif recording.unsuited and recording.culprit in (None, self._watch.modules.get("")):
+        elif recording.unsuited and recording.culprit in (None, self._scope.watch.modules.get("")):
             self._sizes.numbers.add(call.structure)  # a plan for each size then, up to `max_plans`
-        elif not self._breaks.divide(call.structure, refusal, recording.culprit, recording.changes):
+        elif not self._scope.breaks.divide(call.structure, refusal, recording.culprit, recording.changes):
             if refusal.code == "fixed_size" and lists is not None and len(lists.keys) > 1:
                 lists.keys.discard(call.structure)
                 lists.full = True  # the numbers fix a size, and vary as it does
-            elif refusal.code == "fixed_size" and not self._breaks.divided:
+            elif refusal.code == "fixed_size" and not self._scope.breaks.divided:
                 self._sizes.every_size = True
             else:
-                self._cache.refused[call.structure] = refusal
+                self._scope.cache.refused[call.structure] = refusal
 
     def _compared(self, call: BoundCall, recording: RecordedCall, *, has_steps: bool) -> Any:
         """Makes the recorded call once more without symbols, which is what the caller gets; then compiles it."""
@@ -133,7 +108,7 @@ class CallRecorder:
         outcome = recording.given.outcome(plain, recording.graph.items)
         alike = same_results(outcome, recording.outcome, exact=False)
         if not (alike and same_results(recording.undo.now(), recording.left, exact=False)):
-            self._use_numbers(call, differed(outcome, recording.outcome, self._original.line))
+            self._use_numbers(call, differed(outcome, recording.outcome, self._scope.original.line))
             return recording.result if has_steps else plain  # only the recorded run ran the steps
         del outcome
         if same_results(plain, recording.result):
@@ -146,16 +121,16 @@ class CallRecorder:
         recording.undo.rewind()
         recording.given.rewind()
         with self._validator.replaying(recording.log, call, recording):
-            return self._original.eager(call)
+            return self._scope.original.eager(call)
 
     def _use_numbers(self, call: BoundCall, refusal: Refusal) -> None:
         """A forward did something else with symbols for sizes: the next call like it is recorded with numbers."""
-        self._original.statistics.last_reason = refusal
+        self._scope.original.statistics.last_reason = refusal
         if call.structure in self._sizes.numbers:
-            self._cache.refused[call.structure] = refusal
+            self._scope.cache.refused[call.structure] = refusal
         self._sizes.numbers.add(call.structure)
 
     def adopt(self, recording: RecordedCall, call: BoundCall) -> None:
         entry = self._validator.adopt(recording, call)
-        if not self._breaks.of(call.structure):
+        if not self._scope.breaks.of(call.structure):
             self.twins.add(entry)

@@ -25,6 +25,7 @@ from fusion.jit.lifecycle import Lifecycle, Phase
 from fusion.jit.original import Original
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.plan_cache import PlanCache
+from fusion.jit.scope_context import ScopeContext
 from fusion.jit.signature import Signature
 from fusion.jit.specialization import Specialization
 from fusion.jit.state_watch import StateWatch, Surroundings
@@ -88,9 +89,9 @@ class Scope:
         self.lifecycle = Lifecycle(self.watch, warms=bool(native))
         self._backoff = Backoff()
         self._specialization = Specialization(self.watch, pipeline.lists)
-        parts = (original, pipeline, self.cache, self.watch, self.breaks, self.lifecycle)
-        self._validator = PlanValidator(*parts, self._lock)
-        self._recorder = CallRecorder(*parts, self._specialization, self._validator)
+        context = ScopeContext(original, pipeline, self.cache, self.watch, self.breaks, self.lifecycle)
+        self._validator = PlanValidator(context, self._lock)
+        self._recorder = CallRecorder(context, self._specialization, self._validator)
         self.entry = original.signature.entry(self.cache.plans, self.statistics.planned, self._slow, bound)
         if in_place:
             self.watch.refresh()

@@ -15,12 +15,7 @@ from fusion.capture.recorded_call import RecordedCall, unwrap_result
 from fusion.capture.user_frame import line_of
 from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import CacheEntry, PlanStopped, same_results
-from fusion.jit.graph_breaks import GraphBreaks
-from fusion.jit.lifecycle import Lifecycle
-from fusion.jit.original import Original
-from fusion.jit.pipeline import Pipeline
-from fusion.jit.plan_cache import PlanCache
-from fusion.jit.state_watch import StateWatch
+from fusion.jit.scope_context import ScopeContext
 from fusion.patterns.errors import StructureMismatch
 from fusion.patterns.forks import Lock
 from fusion.patterns.shortage import is_shortage, without_frames
@@ -42,36 +37,17 @@ class PlanValidator:
     sizes; then kernels take their places. A plan that stops on the way hands over to the original.
 
     Args:
-        original: the scope's callable.
-        pipeline: compiles for it.
-        cache: its recordings.
-        watch: what they depend on.
-        breaks: where they end.
-        lifecycle: the scope's.
+        scope: whose plans.
         lock: held while the scope changes.
 
     Attributes:
         evictions: recordings whose guards did not hold for calls like theirs, and which made room for others.
     """
 
-    def __init__(
-        self,
-        original: Original,
-        pipeline: Pipeline,
-        cache: PlanCache,
-        watch: StateWatch,
-        breaks: GraphBreaks,
-        lifecycle: Lifecycle,
-        lock: Lock,
-    ) -> None:
+    def __init__(self, scope: ScopeContext, lock: Lock) -> None:
         self.evictions = 0
-        self._original = original
-        self._statistics = original.statistics
-        self._pipeline = pipeline
-        self._cache = cache
-        self._watch = watch
-        self._breaks = breaks
-        self._lifecycle = lifecycle
+        self._scope = scope
+        self._statistics = scope.original.statistics
         self._lock = lock
 
     # ---- a new recording
@@ -83,38 +59,39 @@ class PlanValidator:
             recording: one that was not refused.
             call: the recorded one.
         """
-        template = self._pipeline.template(recording, self._original.signature.names)  # partition, and name the regions
-        entry = CacheEntry(recording, template, self._pipeline, self._path_of(recording.reader))
+        names = self._scope.original.signature.names
+        template = self._scope.pipeline.template(recording, names)  # partition, and name the regions
+        entry = CacheEntry(recording, template, self._scope.pipeline, self._path_of(recording.reader))
         self.prove(entry, recording, call)
         return entry
 
     def prove(self, entry: CacheEntry, recording: RecordedCall, call: BoundCall) -> None:
         """The stages that an equal module's recording goes through, too."""
         entry.structure = call.structure
-        if self._watch.add(recording.functions):
-            self._cache.publish()
-        self._cache.entries.append(entry)
+        if self._scope.watch.add(recording.functions):
+            self._scope.cache.publish()
+        self._scope.cache.entries.append(entry)
         tap = self._agreed(entry, recording, call)  # the plan without kernels does what the recorded run did
         if tap is None:
             return
         values = dict(recording.values)
         try:
-            compiled = self._pipeline.compile(entry.template, {**recording.real, **tap}, values)  # choose kernels
+            compiled = self._scope.pipeline.compile(entry.template, {**recording.real, **tap}, values)  # choose kernels
         finally:
             entry.release(recording)
         del tap
         if entry.exact and not entry.unbacked_symbols:  # else the next call is checked, before a plan takes any
             entry.proved.add(entry.key(values))
         entry.plan(compiled, *self._on_failure(entry))  # write it, and bind this scope's tensors
-        self._cache.publish()
+        self._scope.cache.publish()
 
     def _path_of(self, module: torch.nn.Module | None) -> str | None:
         if module is None:
             return None
-        return next((path for path, held in self._watch.modules[""].named_modules() if held is module), None)
+        return next((path for path, held in self._scope.watch.modules[""].named_modules() if held is module), None)
 
     def _agreed(self, entry: CacheEntry, recording: RecordedCall, call: BoundCall) -> dict[str, torch.Tensor] | None:
-        """Runs the plan without kernels on the recorded call, with the islands answering from the recording.
+        """Runs the plan without kernels on the recorded call, with opaque calls answering from the recording.
 
         Returns:
             tensors that kernels are proved on and the recorded run has let go of; None where the entry is refused.
@@ -132,15 +109,15 @@ class PlanValidator:
                 agrees = entry.exact or same_results(did, recorded, exact=False)
         except PlanStopped as stopped:
             if is_shortage(stopped.error):
-                self._cache.entries.remove(entry)
+                self._scope.cache.entries.remove(entry)
                 raise
             entry.refusal = self._plan_error(stopped.error)
             return None
-        line = self._original.line
+        line = self._scope.original.line
         if result is MISS:  # then it holds for no call, and recording such calls again would end here again
             self._statistics.guards.add(entry.missed)
             what = "an argument, or what the forward finds, is not equal to itself a moment later: no plan is valid"
-            entry.refusal = self._cache.refused[entry.structure] = Refusal("guard", what, line)
+            entry.refusal = self._scope.cache.refused[entry.structure] = Refusal("guard", what, line)
             return None
         if not agrees:
             entry.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's", line)
@@ -162,7 +139,7 @@ class PlanValidator:
             result, log, seen, tap = entry.checked_run(call.arguments, taps, undo)
         except PlanStopped as stopped:
             undo.rewind()
-            users = _island_raised(stopped.log)
+            users = _opaque_call_raised(stopped.log)
             if not users:
                 self._statistics.guards.left(stopped.error)
                 without_frames(stopped)
@@ -177,7 +154,7 @@ class PlanValidator:
         undo.rewind()
         try:
             with self.replaying(log, call, entry) as answers:
-                eager = unwrap_result(self._original.eager(call))
+                eager = unwrap_result(self._scope.original.eager(call))
         except Exception as error:
             if not is_shortage(error):
                 raise
@@ -191,8 +168,8 @@ class PlanValidator:
         same = same_results(result, outcome) and same_results(seen, answers.seen) and undo.agrees(left)
         if not same:
             what = "the plan's result differs from eager's at another shape"
-            entry.refusal = Refusal("plan_mismatch", what, self._original.line)
-            self._cache.publish()
+            entry.refusal = Refusal("plan_mismatch", what, self._scope.original.line)
+            self._scope.cache.publish()
             return eager
         full = {**values, **{s.symbol: _read(s, tap) for s in entry.graph.symbols}}
         self.compile_safely(call.structure, lambda: self._trust(entry, values, full, tap))
@@ -203,22 +180,22 @@ class PlanValidator:
         if any(full[s] != v for s, v in entry.recorded_values.items() if s in full):
             entry.generalized = True
         entry.proved.add(entry.key(values))
-        compiled = self._pipeline.compile(entry.template, {**entry.tensors, **tap}, full)
+        compiled = self._scope.pipeline.compile(entry.template, {**entry.tensors, **tap}, full)
         for held, _ in list(entry.plans.values()):
             entry.plan(held, *self._on_failure(entry))
         entry.plan(compiled, *self._on_failure(entry))
-        self._cache.publish()
+        self._scope.cache.publish()
 
     # ---- running again
 
     def _replayed(self, call: BoundCall, log: list[Any], entry: CacheEntry) -> Any:
-        """The original with the islands that already ran answering from the log."""
+        """The original with the opaque calls that already ran answering from the log."""
         with stack.lent(), self.replaying(log, call, entry):
-            return unwrap_result(self._original.eager(call))
+            return unwrap_result(self._scope.original.eager(call))
 
     @contextmanager
     def replaying(self, log: list[Any], call: BoundCall, of: RecordedCall | CacheEntry) -> Iterator[Replay]:
-        """A session in which islands answer from `log`, and operators are what they were recorded as.
+        """A session in which opaque calls answer from `log`, and operators are what they were recorded as.
 
         So do the modules that were opaque when `of` was recorded: one that came later is looked into.
         """
@@ -233,20 +210,20 @@ class PlanValidator:
         try:
             step()
         except Exception as error:
-            if not self._pipeline.config.fallback_on_error:
+            if not self._scope.pipeline.config.fallback_on_error:
                 raise
             if is_shortage(error):
                 self.ran_out_of_memory(error)
                 return
             refusal = self._plan_error(error)
             self._statistics.last_reason = refusal
-            if not (isinstance(error, RecursionError) and self._lifecycle.ran_out_of_stack()):
-                self._cache.refused[structure] = refusal
+            if not (isinstance(error, RecursionError) and self._scope.lifecycle.ran_out_of_stack()):
+                self._scope.cache.refused[structure] = refusal
 
     def ran_out_of_memory(self, error: BaseException) -> None:
         """Memory ran out while something was proved: nothing is known from it, and it is tried again later."""
         without_frames(error)
-        self._lifecycle.ran_out_of_memory()
+        self._scope.lifecycle.ran_out_of_memory()
         reason = Refusal("out_of_memory", f"{type(error).__name__}: {error}")
         self._statistics.last_reason = self._statistics.last_failure = reason
 
@@ -254,7 +231,7 @@ class PlanValidator:
         """What a plan does when it fails, and when a kernel of it does that eager operators then stand in for."""
 
         def note(error: Exception) -> None:
-            if not self._pipeline.config.fallback_on_error:
+            if not self._scope.pipeline.config.fallback_on_error:
                 raise error
             with self._lock:
                 self._count_failure(entry, error)
@@ -264,13 +241,13 @@ class PlanValidator:
                 raise error  # what it has written cannot be taken back, so it must not run again
             if undo is not None:
                 undo.rewind()
-            users = _island_raised(log)  # which the user's code may catch
-            if not (users or self._pipeline.config.fallback_on_error or isinstance(error, Deoptimized)):
+            users = _opaque_call_raised(log)  # which the user's code may catch
+            if not (users or self._scope.pipeline.config.fallback_on_error or isinstance(error, Deoptimized)):
                 raise error
             if not users:
                 self._statistics.guards.left(error)
                 without_frames(error)
-            call = self._original.signature.bind(arguments)
+            call = self._scope.original.signature.bind(arguments)
             result = self._replayed(call, log, entry)  # an error of the user's own comes again here
             if not users:
                 with self._lock:
@@ -284,7 +261,7 @@ class PlanValidator:
         """What to say of an error in a plan, or of a guard that did not hold in the midst of it."""
         guard = isinstance(error, (Deoptimized, StructureMismatch))
         remedy = "nothing to do, unless it happens often: then let what calls depend on stay the same" if guard else ""
-        origin = line_of(error) or (error.origin if isinstance(error, Deoptimized) else "") or self._original.line
+        origin = line_of(error) or (error.origin if isinstance(error, Deoptimized) else "") or self._scope.original.line
         return Refusal("plan_error", f"{type(error).__name__}: {error}", origin, remedy)
 
     def _count_failure(self, entry: CacheEntry, error: BaseException) -> None:
@@ -302,14 +279,14 @@ class PlanValidator:
         entry.failures = 1 if done - entry.failed_at > _FORGIVEN_AFTER else entry.failures + 1
         entry.failed_at = done
         missed = isinstance(error, (Deoptimized, StructureMismatch))
-        if missed and self.evictions >= MOST_ROUTES and self._breaks.on_data_miss(entry, entry.structure):
+        if missed and self.evictions >= MOST_ROUTES and self._scope.breaks.on_data_miss(entry, entry.structure):
             return
-        if missed and entry in self._cache.entries and self.evictions < _MOST_EVICTIONS:
+        if missed and entry in self._scope.cache.entries and self.evictions < _MOST_EVICTIONS:
             self.evictions += 1
-            self._cache.entries.remove(entry)
+            self._scope.cache.entries.remove(entry)
         elif entry.failures >= _MOST_FAILURES:
             entry.refusal = reason
-        self._cache.publish()
+        self._scope.cache.publish()
 
 
 def _let_go(entry: CacheEntry, recording: RecordedCall) -> frozenset[str]:
@@ -318,7 +295,7 @@ def _let_go(entry: CacheEntry, recording: RecordedCall) -> frozenset[str]:
     return frozenset(name for name in inputs if name in recording.real and recording.real[name].is_meta)
 
 
-def _island_raised(log: Sequence[Any]) -> bool:
+def _opaque_call_raised(log: Sequence[Any]) -> bool:
     last = log[-1] if log else None
     return isinstance(last.entry if isinstance(last, LoggedWrite) else last, LoggedError)
 
