@@ -18,6 +18,7 @@ from replay_stages import _CONFIG, _uncompiled
 
 import fusion
 from fusion.capture.python.argument_tree import Container, Leaf, flatten
+from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import CacheEntry
 from fusion.jit.scope import Scope
 from fusion.patterns.guards import KINDS, GuardMiss
@@ -184,9 +185,10 @@ def noted_calls() -> Iterator[list[tuple[Scope, tuple[Any, ...]]]]:
     found: list[tuple[Scope, tuple[Any, ...]]] = []
     advance = Scope._advance
 
-    def noted(scope: Scope, arguments: Any, kinds: Any) -> Any:
-        found.append((scope, tuple(dict(a) if type(a) is dict else a for a in arguments)))  # the call may set items
-        return advance(scope, arguments, kinds)
+    def noted(scope: Scope, call: BoundCall) -> Any:
+        arguments = tuple(dict(a) if type(a) is dict else a for a in call.arguments)  # the call may set items
+        found.append((scope, arguments))
+        return advance(scope, call)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scope, "_advance", noted)

@@ -101,7 +101,7 @@ def test_an_argument_that_does_not_fit_is_named(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     row = misses(model)[wanted[1]]
     assert (row.guard, row.where, row.wanted, row.got, row.times) == (*wanted, 1)
-    assert row.origin.startswith("fusion/test_guard_misses.py:")
+    assert row.origin.startswith("jit/test_guard_misses.py:")
     text = str(fusion.report(model))
     assert "Guards that did not hold:" in text and wanted[1] in text and "1 guard miss" in text
 
@@ -241,7 +241,7 @@ def test_state_that_changed_is_named(
     no_grad(model, rand(3, 16))
     row = misses(model)[wanted[1]]
     assert (row.guard, row.where, row.wanted, row.got, row.times) == (*wanted, 1)
-    assert row.origin.startswith("fusion/pair.py:")
+    assert row.origin.startswith("support/pair.py:")
 
 
 FACTOR = 2.0

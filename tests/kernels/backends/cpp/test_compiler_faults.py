@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from fusion.kernels import processes
-from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.backends.cpp import toolchain as cpp_toolchain
 from fusion.patterns.errors import CompileError
 
@@ -108,12 +107,3 @@ def test_files_that_cannot_be_written_are_a_failure_to_compile(tmp_path, monkeyp
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(CompileError, match="could not be written"):
         _toolchain(tmp_path / "cxx", "exit 0\n").compile_library(("int a;",), tmp_path / "a.so")
-
-
-def test_only_the_process_that_made_the_folder_removes_it(tmp_path):
-    folder = tmp_path / "kernels"
-    folder.mkdir()
-    cpp_compile._remove(os.getpid() + 1, folder)
-    assert folder.is_dir()
-    cpp_compile._remove(os.getpid(), folder)
-    assert not folder.exists()
