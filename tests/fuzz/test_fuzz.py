@@ -99,8 +99,8 @@ def test_a_wrong_kernel_is_seen(program: Program, before: str, after: str, monke
     with quick():
         outcome = check(program)
         assert outcome.planned > 0 and outcome.kernels > 0
-        broken(monkeypatch, before, after)
-        with pytest.raises(Mismatch) as found:
+        with monkeypatch.context() as patch, pytest.raises(Mismatch) as found:  # undone before `quick` is
+            broken(patch, before, after)
             check(program)
         assert found.value.kind == "values"
 
