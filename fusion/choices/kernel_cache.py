@@ -246,11 +246,12 @@ class Backends:
     def launcher(self, graph: SubGraph) -> Callable[..., Any] | Decision:
         """The launcher of a region's first candidate that was made, or the decision that there is none."""
         choice = self.compile([graph])[0]
-        for kernel in choice.kernels.values():
-            if given_symbols(kernel.nest):
-                return Decision(False, "guard", "its sizes cannot be read off its inputs")
-            return kernel.launch
-        return next(iter(choice.refusals.values()))
+        kernel = next(iter(choice.kernels.values()), None)
+        if kernel is None:
+            return next(iter(choice.refusals.values()))
+        if given_symbols(kernel.nest):
+            return Decision(False, "guard", "its sizes cannot be read off its inputs")
+        return kernel.launch
 
     # ---- decisions
 

@@ -77,16 +77,18 @@ class Compiled:
 
 @dataclass
 class Template:
-    """What is known of a structure: its partition, and its decisions by bucket."""
+    """What is known of a structure: its partition, and its decisions by bucket.
+
+    Attributes:
+        guards: made when a call is refused, by what they call what holds the parameters: "self" or "".
+    """
 
     shape: PlanSpec
     partition: Partition
     unfused: tuple[Step, ...]
     by_bucket: dict[Bucket, Compiled] = field(default_factory=dict)
     sources: dict[Any, Source] = field(default_factory=dict)
-    guards: dict[str, GuardList] = field(
-        default_factory=dict
-    )  # made when a call is refused, by what they call a module
+    guards: dict[str, GuardList] = field(default_factory=dict)
 
 
 @dataclass

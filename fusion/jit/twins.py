@@ -62,7 +62,7 @@ class Twins:
         inputs = {i.name: found[i.path] for i in twin.graph.inputs}
         assert twin.recording.conditions is not None
         objects = {id(found[path]): path for path, _ in twin.recording.conditions.kinds}
-        # Such a scope has no opaque modules inside.
+        # A scope that has twins has no opaque modules inside.
         state = PythonState(self._scope.watch.modules, outside=self._scope.watch.outside)
         result, recording, why = follow(
             twin.recording, values, self._scope.watch.modules[""], inputs, objects, lambda: self._scope.original(call)

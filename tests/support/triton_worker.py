@@ -29,7 +29,6 @@ from torch.nn.functional import layer_norm
 
 from fusion.kernels.backends.triton import launch as cuda_launch
 from fusion.kernels.backends.triton import schedule as schedules
-from fusion.kernels.backends.triton import toolchain as toolchain
 from fusion.kernels.backends.triton.emit import Kind, launch_options
 from fusion.kernels.backends.triton.schedule import BundleSchedule, schedule_for
 from fusion.kernels.backends.triton.script import standalone
