@@ -46,6 +46,7 @@ CODES: dict[str, str] = {
     "aliased": "the value's memory is written to",
     "not_convex": "a path leaves the region and comes back",
     "different_domain": "the outputs do not share one iteration space",
+    "operand": "a matrix product reads the value from memory",
     "reduction_in_column": "a reduction would be recomputed for every element",
     "broadcast_recompute": "a value would be recomputed for every element it is broadcast to",
     "domain": "the outputs do not share one iteration space",

@@ -46,6 +46,7 @@ REMEDIES: dict[str, str] = {
     "aliased": "write to a copy instead of in place",
     "not_convex": NOTHING + "the call in between has to run first",
     "different_domain": NOTHING + "each result has its own kernel or call",
+    "operand": NOTHING + "it has its own kernel or call",
     "reduction_in_column": NOTHING + "the reduction runs by itself",
     "broadcast_recompute": NOTHING + "the value is computed once, by itself",
     "domain": NOTHING + "each result has its own kernel or call",

@@ -99,6 +99,8 @@ class Elements:
             return self.at(node.refs[0], operand, column)
         if row.kind is Kind.ELEMENT:
             return self.rounded(self._element(node, row, call, index, column), call.outputs[0].dtype)
+        if row.kind is Kind.PRODUCT:
+            return self.rounded(self._product(node, row, call, index), call.outputs[0].dtype)
         if row.kind is Kind.REDUCTION:
             dtype = self.graph.spec[name].dtype
             return self.rounded(self._reduction(node, row, name, index, column), dtype)
@@ -206,6 +208,30 @@ class Elements:
 
         assert row.element is not None
         return row.element(call, index, self._extents(column), read)
+
+    def _product(self, node: OpNode, row: Operator, call: Call, index: Index) -> Scalar:
+        if self._conditional or any(s.name == COLUMN for s in symbols.free_symbols(index)):
+            raise LoweringError(
+                "reduction_in_column",
+                f"The result of {node.op} is needed for every column, so it would be computed again for each.",
+                remedy="Cut the region at this operator.",
+            )
+        self.reduced_at.append(index)
+        assert row.contraction is not None
+        summed = row.contraction(call, index, symbols.index_symbol(COLUMN))
+        dtype = scalar.compute_type(call.outputs[0].dtype)
+
+        def element(operand: tuple[int, Index], column: Dim) -> Scalar:
+            return scalar.cast(self.at(node.refs[operand[0]], operand[1], column), dtype)
+
+        total: Scalar = Reduce(
+            dtype, "sum", element(summed.left, summed.extent) * element(summed.right, summed.extent), summed.extent
+        )
+        total = total if summed.alpha == 1 else scalar.apply("mul", total, summed.alpha)
+        if summed.addend is None:
+            return total
+        addend = element(summed.addend, 1)
+        return total + (addend if summed.beta == 1 else scalar.apply("mul", addend, summed.beta))
 
     def _reduction(self, node: OpNode, row: Operator, name: str, index: Index, column: Dim) -> Scalar:
         call = ops.call_of(node, self.graph.spec)

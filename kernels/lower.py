@@ -179,6 +179,9 @@ def _suited(canonical: SubGraph, outputs: tuple[Output, ...], *, eager: bool) ->
     """The first space that suits the graph, with what is stored in it."""
     specs = [canonical.spec[name] for name in canonical.outputs]
     orders = [output.order for output in outputs]
+    if any(ops.kind_of(node.op) is Kind.PRODUCT for node in canonical.nodes):
+        space = space_of(specs, orders, ())  # a product is summed for each of its elements: all dimensions are rows
+        return space, _filled(canonical, outputs, space, eager=eager)
     over = [_reduced_sizes(node, canonical) for node in canonical.nodes if ops.kind_of(node.op) is Kind.REDUCTION]
     if not over:
         space = column_space(specs, orders)

@@ -15,6 +15,7 @@ from fusion.runtime.op_calls import call
 
 _SAMPLE_SECONDS = 30e-6  # a sample repeats a short call until it is this long, well above the clock's resolution
 _LEAST_SAMPLES, _MOST_SAMPLES = 7, 41
+_LONG_SECONDS, _SAMPLES_OF_LONG = 5e-3, 3  # a call that takes so long needs no warming up, and few samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def compare(
     """Times two calls interleaved; a noisy comparison is repeated twice before it is given.
 
     Args:
-        first, second: what to time; called at least a dozen times each.
+        first, second: what to time; called at least a dozen times each, or four times where a call takes long.
         wait: returns when the device has done what was launched on it.
         seconds: time to spend, roughly; the least number of samples is taken in any case.
     """
@@ -71,10 +72,11 @@ def compare(
 def _compare(
     first: Callable[[], object], second: Callable[[], object], wait: Callable[[], object], seconds: float
 ) -> Comparison:
-    repeats = [_repeats(f, wait) for f in (first, second)]
+    repeats, long = zip(*(_repeats(f, wait) for f in (first, second)), strict=True)
+    least = _SAMPLES_OF_LONG if any(long) else _LEAST_SAMPLES
     samples: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
-    while len(samples[0]) < _MOST_SAMPLES and (len(samples[0]) < _LEAST_SAMPLES or time.perf_counter() < end):
+    while len(samples[0]) < _MOST_SAMPLES and (len(samples[0]) < least or time.perf_counter() < end):
         for function, times, kept in ((first, repeats[0], samples[0]), (second, repeats[1], samples[1])):
             wait()
             start = time.perf_counter()
@@ -93,11 +95,12 @@ def _compare(
     )
 
 
-def _repeats(function: Callable[[], object], wait: Callable[[], object]) -> int:
-    """How many calls make one sample: a short call is repeated."""
+def _repeats(function: Callable[[], object], wait: Callable[[], object]) -> tuple[int, bool]:
+    """How many calls make one sample, as a short call is repeated; and whether a call takes long."""
+    if _once(function, wait) > _LONG_SECONDS:
+        return 1, True
     function()
-    function()
-    return max(1, int(_SAMPLE_SECONDS / _once(function, wait)))
+    return max(1, int(_SAMPLE_SECONDS / _once(function, wait))), False
 
 
 def _once(function: Callable[[], object], wait: Callable[[], object]) -> float:

@@ -14,7 +14,7 @@ from fusion.capture.settled_calls import SettledCalls
 from fusion.capture.writes_to_cat import slices_to_cat
 from fusion.patterns.leaves import Ref
 from fusion.patterns.nodes import Node, OpNode, argument_tensors, made_by
-from fusion.patterns.ops import Kind, kind_of, resolve
+from fusion.patterns.ops import CALLED, Kind, kind_of, resolve
 from fusion.patterns.ops.effects import draws, has_effect, names_written
 from fusion.patterns.ops.spellings import functional
 from fusion.patterns.python_nodes import NewObject, OpaqueCall
@@ -169,7 +169,7 @@ class Functionalized:
         spelling = functional(node.op)
         if len(targets) != 1 or len(node.outputs) != 1 or spelling is None or spelling.writes is None:
             return
-        if kind_of(spelling.op) in (Kind.LIBRARY, Kind.EFFECT) or not self._alone(targets[0], i):
+        if kind_of(spelling.op) in (*CALLED, Kind.EFFECT) or not self._alone(targets[0], i):
             return
         kwargs = tuple((k, v) for k, v in node.kwargs if k != spelling.writes)
         call = OpNode(spelling.op, node.args, kwargs, node.outputs, node.origin)

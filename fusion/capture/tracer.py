@@ -29,7 +29,7 @@ from fusion.capture.unsupported import TENSOR_TYPES, unsupported
 from fusion.capture.user_frame import user_line
 from fusion.faults import recording_code
 from fusion.patterns.nodes import OpNode
-from fusion.patterns.ops import Kind, kind_of
+from fusion.patterns.ops import CALLED, kind_of
 from fusion.patterns.ops.effects import draws
 from fusion.refusal import Refused
 
@@ -213,7 +213,7 @@ class OperatorTracer(TorchDispatchMode):
                 break
             except Exception:
                 continue
-        if kind_of(str(func)) is not Kind.LIBRARY:
+        if kind_of(str(func)) not in CALLED:
             return _results(self.state.quiet(decomposed))  # which says what is wrong
         return (None,) * count
 
@@ -236,7 +236,7 @@ class OperatorTracer(TorchDispatchMode):
             raise Refused("shape_mismatch", f"expected {shape}, the operator gave {tuple(real.shape)}", user_line())
         if fake is not None and real.numel() and tuple(map(hint, fake.stride())) != real.stride():
             fake = self.state.quiet(lambda: self.state.fake_values.laid_out(fake, real, operands))
-            if fake is None and kind_of(str(func)) is not Kind.LIBRARY:
+            if fake is None and kind_of(str(func)) not in CALLED:
                 told = f"{func} lays its result out as {real.stride()}, otherwise than its shape function says"
                 raise Refused("shape_mismatch", told, user_line())
         if fake is None:

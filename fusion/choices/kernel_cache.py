@@ -22,6 +22,7 @@ from fusion.kernels.bundle import Nest
 from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
 from fusion.patterns.errors import BackendUnavailable, CompileError, LoweringError
+from fusion.patterns.extents import generalized
 from fusion.patterns.forks import Lock
 from fusion.patterns.graph import SubGraph
 from fusion.runtime.launch import make_launcher
@@ -123,6 +124,7 @@ class Backends:
         self.nests: dict[tuple[str, str], Nest | LoweringError] = {}
         self.kernels: dict[str, KernelChoice] = {}
         self.decisions: dict[str, Decision] = {}
+        self._general: dict[str, SubGraph] = {}
         self.proved: set[str] = set()  # decisions whose kernel was proved in this process
         self._lock = Lock()
         self._check_explicit()
@@ -140,6 +142,7 @@ class Backends:
         Raises:
             LoweringError: it cannot be one kernel.
         """
+        graph = self.general(graph)
         key = (graph.digest, self.config.numerics)
         known = self.nests.get(key)
         if known is None:
@@ -154,6 +157,15 @@ class Backends:
         if isinstance(known, LoweringError):
             raise known
         return known
+
+    def general(self, graph: SubGraph) -> SubGraph:
+        """The graph that a region's kernel is made for: of matrix products, for all sizes.
+
+        Sizes of weights are numbers in a region, and every layer has others; what a tile does is the same for all.
+        """
+        if graph.digest not in self._general:
+            self._general[graph.digest] = generalized(graph)
+        return self._general[graph.digest]
 
     def backends_for(self, graph: SubGraph) -> tuple[Backend[Any], ...] | Decision:
         """The backends whose kernels compete for a region, or the decision that there is none."""
@@ -176,10 +188,11 @@ class Backends:
     def compile(self, graphs: Sequence[SubGraph]) -> list[KernelChoice]:
         """Candidates for regions, in order; those that are new are compiled together. A failure is remembered too."""
         with self._lock:
-            fresh = {g.digest: g for g in graphs if g.digest not in self.kernels}
+            general = [self.general(g) for g in graphs]
+            fresh = {g.digest: g for g in general if g.digest not in self.kernels}
             if fresh:
                 self.kernels |= self._compile(fresh)
-            return [self.kernels[g.digest] for g in graphs]
+            return [self.kernels[g.digest] for g in general]
 
     def _compile(self, fresh: Mapping[str, SubGraph]) -> dict[str, KernelChoice]:
         found: dict[str, dict[str, Kernel | Decision]] = {digest: {} for digest in fresh}

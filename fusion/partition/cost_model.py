@@ -26,6 +26,8 @@ from fusion.patterns.symbols import Dim
 # The instruction footprint of one kernel. Past this many operators a kernel's body leaves the instruction cache and the
 # registers, its expression is deep, and a compiler takes seconds for it; two kernels cost one launch more.
 MOST_OPERATORS = 64
+# Matrix products of one kernel: each has sums of its own in the first cache while a block of them is stored.
+MOST_PRODUCTS = 3
 # Memory streams of one kernel: inputs and outputs. Prefetchers follow some 32 streams, and each output is allocated.
 MOST_VALUES = 32
 
@@ -54,6 +56,7 @@ class Device:
         bytes_per_us: memory bandwidth for data that may lie in a cache.
         operations_per_us: simple element-wise operations.
         lone_operators: whether one operator alone gains by becoming a kernel, through a cheaper call.
+        products: whether kernels may hold matrix products.
     """
 
     operator_us: float
@@ -61,14 +64,15 @@ class Device:
     bytes_per_us: float
     operations_per_us: float
     lone_operators: bool
+    products: bool
 
 
 # CPU: `torch.add` on small tensors takes 2 to 3 us through the dispatcher, the native launcher 0.8 us with its output
 # allocated; 20 GB/s and 8 lanes at 3 to 4 GHz are one core's. CUDA: launching takes 4 to 5 us of the host's time
 # either way; 2 TB/s and 20 T operations/s lie between an A100 and an H100.
 DEVICES: dict[str, Device] = {
-    "cpu": Device(2.5, 0.8, 2e4, 3e4, lone_operators=True),
-    "cuda": Device(5.0, 4.0, 2e6, 2e7, lone_operators=False),
+    "cpu": Device(2.5, 0.8, 2e4, 3e4, lone_operators=True, products=True),
+    "cuda": Device(5.0, 4.0, 2e6, 2e7, lone_operators=False, products=False),
 }
 
 
@@ -115,7 +119,9 @@ def estimate(graph: SubGraph, values: Mapping[str, int]) -> Estimate:
     after = sum(sizes.bytes(spec[name]) for name in (*graph.inputs, *graph.outputs))
     operations = sum(_operations(part, sizes) for part in graph.parts)
     eager = len(computing) * constants.operator_us + before / constants.bytes_per_us
-    work = max(after / constants.bytes_per_us, operations / constants.operations_per_us)
+    multiplied = sum(_multiplications(n, spec, sizes) for n in computing) / constants.operations_per_us
+    eager += multiplied
+    work = multiplied + max(after / constants.bytes_per_us, operations / constants.operations_per_us)
     return Estimate(
         len(computing) - 1,
         before,
@@ -126,6 +132,17 @@ def estimate(graph: SubGraph, values: Mapping[str, int]) -> Estimate:
         work,
         eager - constants.kernel_us - work,
     )
+
+
+def _multiplications(node: OpNode, spec: Mapping[str, TensorSpec], sizes: Sizes) -> int:
+    """Multiplications of a matrix product, which libraries and kernels both take their time for; 0 for other calls."""
+    row = ops.row_of(node.op)
+    if row.contraction is None:
+        return 0
+    made = spec[node.outputs[0]].shape
+    call = ops.call_of(node, dict(spec))
+    summed = row.contraction(call, (0,) * len(made), 0)
+    return sizes.elements(made) * sizes.size(summed.extent)
 
 
 def _operations(part: SubGraph, sizes: Sizes) -> int:
@@ -193,6 +210,8 @@ def weight(node: OpNode, spec: Mapping[str, TensorSpec]) -> int:
         return 0
     if row.kind is Kind.REDUCTION:
         return _ROW_WEIGHT
+    if row.kind is Kind.PRODUCT:
+        return 1
     if row.kind is not Kind.POINTWISE or row.expression is None:
         return _ELEMENT_WEIGHT
     kinds = tuple(spec[name].dtype for name in node.refs)

@@ -28,6 +28,9 @@ class Growth:
         returned: shared nodes that the recording hands back, as they are or through other shared nodes.
         operators: how many of its nodes compute.
         operations: simple operations per element.
+        products: how many of its nodes are matrix products.
+        rowwise: whether one of its nodes reads elements at other places than its own.
+        operands: nodes whose values its products read, directly or through views.
         lead: an output over the whole space, which the other such outputs have to be stored beside.
     """
 
@@ -42,6 +45,9 @@ class Growth:
     returned: set[int] = field(default_factory=set)
     operators: int = 0
     operations: int = 0
+    products: int = 0
+    rowwise: bool = False
+    operands: set[int] = field(default_factory=set)
     lead: str | None = None
 
 
@@ -95,6 +101,10 @@ class Grower:
             grown.nodes.add(i)
             grown.mask |= 1 << i
             grown.operators += not facts.view[i]
+            grown.products += facts.multiplies(i)
+            grown.rowwise |= facts.rowwise(i)
+            if facts.multiplies(i) or (facts.view[i] and i in grown.operands):
+                grown.operands.update(facts.sources(i))
             grown.operations += cost_model.weight(facts.op(i), facts.graph.spec)
             for source in facts.sources(i):
                 if source not in queued:
@@ -118,8 +128,9 @@ class Grower:
             if facts.view[i]:
                 share(i)
                 continue
-            no = self._decline(i, grown, further_outputs)
-            if (no or facts.creates(i) or i in self.holders) and self._worth_sharing(i, grown):
+            no = self._product_declines(i, grown) or self._decline(i, grown, further_outputs)
+            may_share = i not in grown.operands
+            if may_share and (no or facts.creates(i) or i in self.holders) and self._worth_sharing(i, grown):
                 share(i)
                 continue
             if no is not None:
@@ -149,6 +160,23 @@ class Grower:
         for u in self.facts.dependence.users[i]:
             readers |= grown.leaks.get(u, set())
         return readers
+
+    def _product_declines(self, i: int, grown: Growth) -> No | None:
+        """Why call `i` is not taken in because of a region's matrix products, or as one; None where it may be."""
+        facts, op = self.facts, self.facts.op(i).op
+        if i in grown.operands:
+            return "operand", f"the matrix product that reads the result of {op} reads it from memory"
+        if facts.multiplies(i):
+            if grown.rowwise or facts.made(i) != grown.space:
+                return "reduction_in_column", f"the result of {op} would be summed again where the region reads it"
+            if grown.products >= cost_model.MOST_PRODUCTS:
+                return (
+                    "footprint",
+                    f"the region that reads {op} has {grown.products} matrix products, the most one holds",
+                )
+        elif grown.products and facts.rowwise(i):
+            return "reduction_in_column", f"{op} is read by a region that has matrix products, element by element"
+        return None
 
     def _decline(self, i: int, grown: Growth, further_outputs: bool) -> No | None:
         """Why call `i`, whose result the region reads, is not taken into it; None where it may be."""

@@ -39,6 +39,10 @@ class Group:
         """Operators that compute, and values read or written, of both groups together."""
         return len(self.computing | other.computing), len(self.values | other.values)
 
+    def products(self, facts: Facts) -> set[int]:
+        """Its matrix products."""
+        return {i for i in self.computing if facts.multiplies(i)}
+
 
 def merge(
     facts: Facts,
@@ -133,9 +137,24 @@ class Merging:
         operators, values = group.footprint_with(mine)
         if operators > cost_model.MOST_OPERATORS or values > cost_model.MOST_VALUES:
             return False
+        if not self._may_multiply(group, mine):
+            return False
         outputs = (o for r in (*group.members, *mine.members) for o in r.outputs)
         whole = [o for o in outputs if self.facts.extents(o) == space]
         return all(self.facts.together(whole[0], name) for name in whole[1:])
+
+    def _may_multiply(self, group: Group, mine: Group) -> bool:
+        """Whether matrix products of two groups may be in one kernel: those of one activation, and nothing by rows."""
+        facts = self.facts
+        products = group.products(facts), mine.products(facts)
+        if not any(products):
+            return True
+        if any(facts.rowwise(i) for i in group.computing | mine.computing):
+            return False
+        if len(products[0] | products[1]) > cost_model.MOST_PRODUCTS:
+            return False
+        first, second = ({name for i in some for name in facts.refs[i]} for some in products)
+        return not all(products) or not first.isdisjoint(second)
 
     def may_follow(self, first: Group, second: Group) -> bool:
         """Whether nothing outside that `second` depends on depends on `first`, nor `first` on `second`."""

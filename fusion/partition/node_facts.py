@@ -5,6 +5,7 @@ from __future__ import annotations
 from fusion import faults
 from fusion.kernels.inline import DTYPES
 from fusion.kernels.iteration_space import memory_order
+from fusion.partition import cost_model
 from fusion.partition.dependence import Dependence, dependence, is_view
 from fusion.patterns import ops, symbols
 from fusion.patterns.errors import LoweringError
@@ -72,6 +73,14 @@ class Facts:
         """Whether node `i` is a reduction."""
         return self.computes(i) and self.kind(i) is Kind.REDUCTION
 
+    def multiplies(self, i: int) -> bool:
+        """Whether node `i` is a matrix product that a kernel can hold."""
+        return self.computes(i) and self.kind(i) is Kind.PRODUCT
+
+    def rowwise(self, i: int) -> bool:
+        """Whether node `i` reads elements of its operands at other places than its own: no product may be one."""
+        return self.computes(i) and self.kind(i) in (Kind.REDUCTION, Kind.ELEMENT)
+
     def creates(self, i: int) -> bool:
         """Whether node `i` computes its elements from their indices alone: a kernel reads no memory for it."""
         return self._indexed[i] and not self.view[i]
@@ -85,7 +94,9 @@ class Facts:
     def repeatable(self, i: int) -> bool:
         """Whether several regions may compute node `i`, each for itself: element by element, and bound to no effect."""
         bound = len(self.dependence.after[i]) > len(self.dependence.users[i])
-        return self.computes(i) and not self.reduces(i) and len(self.op(i).outputs) == 1 and not bound
+        if self.reduces(i) or self.multiplies(i):
+            return False
+        return self.computes(i) and len(self.op(i).outputs) == 1 and not bound
 
     def sources(self, i: int) -> tuple[int, ...]:
         """The nodes that make the values whose elements node `i` reads."""
@@ -205,6 +216,8 @@ def _boundary(node: Node, refs: tuple[str, ...], spec: dict[str, TensorSpec], wr
         if spec[name].dtype not in DTYPES:
             return "dtype", f"{node.op} touches {spec[name].text()}; kernels hold no {spec[name].dtype}"
     devices = sorted({spec[name].device for name in names})
+    if row.kind is Kind.PRODUCT and not all(cost_model.device(name).products for name in devices):
+        return "not_fusable", f"{node.op} is a library call on {devices[0]}"
     if len(devices) > 1:
         return "device", f"{node.op} has tensors on {' and '.join(devices)}; a kernel runs on one device"
     return None

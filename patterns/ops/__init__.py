@@ -1,11 +1,26 @@
 """The operator table. Importing this package fills it."""
 
-from . import activations, creation, joins, pointwise, reductions, transcendental, views
+from . import activations, creation, joins, pointwise, products, reductions, transcendental, views
 from .spellings import Spelling, canonical, functional, resolve
-from .table import FUSABLE, TABLE, Call, Kind, Operator, Read, Run, call_of, kind_of, lookup, register, row_of
+from .table import (
+    CALLED,
+    FUSABLE,
+    TABLE,
+    Call,
+    Contraction,
+    Kind,
+    Operator,
+    Read,
+    Run,
+    call_of,
+    kind_of,
+    lookup,
+    register,
+    row_of,
+)
 
 __all__ = [
-    "FUSABLE", "TABLE", "Call", "Kind", "Operator", "Read", "Run", "Spelling", "activations", "call_of", "canonical",
-    "creation", "functional", "joins", "kind_of", "lookup", "pointwise", "reductions", "register", "resolve", "row_of",
-    "transcendental", "views",
+    "CALLED", "FUSABLE", "TABLE", "Call", "Contraction", "Kind", "Operator", "Read", "Run", "Spelling", "activations",
+    "call_of", "canonical", "creation", "functional", "joins", "kind_of", "lookup", "pointwise", "products",
+    "reductions", "register", "resolve", "row_of", "transcendental", "views",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ _HEADS = {
     Kind.ELEMENT: "An element from its index, and from operands' elements at any index.",
     Kind.VIEW: "An index map: an element is an element of the operand.",
     Kind.REDUCTION: "Over dimensions of the operand, to one element or to a row again.",
+    Kind.PRODUCT: "A sum of products of two operands' elements.",
 }
 
 _PREAMBLE = """\

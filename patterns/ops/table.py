@@ -27,11 +27,13 @@ class Kind(enum.Enum):
     REDUCTION = "reduction"  # the elements along some dimensions to one element, or (softmax) to as many
     VIEW = "view"  # an element is an element of the one operand, at another index
     ELEMENT = "element"  # an element from its index and any operands' elements at any index (cat, pad, triu, arange)
-    LIBRARY = "library"  # called, never fused: matrix products, attention, indexing
+    PRODUCT = "product"  # a sum over one index of the products of two operands' elements (linear, matmul, bmm)
+    LIBRARY = "library"  # called, never fused: attention, indexing
     EFFECT = "effect"  # writes to an existing tensor, or draws random numbers; kept in order
 
 
-FUSABLE = (Kind.POINTWISE, Kind.REDUCTION, Kind.ELEMENT)  # what kernels hold; views come along
+CALLED = (Kind.LIBRARY, Kind.PRODUCT)  # whose results torch's libraries lay out as they choose
+FUSABLE = (Kind.POINTWISE, Kind.REDUCTION, Kind.ELEMENT, Kind.PRODUCT)  # what kernels hold; views come along
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,25 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Contraction:
+    """What a PRODUCT adds up for one element of its result: `left * right`, for the summed index from 0 to `extent`.
+
+    Attributes:
+        left, right: which of the call's inputs, and its index over the result's index and the summed one.
+        extent: how many products are added up.
+        addend: an input that is added to the sum, with its index; None where there is none.
+        alpha, beta: what the sum, and the addend, are multiplied by.
+    """
+
+    left: tuple[int, Index]
+    right: tuple[int, Index]
+    extent: Dim
+    addend: tuple[int, Index] | None = None
+    alpha: float | int = 1
+    beta: float | int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Operator:
     """A row of the table.
 
@@ -111,6 +132,7 @@ class Operator:
         keeps: REDUCTION: whether the first result has an element for each of the operand's, as a softmax has.
         index: VIEW: (call, index of the result, loop extents, number of the result) -> index of the operand.
         element: ELEMENT: (call, index of the result, loop extents, `Read`) -> the result's element, in any dtype.
+        contraction: PRODUCT: (call, index of the result, summed index) -> what is added up.
         covers: whether the row covers this use; else the reason it does not.
         note: numerics, for the documentation.
     """
@@ -126,6 +148,7 @@ class Operator:
     keeps: bool = False
     index: Callable[[Call, Index, Extents, int], Index] | None = None
     element: Callable[[Call, Index, Extents, Read], Scalar] | None = None
+    contraction: Callable[[Call, Index, Dim], Contraction] | None = None
     covers: Callable[[Call], str | None] = covered
     note: str = ""
 

@@ -17,10 +17,12 @@ import torch
 from fusion.kernels.backends.cpp.expressions import STORAGE, Block, cost
 from fusion.kernels.backends.cpp.lanes import LANES
 from fusion.kernels.backends.cpp.prelude import prelude
+from fusion.kernels.backends.cpp.product_loops import ProductLoops
 from fusion.kernels.backends.cpp.rows import Row
 from fusion.kernels.bundle import Bundle, Nest
 from fusion.kernels.loops import Argument, Axis, LoopNest, Output
 from fusion.kernels.memory_order import row_neighbours
+from fusion.kernels.products import as_products
 from fusion.patterns import symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import COLUMN, Scalar
@@ -35,7 +37,8 @@ PARALLEL_WORK = 300_000
 _MANY_ROWS = 64  # rows from which on each is one thread's; threads that share a row at most
 _PLACEHOLDER = "KERNEL"
 _RESERVED = re.compile(
-    r"(x|at|cut|part|total)\d*|row|outer|blocks|begin|end|step|first|last|rows|thread|threads|partials|wanted|in|out|sizes|given|out_shape|[A-Z_]+"
+    r"(x|at|cut|part|total|sum|row|outer|batch)\d*|blocks|begin|end|step|first|last|rows|thread|threads|partials|wanted|in|out"
+    r"|sizes|given|out_shape|batches|outers|lanes?|height|panel|few|across|width|right|from|to|top|bottom|[A-Z_]+"
 )
 
 
@@ -80,7 +83,7 @@ def _body(nest: Nest) -> str:
     if isinstance(nest, Bundle):
         return "\n".join([*_part_functions(nest), *_prepare_function(nest), "", *_run_all_function(nest)])
     _check(nest)
-    loops = [*_rows_function(nest, _PLACEHOLDER), *_shared_function(nest, _PLACEHOLDER)]
+    loops = _functions(nest, _PLACEHOLDER)
     return "\n".join([*loops, "", *_prepare_function(nest), "", *_run_function(nest, _PLACEHOLDER, nest)])
 
 
@@ -90,9 +93,22 @@ def _part_functions(bundle: Bundle) -> list[str]:
     for k, part in enumerate(bundle.parts):
         _check(part)
         name = _part_name(k)
-        lines += [*_rows_function(part, name), *_shared_function(part, name), ""]
+        lines += [*_functions(part, name), ""]
         lines += [*_run_function(part, name, bundle), ""]
     return lines
+
+
+def _functions(nest: LoopNest, name: str) -> list[str]:
+    """The functions that `_run_function` calls."""
+    products = _products(nest, name)
+    own = ["", *products.functions()] if products is not None else []
+    return [*_rows_function(nest, name), *_shared_function(nest, name), *own]
+
+
+def _products(nest: LoopNest, name: str) -> ProductLoops | None:
+    """The loops of a matrix product; None for any other nest."""
+    form = as_products(nest)
+    return None if form is None else ProductLoops(nest, form, name, _parameters(nest), _sizes(nest))
 
 
 def _part_name(k: int) -> str:
@@ -156,6 +172,8 @@ def _rows_function(nest: LoopNest, name: str) -> list[str]:
 def shares_rows(nest: LoopNest) -> bool:
     """Whether there may be fewer rows than threads, each long enough for the threads to share it."""
     if not nest.reductions or any(r.running for r in nest.reductions) or row_neighbours(nest) is not None:
+        return False
+    if as_products(nest) is not None:
         return False
     rows = symbols.product(a.extent for a in nest.rows)
     few = not isinstance(rows, int) or rows < _MANY_ROWS
@@ -246,12 +264,14 @@ def _run_function(nest: LoopNest, name: str, kernel: Nest) -> list[str]:
     call = f"{name}_rows({', '.join(arguments)}, sizes, "
     shared = f"{name}_shared({', '.join(arguments)}, sizes, "
     total, each = _work(nest)
+    products = _products(nest, name)
     return [
         f"{'EXPORT' if kernel is nest else 'static'} void {name}_run(",
         "    void* const* in, void* const* out, const int64_t* sizes) {",
         *_sizes(nest),
         f"    const int64_t total = {total};",
         "    if (total < 1) return;  // what is computed before a loop may read elements that an empty tensor lacks",
+        *("    " + line for line in (products.call(arguments) if products is not None else ())),
         "#if defined(_OPENMP)",
         *(_share(nest, shared, each) if shares_rows(nest) else []),
         f"    if (total > 1 && total * ({each}) > {PARALLEL_WORK} && omp_get_max_threads() > 1) {{",

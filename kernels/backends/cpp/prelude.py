@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from fusion.kernels.backends.cpp.math import MATH, Section
+from fusion.kernels.backends.cpp.product_text import PRODUCTS
 
 _ALWAYS = """\
 #include <stdint.h>
@@ -47,6 +48,26 @@ INLINE bool is_empty(const DLTensor& t) {
 
 # In order; a section may use the names that earlier ones define. Each: (names it defines, text).
 _SECTIONS: tuple[Section, ...] = (
+    (
+        ("INLINE_MEMBER",),
+        """\
+#define INLINE_MEMBER inline __attribute__((always_inline))
+""",
+    ),
+    (
+        ("FUSED_SUMS", "SEPARATE_SUMS"),
+        """\
+// Between the two, the compiler may make one instruction of a product and the sum it is added to.
+#define PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define FUSED_SUMS PRAGMA(clang fp contract(fast))
+#define SEPARATE_SUMS PRAGMA(clang fp contract(off))
+#else
+#define FUSED_SUMS PRAGMA(GCC push_options) PRAGMA(GCC optimize("fp-contract=fast"))
+#define SEPARATE_SUMS PRAGMA(GCC pop_options)
+#endif
+""",
+    ),
     (
         ("bits_of", "float_of"),
         """\
@@ -274,6 +295,7 @@ template <typename T> INLINE T whole_pow(T x, T n) {
 """,
     ),
     *MATH,
+    *PRODUCTS,
 )
 
 

@@ -17,6 +17,7 @@ from fusion.kernels.backends.cpp.rows import ROW_BUFFER
 from fusion.kernels.bundle import Nest, parts_of
 from fusion.kernels.loops import Argument, LoopNest, Output
 from fusion.kernels.memory_order import row_neighbours
+from fusion.kernels.products import ProductNest, as_products
 from fusion.patterns import symbols
 from fusion.patterns.symbols import Dim
 
@@ -25,6 +26,9 @@ Sizes = dict[str, int]
 # Column lengths: one element; a vector and one more; two blocks of 512 and a rest that is no multiple of a vector.
 _SHORT, _LONG = 17, 2 * 512 + 33
 _PAST_BUFFER = ROW_BUFFER + 33
+# Rows, lanes and summed elements of matrix products: one of each; few rows; a tile's rests, over more than one stretch
+# of the sum; more rows than a panel has; more lanes than a block of few rows has. The large ones are for threads.
+_TILES = ((1, 1, 1), (3, 37, 300), (67, 37, 557), (263, 18, 35), (7, 300, 261))
 _FEW, _MANY = 3, 67  # rows: more than one; more than a block of them, and odd, so that threads get unequal shares
 _MOST = 1 << 19  # the largest value a symbol is given, and the most elements of a tensor: eager takes milliseconds
 # What symbols are at first: small and different; odd ones, so that vectors and halves have rests, else multiples of 4.
@@ -52,6 +56,10 @@ def branch_sizes(nest: Nest, first: Sequence[int] = FIRST_SIZES[0]) -> list[Size
 
 
 def _branches(nest: LoopNest, base: Sizes) -> Iterator[Sizes]:
+    products = as_products(nest)
+    if products is not None:
+        yield from _tiles(products, base)
+        return
     columns = _varying([*(r.extent for r in nest.reductions), *([nest.column.extent] if nest.column else [])])
     lanes = row_neighbours(nest)
     rows = _varying([a.extent for a in nest.rows if a is not lanes])
@@ -66,6 +74,18 @@ def _branches(nest: LoopNest, base: Sizes) -> Iterator[Sizes]:
     if lanes is not None:
         yield from _reaching(lanes.extent, LANES + 1, few)
     yield from _shared_work(nest, columns, rows, base)
+
+
+def _tiles(form: ProductNest, base: Sizes) -> Iterator[Sizes]:
+    """Sizes that reach every path of a matrix product: few rows, tiles with rests, more than one panel or block."""
+    rows = _varying([a.extent for a in form.rows])
+    lanes, depths = _varying([form.lane.extent]), _varying([p.reduction.extent for p in form.products])
+    for wanted in _TILES:
+        sizes = base
+        for extents, target in zip((rows, lanes, depths), wanted, strict=True):
+            for extent in extents:
+                sizes = next(_reaching(extent, target, sizes), sizes)
+        yield sizes
 
 
 def _shared_work(nest: LoopNest, columns: list[Dim], rows: list[Dim], base: Sizes) -> Iterator[Sizes]:

@@ -1,0 +1,302 @@
+"""Matrix products in C++: left factors in a panel, right factors packed block by block, stores on what was summed.
+
+The left factors of some rows are computed once, into a panel that all threads read. A block is some lanes of those
+rows: its right factors are packed and multiplied tile by tile, and its sums are stored through whatever the kernel
+computes of them, without a trip through memory. Where there are few rows, nothing is packed: right factors are read
+once and meet every row on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fusion.kernels.backends.cpp.columns import Column, Sink
+from fusion.kernels.backends.cpp.expressions import COMPUTE, Block, Interner, Values, stored_value
+from fusion.kernels.iteration_space import moved
+from fusion.kernels.loops import Axis, LoopNest
+from fusion.kernels.products import Factors, ProductNest, step
+from fusion.patterns import scalar, symbols
+from fusion.patterns.scalar import COLUMN, Apply, Load, Reduced, Scalar, Scanned
+from fusion.patterns.symbols import Dim
+
+FEW_ROWS = 8  # as in the C++ text
+_PLACE = "place"  # in the sum, where the column is the lane
+_FORMATS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
+PARALLEL_PRODUCTS = 1 << 17  # multiplications from which on threads share them: some 4 us of one
+
+
+class ProductLoops:
+    """Writes the functions of one nest of products.
+
+    Args:
+        nest: the kernel.
+        form: its products.
+        name: what its functions are called.
+        parameters: how functions declare its tensors and sizes.
+        sizes: statements that read its size symbols.
+    """
+
+    def __init__(self, nest: LoopNest, form: ProductNest, name: str, parameters: str, sizes: Sequence[str]) -> None:
+        self.nest = nest
+        self.form = form
+        self.name = name
+        self.parameters = parameters
+        self.sizes = sizes
+        self.kind = COMPUTE[form.products[0].reduction.body.dtype]
+        kinds = {a.dtype for a in nest.inputs if a.dtype.is_floating_point}
+        self.plain_bfloat16 = kinds <= {torch.bfloat16}
+
+    def functions(self) -> list[str]:
+        """The functions that `loops` calls, and itself: what one of several threads runs."""
+        return [*self._left(), "", *self._block(), "", *self._loops()]
+
+    def call(self, arguments: Sequence[str]) -> list[str]:
+        """Statements that run the kernel; where there is no memory for a panel, they go on to what follows."""
+        extents = {
+            "batches": _count(self.form.batch), "rows": _count(self.form.rows), "outers": _count(self.form.outer),
+            "lanes": symbols.print_c(self.form.lane.extent),
+        }  # fmt: skip
+        lines = [f"const int64_t {name} = {text};" for name, text in extents.items()]
+        depth = " + ".join(symbols.print_c(extent) for _, extent in self.form.lefts)
+        passes = " + ".join(symbols.print_c(p.reduction.extent) for p in self.form.products)
+        handed = ", ".join([*arguments, "sizes", *extents, "height", "panel"])
+        work = f"batches * rows * outers * lanes * ({passes})"
+        return [
+            *lines,
+            f"const int64_t height = panel_height(rows, {depth}, Tile<{self.kind}>::height);",
+            f"{self.kind}* const panel = new_panel<{self.kind}>(height * ({depth}));",
+            "if (panel) {",
+            "#if defined(_OPENMP)",
+            f"    if ({work} > {PARALLEL_PRODUCTS} && omp_get_max_threads() > 1) {{",
+            "        #pragma omp parallel",
+            f"        {self.name}_loops({handed});",
+            "    } else",
+            "#endif",
+            f"    {self.name}_loops({handed});",
+            "    free(panel);",
+            "    return;",
+            "}",
+        ]
+
+    # ---- left factors
+
+    def _left(self) -> list[str]:
+        """The function that computes left factors: rows `first` to `last` of a panel that starts at row `top`."""
+        lines = [f"static __attribute__((noinline)) void {self.name}_left("]
+        lines += [f"    {self.parameters}, int64_t batch, int64_t top, int64_t height, int64_t first, int64_t last,"]
+        lines += [f"    {self.kind}* RESTRICT panel) {{", *self.sizes, *_indented(_places(self.form.batch, "batch"))]
+        lines += ["    for (int64_t row = first; row < last; ++row) {", *_indented(_places(self.form.rows, "row"), 2)]
+        values, interned = Values(plain_bfloat16=self.plain_bfloat16), Interner()
+        for number, (left, extent) in enumerate(self.form.lefts):
+            block, root = Block("row"), interned(left)
+            line = values.fresh("part")
+            block.lines.append(
+                f"{self.kind}* RESTRICT {line} = panel + {self._base(number)} + (row - top) * {_factor(extent)};"
+            )
+
+            def finish(inner: Block, texts: list[str], line: str = line) -> None:
+                inner.lines.append(f"{line}[{COLUMN}] = {texts[0]};")
+
+            Column(values, interned, extent).each([root], finish, block)
+            lines += ["        {", *_indented(block.lines, 3), "        }"]
+        return [*lines, "    }", "}"]
+
+    def _base(self, number: int) -> str:
+        """Where the rows of a left factor begin in the panel."""
+        before = " + ".join(symbols.print_c(extent) for _, extent in self.form.lefts[:number])
+        return f"height * ({before})" if before else "0"
+
+    # ---- a block
+
+    def _block(self) -> list[str]:
+        """The function that computes lanes `begin` to `end` of the rows in the panel."""
+        lines = [f"static __attribute__((noinline)) void {self.name}_block("]
+        lines += [f"    {self.parameters}, int64_t batch, int64_t outer, int64_t begin, int64_t end, int64_t top,"]
+        lines += [f"    int64_t height, int64_t bottom, bool few, const {self.kind}* RESTRICT panel) {{", *self.sizes]
+        lines += _indented([*_places(self.form.batch, "batch"), *_places(self.form.outer, "outer")])
+        lines += [
+            "    const int64_t rows = bottom - top, lanes = end - begin;",
+            f"    const int64_t width = few ? {self._few_lanes()} : (int64_t)Tile<{self.kind}>::width;",
+        ]
+        numbers = {id(left): k for k, (left, _) in enumerate(self.form.lefts)}
+        for number, product in enumerate(self.form.products):
+            lines += _indented(self._product(number, numbers[id(product.left)], product))
+        return [*lines, *_indented(self._stores()), "}"]
+
+    def _product(self, number: int, left: int, product: Factors) -> list[str]:
+        """Computes `sum<number>[row][lane]`."""
+        extent = product.reduction.extent
+        sums, panel = f"sum{number}", f"panel + {self._base(left)}"
+        lines = [f"{self.kind} {sums}[Tile<{self.kind}>::sums];"]
+        tiles = [
+            f"__builtin_memset({sums}, 0, sizeof({self.kind}) * rows * width);",
+            f"{self.kind} right[Tile<{self.kind}>::depth * Tile<{self.kind}>::width];",
+            f"for (int64_t from = 0; from < {symbols.print_c(extent)}; from += Tile<{self.kind}>::depth) {{",
+            f"    const int64_t to = from + Tile<{self.kind}>::depth < {symbols.print_c(extent)} "
+            f"? from + Tile<{self.kind}>::depth : {symbols.print_c(extent)};",
+            *_indented(self._packed(product)),
+            f"    tile(({panel}) + from, {_factor(extent)}, rows, right, to - from, {sums});",
+            "}",
+        ]
+        few = self._few(product, panel, sums)
+        if not few:
+            return [*lines, "{", *_indented(tiles), "}"]
+        return [*lines, "if (few) {", *_indented(few), "} else {", *_indented(tiles), "}"]
+
+    def _few(self, product: Factors, panel: str, sums: str) -> list[str]:
+        """The statement that computes sums of few rows; none where right factors are no plain elements of memory."""
+        plain = self._plain(product)
+        if plain is None:
+            return []
+        load, by_lane, by_place = plain
+        form, extent = self._format(load), symbols.print_c(product.reduction.extent)
+        name, stride = ("dots", by_lane) if by_place == 1 else ("sum_rows", by_place)
+        start = self._element(load, "begin", "0")
+        factors = f"{panel}, {extent}, rows, {start}, {symbols.print_c(stride)}"
+        return [f"{name}<{form}, {self.kind}>({factors}, lanes, {extent}, {sums}, width);"]
+
+    def _few_lanes(self) -> str:
+        """How many lanes a block has where rows are few."""
+        plain = [self._plain(p) for p in self.form.products]
+        return "SOME_LANES" if all(p is not None and p[2] == 1 for p in plain) else "MANY_LANES"
+
+    def takes_few(self) -> bool:
+        """Whether all right factors are plain elements of memory, so that few rows need no packing."""
+        return all(self._plain(p) is not None for p in self.form.products)
+
+    def _plain(self, product: Factors) -> tuple[Load, Dim, Dim] | None:
+        """The right factor as a load, with its steps along the lanes and along the sum, one of which is 1."""
+        load = product.right
+        while isinstance(load, Apply) and load.fn == "cast" and load.dtype is load.args[0].dtype:
+            load = load.args[0]
+        if not isinstance(load, Load) or COMPUTE[load.dtype] != self.kind:
+            return None
+        if load.storage not in _FORMATS and load.storage is not load.dtype:
+            return None
+        by_lane, by_place = step(load.offset, self.form.lane.name), step(load.offset, COLUMN)
+        if by_lane is None or by_place is None or not (by_lane == 1 or by_place == 1):
+            return None
+        return load, by_lane, by_place
+
+    def _format(self, load: Load) -> str:
+        return _FORMATS.get(load.storage, f"Whole<{self.kind}>")
+
+    def _element(self, load: Load, lane: str, place: str) -> str:
+        """The address of a right factor."""
+        names = {self.form.lane.name: lane, COLUMN: place}
+        by = {symbols.index_symbol(old): symbols.index_symbol(new) if new != "0" else 0 for old, new in names.items()}
+        return f"{load.argument} + {_factor(symbols.substitute(load.offset, by))}"
+
+    def _packed(self, product: Factors) -> list[str]:
+        """Statements that put the right factors of places `from` to `to` into `right`, lanes that are missing as 0."""
+        plain = self._plain(product)
+        if plain is not None:
+            load, by_lane, by_place = plain
+            name, stride = ("pack_lanes", by_lane) if by_place == 1 else ("pack_rows", by_place)
+            start = self._element(load, "begin", "from")
+            form = f"{self._format(load)}, {self.kind}"
+            return [f"{name}<{form}>({start}, {symbols.print_c(stride)}, lanes, to - from, right);"]
+        values, interned, block = Values(plain_bfloat16=self.plain_bfloat16), Interner(), Block("row")
+
+        def finish(inner: Block, texts: list[str]) -> None:
+            inner.lines.append(f"right[({COLUMN} - from) * Tile<{self.kind}>::width + lane - begin] = {texts[0]};")
+
+        by = {symbols.index_symbol(self.form.lane.name): symbols.index_symbol("lane")}
+        root = interned(moved(product.right, by, {}))
+        Column(values, interned, product.reduction.extent, bounds=("from", "to")).each([root], finish, block)
+        return [
+            f"if (lanes < Tile<{self.kind}>::width) __builtin_memset(right, 0, sizeof(right));",
+            "for (int64_t lane = begin; lane < end; ++lane) {",
+            *_indented(block.lines),
+            "}",
+        ]
+
+    def _stores(self) -> list[str]:
+        """Statements that store what the sums of a block come to, lane after lane of each row."""
+        values, interned, block = Values(plain_bfloat16=self.plain_bfloat16), Interner(), Block("row")
+        storage = {o.name: o.dtype for o in self.nest.outputs}
+        names = [p.reduction.name for p in self.form.products]
+        for number, name in enumerate(names):
+            block.names[f"{name} at the column"] = f"sum{number}[(row - top) * width + {COLUMN} - begin]"
+        by = {symbols.index_symbol(self.form.lane.name): symbols.index_symbol(COLUMN)}
+        memo: dict[int, Scalar] = {}
+        sums: dict[int, Scalar] = {}
+
+        def summed(node: Scalar) -> Scalar | None:
+            return Scanned(node.dtype, node.name) if isinstance(node, Reduced) else None
+
+        sinks = [
+            Sink(
+                stored_value(interned(scalar.rebuild(moved(s.value, by, memo), summed, sums)), storage[s.output]),
+                s.output, symbols.substitute(s.offset, by), storage[s.output],
+            )
+            for s in self.nest.stores
+        ]  # fmt: skip
+        Column(values, interned, self.form.lane.extent, bounds=("begin", "end")).store(sinks, block)
+        return [
+            "for (int64_t row = top; row < bottom; ++row) {",
+            *_indented([*_places(self.form.rows, "row"), *block.lines]),
+            "}",
+        ]
+
+    # ---- all blocks
+
+    def _loops(self) -> list[str]:
+        """The function that one of several threads runs: its share of every panel's rows, then of its blocks."""
+        few = f"rows <= {FEW_ROWS}" if self.takes_few() else "false"
+        names = [t.name for t in (*self.nest.inputs, *self.nest.outputs)]
+        handed = ", ".join([*names, "sizes", "batch"])
+        return [
+            f"static __attribute__((noinline)) void {self.name}_loops(",
+            f"    {self.parameters}, int64_t batches, int64_t rows, int64_t outers, int64_t lanes, int64_t height,",
+            f"    {self.kind}* panel) {{",
+            f"    const bool few = {few};",
+            f"    const int64_t width = few ? {self._few_lanes()} : (int64_t)Tile<{self.kind}>::width;",
+            "    const int64_t across = (lanes + width - 1) / width, blocks = outers * across;",
+            "    for (int64_t batch = 0; batch < batches; ++batch)",
+            "        for (int64_t top = 0; top < rows; top += height) {",
+            "            const int64_t bottom = top + height < rows ? top + height : rows;",
+            "            #pragma omp for schedule(static)",
+            "            for (int64_t row = top; row < bottom; ++row)",
+            f"                {self.name}_left({handed}, top, height, row, row + 1, panel);",
+            *_indented(self._shared_blocks(handed, "dynamic, 1"), 3),
+            "        }",
+            "}",
+        ]
+
+    def _shared_blocks(self, handed: str, schedule: str) -> list[str]:
+        return [
+            f"#pragma omp for schedule({schedule})",
+            "for (int64_t at = 0; at < blocks; ++at) {",
+            "    const int64_t begin = at % across * width, end = begin + width < lanes ? begin + width : lanes;",
+            f"    {self.name}_block({handed}, at / across, begin, end, top, height, bottom, few, panel);",
+            "}",
+        ]
+
+
+def _count(axes: Sequence[Axis]) -> str:
+    return symbols.print_c(symbols.product(axis.extent for axis in axes))
+
+
+def _factor(dim: Dim) -> str:
+    text = symbols.print_c(dim)
+    return text if isinstance(dim, int) or text.isidentifier() else f"({text})"
+
+
+def _places(axes: Sequence[Axis], number: str) -> list[str]:
+    """Statements that tell the axes' indices from the number of their combination, innermost first."""
+    lines: list[str] = []
+    rest = number
+    for k, axis in reversed(list(enumerate(axes))):
+        extent = _factor(axis.extent)
+        lines.append(f"const int64_t {axis.name} = {rest}{f' % {extent}' if k else ''};")
+        if k:
+            lines.append(f"const int64_t {number}{k} = {rest} / {extent};")
+            rest = f"{number}{k}"
+    return lines
+
+
+def _indented(lines: Sequence[str], by: int = 1) -> list[str]:
+    return ["    " * by + line for line in lines]

@@ -1,0 +1,81 @@
+"""Product rows: matrix products, each a sum over one index of the products of two operands' elements.
+
+Half precision and float32 are added up in float32, and the sum is rounded once, as torch does it. Products of
+integers and complex numbers stay library calls; so do those of float64, as nothing more exact could prove a kernel's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .. import indexing
+from ..indexing import Index
+from ..symbols import Dim
+from .table import Call, Contraction, Kind, Operator, register
+
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+_NOTE = "summed in float32, rounded once"
+
+
+def _covers(*ranks: int, addend: bool = False) -> Callable[[Call], str | None]:
+    """The `covers` of a row whose factors have such ranks; -1 stands for 2 or more."""
+
+    def covers(call: Call) -> str | None:
+        dtypes = {spec.dtype for spec in (*call.inputs, *call.outputs)}
+        if len(dtypes) > 1 or not dtypes <= set(_FLOATS):
+            return f"a product of {', '.join(sorted(map(str, dtypes)))}; kernels multiply float32 or half precision"
+        if any(isinstance(x, torch.dtype) for x in (*call.args, *call.kwargs.values())):
+            return "a product with a dtype for its result"
+        factors = call.inputs[1:3] if addend else call.inputs[:2]
+        for spec, rank in zip(factors, ranks, strict=True):
+            if len(spec.shape) != rank if rank > 0 else len(spec.shape) < 2:
+                return f"an operand with {len(spec.shape)} dimensions"
+        if any(isinstance(n, int) and n == 0 for spec in call.inputs for n in spec.shape):
+            return "an operand without elements"
+        if addend and not all(isinstance(call.kwargs.get(k, 1), (int, float)) for k in ("alpha", "beta")):
+            return "a factor that is no number"
+        return None
+
+    return covers
+
+
+def _linear(call: Call, index: Index, k: Dim) -> Contraction:
+    """x[..., k] * weight[n, k], plus bias[n]."""
+    x = call.inputs[0]
+    bias = (2, (index[-1],)) if len(call.inputs) > 2 else None
+    return Contraction((0, (*index[:-1], k)), (1, (index[-1], k)), x.shape[-1], bias)
+
+
+def _matmul(call: Call, index: Index, k: Dim) -> Contraction:
+    """a[..., m, k] * b[..., k, n], dimensions before the last two broadcast."""
+    a, b = call.inputs[:2]
+    batch, whole = index[:-2], call.outputs[0].shape[:-2]
+    left = (*indexing.broadcast_index(batch, whole, a.shape[:-2]), index[-2], k)
+    right = (*indexing.broadcast_index(batch, whole, b.shape[:-2]), k, index[-1])
+    return Contraction((0, left), (1, right), a.shape[-1])
+
+
+def _added(call: Call, index: Index, k: Dim) -> Contraction:
+    """beta * addend + alpha * (a @ b)."""
+    addend, a = call.inputs[:2]
+    alpha, beta = call.kwargs.get("alpha", 1), call.kwargs.get("beta", 1)
+    at = indexing.broadcast_index(index, call.outputs[0].shape, addend.shape)
+    known = (0, at) if beta != 0 else None  # torch does not read it then
+    left, right = (*index[:-2], index[-2], k), (*index[:-2], k, index[-1])
+    return Contraction((1, left), (2, right), a.shape[-1], known, alpha, beta)
+
+
+def _product(
+    op: str, contraction: Callable[[Call, Index, Dim], Contraction], covers: Callable[[Call], str | None]
+) -> None:
+    register(Operator(f"aten.{op}", Kind.PRODUCT, contraction=contraction, covers=covers, note=_NOTE))
+
+
+_product("linear.default", _linear, _covers(-2, 2))
+_product("matmul.default", _matmul, _covers(-2, -2))
+_product("mm.default", _matmul, _covers(2, 2))
+_product("bmm.default", _matmul, _covers(3, 3))
+_product("addmm.default", _added, _covers(2, 2, addend=True))
+_product("baddbmm.default", _added, _covers(3, 3, addend=True))
