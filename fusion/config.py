@@ -42,6 +42,9 @@ class FusionConfig(BaseModel):
     numerics: Literal["eager", "fp32"] = Field(
         "eager", description="`eager` rounds every intermediate where eager does; `fp32` keeps intermediates in fp32."
     )
+    matrix_products: Literal["auto", "library"] = Field(
+        "auto", description="`auto` lets kernels compete with torch's matrix products; `library` leaves those to torch."
+    )
     fusion_ratio: float = Field(
         0.8, gt=0, le=1, allow_inf_nan=False, description="A kernel must take at most this share of eager's time."
     )

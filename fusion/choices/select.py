@@ -124,7 +124,7 @@ class Decider:
         for _ in range(_SPLIT_ROUNDS):
             if not waiting:
                 break
-            facts = facts or Facts(graph)
+            facts = facts or Facts(graph, products=self.config.matrix_products == "auto")
             pairs = {id(c): self._pair(facts, c.region, copied, values) for c in waiting}
             regions = [part for pair in pairs.values() for part in pair]
             inner = {**tensors}

@@ -78,8 +78,9 @@ class Pipeline:
     def _partition(self, graph: RecordedGraph, values: Mapping[str, int]) -> Partition:
         """The regions of a graph; none where looking for them fails, so that its plan runs unfused."""
         nodes, elements = self.config.min_nodes, self.config.min_tensor_elements
+        products = self.config.matrix_products == "auto"
         try:
-            return partition(graph, min_nodes=nodes, min_elements=elements, values=values)
+            return partition(graph, min_nodes=nodes, min_elements=elements, values=values, products=products)
         except Exception as error:
             return unfused(graph, faults.noted(error, f"the {len(graph.nodes)} calls of a scope"))
 

@@ -50,6 +50,17 @@ class Growth:
     operands: set[int] = field(default_factory=set)
     lead: str | None = None
 
+    def add(self, i: int, facts: Facts) -> None:
+        """Takes node `i` in."""
+        self.nodes.add(i)
+        self.mask |= 1 << i
+        self.operators += not facts.view[i]
+        self.operations += cost_model.weight(facts.op(i), facts.graph.spec)
+        self.products += facts.multiplies(i)
+        self.rowwise |= facts.rowwise(i)
+        if facts.multiplies(i) or (facts.view[i] and i in self.operands):
+            self.operands.update(facts.sources(i))
+
 
 class Grower:
     """Grows regions over one recording.
@@ -98,14 +109,7 @@ class Grower:
         def take(i: int) -> None:
             if i in self.holders:  # a copy of it reads what it reads
                 grown.leaks[i] = self._readers_outside(i, grown)
-            grown.nodes.add(i)
-            grown.mask |= 1 << i
-            grown.operators += not facts.view[i]
-            grown.products += facts.multiplies(i)
-            grown.rowwise |= facts.rowwise(i)
-            if facts.multiplies(i) or (facts.view[i] and i in grown.operands):
-                grown.operands.update(facts.sources(i))
-            grown.operations += cost_model.weight(facts.op(i), facts.graph.spec)
+            grown.add(i, facts)
             for source in facts.sources(i):
                 if source not in queued:
                     queued.add(source)
@@ -129,8 +133,7 @@ class Grower:
                 share(i)
                 continue
             no = self._product_declines(i, grown) or self._decline(i, grown, further_outputs)
-            may_share = i not in grown.operands
-            if may_share and (no or facts.creates(i) or i in self.holders) and self._worth_sharing(i, grown):
+            if (no or facts.creates(i) or i in self.holders) and self._worth_sharing(i, grown):
                 share(i)
                 continue
             if no is not None:
@@ -260,6 +263,8 @@ class Grower:
         if spec[facts.op(i).outputs[0]].device != grown.device or not facts.repeatable(i):
             return False
         if grown.operators >= cost_model.MOST_OPERATORS or not self._cheap_to_repeat(i, grown):
+            return False
+        if i in grown.operands:
             return False
         if facts.creates(i):
             return True

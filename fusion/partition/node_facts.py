@@ -25,6 +25,10 @@ _OUTSIDE = (Kind.LIBRARY, Kind.EFFECT)  # kinds that no kernel holds
 class Facts:
     """Looked-up and derived properties of a recording's nodes, by index.
 
+    Args:
+        graph: the recording.
+        products: whether kernels may hold matrix products; otherwise those are library calls.
+
     Attributes:
         graph: the recording.
         dependence: who reads whom, and what must stay in order.
@@ -35,7 +39,7 @@ class Facts:
         returned: names of the values the recording hands back.
     """
 
-    def __init__(self, graph: RecordedGraph) -> None:
+    def __init__(self, graph: RecordedGraph, *, products: bool = False) -> None:
         self.graph = graph
         self.dependence: Dependence = dependence(graph)
         self.refs = tuple(node.refs for node in graph.nodes)
@@ -46,7 +50,8 @@ class Facts:
         self._layouts: dict[str, tuple[Extents, Extents] | None] = {}
         written = self.dependence.written
         self.boundary = [
-            _boundary(node, refs, graph.spec, written) for node, refs in zip(graph.nodes, self.refs, strict=True)
+            _boundary(node, refs, graph.spec, written, products)
+            for node, refs in zip(graph.nodes, self.refs, strict=True)
         ]
         self.view = [no is None and is_view(n) for no, n in zip(self.boundary, graph.nodes, strict=True)]
         self.row_source: list[int | None] = []
@@ -194,7 +199,9 @@ def _inverse(after: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, before))
 
 
-def _boundary(node: Node, refs: tuple[str, ...], spec: dict[str, TensorSpec], written: frozenset[str]) -> No | None:
+def _boundary(
+    node: Node, refs: tuple[str, ...], spec: dict[str, TensorSpec], written: frozenset[str], products: bool
+) -> No | None:
     """Why a node can be in no region, or None."""
     if not isinstance(node, OpNode):
         return "not_fusable", f"{node.text} is called natively"
@@ -202,7 +209,7 @@ def _boundary(node: Node, refs: tuple[str, ...], spec: dict[str, TensorSpec], wr
     if not written.isdisjoint(names):
         return "aliased", f"{node.op} touches memory that is written to"
     row = ops.lookup(node.op)
-    if row is None or row.kind in _OUTSIDE:
+    if row is None or row.kind in _OUTSIDE or (row.kind is Kind.PRODUCT and not products):
         return "not_fusable", f"{node.op} is a library call"
     if row.kind is Kind.POINTWISE and not refs:
         return "operator_use", f"{node.op} is given no tensor"

@@ -35,6 +35,7 @@ def partition(
     min_elements: int = 1,
     values: Mapping[str, int],
     judge: Judge | None = None,
+    products: bool = False,
 ) -> Partition:
     """Finds the regions of `graph`. Deterministic; near-linear in the number of calls.
 
@@ -45,11 +46,12 @@ def partition(
         values: the size of each symbol in the recorded call, for `min_elements` and the cost model; an output whose
             size depends on a symbol it lacks counts as large enough.
         judge: as `Legality`'s.
+        products: whether kernels may hold matrix products.
 
     Raises:
         GraphError: the outcome is malformed; `verify` says how.
     """
-    search = _Search(Facts(graph), min_nodes, min_elements, values, judge)
+    search = _Search(Facts(graph, products=products), min_nodes, min_elements, values, judge)
     facts = search.facts
     search.run()
     merged = merge(facts, search.regions, search.reach, search.legality)
