@@ -13,7 +13,16 @@ from rich.console import Console
 from .options import Options
 from .rows import RESULTS, Row, show, write
 
-NAMES = ("guards", "kernels", "decode", "prefill", "accuracy", "cold", "sweep")  # without names: these, in this order
+NAMES = (
+    "guards",
+    "kernels",
+    "products",
+    "decode",
+    "prefill",
+    "accuracy",
+    "cold",
+    "sweep",
+)  # without names: these, in this order
 ALL = (*NAMES, "gpu")
 _FILE_WIDTH = 170  # columns of the table where there is no terminal
 

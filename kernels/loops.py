@@ -15,7 +15,7 @@ import torch
 from fusion.patterns import scalar, symbols
 from fusion.patterns.errors import GraphError
 from fusion.patterns.forks import cached_property
-from fusion.patterns.scalar import Apply, Constant, Load, Reduce, Reduced, Scalar, Scan, Scanned, Select, Size
+from fusion.patterns.scalar import Apply, Constant, Dot, Load, Reduce, Reduced, Scalar, Scan, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
 
@@ -226,7 +226,7 @@ class _Checks:
 
     def __init__(self, nest: LoopNest) -> None:
         self.nest = nest
-        self.known = {a.name for a in nest.rows} | {scalar.COLUMN} | {s.symbol for s in nest.sizes}
+        self.known = {a.name for a in nest.rows} | {scalar.COLUMN, scalar.INNER} | {s.symbol for s in nest.sizes}
         self.inputs = {a.name for a in nest.inputs}
         self.outputs = {o.name for o in nest.outputs}
         self.done: dict[str, Reduction] = {}
@@ -284,7 +284,7 @@ class _Checks:
                         raise self.refuse(f"{where} chooses of {len(cases)} cases by {len(bounds)} bounds")
                     for d in (index, *bounds):
                         self.dim(d, where)
-                case Size(dim=d):
+                case Size(dim=d) | Dot(extent=d):
                     self.dim(d, where)
                 case Apply(fn=fn) if fn not in scalar.PRIMITIVES:
                     raise self.refuse(f"{where} applies {fn!r}, which is no primitive")
@@ -321,6 +321,8 @@ class _Text:
                 return f"{argument}[{symbols.render(offset)}]"
             case Reduced(name=name):
                 return name
+            case Dot(body=body, extent=extent):
+                return f"dot[c < {symbols.render(extent)}]({self.of(body)})"
             case Scanned(name=name):
                 return f"{name}[j]"
             case Select(index=index, bounds=bounds, cases=cases):

@@ -25,7 +25,21 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops import Kind
-from fusion.patterns.scalar import COLUMN, Apply, Constant, Load, Reduce, Reduced, Scalar, Scan, Scanned, Select, Size
+from fusion.patterns.scalar import (
+    COLUMN,
+    INNER,
+    Apply,
+    Constant,
+    Dot,
+    Load,
+    Reduce,
+    Reduced,
+    Scalar,
+    Scan,
+    Scanned,
+    Select,
+    Size,
+)
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
 
@@ -267,6 +281,8 @@ def _structure(node: Scalar) -> tuple[Any, ...]:
             return "apply", node.dtype, fn, below
         case Select(index=index, bounds=bounds):
             return "select", node.dtype, index, bounds, below
+        case Dot(extent=extent):
+            return "dot", node.dtype, extent, below
         case Reduce(fn=fn, extent=extent):
             return "reduce", node.dtype, fn, extent, below
         case Scan(fn=fn, extent=extent, halves=halves):
@@ -277,7 +293,7 @@ def _structure(node: Scalar) -> tuple[Any, ...]:
 
 def _sizes(bodies: Sequence[Body], inputs: Sequence[Argument], outputs: Sequence[Output]) -> tuple[SizeParameter, ...]:
     """Where each size symbol the kernel needs is read at a call."""
-    axes = {axis.name for body in bodies for axis in body.rows} | {COLUMN}
+    axes = {axis.name for body in bodies for axis in body.rows} | {COLUMN, INNER}
     dims = [size for output in outputs for size in output.shape]
     dims += [dim for a in inputs for dim in (*a.shape, *a.strides)]  # a call's tensors are checked against these
     for body in bodies:
@@ -300,7 +316,7 @@ def _dims_of(body: Body) -> list[Dim]:
     dims += [r.extent for r in body.reductions] + [s.offset for s in body.stores]
     for node in scalar.walk(*body.roots):
         match node:
-            case Load(offset=dim) | Size(dim=dim):
+            case Load(offset=dim) | Size(dim=dim) | Dot(extent=dim):
                 dims.append(dim)
             case Select(index=index, bounds=bounds):
                 dims += [index, *bounds]

@@ -117,6 +117,8 @@ def _operand_places(node: OpNode, graph: SubGraph) -> list[tuple[Place, Place]] 
     index = tuple(symbols.index_symbol(f"d{d}") for d in range(len(shape)))
     place = symbols.index_symbol("k")
     reads: list[tuple[str, tuple[Dim, ...]]]
+    if row.attention is not None:
+        return None
     if row.contraction is not None:
         summed = row.contraction(call, index, place)
         parts = (summed.left, summed.right, *([summed.addend] if summed.addend else []))

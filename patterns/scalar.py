@@ -142,6 +142,14 @@ class Scan(Scalar):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Dot(Scalar):
+    """The sum over `body` for the index `INNER` from 0 to `extent`, at one column: a score of attention."""
+
+    body: Scalar
+    extent: Dim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Reduced(Scalar):
     """The result of a kernel's reduction called `name`; the same for every column of a row."""
 
@@ -156,6 +164,7 @@ class Scanned(Scalar):
 
 
 COLUMN = "j"  # the name of the column index in every expression
+INNER = "c"  # the name of the index that a Dot sums over
 
 
 def compute_type(storage: torch.dtype) -> torch.dtype:
@@ -241,7 +250,7 @@ def children(node: Scalar) -> tuple[Scalar, ...]:
             return args
         case Select(cases=cases):
             return cases
-        case Reduce(body=body) | Scan(body=body):
+        case Reduce(body=body) | Scan(body=body) | Dot(body=body):
             return (body,)
         case _:
             return ()
@@ -290,6 +299,8 @@ def with_children(node: Scalar, parts: tuple[Scalar, ...]) -> Scalar:
             return Select(node.dtype, node.index, node.bounds, parts)
         case Reduce():
             return Reduce(node.dtype, node.fn, parts[0], node.extent)
+        case Dot():
+            return Dot(node.dtype, parts[0], node.extent)
         case Scan():
             return Scan(node.dtype, node.fn, parts[0], node.extent, node.halves)
         case _:

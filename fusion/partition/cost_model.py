@@ -136,13 +136,11 @@ def estimate(graph: SubGraph, values: Mapping[str, int]) -> Estimate:
 
 def _multiplications(node: OpNode, spec: Mapping[str, TensorSpec], sizes: Sizes) -> int:
     """Multiplications of a matrix product, which libraries and kernels both take their time for; 0 for other calls."""
-    row = ops.row_of(node.op)
-    if row.contraction is None:
-        return 0
-    made = spec[node.outputs[0]].shape
-    call = ops.call_of(node, dict(spec))
-    summed = row.contraction(call, (0,) * len(made), 0)
-    return sizes.elements(made) * sizes.size(summed.extent)
+    row, made = ops.row_of(node.op), spec[node.outputs[0]].shape
+    call, index = ops.call_of(node, dict(spec)), (0,) * len(made)
+    if row.attention is not None:
+        return 2 * sizes.elements(made) * sizes.size(row.attention(call, index, 0, 0).places)
+    return 0 if row.contraction is None else sizes.elements(made) * sizes.size(row.contraction(call, index, 0).extent)
 
 
 def _operations(part: SubGraph, sizes: Sizes) -> int:

@@ -6,6 +6,7 @@ from .table import (
     CALLED,
     FUSABLE,
     TABLE,
+    Attention,
     Call,
     Contraction,
     Kind,
@@ -20,7 +21,7 @@ from .table import (
 )
 
 __all__ = [
-    "CALLED", "FUSABLE", "TABLE", "Call", "Contraction", "Kind", "Operator", "Read", "Run", "Spelling", "activations",
-    "call_of", "canonical", "creation", "functional", "joins", "kind_of", "lookup", "pointwise", "products",
-    "reductions", "register", "resolve", "row_of", "transcendental", "views",
+    "CALLED", "FUSABLE", "TABLE", "Attention", "Call", "Contraction", "Kind", "Operator", "Read", "Run", "Spelling",
+    "activations", "call_of", "canonical", "creation", "functional", "joins", "kind_of", "lookup", "pointwise",
+    "products", "reductions", "register", "resolve", "row_of", "transcendental", "views",
 ]  # fmt: skip

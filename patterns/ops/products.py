@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import torch
 
-from .. import indexing
+from .. import indexing, symbols
 from ..indexing import Index
 from ..symbols import Dim
-from .table import Call, Contraction, Kind, Operator, register
+from .table import Attention, Call, Contraction, Kind, Operator, register
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _NOTE = "summed in float32, rounded once"
@@ -79,3 +79,53 @@ _product("mm.default", _matmul, _covers(2, 2))
 _product("bmm.default", _matmul, _covers(3, 3))
 _product("addmm.default", _added, _covers(2, 2, addend=True))
 _product("baddbmm.default", _added, _covers(3, 3, addend=True))
+
+
+def _covers_attention(call: Call) -> str | None:
+    factors = call.inputs[:3]
+    if len({spec.dtype for spec in (*factors, *call.outputs)}) > 1 or factors[0].dtype not in _FLOATS:
+        return f"attention of {', '.join(sorted({str(spec.dtype) for spec in factors}))}"
+    if any(len(spec.shape) != 4 for spec in factors):
+        return "an operand that has not four dimensions"
+    if call.argument(4, "dropout_p", 0.0):
+        return "attention with dropout"
+    if not isinstance(call.argument(5, "is_causal", False), bool):
+        return "a flag that is no constant"
+    if not all(isinstance(spec.shape[d], int) for spec in factors for d in (1, 3)):
+        return "heads or a head's size that vary"
+    if not isinstance(call.kwargs.get("scale"), (float, int, type(None))):
+        return "a scale that is no number"
+    query, key, value = (spec.shape for spec in factors)
+    if not symbols.same(query[0], key[0]) or key[1] != value[1] or not symbols.same(key[2], value[2]):
+        return "batches or heads that broadcast"
+    if query[1] != key[1] and not (call.kwargs.get("enable_gqa") and query[1] % key[1] == 0):
+        return "heads that broadcast"
+    mask = call.operand(3, "attn_mask")
+    if mask is not None and call.inputs[mask].dtype not in (torch.bool, factors[0].dtype, torch.float32):
+        return f"a mask of {call.inputs[mask].dtype}"
+    return None
+
+
+def _attention(call: Call, index: Index, place: Dim, inner: Dim) -> Attention:
+    """softmax(scale * query @ key.T + mask) @ value for each head; heads of a group share keys and values."""
+    query, key = (spec.shape for spec in call.inputs[:2])
+    batch, head, row, lane = index
+    group = symbols.floor_div(head, query[1] // key[1]) if query[1] != key[1] else head
+    mask = call.operand(3, "attn_mask")
+    masked = None
+    if mask is not None:
+        shape = call.inputs[mask].shape
+        whole = (*query[:3], key[2])
+        masked = (mask, indexing.broadcast_index((batch, head, row, place), whole, shape))
+    return Attention(
+        (0, (batch, head, row, inner)), (1, (batch, group, place, inner)), (2, (batch, group, place, lane)),
+        query[3], key[2], call.kwargs.get("scale"), masked, row if call.argument(5, "is_causal", False) else None,
+    )  # fmt: skip
+
+
+register(
+    Operator(
+        "aten.scaled_dot_product_attention.default", Kind.PRODUCT, attention=_attention, covers=_covers_attention,
+        note="scores, softmax and sums in float32, rounded once",
+    )
+)  # fmt: skip

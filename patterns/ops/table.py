@@ -27,8 +27,8 @@ class Kind(enum.Enum):
     REDUCTION = "reduction"  # the elements along some dimensions to one element, or (softmax) to as many
     VIEW = "view"  # an element is an element of the one operand, at another index
     ELEMENT = "element"  # an element from its index and any operands' elements at any index (cat, pad, triu, arange)
-    PRODUCT = "product"  # a sum over one index of the products of two operands' elements (linear, matmul, bmm)
-    LIBRARY = "library"  # called, never fused: attention, indexing
+    PRODUCT = "product"  # a sum of the products of two operands' elements (linear, matmul, bmm), or attention
+    LIBRARY = "library"  # called, never fused: convolutions, indexing
     EFFECT = "effect"  # writes to an existing tensor, or draws random numbers; kept in order
 
 
@@ -115,6 +115,31 @@ class Contraction:
 
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """What attention is for one element of its result: values weighted by the softmax of their keys' scores.
+
+    A score is `scale` times the sum of query * key over the inner index. An index is over the result's index, the
+    place (of a key and its value) and the inner index.
+
+    Attributes:
+        query, key, value: which of the call's inputs, and its index.
+        inner, places: how far the inner index and the place run.
+        scale: of the scores; None for one over the root of `inner`.
+        mask: an input that is added to scores or, of bools, tells which places count; None where there is none.
+        last: places past this one do not count; None for all of them.
+    """
+
+    query: tuple[int, Index]
+    key: tuple[int, Index]
+    value: tuple[int, Index]
+    inner: Dim
+    places: Dim
+    scale: float | None = None
+    mask: tuple[int, Index] | None = None
+    last: Dim | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Operator:
     """A row of the table.
 
@@ -133,6 +158,8 @@ class Operator:
         index: VIEW: (call, index of the result, loop extents, number of the result) -> index of the operand.
         element: ELEMENT: (call, index of the result, loop extents, `Read`) -> the result's element, in any dtype.
         contraction: PRODUCT: (call, index of the result, summed index) -> what is added up.
+        attention: PRODUCT: (call, index of the result, place, inner index) -> what is weighted by what, where a row
+            has no contraction.
         covers: whether the row covers this use; else the reason it does not.
         note: numerics, for the documentation.
     """
@@ -149,6 +176,7 @@ class Operator:
     index: Callable[[Call, Index, Extents, int], Index] | None = None
     element: Callable[[Call, Index, Extents, Read], Scalar] | None = None
     contraction: Callable[[Call, Index, Dim], Contraction] | None = None
+    attention: Callable[[Call, Index, Dim, Dim], Attention] | None = None
     covers: Callable[[Call], str | None] = covered
     note: str = ""
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import torch
 
+from fusion.kernels.attention import as_attention
+from fusion.kernels.backends.cpp.attention_loops import AttentionLoops
 from fusion.kernels.backends.cpp.expressions import STORAGE, Block, cost
 from fusion.kernels.backends.cpp.lanes import LANES
 from fusion.kernels.backends.cpp.prelude import prelude
@@ -23,9 +25,9 @@ from fusion.kernels.bundle import Bundle, Nest
 from fusion.kernels.loops import Argument, Axis, LoopNest, Output
 from fusion.kernels.memory_order import row_neighbours
 from fusion.kernels.products import as_products
-from fusion.patterns import symbols
+from fusion.patterns import scalar, symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.scalar import COLUMN, Scalar
+from fusion.patterns.scalar import COLUMN, Dot, Scalar
 from fusion.patterns.symbols import Dim
 
 # DLPack type codes; bits are the element size.
@@ -38,7 +40,7 @@ _MANY_ROWS = 64  # rows from which on each is one thread's; threads that share a
 _PLACEHOLDER = "KERNEL"
 _RESERVED = re.compile(
     r"(x|at|cut|part|total|sum|row|outer|batch)\d*|blocks|begin|end|step|first|last|rows|thread|threads|partials|wanted|in|out"
-    r"|sizes|given|out_shape|batches|outers|lanes?|height|panel|few|across|width|right|from|to|top|bottom|[A-Z_]+"
+    r"|sizes|given|out_shape|batches|apart|together|places|units?|pieces?|found|job|many|best|queries|scores|head|member|scale|weights|highest|added|safe|outers|lanes?|height|panel|few|across|width|right|from|to|top|bottom|[A-Z_]+"
 )
 
 
@@ -100,15 +102,23 @@ def _part_functions(bundle: Bundle) -> list[str]:
 
 def _functions(nest: LoopNest, name: str) -> list[str]:
     """The functions that `_run_function` calls."""
-    products = _products(nest, name)
-    own = ["", *products.functions()] if products is not None else []
+    special = _special(nest, name)
+    if isinstance(special, AttentionLoops):
+        return special.functions()
+    own = ["", *special.functions()] if special is not None else []
     return [*_rows_function(nest, name), *_shared_function(nest, name), *own]
 
 
-def _products(nest: LoopNest, name: str) -> ProductLoops | None:
-    """The loops of a matrix product; None for any other nest."""
-    form = as_products(nest)
-    return None if form is None else ProductLoops(nest, form, name, _parameters(nest), _sizes(nest))
+def _special(nest: LoopNest, name: str) -> ProductLoops | AttentionLoops | None:
+    """The loops of a matrix product or of attention; None for any other nest."""
+    products, attention = as_products(nest), as_attention(nest)
+    if products is not None:
+        return ProductLoops(nest, products, name, _parameters(nest), _sizes(nest))
+    if attention is not None:
+        return AttentionLoops(nest, attention, name, _parameters(nest), _sizes(nest))
+    if any(isinstance(node, Dot) for node in scalar.walk(*nest.roots)):
+        raise LoweringError("primitive", f"{nest.name} is attention of a form that C++ kernels have no loops for.")
+    return None
 
 
 def _part_name(k: int) -> str:
@@ -173,7 +183,7 @@ def shares_rows(nest: LoopNest) -> bool:
     """Whether there may be fewer rows than threads, each long enough for the threads to share it."""
     if not nest.reductions or any(r.running for r in nest.reductions) or row_neighbours(nest) is not None:
         return False
-    if as_products(nest) is not None:
+    if as_products(nest) is not None or as_attention(nest) is not None:
         return False
     rows = symbols.product(a.extent for a in nest.rows)
     few = not isinstance(rows, int) or rows < _MANY_ROWS
@@ -264,14 +274,22 @@ def _run_function(nest: LoopNest, name: str, kernel: Nest) -> list[str]:
     call = f"{name}_rows({', '.join(arguments)}, sizes, "
     shared = f"{name}_shared({', '.join(arguments)}, sizes, "
     total, each = _work(nest)
-    products = _products(nest, name)
+    special = _special(nest, name)
     return [
         f"{'EXPORT' if kernel is nest else 'static'} void {name}_run(",
         "    void* const* in, void* const* out, const int64_t* sizes) {",
         *_sizes(nest),
         f"    const int64_t total = {total};",
         "    if (total < 1) return;  // what is computed before a loop may read elements that an empty tensor lacks",
-        *("    " + line for line in (products.call(arguments) if products is not None else ())),
+        *("    " + line for line in (special.call(arguments) if special is not None else ())),
+        *([] if isinstance(special, AttentionLoops) else _plain_run(nest, call, shared, total, each)),
+        "}",
+    ]
+
+
+def _plain_run(nest: LoopNest, call: str, shared: str, total: str, each: str) -> list[str]:
+    """Calls the loops over rows."""
+    return [
         "#if defined(_OPENMP)",
         *(_share(nest, shared, each) if shares_rows(nest) else []),
         f"    if (total > 1 && total * ({each}) > {PARALLEL_WORK} && omp_get_max_threads() > 1) {{",
@@ -285,7 +303,6 @@ def _run_function(nest: LoopNest, name: str, kernel: Nest) -> list[str]:
         "    }",
         "#endif",
         f"    {call}0, total);",
-        "}",
     ]
 
 

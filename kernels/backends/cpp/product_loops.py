@@ -23,7 +23,7 @@ from fusion.patterns.symbols import Dim
 
 FEW_ROWS = 8  # as in the C++ text
 _PLACE = "place"  # in the sum, where the column is the lane
-_FORMATS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
+FORMATS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
 PARALLEL_PRODUCTS = 1 << 17  # multiplications from which on threads share them: some 4 us of one
 
 
@@ -55,7 +55,7 @@ class ProductLoops:
     def call(self, arguments: Sequence[str]) -> list[str]:
         """Statements that run the kernel; where there is no memory for a panel, they go on to what follows."""
         extents = {
-            "batches": _count(self.form.batch), "rows": _count(self.form.rows), "outers": _count(self.form.outer),
+            "batches": count(self.form.batch), "rows": count(self.form.rows), "outers": count(self.form.outer),
             "lanes": symbols.print_c(self.form.lane.extent),
         }  # fmt: skip
         lines = [f"const int64_t {name} = {text};" for name, text in extents.items()]
@@ -86,21 +86,21 @@ class ProductLoops:
         """The function that computes left factors: rows `first` to `last` of a panel that starts at row `top`."""
         lines = [f"static __attribute__((noinline)) void {self.name}_left("]
         lines += [f"    {self.parameters}, int64_t batch, int64_t top, int64_t height, int64_t first, int64_t last,"]
-        lines += [f"    {self.kind}* RESTRICT panel) {{", *self.sizes, *_indented(_places(self.form.batch, "batch"))]
-        lines += ["    for (int64_t row = first; row < last; ++row) {", *_indented(_places(self.form.rows, "row"), 2)]
+        lines += [f"    {self.kind}* RESTRICT panel) {{", *self.sizes, *indented(places(self.form.batch, "batch"))]
+        lines += ["    for (int64_t row = first; row < last; ++row) {", *indented(places(self.form.rows, "row"), 2)]
         values, interned = Values(plain_bfloat16=self.plain_bfloat16), Interner()
         for number, (left, extent) in enumerate(self.form.lefts):
             block, root = Block("row"), interned(left)
             line = values.fresh("part")
             block.lines.append(
-                f"{self.kind}* RESTRICT {line} = panel + {self._base(number)} + (row - top) * {_factor(extent)};"
+                f"{self.kind}* RESTRICT {line} = panel + {self._base(number)} + (row - top) * {factor(extent)};"
             )
 
             def finish(inner: Block, texts: list[str], line: str = line) -> None:
                 inner.lines.append(f"{line}[{COLUMN}] = {texts[0]};")
 
             Column(values, interned, extent).each([root], finish, block)
-            lines += ["        {", *_indented(block.lines, 3), "        }"]
+            lines += ["        {", *indented(block.lines, 3), "        }"]
         return [*lines, "    }", "}"]
 
     def _base(self, number: int) -> str:
@@ -115,15 +115,15 @@ class ProductLoops:
         lines = [f"static __attribute__((noinline)) void {self.name}_block("]
         lines += [f"    {self.parameters}, int64_t batch, int64_t outer, int64_t begin, int64_t end, int64_t top,"]
         lines += [f"    int64_t height, int64_t bottom, bool few, const {self.kind}* RESTRICT panel) {{", *self.sizes]
-        lines += _indented([*_places(self.form.batch, "batch"), *_places(self.form.outer, "outer")])
+        lines += indented([*places(self.form.batch, "batch"), *places(self.form.outer, "outer")])
         lines += [
             "    const int64_t rows = bottom - top, lanes = end - begin;",
             f"    const int64_t width = few ? {self._few_lanes()} : (int64_t)Tile<{self.kind}>::width;",
         ]
         numbers = {id(left): k for k, (left, _) in enumerate(self.form.lefts)}
         for number, product in enumerate(self.form.products):
-            lines += _indented(self._product(number, numbers[id(product.left)], product))
-        return [*lines, *_indented(self._stores()), "}"]
+            lines += indented(self._product(number, numbers[id(product.left)], product))
+        return [*lines, *indented(self._stores()), "}"]
 
     def _product(self, number: int, left: int, product: Factors) -> list[str]:
         """Computes `sum<number>[row][lane]`."""
@@ -136,14 +136,14 @@ class ProductLoops:
             f"for (int64_t from = 0; from < {symbols.print_c(extent)}; from += Tile<{self.kind}>::depth) {{",
             f"    const int64_t to = from + Tile<{self.kind}>::depth < {symbols.print_c(extent)} "
             f"? from + Tile<{self.kind}>::depth : {symbols.print_c(extent)};",
-            *_indented(self._packed(product)),
-            f"    tile(({panel}) + from, {_factor(extent)}, rows, right, to - from, {sums});",
+            *indented(self._packed(product)),
+            f"    tile(({panel}) + from, {factor(extent)}, rows, right, to - from, {sums});",
             "}",
         ]
         few = self._few(product, panel, sums)
         if not few:
-            return [*lines, "{", *_indented(tiles), "}"]
-        return [*lines, "if (few) {", *_indented(few), "} else {", *_indented(tiles), "}"]
+            return [*lines, "{", *indented(tiles), "}"]
+        return [*lines, "if (few) {", *indented(few), "} else {", *indented(tiles), "}"]
 
     def _few(self, product: Factors, panel: str, sums: str) -> list[str]:
         """The statement that computes sums of few rows; none where right factors are no plain elements of memory."""
@@ -173,7 +173,7 @@ class ProductLoops:
             load = load.args[0]
         if not isinstance(load, Load) or COMPUTE[load.dtype] != self.kind:
             return None
-        if load.storage not in _FORMATS and load.storage is not load.dtype:
+        if load.storage not in FORMATS and load.storage is not load.dtype:
             return None
         by_lane, by_place = step(load.offset, self.form.lane.name), step(load.offset, COLUMN)
         if by_lane is None or by_place is None or not (by_lane == 1 or by_place == 1):
@@ -181,13 +181,13 @@ class ProductLoops:
         return load, by_lane, by_place
 
     def _format(self, load: Load) -> str:
-        return _FORMATS.get(load.storage, f"Whole<{self.kind}>")
+        return FORMATS.get(load.storage, f"Whole<{self.kind}>")
 
     def _element(self, load: Load, lane: str, place: str) -> str:
         """The address of a right factor."""
         names = {self.form.lane.name: lane, COLUMN: place}
         by = {symbols.index_symbol(old): symbols.index_symbol(new) if new != "0" else 0 for old, new in names.items()}
-        return f"{load.argument} + {_factor(symbols.substitute(load.offset, by))}"
+        return f"{load.argument} + {factor(symbols.substitute(load.offset, by))}"
 
     def _packed(self, product: Factors) -> list[str]:
         """Statements that put the right factors of places `from` to `to` into `right`, lanes that are missing as 0."""
@@ -209,7 +209,7 @@ class ProductLoops:
         return [
             f"if (lanes < Tile<{self.kind}>::width) __builtin_memset(right, 0, sizeof(right));",
             "for (int64_t lane = begin; lane < end; ++lane) {",
-            *_indented(block.lines),
+            *indented(block.lines),
             "}",
         ]
 
@@ -237,7 +237,7 @@ class ProductLoops:
         Column(values, interned, self.form.lane.extent, bounds=("begin", "end")).store(sinks, block)
         return [
             "for (int64_t row = top; row < bottom; ++row) {",
-            *_indented([*_places(self.form.rows, "row"), *block.lines]),
+            *indented([*places(self.form.rows, "row"), *block.lines]),
             "}",
         ]
 
@@ -261,7 +261,7 @@ class ProductLoops:
             "            #pragma omp for schedule(static)",
             "            for (int64_t row = top; row < bottom; ++row)",
             f"                {self.name}_left({handed}, top, height, row, row + 1, panel);",
-            *_indented(self._shared_blocks(handed, "dynamic, 1"), 3),
+            *indented(self._shared_blocks(handed, "dynamic, 1"), 3),
             "        }",
             "}",
         ]
@@ -276,21 +276,23 @@ class ProductLoops:
         ]
 
 
-def _count(axes: Sequence[Axis]) -> str:
+def count(axes: Sequence[Axis]) -> str:
+    """How many combinations of indices axes have, as C++."""
     return symbols.print_c(symbols.product(axis.extent for axis in axes))
 
 
-def _factor(dim: Dim) -> str:
+def factor(dim: Dim) -> str:
+    """A size as C++ that may stand beside any operator."""
     text = symbols.print_c(dim)
     return text if isinstance(dim, int) or text.isidentifier() else f"({text})"
 
 
-def _places(axes: Sequence[Axis], number: str) -> list[str]:
+def places(axes: Sequence[Axis], number: str) -> list[str]:
     """Statements that tell the axes' indices from the number of their combination, innermost first."""
     lines: list[str] = []
     rest = number
     for k, axis in reversed(list(enumerate(axes))):
-        extent = _factor(axis.extent)
+        extent = factor(axis.extent)
         lines.append(f"const int64_t {axis.name} = {rest}{f' % {extent}' if k else ''};")
         if k:
             lines.append(f"const int64_t {number}{k} = {rest} / {extent};")
@@ -298,5 +300,6 @@ def _places(axes: Sequence[Axis], number: str) -> list[str]:
     return lines
 
 
-def _indented(lines: Sequence[str], by: int = 1) -> list[str]:
+def indented(lines: Sequence[str], by: int = 1) -> list[str]:
+    """Lines of an inner block."""
     return ["    " * by + line for line in lines]

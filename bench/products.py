@@ -1,0 +1,159 @@
+"""Matrix products: prefill and decode of the Qwen3-0.6B shape, and products alone against what the machine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+import fusion
+
+from .measure import Block, Rounds, calls, interleave
+from .models import QWEN3_06B, build, new_cache, tokens
+from .options import Options
+from .rows import Row, Target, make_row
+from .sides import Side, counts, kernels_in, make_sides, prefills, ran, release, steps
+
+_STEPS = 8  # of a decode, per round and side
+_MORE = 48  # positions past the last cached one that the steps of all rounds may reach
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a whole model.
+
+    Attributes:
+        measured: for the row.
+        dtype: of the weights.
+        prompt: tokens of a prefill; cached: tokens behind which steps run. One of the two is 0.
+        target: fused against eager.
+        rounds: how often each side takes its turn.
+    """
+
+    measured: str
+    dtype: torch.dtype
+    prompt: int
+    cached: int
+    target: float
+    rounds: int
+
+
+CASES = (
+    Case("prefill of 256 tokens, bf16", torch.bfloat16, 256, 0, 6.0, 3),
+    Case("prefill of 1,024 tokens, bf16", torch.bfloat16, 1024, 0, 6.0, 2),
+    Case("decode step behind 256 tokens, bf16", torch.bfloat16, 0, 256, 1.9, 6),
+    Case("decode step behind 1,024 tokens, bf16", torch.bfloat16, 0, 1024, 2.2, 4),
+    Case("decode step behind 4,096 tokens, bf16", torch.bfloat16, 0, 4096, 4.0, 3),
+    Case("decode step behind 256 tokens, fp32", torch.float32, 0, 256, 1.5, 4),
+    Case("prefill of 256 tokens, fp16", torch.float16, 256, 0, 6.0, 2),
+    Case("decode step behind 256 tokens, fp16", torch.float16, 0, 256, 1.9, 4),
+)
+
+
+def run(options: Options) -> list[Row]:
+    """Rows of every case, then those of single products."""
+    cases = CASES[:1] + CASES[2:3] if options.quick else CASES
+    return [row for case in cases for row in _model_rows(case, options)] + _alone(options)
+
+
+@torch.inference_mode()
+def _model_rows(case: Case, options: Options) -> Iterator[Row]:
+    """The row of a case; of a decode in half precision, also how long it takes against reading the weights once."""
+    model = build(QWEN3_06B, case.dtype, options.device, 2 if options.quick else None)
+    sides = {k: side for k, side in make_sides(model, compiled=options.compiled).items() if k != "unfused"}
+    try:
+        rounds, why = _timed(case, sides, 2 if options.quick else case.rounds)
+        facts = {
+            "tokens": case.prompt or case.cached, "kernels": kernels_in(sides["fused"]),
+            "layers": model.config.num_hidden_layers,
+        }  # fmt: skip
+    finally:
+        release(sides)
+    yield _row(
+        options, f"{case.measured}: fused against eager", rounds.speedup("eager", "fused"), "x",
+        Target("at least", case.target), why, rounds, facts,
+    )  # fmt: skip
+    if case.cached == 256 and case.dtype is torch.bfloat16:
+        weights = torch.cat([p.detach().view(torch.int16).flatten() for p in model.parameters()]).view(torch.float32)
+        both = interleave({"weights": calls(lambda: weights.sum())}, 6)
+        once = both.spreads()["weights"].p50
+        against = rounds.spreads()["fused"].p50 / once
+        read = {"gigabytes_per_second": weights.nbytes / once / 1e3}
+        measured = f"{case.measured}: time against reading all weights once"
+        yield _row(options, measured, against, "x", Target("at most", 1.35), why, both, {**facts, **read})
+
+
+def _timed(case: Case, sides: dict[str, Side], rounds: int) -> tuple[Rounds, list[str]]:
+    """The times of all sides, once every call of the fused one runs plans, and what speaks against them."""
+    ids = tokens(sides["eager"].model, case.prompt or _MORE, "cpu")
+    blocks: dict[str, Block] = {}
+    for name, side in sides.items():
+        cache = _filled(side, case.cached)
+        blocks[name] = prefills(side, ids) if case.prompt else steps(side, cache, ids[:, :_STEPS])
+        for _ in range(3 if side.planned else 1):
+            blocks[name]()
+    before = counts(sides["fused"])
+    made = interleave(blocks, rounds)
+    return made, ran(sides["fused"], before, rounds * (1 if case.prompt else _STEPS))
+
+
+def _filled(side: Side, length: int) -> object:
+    """A cache that holds `length` random keys and values for each layer."""
+    cache, config = new_cache(side.model), side.model.config
+    dtype = next(side.model.parameters()).dtype
+    shape = (1, config.num_key_value_heads, length, config.head_dim)
+    generator = torch.Generator().manual_seed(length)
+    for layer in range(config.num_hidden_layers if length else 0):
+        keys, values = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+        cache.update(keys, values, layer)
+    return cache
+
+
+# ---- products alone
+
+
+@torch.inference_mode()
+def _alone(options: Options) -> list[Row]:
+    """Our product of many rows against the library's in fp32, and of one row against the library's in its own dtype."""
+    rows, inner, lanes = 256, 1024, 3072
+    torch.manual_seed(0)
+    x, w = torch.randn(1, rows, inner).bfloat16(), (torch.randn(lanes, inner) * 0.03).bfloat16()
+    wide, weight = x.float(), w.float()
+    found: list[Row] = []
+    for count, bound in ((rows, 0.75), (1, 2.0)):
+        some = x[:, :count].contiguous()
+        sides: dict[str, Callable[[], object]] = {"eager": lambda some=some: functional.linear(some, w)}  # type: ignore[misc]
+        ours, why = _kernel(some, w)
+        sides["fused"] = ours
+        if count > 1:
+            sides["fp32"] = lambda: functional.linear(wide, weight)
+        rounds = interleave({name: calls(call) for name, call in sides.items()}, 3 if options.quick else 10)
+        against = rounds.speedup("fp32" if count > 1 else "eager", "fused")
+        seconds = rounds.spreads()["fused"].p50 * 1e-6
+        facts = {"gflops": 2 * count * inner * lanes / seconds / 1e9, "weights_gb_per_s": w.nbytes / seconds / 1e9}
+        what = "share of the fp32 library's speed" if count > 1 else "fused against eager"
+        measured = f"product {count} x {lanes} x {inner}, bf16: {what}"
+        found.append(_row(options, measured, against, "x", Target("at least", bound), why, rounds, facts))
+    return found
+
+
+def _kernel(x: torch.Tensor, w: torch.Tensor) -> tuple[Callable[[], object], list[str]]:
+    """The kernel of one product, by the public path, and what speaks against it."""
+    with fusion.record(config={"enable_cache": False, "profile": False}, x=x, w=w) as recording:
+        functional.linear(x, w)
+    compiled = recording.compile()
+    report = recording.report()
+    why = [] if any(row.decision == "fused" for row in report.regions) else ["the product was not fused"]
+    return (lambda: compiled(x=x, w=w)), why
+
+
+def _row(
+    options: Options, measured: str, value: object, unit: str, target: Target, why: list[str], rounds: Rounds,
+    facts: dict[str, object],
+) -> Row:  # fmt: skip
+    return make_row(
+        "products", options.label(measured), value, unit, target, why=why, rounds=rounds, facts=facts,  # type: ignore[arg-type]
+        command=options.command("products"),
+    )  # fmt: skip

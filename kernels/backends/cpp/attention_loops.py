@@ -1,0 +1,282 @@
+"""Attention in C++: keys and values are read once for all rows that share them, scores never reach memory.
+
+A unit is a few rows of queries that have the same keys: positions, and the heads of a group. It runs along the places
+in chunks. Of each it computes the scores, raises the highest one so far, scales what it has summed to that, and adds
+the chunk's weights and weighted values. Threads share the units; where there are fewer units than threads, they share
+the places too, and what each found is put together by the same scaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from fusion.kernels.attention import AttentionNest
+from fusion.kernels.backends.cpp.columns import Column, Sink
+from fusion.kernels.backends.cpp.expressions import Block, Interner, Values, stored_value
+from fusion.kernels.backends.cpp.product_loops import FORMATS, count, factor, indented, places
+from fusion.kernels.iteration_space import moved
+from fusion.kernels.loops import Axis, LoopNest
+from fusion.kernels.products import step
+from fusion.patterns import scalar, symbols
+from fusion.patterns.errors import LoweringError
+from fusion.patterns.scalar import COLUMN, INNER, Load, Reduced, Scalar, Scanned
+from fusion.patterns.symbols import Dim
+
+ROWS, CHUNK = 8, 64  # rows of a unit; places of a chunk
+_HEAD, _PARALLEL = "head", 1 << 16
+
+
+class AttentionLoops:
+    """Writes the functions of one attention nest.
+
+    Args:
+        nest: the kernel.
+        form: what it is.
+        name: what its functions are called.
+        parameters: how functions declare its tensors and sizes.
+        sizes: statements that read its size symbols.
+
+    Raises:
+        LoweringError: "primitive": keys or values do not lie along an index that vectors can be read along.
+    """
+
+    def __init__(self, nest: LoopNest, form: AttentionNest, name: str, parameters: str, sizes: Sequence[str]) -> None:
+        self.nest = nest
+        self.form = form
+        self.name = name
+        self.parameters = parameters
+        self.sizes = sizes
+        kinds = {a.dtype for a in nest.inputs if a.dtype.is_floating_point}
+        self.plain_bfloat16 = kinds <= {torch.bfloat16}
+        for load, index in ((form.key, INNER), (form.value, form.lane.name)):
+            if step(load.offset, index) != 1 or step(load.offset, COLUMN) is None or load.dtype is not torch.float32:
+                raise LoweringError("primitive", f"{nest.name}: {load.argument} does not lie along a head's elements.")
+        groups = (Axis(_HEAD, symbols.as_dim(form.head.extent // form.group)),) if form.head is not None else ()
+        self.apart = (*form.batch, *groups)  # axes for each index of which keys and values are others
+        self.together = (*((Axis("member", form.group),) if form.head is not None else ()), *form.rows)
+
+    def functions(self) -> list[str]:
+        """The function of a unit, and the one that stores what it found."""
+        return [*self._unit(), "", *self._finish()]
+
+    def call(self, arguments: Sequence[str]) -> list[str]:
+        """Statements that run the kernel."""
+        form = self.form
+        handed = ", ".join([*arguments, "sizes"])
+        record = f"{2 * ROWS + ROWS * int(form.lane.extent)}"  # the highest score, the total and the sums of each row
+        return [
+            f"const int64_t apart = {count(self.apart)}, together = {count(self.together)};",
+            f"const int64_t places = {symbols.print_c(form.places)};",
+            f"const int64_t blocks = (together + {ROWS - 1}) / {ROWS}, units = apart * blocks;",
+            "int64_t pieces = 1;",
+            "#if defined(_OPENMP)",
+            f"const bool many = together * apart * places * {form.inner} > {_PARALLEL} && omp_get_max_threads() > 1;",
+            f"if (many && units < 2 * omp_get_max_threads() && places > {8 * CHUNK})",
+            f"    pieces = clamp_index(2 * omp_get_max_threads() / units, 1, places / {4 * CHUNK});",
+            "#endif",
+            f"float* found = new_panel<float>(units * pieces * {record});",
+            "if (!found) {  // unit by unit, then",
+            f"    float own[{record}];",
+            "    for (int64_t unit = 0; unit < units; ++unit) {",
+            f"        {self.name}_unit({handed}, unit / blocks, unit % blocks * {ROWS}, 0, places, own);",
+            f"        {self.name}_finish({handed}, unit / blocks, unit % blocks * {ROWS}, 1, own);",
+            "    }",
+            "    return;",
+            "}",
+            "#if defined(_OPENMP)",
+            "#pragma omp parallel for schedule(dynamic, 1) if (many)",
+            "#endif",
+            "for (int64_t job = 0; job < units * pieces; ++job) {",
+            "    const int64_t unit = job / pieces, piece = job % pieces;",
+            f"    {self.name}_unit({handed}, unit / blocks, unit % blocks * {ROWS}, places * piece / pieces,",
+            f"        places * (piece + 1) / pieces, found + job * {record});",
+            "}",
+            "for (int64_t unit = 0; unit < units; ++unit)",
+            f"    {self.name}_finish({handed}, unit / blocks, unit % blocks * {ROWS}, pieces, found + unit * pieces * "
+            f"{record});",
+            "free(found);",
+            "return;",
+        ]
+
+    # ---- a unit
+
+    def _unit(self) -> list[str]:
+        form, lanes = self.form, int(self.form.lane.extent)
+        lines = [f"static __attribute__((noinline)) void {self.name}_unit("]
+        lines += [f"    {self.parameters}, int64_t batch, int64_t top, int64_t start, int64_t stop,"]
+        lines += ["    float* RESTRICT found) {", *self.sizes, *indented(self._begin())]
+        lines += [
+            f"    float* RESTRICT best = found; float* RESTRICT total = found + {ROWS};",
+            f"    float* RESTRICT sums = found + {2 * ROWS};",
+            f"    float queries[{ROWS * form.inner}], scores[{ROWS * CHUNK}], part[{ROWS * lanes}];",
+            f"    for (int64_t at = 0; at < {ROWS}; ++at) best[at] = -__builtin_inff(), total[at] = 0.0f;",
+            f"    for (int64_t at = 0; at < {ROWS * lanes}; ++at) sums[at] = 0.0f;",
+            "    for (int64_t row = top; row < bottom; ++row) {",
+            *indented([*self._row_places(), *self._queries()], 2),
+            "    }",
+            *indented(self._ended()),
+            f"    for (int64_t from = start; from < stop; from += {CHUNK}) {{",
+            f"        const int64_t to = from + {CHUNK} < stop ? from + {CHUNK} : stop;",
+            f"        dots<{self._format(form.key)}, float>(queries, {form.inner}, rows, {self._address(form.key)},",
+            f"            {self._stride(form.key)}, to - from, {form.inner}, scores, {CHUNK});",
+            f"        float scale[{ROWS}];",
+            "        for (int64_t row = top; row < bottom; ++row) {",
+            *indented([*self._row_places(), *self._weights()], 3),
+            "        }",
+            f"        sum_rows<{self._format(form.value)}, float>(scores, {CHUNK}, rows, {self._address(form.value)},",
+            f"            {self._stride(form.value)}, {lanes}, to - from, part, {lanes});",
+            "        for (int64_t at = 0; at < rows; ++at) {",
+            "            #pragma omp simd",
+            f"            for (int64_t j = 0; j < {lanes}; ++j)",
+            f"                sums[at * {lanes} + j] = sums[at * {lanes} + j] * scale[at] + part[at * {lanes} + j];",
+            "        }",
+            "    }",
+        ]
+        return [*lines, "}"]
+
+    def _begin(self) -> list[str]:
+        return [
+            *places(self.apart, "batch"),
+            f"const int64_t bottom = top + {ROWS} < {count(self.together)} ? top + {ROWS} : {count(self.together)};",
+            "const int64_t rows = bottom - top;",
+        ]
+
+    def _ended(self) -> list[str]:
+        """Statements that leave out the places which no row of the unit takes."""
+        end = self.form.end
+        if end is None:
+            return []
+        return [
+            "int64_t end = start;",
+            "for (int64_t row = top; row < bottom; ++row) {",
+            *indented(self._row_places()),
+            f"    end = {symbols.print_c(end)} > end ? {symbols.print_c(end)} : end;",
+            "}",
+            "stop = end < stop ? end : stop;",
+        ]
+
+    def _row_places(self) -> list[str]:
+        """Indices of a row: a head of the group, and a position."""
+        lines = places(self.together, "row")
+        if self.form.head is not None:
+            lines.append(f"const int64_t {self.form.head.name} = {_HEAD} * {self.form.group} + member;")
+        return lines
+
+    def _queries(self) -> list[str]:
+        values, interned, block = Values(plain_bfloat16=self.plain_bfloat16), Interner(), Block("row")
+        by = {symbols.index_symbol(INNER): symbols.index_symbol(COLUMN)}
+
+        def finish(inner: Block, texts: list[str]) -> None:
+            inner.lines.append(f"queries[(row - top) * {self.form.inner} + {COLUMN}] = {texts[0]};")
+
+        Column(values, interned, self.form.inner).each([interned(moved(self.form.query, by, {}))], finish, block)
+        return block.lines
+
+    def _weights(self) -> list[str]:
+        """Turns a row's dots into weights, and tells how much what was summed before has to shrink."""
+        values, interned, block = Values(plain_bfloat16=self.plain_bfloat16), Interner(), Block("row")
+        at = "(row - top)"
+        line = f"scores[{at} * {CHUNK} + {COLUMN} - from]"
+        block.names["dot at the column"] = line
+
+        def known(node: Scalar) -> Scalar | None:
+            return Scanned(node.dtype, "dot") if node is self.form.dot else None
+
+        def finish(inner: Block, texts: list[str]) -> None:
+            inner.lines.append(f"{line} = {texts[0]};")
+
+        score = interned(scalar.rebuild(self.form.score, known, {}))
+        Column(values, interned, self.form.places, bounds=("from", "to")).each([score], finish, block)
+        return [
+            *block.lines,
+            f"float* RESTRICT weights = scores + {at} * {CHUNK};",
+            f"float highest = best[{at}], added[{CHUNK} + 32];",
+            "for (int64_t k = 0; k < to - from; ++k) highest = max_of(highest, weights[k]);",
+            "const float safe = highest == -__builtin_inff() ? 0.0f : highest;",
+            f"scale[{at}] = exp_of(best[{at}] - safe);",
+            "#pragma omp simd",
+            "for (int64_t k = 0; k < to - from; ++k) added[k] = weights[k] = exp_of(weights[k] - safe);",
+            f"total[{at}] = total[{at}] * scale[{at}] + (float)sum_of(added, to - from);",
+            f"best[{at}] = highest;",
+        ]
+
+    # ---- what units found
+
+    def _finish(self) -> list[str]:
+        """The function that puts the pieces of a unit together and stores its rows."""
+        lanes = int(self.form.lane.extent)
+        record = 2 * ROWS + ROWS * lanes
+        lines = [f"static __attribute__((noinline)) void {self.name}_finish("]
+        lines += [f"    {self.parameters}, int64_t batch, int64_t top, int64_t pieces, float* RESTRICT found) {{"]
+        lines += [*self.sizes, *indented(self._begin())]
+        lines += [
+            "    for (int64_t row = top; row < bottom; ++row) {",
+            "        float highest = -__builtin_inff(), total = 0.0f;",
+            "        for (int64_t piece = 0; piece < pieces; ++piece)",
+            f"            highest = max_of(highest, found[piece * {record} + row - top]);",
+            "        const float safe = highest == -__builtin_inff() ? 0.0f : highest;",
+            f"        float sums[{lanes}] = {{}};",
+            "        for (int64_t piece = 0; piece < pieces; ++piece) {",
+            f"            const float* RESTRICT one = found + piece * {record};",
+            "            const float scale = exp_of(one[row - top] - safe);",
+            f"            total += one[{ROWS} + row - top] * scale;",
+            f"            for (int64_t k = 0; k < {lanes}; ++k)",
+            f"                sums[k] += one[{2 * ROWS} + (row - top) * {lanes} + k] * scale;",
+            "        }",
+            *indented([*self._row_places(), *self._stores()], 2),
+            "    }",
+        ]
+        return [*lines, "}"]
+
+    def _stores(self) -> list[str]:
+        values, interned, block = Values(plain_bfloat16=self.plain_bfloat16), Interner(), Block("row")
+        form = self.form
+        for reduction, text in ((form.highest, "highest"), (form.total, "total"), (form.weighted, f"sums[{COLUMN}]")):
+            block.names[f"{reduction.name} at the column"] = text
+        by = {symbols.index_symbol(form.lane.name): symbols.index_symbol(COLUMN)}
+        storage = {o.name: o.dtype for o in self.nest.outputs}
+
+        def summed(node: Scalar) -> Scalar | None:
+            return Scanned(node.dtype, node.name) if isinstance(node, Reduced) else None
+
+        memo: dict[int, Scalar] = {}
+        rebuilt: dict[int, Scalar] = {}
+        sinks = [
+            Sink(
+                stored_value(interned(scalar.rebuild(moved(s.value, by, memo), summed, rebuilt)), storage[s.output]),
+                s.output, symbols.substitute(s.offset, by), storage[s.output],
+            )
+            for s in self.nest.stores
+        ]  # fmt: skip
+        Column(values, interned, form.lane.extent).store(sinks, block)
+        return block.lines
+
+    # ---- keys and values
+
+    def _format(self, load: Load) -> str:
+        return FORMATS.get(load.storage, "Whole<float>")
+
+    def _stride(self, load: Load) -> str:
+        stride = step(self._shared(load).offset, COLUMN)
+        assert stride is not None
+        return symbols.print_c(stride)
+
+    def _address(self, load: Load) -> str:
+        """Where the key or value of the chunk's first place is."""
+        by: dict[Dim, Dim] = {
+            symbols.index_symbol(COLUMN): symbols.index_symbol("from"),
+            symbols.index_symbol(INNER): 0,
+            symbols.index_symbol(self.form.lane.name): 0,
+        }
+        return f"{load.argument} + {factor(symbols.substitute(self._shared(load).offset, by))}"
+
+    def _shared(self, load: Load) -> Load:
+        """A load with the heads of a group as one."""
+        if self.form.head is None:
+            return load
+        head = symbols.index_symbol(self.form.head.name)
+        shared = {symbols.floor_div(head, self.form.group): symbols.index_symbol(_HEAD)}
+        return replace(load, offset=symbols.substitute(load.offset, shared))
