@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import sympy
 
+from fusion.kernels.attention import as_attention
 from fusion.kernels.backends.cpp.emit import PARALLEL_WORK, column_passes, parallel_rows, shares_rows, splits_column
 from fusion.kernels.backends.cpp.lanes import LANES
 from fusion.kernels.backends.cpp.rows import ROW_BUFFER
@@ -33,6 +34,8 @@ _FEW, _MANY = 3, 67  # rows: more than one; more than a block of them, and odd, 
 _MOST = 1 << 19  # the largest value a symbol is given, and the most elements of a tensor: eager takes milliseconds
 # What symbols are at first: small and different; odd ones, so that vectors and halves have rests, else multiples of 4.
 FIRST_SIZES = ((11, _SHORT, 5, 7, 13), (12, 20, 8, 16, 28))
+# Places of attention: one; a chunk and one more; so many that threads share them.
+_PLACES = (1, 65, 600)
 
 
 def branch_sizes(nest: Nest, first: Sequence[int] = FIRST_SIZES[0]) -> list[Sizes]:
@@ -59,6 +62,11 @@ def _branches(nest: LoopNest, base: Sizes) -> Iterator[Sizes]:
     products = as_products(nest)
     if products is not None:
         yield from _tiles(products, base)
+        return
+    attention = as_attention(nest)
+    if attention is not None:
+        for length in _PLACES:
+            yield from _reaching(attention.places, length, base)
         return
     columns = _varying([*(r.extent for r in nest.reductions), *([nest.column.extent] if nest.column else [])])
     lanes = row_neighbours(nest)
