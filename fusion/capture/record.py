@@ -85,7 +85,8 @@ def record(
     recording.unsuited = unsuited
     if recording.refusal is not None:
         recording.refusal = replace(recording.refusal, origin=recording.refusal.origin or where)
-        python.settle()
+        if failure is None:  # else all was taken back, and the run that followed had no symbols
+            python.settle()
     return recording
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -46,12 +46,24 @@ class Container:
         kind: its exact type.
         keys: of a mapping its keys, of a sequence its length, None for a dataclass.
         value: the container; None for the names of the attributes of one.
+        items: what it held when it was met, in order, each with the steps of a path that lead there.
     """
 
     path: Path
     kind: type
     keys: tuple[Any, ...] | int | None
     value: Any
+    items: tuple[tuple[Path, Any], ...] = field(default=(), compare=False, repr=False)
+
+    def is_unchanged(self, but: Collection[Path] = ()) -> bool:
+        """Whether it holds the very objects that it held when it was met; what is at the paths `but` may differ."""
+        if self.value is None:
+            return True
+        parts = _parts(self.value)
+        return parts is not None and self._identities(parts[1], but) == self._identities(self.items, but)
+
+    def _identities(self, items: Iterable[tuple[Path, Any]], but: Collection[Path]) -> list[tuple[Path, int]]:
+        return [(steps, id(item)) for steps, item in items if (*self.path, *steps) not in but]
 
 
 class ArgumentTree(NamedTuple):
@@ -123,7 +135,7 @@ def _flatten(path: Path, value: Any, leaves: list[Leaf], containers: list[Contai
     if parts is None:
         leaves.append(Leaf(path, value))
         return
-    containers.append(Container(path, type(value), parts[0], value))
+    containers.append(Container(path, type(value), parts[0], value, tuple(parts[1])))
     if isinstance(value, collections.UserDict):  # an attribute that it gets hides an item, or a default
         containers.append(Container((*path, Attribute("__dict__")), dict, tuple(vars(value)), None))
     for steps, item in parts[1]:
