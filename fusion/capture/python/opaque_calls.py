@@ -186,7 +186,7 @@ class OpaqueCalls:
             self.state.refuse("opaque_argument", f"{told} is given a container, which it may change", None, _UNPACKED)
             return self._unrecorded(call, args, kwargs)
         self.reads.check_lists()
-        if self.state.given.changes():
+        if self.state.arguments.snapshot.changes():
             what = f"{told} is called after a dict of the caller's is written to"
             self.state.refuse("python_state", what, None, "write to the dict at the end of the forward")
         real_args, real_kwargs = real_nest((args, kwargs))
@@ -227,7 +227,7 @@ class OpaqueCalls:
         leaves, nest = pytree.tree_flatten(given)
         operands = list(map(self.operands.leaf, leaves))
         args, kwargs = _as_recorded(*((operands, {}) if nests else pytree.tree_unflatten(operands, nest)))
-        like = [self.state.fakes[self.state.names[id(a)]] for a in leaves if isinstance(a, torch.Tensor)]
+        like = [self.state.values.fakes[self.state.values.names[id(a)]] for a in leaves if isinstance(a, torch.Tensor)]
         flat, structure = _flatten(result)
         if isinstance(callee, Ref) and any(type(leaf) is int for leaf in flat):
             self.state.reader = self.state.reader or self.state.module  # how many rows each expert gets, say
@@ -287,7 +287,9 @@ class OpaqueCalls:
     def _given_up(self) -> tuple[str, ...]:
         """Results of steps that only the recorder still holds: whatever the forward does from here on, catching an
         error included, it cannot read them."""
-        gone = tuple(name for name in self._handed_on if references(self.state.real, name) == ALONE + 1)  # 1: the log
+        gone = tuple(
+            name for name in self._handed_on if references(self.state.values.real, name) == ALONE + 1
+        )  # 1: the log
         self._handed_on = [name for name in self._handed_on if name not in gone]
         return gone
 
