@@ -132,23 +132,23 @@ def _sizes(recorder: Recorder, settled: Functionalized, outputs: Iterable[Any]) 
 def _apart(conditions: Conditions, recorder: Recorder, settled: Functionalized) -> Conditions:
     """Adds which tensors the recording wrote to, and which others it met in other memory."""
     state, copied = recorder.state, recorder.reads.copied
-    inputs = [i.name for i in state.arguments.inputs]
+    inputs, parameters = [i.name for i in state.arguments.inputs], list(state.values.parameters)
     memory, made = state.effects.memory, state.effects.made
-    given = {*inputs, *state.values.parameters}
+    given = {*inputs, *parameters}
     results = [o for n in settled.calls.nodes if not isinstance(n, OpNode) for o in made_by(n)]
-    met = [o for o in dict.fromkeys(results) if o in memory and o not in given and memory[o] not in made]
+    opaque = [o for o in dict.fromkeys(results) if o in memory and o not in given and memory[o] not in made]
     changed_memory = settled.outer | {key for _, key in settled.native} | {memory[name] for name, _ in copied}
-    groups = {key: tuple(n for n in (*given, *met) if memory[n] == key) for key in changed_memory}
+    groups = {key: tuple(n for n in (*given, *opaque) if memory[n] == key) for key in changed_memory}
     groups = dict(sorted(((k, group) for k, group in groups.items() if group), key=lambda pair: min(pair[1])))
     if not groups:
         return conditions
     place = {key: number for number, key in enumerate(groups)}
     return replace(
         conditions,
-        written=tuple(tuple(n for n in (*inputs, *state.values.parameters) if memory[n] == key) for key in groups),
-        others=tuple(n for n in inputs if memory[n] not in place),
-        held=tuple(n for n in state.values.parameters if memory[n] not in place),
-        met=tuple((name, place.get(memory[name], -1)) for name in met),
+        mutated_groups=tuple(tuple(n for n in (*inputs, *parameters) if memory[n] == key) for key in groups),
+        separate_inputs=tuple(n for n in inputs if memory[n] not in place),
+        separate_parameters=tuple(n for n in parameters if memory[n] not in place),
+        opaque_aliases=tuple((name, place.get(memory[name], -1)) for name in opaque),
     )
 
 

@@ -67,7 +67,7 @@ def record(
     state = recorder.state
     if parts.opaque:
         state.refuse("opaque_argument", *_opaque(parts.opaque[0], where))
-    kinds = registry.island_kinds(leaf.value for leaf in parts.objects)
+    kinds = registry.opaque_kinds(leaf.value for leaf in parts.objects)
     kinds = (*kinds, *{type(step) for step in steps.values()} - set(kinds))
     inside = [child for module in modules.values() for child in module.modules()]
     python = PythonState(modules, steps.values(), outside, given.arguments)
@@ -242,7 +242,7 @@ def _attempted(recorder: Recorder, step: Callable[[], Any]) -> Any:
 
 def _can_be_given(value: Any) -> bool:
     """Whether an object may be an argument of a scope."""
-    return isinstance(value, torch.Generator) or registry.has_islands(type(value))
+    return isinstance(value, torch.Generator) or registry.has_opaque_methods(type(value))
 
 
 def _opaque(leaf: Leaf, where: str) -> tuple[str, str, str]:

@@ -29,7 +29,7 @@ class Module(torch.nn.Module):
 
 
 class Store:
-    """A cache whose update is an island."""
+    """A cache whose update is called natively."""
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         return key + 0, value + 0

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fusion.capture.python.registry import has_islands
+from fusion.capture.python.registry import has_opaque_methods
 from fusion.patterns.leaves import Attribute, Path
 from fusion.runtime.pytrees import fields_of
 
@@ -76,7 +76,7 @@ class ArgumentTree(NamedTuple):
 def _parts(value: Any) -> tuple[tuple[Any, ...] | int | None, list[tuple[tuple[Any, ...], Any]]] | None:
     """A container's keys, and its items with the steps of a path that lead to them; None for any other object."""
     kind = type(value)
-    if has_islands(kind) and kind is not collections.UserDict:
+    if has_opaque_methods(kind) and kind is not collections.UserDict:
         return None
     if kind in (tuple, list) or (isinstance(value, tuple) and _is_record(kind)):
         return len(value), [((i,), item) for i, item in enumerate(value)]

@@ -11,7 +11,7 @@ from fusion.capture.matched_values import Diverged
 from fusion.capture.python.container_proxy import is_plain
 from fusion.capture.python.interception import refresh, unwrap_proxies, wrap_proxy
 from fusion.capture.python.opaque_calls import as_tuples
-from fusion.capture.python.registry import Island, NativeFunction
+from fusion.capture.python.registry import NativeFunction, OpaqueMethod
 from fusion.capture.trace_matcher import TraceMatcher
 from fusion.patterns.leaves import Attribute, Expect, Ref, map_leaves
 from fusion.patterns.python_nodes import Item, Method, ObjectRead, OpaqueCall
@@ -32,22 +32,24 @@ class CallMatcher:
 
     # ---- calls
 
-    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
+    def on_method(
+        self, registered: OpaqueMethod, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any
+    ) -> Any:
         """Calls natively and compares the call; integers among the arguments may be the twin's own."""
         args, kwargs = unwrap_proxies((args, kwargs))
         if not self._matcher.following:
             return original(receiver, *args, **kwargs)
         result = self._matcher.quiet(lambda: original(receiver, *args, **kwargs))
         refresh()
-        self._matcher.attempt(lambda: self._compare_call(island, receiver, args, kwargs, result))
+        self._matcher.attempt(lambda: self._compare_call(registered, receiver, args, kwargs, result))
         return result
 
-    def _compare_call(self, island: Island, receiver: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def _compare_call(self, registered: OpaqueMethod, receiver: Any, args: Any, kwargs: Any, result: Any) -> None:
         node, concrete = self._matcher.next(), self._matcher.sizes.concrete
         if not isinstance(node, OpaqueCall) or node.nest:
-            raise Diverged(f"{island.method}() where the recording differs")
-        if node.callee != Method(self._objects.get(id(receiver), ()), island.method):
-            raise Diverged(f"{island.method}() where the recording calls {node.text}()")
+            raise Diverged(f"{registered.method}() where the recording differs")
+        if node.callee != Method(self._objects.get(id(receiver), ()), registered.method):
+            raise Diverged(f"{registered.method}() where the recording calls {node.text}()")
         ours = tuple(map(self._named, args))
         theirs = map_leaves(concrete, node.args)
         same = len(ours) == len(theirs) and all(
@@ -55,11 +57,11 @@ class CallMatcher:
         )
         named = tuple(sorted((k, as_tuples(self._named(v))) for k, v in kwargs.items()))
         if not same or map_leaves(concrete, node.kwargs) != named:
-            raise Diverged(f"other arguments of {island.method}()")
+            raise Diverged(f"other arguments of {registered.method}()")
         self._log(node, result)
         outputs = result if node.structure != "leaf" else (result,)
         if type(result) is not {"tuple": tuple, "list": list}.get(node.structure, type(result)):
-            raise Diverged(f"{island.method}() returned something else")
+            raise Diverged(f"{registered.method}() returned something else")
         for output, value in zip(node.outputs, outputs, strict=True):
             self._result(output, value)
         self._keep_copies(node)

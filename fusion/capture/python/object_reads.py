@@ -16,7 +16,7 @@ from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.container_proxy import COPY, PLAIN, is_container, is_object, is_plain, state_of
 from fusion.capture.python.interception import refresh, wrap_proxy
 from fusion.capture.python.reachable_state import is_library
-from fusion.capture.python.registry import has_islands
+from fusion.capture.python.registry import has_opaque_methods
 from fusion.capture.symbolic_shapes import is_symbolic
 from fusion.capture.trace_state import TraceState
 from fusion.capture.user_frame import user_line
@@ -223,7 +223,7 @@ class ObjectReads:
         known = self.operands.object_leaf(leaf)
         if known is not None:
             return known, leaf
-        if isinstance(callee, Method) or not has_islands(type(leaf)):
+        if isinstance(callee, Method) or not has_opaque_methods(type(leaf)):
             what = f"{describe_call(callee)} returned a {type(leaf).__name__}"
             raise Refused("opaque_output", what, user_line(), _RETURN)
         return self.operands.new_object(leaf), leaf
