@@ -111,8 +111,8 @@ def test_a_module_follows_one_that_differs_in_a_number_given_to_opaque_calls() -
 
 def test_a_module_follows_none_that_differs_in_two_numbers() -> None:
     one, other = Layer(3), Layer(4)
-    other.heads = 3
-    assert not follows(one, other, 3, 2), "of two names"
+    one.heads, other.heads = 3, 4
+    assert not follows(one, other, 3), "one and the same, but of two names"
     one, other = Layer(3), Layer(4)
     one.inner.number, other.inner.number = 3, 4  # type: ignore[assignment]
     assert follows(one, other, 3), "one number, which two parts have"
