@@ -49,8 +49,8 @@ def guards_of(shape: PlanSpec, owner: str = "") -> Iterator[Guard]:
     ]
     for kinds in (("tensor", "dtype", "device", "rank"), ("size", "stride")):  # every rank, before a size is read
         yield from (guard for guards in each for guard in guards if guard.kind in kinds)
-    written = [name for group in shape.conditions.written for name in group]
-    if shape.conditions.written:
+    written = [name for group in shape.conditions.mutated_groups for name in group]
+    if shape.conditions.mutated_groups:
         yield Guard("memory", paths[written[0]] if written else (), _OWN_MEMORY)
     known = {s.symbol for s in graph.symbols if s.value in paths and s.kind != "result"}
     for text, line in conditions_of(graph):
@@ -188,20 +188,19 @@ class _Call:
 
     def _memory(self, guard: Guard) -> GuardMiss | None:
         conditions, paths = self.known.shape.conditions, self.known.paths
-        written = [[self.tensor(name) for name in group] for group in conditions.written]
-        others = {name: self.tensor(name) for name in conditions.others}
-        held = {name: self.tensor(name) for name in conditions.held}
-        if disjoint(written, others.values(), storages(held.values())):
+        written = [[self.tensor(name) for name in group] for group in conditions.mutated_groups]
+        others = {name: self.tensor(name) for name in conditions.separate_inputs}
+        parameters = {name: self.tensor(name) for name in conditions.separate_parameters}
+        if disjoint(written, others.values(), storages(parameters.values())):
             return None
         mine = [storages(group) for group in written]
         for number, memory in enumerate(mine):
-            rest = [
-                (group[0], storages([self.tensor(n) for n in group])) for group in conditions.written[:number] if group
-            ]
-            rest += [(name, storages([tensor])) for name, tensor in {**others, **held}.items()]
+            earlier = [group for group in conditions.mutated_groups[:number] if group]
+            rest = [(group[0], storages([self.tensor(n) for n in group])) for group in earlier]
+            rest += [(name, storages([tensor])) for name, tensor in {**others, **parameters}.items()]
             shared = next((name for name, other in rest if not memory.isdisjoint(other)), None)
-            if shared is not None and conditions.written[number]:
-                found = Guard("memory", paths[conditions.written[number][0]], _OWN_MEMORY)
+            if shared is not None and conditions.mutated_groups[number]:
+                found = Guard("memory", paths[conditions.mutated_groups[number][0]], _OWN_MEMORY)
                 return miss_of(found, Words(f"memory that {place(paths[shared])} shares"))
         return miss_of(guard, Words("memory that another tensor shares"))
 

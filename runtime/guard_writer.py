@@ -145,13 +145,13 @@ class GuardWriter:
         names = [*(i.name for i in self.graph.inputs), *(name for name, _ in self.graph.parameters)]
         if names:  # parameters too: `.to()` and `.data =` change them and keep the object
             self.guard(names, self.shape.devices)
-        if conditions.written:
-            groups = ", ".join(self.text(tuple(map(Ref, group))) for group in conditions.written)
-            others = "".join(f"{self.value(name)}, " for name in conditions.others)
-            met = f"({groups},), ({others}), HELD"
-            self.miss(f"not {self.name('disjoint', disjoint)}({met})")
-            if conditions.met:
-                self.lines.append(f"    memory = {self.name('Memory', Memory)}({met})")
+        if conditions.mutated_groups:
+            groups = ", ".join(self.text(tuple(map(Ref, group))) for group in conditions.mutated_groups)
+            others = "".join(f"{self.value(name)}, " for name in conditions.separate_inputs)
+            memory = f"({groups},), ({others}), HELD"
+            self.miss(f"not {self.name('disjoint', disjoint)}({memory})")
+            if conditions.opaque_aliases:
+                self.lines.append(f"    memory = {self.name('Memory', Memory)}({memory})")
         self.flush()
 
     def guard(self, names: Sequence[str], devices: Sequence[torch.device], indent: str = "    ") -> None:

@@ -138,24 +138,29 @@ class Conditions:
         atoms: (path, value), compared by type and value.
         kinds: (path, exact type).
         aliases: pairs of paths that hold one tensor.
-        written: groups of inputs and parameters that are written to; those of a group share memory. A group is empty
-            where only what is found, or given by native calls, lives in that memory.
-        others: inputs that live in other memory than all of `written`.
-        held: parameters that do.
+        mutated_groups: groups of inputs and parameters that are written to; those of a group share memory. A group
+            is empty where only what is found, or given by native calls, lives in that memory.
+        separate_inputs: inputs that live in other memory than all of `mutated_groups`.
+        separate_parameters: parameters that do.
         apart: pairs of paths that lead to different containers.
-        met: tensors that are found inside objects, or that native calls give: the place in `written` of the memory they
-            live in, or -1. Empty where nothing is written to.
+        opaque_aliases: tensors that are found inside objects, or that opaque calls give: the place in `mutated_groups`
+            of the memory they live in, or -1. Empty where nothing is written to.
     """
 
     containers: tuple[tuple[Path, type, Any], ...]
     atoms: tuple[tuple[Path, Any], ...]
     kinds: tuple[tuple[Path, type], ...]
     aliases: tuple[tuple[Path, Path], ...]
-    written: tuple[tuple[str, ...], ...] = ()
-    others: tuple[str, ...] = ()
-    held: tuple[str, ...] = ()
+    mutated_groups: tuple[tuple[str, ...], ...] = ()
+    separate_inputs: tuple[str, ...] = ()
+    separate_parameters: tuple[str, ...] = ()
     apart: tuple[tuple[Path, Path], ...] = ()
-    met: tuple[tuple[str, int], ...] = ()
+    opaque_aliases: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def memory(self) -> tuple[Any, ...]:
+        """What must hold of the memory that tensors live in."""
+        return self.mutated_groups, self.separate_inputs, self.separate_parameters, self.opaque_aliases
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,7 @@ def standing(conditions: Conditions, tensors: Mapping[str, torch.Tensor]) -> dic
         conditions: the recording's.
         tensors: its parameters by value name.
     """
-    held = storages(tensors[name] for name in conditions.held)
+    held = storages(tensors[name] for name in conditions.separate_parameters)
     return {"UNDO": UndoLog, "HELD": held, "OWN": frozenset(map(id, tensors.values()))}
 
 

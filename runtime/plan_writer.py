@@ -57,7 +57,7 @@ class Writer(GuardWriter):
         later = any(kind == "node" and not isinstance(self.graph.nodes[i], OpNode) for kind, i in steps[at[0] :])
         return f"UNDO({None if log or later else _MOST_KEPT})"
 
-    def met(self) -> str:
+    def given_identities(self) -> str:
         """Source of the identities of what a call is given, parameters apart, where something is found in objects."""
         if not any(map(self._finds, self.graph.nodes)):
             return ""
@@ -233,8 +233,8 @@ def write_plan(
         inputs = sorted(writer.bound)
         writer.miss(f"({', '.join(inputs)}{',' if inputs else ''}) not in PROVED")
     arguments = ", ".join(f"a{i}" for i in range(len(shape.parameters)))
-    met = writer.met()
-    writer.lines += [f"    met = {met}"] if met else []
+    given = writer.given_identities()
+    writer.lines += [f"    met = {given}"] if given else []
     writer.lines += [
         "    log = LOGGED" if log else "    log = []",
         f"    undo = {writer.keeper(steps, log)}",

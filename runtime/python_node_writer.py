@@ -57,7 +57,7 @@ class PythonNodeWriter:
         self.allocate = allocate
         self.taps = taps
         self.log = log
-        self.groups = dict(plan.shape.conditions.met)
+        self.groups = dict(plan.shape.conditions.opaque_aliases)
 
     def write(self, index: int, node: PythonNode) -> None:
         """Node `index`, its log entry, and the checks on what it gave."""

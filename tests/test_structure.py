@@ -88,7 +88,6 @@ def test_what_tests_share_is_in_one_folder() -> None:
 MOST_LINES = {ast.ClassDef: 300, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}
 MOST_LINES_OF_A_FILE = 400
 LONGER = {
-    "TraceMatcher": "torch and the session call back one object for all that a run does",
     "_Emitter": "one visitor of expressions, whose methods share names and masks",
     "kernels/backends/triton/emit.py": "it holds the emitter",
 }
@@ -105,3 +104,26 @@ def test_files_classes_and_functions_are_short() -> None:
             if most is not None and node.end_lineno - node.lineno + 1 > most:  # type: ignore[attr-defined]
                 long.add(node.name)  # type: ignore[attr-defined]
     assert long == set(LONGER)
+
+
+MOST_ATTRIBUTES = 15
+RICHER = {
+    "RegionReport": "a row of the report: its attributes are the fields of the JSON",
+    "ScopeReport": "likewise",
+    "RecordedGraph": "the public value of a recording, whose fields its constructor takes",
+}
+
+
+def attributes(kind: ast.ClassDef) -> set[str]:
+    """Names of a class's fields, and of what its methods set on `self`."""
+    found = {n.target.id for n in kind.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    for node in ast.walk(kind):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found |= {node.attr} if isinstance(node.value, ast.Name) and node.value.id == "self" else set()
+    return found
+
+
+def test_classes_have_few_attributes() -> None:
+    trees = [ast.parse(path.read_text()) for path in modules().values()]
+    kinds = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assert {kind.name for kind in kinds if len(attributes(kind)) > MOST_ATTRIBUTES} == set(RICHER)

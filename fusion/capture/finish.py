@@ -14,7 +14,7 @@ from fusion.capture.functionalize import Functionalized
 from fusion.capture.leftover_symbols import without_symbols
 from fusion.capture.python.argument_snapshot import Item
 from fusion.capture.python.argument_tree import Atom
-from fusion.capture.recorded_call import RecordedCall, unwrap_result
+from fusion.capture.recorded_call import BoundValues, Failure, RecordedCall, RecordedRun, unwrap_result
 from fusion.capture.recorder import Recorder
 from fusion.capture.symbolic_shapes import GuardError, Translation, hint, is_symbolic
 from fusion.faults import recording_code
@@ -45,10 +45,9 @@ def finish(
     state.forget()
     state.notice_fixed_size()
     recorder.reads.check_lists()
-    recording = RecordedCall(unwrap_result(result), state.refusal, culprit=state.module, reader=state.reader)
-    recording.undo = state.effects.undo
-    recording.left = recording.undo.now()
-    recording.given = state.given
+    undo = state.effects.undo
+    run = RecordedRun(state.arguments.snapshot, undo=undo, left=undo.now())
+    recording = RecordedCall(unwrap_result(result), state.refusal, Failure(state.module), reader=state.reader, run=run)
     if state.refusal is None:
         try:
             _fill(recording, recorder, result, conditions, items)
@@ -61,11 +60,11 @@ def finish(
     if recording.refusal is not None:
         recording.graph = None
         recording.result = without_symbols(recording.result)
-        state.given.settle()
+        state.arguments.snapshot.settle()
     else:
         leaves, tree = flatten_result(recording.result)
         recording.result = unflatten(map(hint, leaves), tree)
-        recording.values_set = mapped(hint, state.given.values(items))
+        recording.run.values_set = mapped(hint, state.arguments.snapshot.values(items))
     recording.seconds = time.perf_counter() - start
     return recording
 
@@ -75,8 +74,8 @@ def _fill(
 ) -> None:
     state = recorder.state
     state.effects.check_generators()
-    outcome = (result, state.given.values(items)) if items else result
-    leaves, tree = flatten_result(outcome, state.containers)
+    outcome = (result, state.arguments.snapshot.values(items)) if items else result
+    leaves, tree = flatten_result(outcome, state.arguments.containers)
     leaves = [state.fake_values.settled(leaf) for leaf in leaves]
     returned = [state.name_of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     settled = Functionalized(recorder, [name for name in returned if name is not None])
@@ -86,17 +85,17 @@ def _fill(
         raise Refused(state.refusal.code, state.refusal.sentence, state.refusal.origin)
     outputs = tuple(_output(leaf, recorder, settled, translation) for leaf in leaves)
     recording.graph = RecordedGraph(
-        inputs=tuple(state.inputs),
-        parameters=tuple(state.parameters.items()),
-        constants=tuple(state.constants),
+        inputs=tuple(state.arguments.inputs),
+        parameters=tuple(state.values.parameters.items()),
+        constants=tuple(state.values.constants),
         mutated=tuple(sorted(settled.mutated)),
         nodes=tuple(_translated(node, translation) for node in settled.calls.nodes),
         outputs=outputs,
         structure=str(tree),
-        specs=tuple((name, _spec(fake, translation)) for name, fake in state.fakes.items()),
+        specs=tuple((name, _spec(fake, translation)) for name, fake in state.values.fakes.items()),
         symbols=tuple(translation.sources),
         guards=tuple(translation.guards),
-        opaque=tuple(state.opaque),
+        opaque=tuple(state.values.opaque),
         objects=tuple(known for known, _ in recorder.operands.held.values()),
         outer_writes=settled.outer_writes,
         draws=settled.draws,
@@ -104,24 +103,25 @@ def _fill(
         guard_origins=tuple(translation.lines.get(guard, "") for guard in translation.guards),
     )
     check_recording(recording.graph)
-    recording.objects = {name: value for name, (_, value) in recorder.operands.held.items()}
-    recording.met = tuple(_translated(node, translation) for node in state.nodes)
+    recording.bound = BoundValues(
+        {name: state.values.real[name] for name in state.values.parameters},
+        dict(state.values.constants),
+        {name: value for name, (_, value) in recorder.operands.held.items()},
+    )
+    recording.unfunctionalized_nodes = tuple(_translated(node, translation) for node in state.nodes)
     recording.renamed = settled.renamed
     recording.conditions = _apart(conditions, recorder, settled)
-    recording.constants = dict(state.constants)
-    recording.parameters = {name: state.real[name] for name in state.parameters}
     recording.tree = tree
-    outer = [*(i.name for i in state.inputs), *state.parameters]
-    recording.devices = {name: state.real[name].device for name in outer}
-    recording.real = state.real
+    outer = [*(i.name for i in state.arguments.inputs), *state.values.parameters]
+    recording.devices = {name: state.values.real[name].device for name in outer}
+    recording.run.real, recording.run.log = state.values.real, state.log
     recording.values = {s.symbol: _value_of(s, recorder) for s in translation.sources}
-    recording.log = state.log
     recording.functions = tuple(recorder.calls.functions)
 
 
 def _sizes(recorder: Recorder, settled: Functionalized, outputs: Iterable[Any]) -> Iterator[Any]:
     """Every size that a plan has to compute."""
-    for fake in recorder.state.fakes.values():
+    for fake in recorder.state.values.fakes.values():
         yield from fake.shape
         yield from fake.stride()
     for node in (*settled.calls.nodes, *recorder.state.nodes):
@@ -132,30 +132,30 @@ def _sizes(recorder: Recorder, settled: Functionalized, outputs: Iterable[Any]) 
 def _apart(conditions: Conditions, recorder: Recorder, settled: Functionalized) -> Conditions:
     """Adds which tensors the recording wrote to, and which others it met in other memory."""
     state, copied = recorder.state, recorder.reads.copied
-    inputs = [i.name for i in state.inputs]
+    inputs, parameters = [i.name for i in state.arguments.inputs], list(state.values.parameters)
     memory, made = state.effects.memory, state.effects.made
-    given = {*inputs, *state.parameters}
+    given = {*inputs, *parameters}
     results = [o for n in settled.calls.nodes if not isinstance(n, OpNode) for o in made_by(n)]
-    met = [o for o in dict.fromkeys(results) if o in memory and o not in given and memory[o] not in made]
+    opaque = [o for o in dict.fromkeys(results) if o in memory and o not in given and memory[o] not in made]
     changed_memory = settled.outer | {key for _, key in settled.native} | {memory[name] for name, _ in copied}
-    groups = {key: tuple(n for n in (*given, *met) if memory[n] == key) for key in changed_memory}
+    groups = {key: tuple(n for n in (*given, *opaque) if memory[n] == key) for key in changed_memory}
     groups = dict(sorted(((k, group) for k, group in groups.items() if group), key=lambda pair: min(pair[1])))
     if not groups:
         return conditions
     place = {key: number for number, key in enumerate(groups)}
     return replace(
         conditions,
-        written=tuple(tuple(n for n in (*inputs, *state.parameters) if memory[n] == key) for key in groups),
-        others=tuple(n for n in inputs if memory[n] not in place),
-        held=tuple(n for n in state.parameters if memory[n] not in place),
-        met=tuple((name, place.get(memory[name], -1)) for name in met),
+        mutated_groups=tuple(tuple(n for n in (*inputs, *parameters) if memory[n] == key) for key in groups),
+        separate_inputs=tuple(n for n in inputs if memory[n] not in place),
+        separate_parameters=tuple(n for n in parameters if memory[n] not in place),
+        opaque_aliases=tuple((name, place.get(memory[name], -1)) for name in opaque),
     )
 
 
 def _value_of(source: Any, recorder: Recorder) -> int:
     if source.kind == "result":
         return recorder.state.numbers[source.value]
-    tensor = recorder.state.real[source.value]
+    tensor = recorder.state.values.real[source.value]
     return int(tensor.shape[source.dim] if source.kind == "shape" else tensor.stride(source.dim))
 
 
@@ -174,8 +174,8 @@ def _output(leaf: Any, recorder: Recorder, settled: Functionalized, translation:
     known = recorder.operands.objects.get(id(leaf))
     if known is not None:
         return known if isinstance(known, Ref) else Argument(known)
-    if id(leaf) in recorder.state.containers:
-        return Argument(recorder.state.containers[id(leaf)])
+    if id(leaf) in recorder.state.arguments.containers:
+        return Argument(recorder.state.arguments.containers[id(leaf)])
     raise Refused("opaque_output", f"the result holds a {type(leaf).__name__}")
 
 

@@ -138,7 +138,7 @@ class ShapeMode(HiddenFunctionMode):
 
     def _fake(self, tensor: Any) -> torch.Tensor | None:
         try:
-            return self.state.fakes[self.state.known(tensor)]
+            return self.state.values.fakes[self.state.known(tensor)]
         except Refused as refused:
             self.state.refusal = self.state.refusal or refused.refusal
             return None
@@ -172,7 +172,7 @@ class ShapeMode(HiddenFunctionMode):
 
         if not state.quiet(lambda: is_contiguous_or_false(fake)):
             name = state.name_of(tensor)
-            fresh = f"v{len(state.real)}"
+            fresh = f"v{len(state.values.real)}"
             state.effects.elided.add(fresh)
             state.bind(fresh, tensor, state.quiet(fake.contiguous))
             state.nodes.append(OpNode("aten.contiguous.default", (Ref(str(name)),), (), (fresh,), user_line()))

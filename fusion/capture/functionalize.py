@@ -100,7 +100,10 @@ class Functionalized:
     def _copy_before_unknown_writes(self) -> None:
         """What a native call writes to without the forward ever meeting it may, in another call, be what was found."""
         recorder = self.recorder
-        given = {self.calls.memory[n] for n in (*(g.name for g in recorder.state.inputs), *recorder.state.parameters)}
+        given = {
+            self.calls.memory[n]
+            for n in (*(g.name for g in recorder.state.arguments.inputs), *recorder.state.values.parameters)
+        }
         for name, found in recorder.reads.lookups:
             i = next((i for i in recorder.reads.unknown_writes if i > found), None)
             key = self.calls.memory[name]
@@ -116,7 +119,7 @@ class Functionalized:
         key, fresh = self.calls.memory[name], -2 * i - 1
         older = [n for n, k in self.calls.memory.items() if k == key and self.calls.made_at(n) < i]
         state = self.recorder.state
-        given = {self.calls.memory[n] for n in (*(g.name for g in state.inputs), *state.parameters)}
+        given = {self.calls.memory[n] for n in (*(g.name for g in state.arguments.inputs), *state.values.parameters)}
         if (
             key in given
             or any(self.last.get(n, -1) > i for n in older)
@@ -190,9 +193,9 @@ class Functionalized:
 
     def _shadow(self, call: OpNode, target: str, i: int) -> bool:
         """Puts the functional call in place if its result is laid out as the written tensor; casts it if need be."""
-        recorder, old = self.recorder, self.recorder.state.fakes[target]
+        recorder, old = self.recorder, self.recorder.state.values.fakes[target]
         try:
-            made = self.calls.run(call, recorder.state.fakes, fake=True)
+            made = self.calls.run(call, recorder.state.values.fakes, fake=True)
             cast = made if made.dtype == old.dtype else self.calls.quietly(lambda: made.to(old.dtype))
         except Exception:  # torch has no shape function for it: it stays in place
             return False
@@ -201,14 +204,14 @@ class Functionalized:
         (name,) = call.outputs
         if cast is not made:
             wide = f"w{i}"
-            recorder.state.fakes[wide] = made
-            recorder.state.real[wide] = self.calls.run(call, recorder.state.real, fake=False)
+            recorder.state.values.fakes[wide] = made
+            recorder.state.values.real[wide] = self.calls.run(call, recorder.state.values.real, fake=False)
             self.calls.memory[wide] = -2 * i - 2
             self.calls.made[wide] = i
             self.calls.before[i] = replace(call, outputs=(wide,))
             call = OpNode(_TO_DTYPE, (Ref(wide), old.dtype), (), (name,), call.origin)
         self.calls.nodes[i] = call
-        recorder.state.fakes[name] = cast
+        recorder.state.values.fakes[name] = cast
         return True
 
     def _take_out(self, i: int, made: str, key: int) -> None:
@@ -224,7 +227,7 @@ class Functionalized:
     def _copy_constants(self) -> None:
         """A constant that is written to or handed out is copied at the start of each run."""
         outgoing = {self.calls.memory[name] for name in self.calls.returned if name in self.calls.memory}
-        for name in self.recorder.state.constants:
+        for name in self.recorder.state.values.constants:
             if name in self.mutated or self.calls.memory[name] in outgoing:
                 self.renamed[name] = f"k{name}"
         if not self.renamed:
@@ -237,8 +240,8 @@ class Functionalized:
         self.calls.before = {i: n.renamed(copy_of) for i, n in self.calls.before.items()}
         self.mutated = set(map(copy_of, self.mutated))
         for name, copy in self.renamed.items():
-            self.recorder.state.fakes[copy] = self.recorder.state.fakes[name]
-            self.recorder.state.real[copy] = self.recorder.state.real[name]
+            self.recorder.state.values.fakes[copy] = self.recorder.state.values.fakes[name]
+            self.recorder.state.values.real[copy] = self.recorder.state.values.real[name]
 
     def _insert(self) -> list[int]:
         """Puts the new calls in between; where each call stands then."""

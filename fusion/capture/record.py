@@ -67,7 +67,7 @@ def record(
     state = recorder.state
     if parts.opaque:
         state.refuse("opaque_argument", *_opaque(parts.opaque[0], where))
-    kinds = registry.island_kinds(leaf.value for leaf in parts.objects)
+    kinds = registry.opaque_kinds(leaf.value for leaf in parts.objects)
     kinds = (*kinds, *{type(step) for step in steps.values()} - set(kinds))
     inside = [child for module in modules.values() for child in module.modules()]
     python = PythonState(modules, steps.values(), outside, given.arguments)
@@ -81,11 +81,11 @@ def record(
         with stack.lent(), replay(state.log, given.leaves, steps.values()):
             result = invoke()  # an error of the user's own comes again here
     recording = finish(recorder, result, _conditions(recorder, parts, items), start, items)
-    recording.changes = changes
-    recording.unsuited = unsuited
+    recording.failure = replace(recording.failure, changes_state=changes, symbolic=unsuited)
     if recording.refusal is not None:
         recording.refusal = replace(recording.refusal, origin=recording.refusal.origin or where)
-        python.settle()
+        if failure is None:  # else all was taken back, and the run that followed had no symbols
+            python.settle()
     return recording
 
 
@@ -144,8 +144,8 @@ def _recorder_for(
         static=numbers,
         forgets=True,
     )
-    recorder.state.containers = {id(c.value): c.path for c in given.containers if c.value is not None}
-    recorder.state.given = given
+    recorder.state.arguments.containers = {id(c.value): c.path for c in given.containers if c.value is not None}
+    recorder.state.arguments.snapshot = given
     return recorder
 
 
@@ -166,7 +166,7 @@ def _observed(
                     without_frames(error)
                 return None, error
     except BaseException:  # KeyboardInterrupt, say: what the forward has done stays done, as it does eagerly
-        recorder.state.given.settle()
+        recorder.state.arguments.snapshot.settle()
         python.settle()
         raise
 
@@ -188,7 +188,7 @@ def _notice_effects(
             state.module = python.changing()
         line = python.line() or where
         state.refuse("python_state", f"the forward {change} in what it finds outside its arguments", line)
-    items = _attempted(recorder, state.given.set_items)
+    items = _attempted(recorder, state.arguments.snapshot.set_items)
     if items is None:
         state.refuse("python_state", "the forward changes a list or dict it was given", where)
     return change is not None, items or ()
@@ -200,7 +200,7 @@ def _take_back(recorder: Recorder, effects: OutsideEffects, python: PythonState)
     python.settle()
     state.effects.undo.rewind()
     recorder.reads.take_back_python_writes()
-    state.given.rewind()
+    state.arguments.snapshot.rewind()
     effects.rewind()
     if not state.log:  # what native calls did is not done again, and stays
         python.restore()
@@ -220,12 +220,12 @@ def _refuse_failure(recorder: Recorder, failure: Exception, *, symbolic: bool) -
 
 def _conditions(recorder: Recorder, parts: _Parts, items: tuple[Item, ...]) -> Conditions:
     """What a plan checks of the arguments beside tensors."""
-    given = recorder.state.given
+    given = recorder.state.arguments.snapshot
     return Conditions(
         tuple((c.path, c.kind, c.keys) for c in given.containers),
         tuple((leaf.path, leaf.value) for leaf in given.leaves if is_atom(leaf.value)),
         tuple((leaf.path, type(leaf.value)) for leaf in parts.objects),
-        tuple(recorder.state.aliased_inputs),
+        tuple(recorder.state.arguments.aliases),
         apart=given.apart(items),
     )
 
@@ -242,7 +242,7 @@ def _attempted(recorder: Recorder, step: Callable[[], Any]) -> Any:
 
 def _can_be_given(value: Any) -> bool:
     """Whether an object may be an argument of a scope."""
-    return isinstance(value, torch.Generator) or registry.has_islands(type(value))
+    return isinstance(value, torch.Generator) or registry.has_opaque_methods(type(value))
 
 
 def _opaque(leaf: Leaf, where: str) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,79 +22,123 @@ from fusion.runtime.rollback import State, UndoLog
 
 
 @dataclass
+class RecordedRun:
+    """What one run met and left: what its plans are proved on, and what making the call again starts from.
+
+    Attributes:
+        given: what the call was given.
+        real: every tensor of the run by value name; drop it when the kernels are proved. Large ones that the forward
+            had dropped by its end hold nothing.
+        log: results of opaque calls and reads, in order.
+        undo: takes back what the run did to memory and generators that outlive it.
+        left: what the run left there.
+        values_set: what it put into dicts it was given, by the graph's `items`.
+    """
+
+    given: ArgumentSnapshot = field(default_factory=lambda: ArgumentSnapshot({}))
+    real: dict[str, torch.Tensor] = field(default_factory=dict)
+    log: list[Any] = field(default_factory=list)
+    undo: UndoLog = field(default_factory=UndoLog)
+    left: State = ((), ())
+    values_set: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class BoundValues:
+    """What a scope's plans find outside their arguments, by value name.
+
+    Attributes:
+        parameters: tensors that the scope's modules hold.
+        constants: tensors that the run made from Python data.
+        objects: what calls are made on, and are given, beside arguments.
+    """
+
+    parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    objects: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and constants."""
+        return {**self.parameters, **self.constants}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is known of a run that was refused, beside the reason.
+
+    Attributes:
+        module: the module inside the scope in whose forward the refusal arose; None for the scope's own.
+        changes_state: whether the run changed the Python state of its modules.
+        symbolic: whether the forward failed on symbols in the place of sizes; it may take numbers.
+    """
+
+    module: torch.nn.Module | None = None
+    changes_state: bool = False
+    symbolic: bool = False
+
+
+@dataclass
 class RecordedCall:
     """The outcome of one recorded call.
 
     Attributes:
         result: what the call returned.
         refusal: why it cannot be replayed, or None.
+        failure: what else is known of a run that was refused.
         graph: the recorded graph, or None when refused.
         conditions: what a plan checks beside sizes.
-        constants: tensors by value name.
-        parameters: tensors by value name.
         tree: pytree structure of the result.
         devices: full device of every input and parameter by value name.
-        objects: what calls are made on, and are given, beside arguments, by value name.
-        real: every tensor of the run by value name; drop it when the kernels are proved. Large ones that the forward
-            had dropped by its end hold nothing.
-        log: results of opaque calls and reads, in order.
-        met: the calls as the run made them, before in-place ones were settled.
+        values: sizes of this call by symbol.
+        bound: what its plans are bound to.
+        run: what the run met and left.
+        unfunctionalized_nodes: the calls as the run made them, before in-place ones were settled.
         renamed: constants that each run starts from a copy of: the copy's name.
-        undo: takes back what the run did to memory and generators that outlive it.
-        left: what the run left there.
         seconds: how long recording took.
-        culprit: the module inside the scope in whose forward the refusal arose; None for the scope's own.
-        changes: whether the run changed the Python state of its modules.
         reader: the module inside the scope whose forward was the first to go by numbers that tensors held, or None.
-        given: what the call was given.
-        values_set: what it put into dicts it was given, by the graph's `items`.
-        unsuited: whether the forward failed on symbols in the place of sizes; it may take numbers.
         functions: modules that it called and that the scope's modules do not hold: their state counts, too.
     """
 
     result: Any
     refusal: Refusal | None
+    failure: Failure = Failure()
     graph: RecordedGraph | None = None
     conditions: Conditions | None = None
-    constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
     tree: Any = None
     devices: dict[str, torch.device] = field(default_factory=dict)
-    real: dict[str, torch.Tensor] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
-    log: list[Any] = field(default_factory=list)
-    met: tuple[Node, ...] = ()
+    bound: BoundValues = field(default_factory=BoundValues)
+    run: RecordedRun = field(default_factory=RecordedRun)
+    unfunctionalized_nodes: tuple[Node, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
-    undo: UndoLog = field(default_factory=UndoLog)
-    left: State = ((), ())
     seconds: float = 0.0
-    objects: dict[str, Any] = field(default_factory=dict)
-    culprit: torch.nn.Module | None = None
     reader: torch.nn.Module | None = None
-    changes: bool = False
-    unsuited: bool = False
-    given: ArgumentSnapshot = field(default_factory=lambda: ArgumentSnapshot({}))
-    values_set: tuple[Any, ...] = ()
     functions: tuple[torch.nn.Module, ...] = ()
 
     @property
     def outcome(self) -> Any:
         """What a plan's run is compared with: the result, with the values of the items it sets where it does."""
         assert self.graph is not None
-        return (self.result, self.values_set) if self.graph.items else self.result
+        return (self.result, self.run.values_set) if self.graph.items else self.result
 
     def bare(self) -> RecordedCall:
         """What the call can be made again with: no tensors of the recorded run."""
-        return replace(self, result=None, real={}, values_set=())
+        return replace(self, result=None, run=replace(self.run, real={}, values_set=()))
+
+    def released(self) -> RecordedCall:
+        """What equal modules can follow: no tensors at all."""
+        return replace(self, result=None, run=RecordedRun(), bound=BoundValues(objects=self.bound.objects))
 
     def share(self, result: Any) -> None:
         """Lets go of the recorded result for another one, which is the same to the bit."""
         assert self.graph is not None
         self.result = result
-        given = {*(i.name for i in self.graph.inputs), *self.parameters, *self.constants}
+        real = self.run.real
+        given = {*(i.name for i in self.graph.inputs), *self.bound.parameters, *self.bound.constants}
         for leaf in self.graph.outputs:
-            if isinstance(leaf, Ref) and leaf.name in self.real and leaf.name not in given:
-                self.real[leaf.name] = without_contents(self.real[leaf.name])
+            if isinstance(leaf, Ref) and leaf.name in real and leaf.name not in given:
+                real[leaf.name] = without_contents(real[leaf.name])
 
 
 def unwrap_result(result: Any) -> Any:

@@ -97,7 +97,11 @@ class Recorder:
 
     def give_up(self) -> None:
         """Lets go of all that the run has made, so that it can be made again without a recorder."""
-        kept = {*(i.name for i in self.state.inputs), *self.state.parameters, *self.state.constants}
-        for name in self.state.real.keys() - kept:
-            self.state.real[name] = without_contents(self.state.real[name])
-        self.state.names.clear()
+        kept = {
+            *(i.name for i in self.state.arguments.inputs),
+            *self.state.values.parameters,
+            *self.state.values.constants,
+        }
+        for name in self.state.values.real.keys() - kept:
+            self.state.values.real[name] = without_contents(self.state.values.real[name])
+        self.state.values.names.clear()

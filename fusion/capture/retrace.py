@@ -22,12 +22,13 @@ import torch
 
 from fusion.capture.function_mode import DATA_READS, LAYOUT_READS, NUMPY, HiddenFunctionMode
 from fusion.capture.python.argument_tree import tensors_of
+from fusion.capture.python.call_matcher import CallMatcher
 from fusion.capture.python.container_proxy import is_looked_into
 from fusion.capture.python.interception import session
-from fusion.capture.recorded_call import RecordedCall
+from fusion.capture.recorded_call import BoundValues, RecordedCall, RecordedRun
 from fusion.capture.recorder import below_autograd
 from fusion.capture.released_memory import alike
-from fusion.capture.trace_matcher import TraceMatcher
+from fusion.capture.trace_matcher import OperatorMatcher, TraceMatcher
 from fusion.patterns import symbols
 from fusion.patterns.leaves import Ref, map_leaves
 from fusion.patterns.nodes import Node, OpNode
@@ -38,20 +39,20 @@ from fusion.patterns.ops.effects import has_effect
 class _Reads(HiddenFunctionMode):
     """Notices what the dispatch mode cannot see: data reads, and `contiguous()` that did nothing."""
 
-    def __init__(self, follower: TraceMatcher) -> None:
+    def __init__(self, matcher: TraceMatcher) -> None:
         super().__init__()
-        self.follower = follower
+        self._matcher = matcher
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        follower = self.follower
-        if follower.following:
+        matcher = self._matcher
+        if matcher.following:
             if func in DATA_READS or func in NUMPY or func in LAYOUT_READS:
-                follower.diverged = f"{func} reads tensor data"
+                matcher.diverged = f"{func} reads tensor data"
             elif any(map(is_looked_into, (*args, *(kwargs or {}).values()))):
-                follower.diverged = f"{func} is given a list that an object holds"
+                matcher.diverged = f"{func} is given a list that an object holds"
             elif func is torch.Tensor.contiguous and result is args[0]:
-                follower._attempt(lambda: follower.elided_contiguous(args[0]))
+                matcher.attempt(lambda: matcher.elided_contiguous(args[0]))
         return result
 
 
@@ -81,36 +82,34 @@ def follow(
     tensors = dict(tensors_of(module))
     copied = {copy: constant for constant, copy in twin.renamed.items()}
     outputs = tuple(Ref(copied.get(o.name, o.name)) if isinstance(o, Ref) else o for o in twin.graph.outputs)
-    follower = TraceMatcher(
-        replace(twin.graph, nodes=twin.met, outputs=outputs),
+    matcher = TraceMatcher(
+        replace(twin.graph, nodes=twin.unfunctionalized_nodes, outputs=outputs),
         values,
         {id(tensor): name for name, tensor in inputs.items()},
         {id(tensor): path for path, tensor in tensors.items()},
-        objects,
     )
-    follower.real.update(inputs)
+    matcher.values.real.update(inputs)
     assert twin.conditions is not None
     kinds = {kind for _, kind in twin.conditions.kinds}
-    with below_autograd(session(follower, follower, tuple(kinds)), _Reads(follower), follower):
+    calls = CallMatcher(matcher, objects)
+    with below_autograd(session(calls, calls, tuple(kinds)), _Reads(matcher), OperatorMatcher(matcher)):
         result = invoke()
-    follower._quiet(follower._forgotten.sweep)
-    follower._attempt(lambda: follower.conclude(result) if follower.diverged is None else None)
-    if follower.diverged is not None:
-        return result, None, follower.diverged
-    graph = replace(twin.graph, nodes=_own_nodes(twin.graph.nodes, follower.nodes, twin.renamed))
-    _complete(follower.real, graph.nodes, follower.values)
+    matcher.quiet(matcher.values.sweep)
+    matcher.attempt(lambda: matcher.conclude(result) if matcher.diverged is None else None)
+    if matcher.diverged is not None:
+        return result, None, matcher.diverged
+    graph = replace(twin.graph, nodes=_own_nodes(twin.graph.nodes, matcher.nodes, twin.renamed))
+    real, undo = matcher.values.real, matcher.effects.undo
+    _complete(real, graph.nodes, matcher.sizes.values)
+    parameters = {name: tensors[path] for name, path in graph.parameters}  # some were only asked for their layout
     recording = replace(
         twin,
         result=result,
         graph=graph,
-        constants=follower.held,
-        parameters={name: tensors[path] for name, path in graph.parameters},  # some were only asked for their layout
-        real=follower.real,
-        values=follower.values,
-        log=follower.log,
-        met=tuple(follower.nodes),
-        undo=follower.effects.undo,
-        left=follower.effects.undo.now(),
+        bound=BoundValues(parameters, matcher.values.constants, twin.bound.objects),
+        run=RecordedRun(real=real, log=matcher.log, undo=undo, left=undo.now()),
+        values=matcher.sizes.values,
+        unfunctionalized_nodes=tuple(matcher.nodes),
         seconds=time.perf_counter() - start,
     )
     return result, recording, ""

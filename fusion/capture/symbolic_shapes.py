@@ -196,7 +196,7 @@ class FakeValues:
         return self.build(tensor, sizes, self._strides(name, tensor, sizes))
 
     def of_result(self, name: str, tensor: torch.Tensor, like: Sequence[torch.Tensor], grows: tuple[int, ...]) -> Any:
-        """An island's result as a fake tensor: sizes follow the inputs' where they agree, except where it may grow."""
+        """An opaque call's result as a fake tensor: sizes follow the inputs' where they agree, unless it may grow."""
         rank = tensor.ndim
         free = {d % rank for d in grows} if rank else set()
         sizes: list[Any] = []

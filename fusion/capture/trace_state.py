@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from fusion.capture.mutation import MutationTracker, storage_key
-from fusion.capture.python.argument_snapshot import ArgumentSnapshot
-from fusion.capture.released_memory import Forgotten
 from fusion.capture.symbolic_shapes import FakeValues
+from fusion.capture.traced_values import TracedArguments, TracedValues
 from fusion.capture.unsupported import unsupported
 from fusion.capture.user_frame import user_line
 from fusion.faults import recording_code
@@ -33,16 +32,13 @@ class TraceState:
         forgets: whether large values that the forward has dropped let go of their memory.
 
     Attributes:
+        fake_values: the symbols, and makes fake tensors.
+        effects: what the run changes.
+        values: its tensors by name.
+        arguments: what the call was given.
         nodes: what was met, in order; arguments still hold torch's symbolic sizes.
         refusal: the first reason the run cannot be replayed, or None.
-        real, fakes: every tensor, and its fake one with symbolic sizes, by value name.
-        inputs, parameters, constants: what enters, by value name.
-        aliased_inputs: (path, path of an earlier argument) of the same tensor.
-        names: value names by the tensors' ids.
-        opaque: results whose shape is known only once they are there.
         numbers: sizes that calls made natively have returned, by value name.
-        containers: lists and dicts among the arguments by id, with their paths.
-        given: the call's arguments as they were before it.
         log: results of calls made natively, and of reads inside objects, in order.
         module: the innermost module of the scope that is running; None in the scope's own forward.
         reader: in whose forward data decided, first, what Python did next.
@@ -62,21 +58,12 @@ class TraceState:
     ) -> None:
         self.fake_values = FakeValues(varying)
         self.effects = MutationTracker(generators)
+        self.values = TracedValues(forgets=forgets)
+        self.arguments = TracedArguments()
         self.parameter_tensors = parameter_tensors
         self.nodes: list[Node] = []
         self.refusal: Refusal | None = None
-        self.real: dict[str, torch.Tensor] = {}
-        self.fakes: dict[str, torch.Tensor] = {}
-        self.inputs: list[GraphInput] = []
-        self.aliased_inputs: list[tuple[Path, Path]] = []
-        self.parameters: dict[str, str] = {}
-        self.constants: dict[str, torch.Tensor] = {}
-        self.names: dict[int, str] = {}
-        self.forgotten = Forgotten(self.real, self.names) if forgets else None
-        self.opaque: list[str] = []
         self.numbers: dict[str, int] = {}
-        self.containers: dict[int, Path] = {}
-        self.given = ArgumentSnapshot({})
         self.log: list[Any] = []
         self.module: torch.nn.Module | None = None
         self.reader: torch.nn.Module | None = None
@@ -87,38 +74,42 @@ class TraceState:
 
     def add_input(self, name: str, path: Path, tensor: torch.Tensor) -> None:
         """A tensor that enters by argument; one that came in already under another path is the same value."""
-        known = self.names.get(id(tensor))
+        known = self.values.names.get(id(tensor))
         if known is not None:
-            first = next(i.path for i in self.inputs if i.name == known)
-            self.aliased_inputs.append((path, first))
+            first = next(i.path for i in self.arguments.inputs if i.name == known)
+            self.arguments.aliases.append((path, first))
             return
         problem = unsupported(tensor)
         if problem:
             self.refuse("unsupported_layout", f"the argument {path_text(path)} is {problem}")
             return
-        self.inputs.append(GraphInput(name, path))
+        self.arguments.inputs.append(GraphInput(name, path))
         fixed, sized = self.fake_values.static, self.fake_values.of_input
         self.bind(name, tensor, self.quiet(lambda: fixed(tensor) if self._static else sized(name, tensor)))
 
     def bind(self, name: str, tensor: torch.Tensor, fake: torch.Tensor) -> str:
         """Gives a tensor, and its fake one, a value name."""
-        self.real[name] = tensor
-        self.fakes[name] = fake
-        self.names[id(tensor)] = name
+        self.values.real[name] = tensor
+        self.values.fakes[name] = fake
+        self.values.names[id(tensor)] = name
         self.effects.memory[name] = storage_key(tensor)
         return name
 
     def made(self, name: str) -> bool:
         """Whether a value is a result, rather than given, found or a constant."""
-        return name not in self.parameters and name not in self.constants and name not in {i.name for i in self.inputs}
+        return (
+            name not in self.values.parameters
+            and name not in self.values.constants
+            and name not in {i.name for i in self.arguments.inputs}
+        )
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
         """The value name of a tensor that is known."""
-        return self.names.get(id(tensor))
+        return self.values.names.get(id(tensor))
 
     def is_known(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is a value of the recording, or may become one."""
-        return id(tensor) in self.names or id(tensor) in self.parameter_tensors
+        return id(tensor) in self.values.names or id(tensor) in self.parameter_tensors
 
     def known(self, tensor: torch.Tensor) -> str:
         """The value name of a tensor; a parameter that is met for the first time gets one.
@@ -126,7 +117,7 @@ class TraceState:
         Raises:
             Refused: no plan would find the tensor again.
         """
-        name = self.names.get(id(tensor))
+        name = self.values.names.get(id(tensor))
         if name is not None:
             return name
         if id(tensor) in self.parameter_tensors:
@@ -134,11 +125,11 @@ class TraceState:
             problem = unsupported(tensor)
             if problem:
                 raise Refused("foreign_weight", f"{path} is {problem}", user_line())
-            name = f"p{len(self.parameters)}"
-            self.parameters[name] = path
+            name = f"p{len(self.values.parameters)}"
+            self.values.parameters[name] = path
             return self.bind(name, tensor, self.quiet(lambda: self.fake_values.static(tensor)))
         if self._adopts:
-            name = f"x{len(self.inputs)}"
+            name = f"x{len(self.arguments.inputs)}"
             self.add_input(name, (name,), tensor)
             return name
         problem = unsupported(tensor)
@@ -185,8 +176,8 @@ class TraceState:
 
     def forget(self) -> None:
         """Lets go of the memory of large values that nobody else holds by now."""
-        if self.forgotten is not None:
-            self.quiet(self.forgotten.sweep)
+        if self.values.forgotten is not None:
+            self.quiet(self.values.forgotten.sweep)
 
     def attempt(self, what: str, record: Callable[[], None]) -> None:
         """Records something; where that fails, the run is refused."""

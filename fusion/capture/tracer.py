@@ -135,8 +135,8 @@ class OperatorTracer(TorchDispatchMode):
     def _lift(self, func: Any, args: Any) -> torch.Tensor:
         """A tensor made from Python data: a constant of the recording."""
         constant: torch.Tensor = func(*args)
-        name = f"c{len(self.state.constants)}"
-        self.state.constants[name] = constant
+        name = f"c{len(self.state.values.constants)}"
+        self.state.values.constants[name] = constant
         self._as_lifted[storage_key(constant)] = name
         self.state.effects.made.add(storage_key(constant))
         self.state.bind(name, constant, self.state.quiet(lambda: self.state.fake_values.static(constant)))
@@ -155,15 +155,19 @@ class OperatorTracer(TorchDispatchMode):
         view = view_in_place(func)
         if view is not None and not all(map(self.state.effects.made_here, tensors_written(func, args, kwargs))):
             raise Refused("outer_write", f"{func} changes the shape of a tensor it was given", user_line())
-        before = {n: self.state.quiet(self.state.fakes[n].detach) for n in targets.values()} if view is not None else {}
+        before = (
+            {n: self.state.quiet(self.state.values.fakes[n].detach) for n in targets.values()}
+            if view is not None
+            else {}
+        )
         fakes = self._shadows(func, args, kwargs, len(results))[: len(results)]
-        self.state.fakes.update(before)
+        self.state.values.fakes.update(before)
         if view is None:
             self.state.effects.writes += [
                 (len(self.state.nodes), self.state.effects.memory[name]) for name in targets.values()
             ]
         given = self._input_names(args, kwargs)
-        operands = [self.state.fakes[name] for name in sorted(given)]
+        operands = [self.state.values.fakes[name] for name in sorted(given)]
         names = [self._result(func, r, f, targets, operands) for r, f in zip(results, fakes, strict=True)]
         if names and not func._schema.is_mutable and all(name in given for name in names):
             return  # handed its operand back, for every shape: nothing happened
@@ -187,7 +191,7 @@ class OperatorTracer(TorchDispatchMode):
             return (None,) * count
         fake_args, fake_kwargs = mapped(
             lambda a: (
-                self.state.fakes[self.state.known(a)]
+                self.state.values.fakes[self.state.known(a)]
                 if isinstance(a, torch.Tensor)
                 else self.state.fake_values.settled(a)
             ),
@@ -218,19 +222,21 @@ class OperatorTracer(TorchDispatchMode):
         return (None,) * count
 
     def _input_names(self, args: Any, kwargs: Any) -> set[str]:
-        return {self.state.names[id(a)] for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)}
+        return {
+            self.state.values.names[id(a)] for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)
+        }
 
     def _result(self, func: Any, real: Any, fake: Any, targets: Mapping[int, str], operands: Sequence[Any]) -> str:
         if not isinstance(real, torch.Tensor):
             raise Refused("data_read", f"an operator returned a Python {type(real).__name__}", user_line())
         if id(real) in targets:
-            return self._written(real, self.state.fakes[targets[id(real)]] if fake is None else fake)
-        if self.state.names.get(id(real)) is not None:
-            return self.state.names[id(real)]
+            return self._written(real, self.state.values.fakes[targets[id(real)]] if fake is None else fake)
+        if self.state.values.names.get(id(real)) is not None:
+            return self.state.values.names[id(real)]
         problem = unsupported(real)
         if problem:
             raise Refused("unsupported_layout", f"an operator returned {problem}", user_line(), _AFTERWARDS)
-        name = f"v{len(self.state.real)}"
+        name = f"v{len(self.state.values.real)}"
         shape = () if fake is None else tuple(hint(d) for d in fake.shape)
         if fake is not None and (shape != tuple(real.shape) or fake.dtype != real.dtype):
             raise Refused("shape_mismatch", f"expected {shape}, the operator gave {tuple(real.shape)}", user_line())
@@ -240,10 +246,10 @@ class OperatorTracer(TorchDispatchMode):
                 told = f"{func} lays its result out as {real.stride()}, otherwise than its shape function says"
                 raise Refused("shape_mismatch", told, user_line())
         if fake is None:
-            self.state.opaque.append(name)
+            self.state.values.opaque.append(name)
             return self.state.bind(name, real, self.state.quiet(lambda: self.state.fake_values.of_input(name, real)))
-        if self.state.forgotten is not None and self.state.effects.made_here(real):
-            self.state.forgotten.watch(name, real)
+        if self.state.values.forgotten is not None and self.state.effects.made_here(real):
+            self.state.values.forgotten.watch(name, real)
         return self.state.bind(name, real, fake)
 
     def _note_native_writes(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -268,29 +274,29 @@ class OperatorTracer(TorchDispatchMode):
         """A new name for a tensor that an operator wrote to and handed back."""
         if tuple(map(hint, fake.shape)) != tuple(real.shape):
             raise Refused("outer_write", "an operator resizes the tensor it writes to", user_line())
-        return self.state.bind(f"v{len(self.state.real)}", real, fake)
+        return self.state.bind(f"v{len(self.state.values.real)}", real, fake)
 
     def _keep_contents(self, func: Any, args: Any, kwargs: Any) -> None:
         """Keeps what values hold that are about to be overwritten: a kernel that reads them is proved on it."""
         renames = any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
         for tensor in tensors_written(func, args, kwargs):
             self._keep_constant(tensor)
-            name = self.state.names.get(id(tensor))
+            name = self.state.values.names.get(id(tensor))
             if (
                 renames
                 and name is not None
-                and name not in self.state.constants
+                and name not in self.state.values.constants
                 and self.state.effects.made_here(tensor)
             ):
-                self.state.real[name] = self.state.quiet(tensor.clone)
+                self.state.values.real[name] = self.state.quiet(tensor.clone)
 
     def _keep_constant(self, tensor: torch.Tensor) -> None:
         """Keeps a constant, of which a tensor is about to be written to that shares its memory: runs start from it."""
         name = self._as_lifted.pop(storage_key(tensor), None)
         if name is not None:
-            constant = self.state.constants[name]
+            constant = self.state.values.constants[name]
             self._were_constants.append(constant)  # alive, so that its id stays its own
-            self.state.constants[name] = self.state.real[name] = self.state.quiet(constant.clone)
+            self.state.values.constants[name] = self.state.values.real[name] = self.state.quiet(constant.clone)
 
 
 def _results(made: Any) -> Sequence[Any]:

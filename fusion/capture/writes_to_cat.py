@@ -26,14 +26,14 @@ def slices_to_cat(settled: SettledCalls, key: int) -> None:
     pieces = [_piece(settled, i) for i in writes]
     parts = tuple(Ref(piece.outputs[0]) for piece in pieces)
     call = OpNode("aten.cat.default", (parts, dim), (), (root,), settled.op(last).origin)
-    fakes = {piece.outputs[0]: settled.run(piece, recorder.state.fakes, fake=True) for piece in pieces}
-    if not settled.same_layout(settled.run(call, fakes, fake=True), recorder.state.fakes[root]):
+    fakes = {piece.outputs[0]: settled.run(piece, recorder.state.values.fakes, fake=True) for piece in pieces}
+    if not settled.same_layout(settled.run(call, fakes, fake=True), recorder.state.values.fakes[root]):
         return
     views = {settled.made[settled.op(i).args[0].name] for i in writes}
     for i, piece in zip(writes, pieces, strict=True):
         (name,) = piece.outputs
-        recorder.state.fakes[name] = fakes[name]
-        recorder.state.real[name] = settled.run(piece, recorder.state.real, fake=False)
+        recorder.state.values.fakes[name] = fakes[name]
+        recorder.state.values.real[name] = settled.run(piece, recorder.state.values.real, fake=False)
         settled.memory[name] = settled.memory[piece.args[0].name]
         settled.made[name] = i
         settled.nodes[i] = piece
@@ -60,13 +60,13 @@ def _root(settled: SettledCalls, key: int) -> tuple[str, list[int]]:
 def _piece(settled: SettledCalls, i: int) -> OpNode:
     """What the write `i` puts in its place, in the shape of that place."""
     node = settled.op(i)
-    shape = tuple(settled.recorder.state.fakes[node.args[0].name].shape)
+    shape = tuple(settled.recorder.state.values.fakes[node.args[0].name].shape)
     return OpNode("aten.expand.default", (node.args[1], shape), (), (f"e{i}",), node.origin)
 
 
 def _filled(settled: SettledCalls, root: str, makers: list[int], key: int, writes: list[int]) -> int | None:
     """The dimension along which the writes fill all of `root`, in order; None where they do something else."""
-    fakes = settled.recorder.state.fakes
+    fakes = settled.recorder.state.values.fakes
     maker = settled.nodes[makers[0]] if makers else None
     if not isinstance(maker, OpNode) or len(maker.outputs) != 1 or has_effect(maker):
         return None
@@ -99,7 +99,7 @@ def _slice(settled: SettledCalls, root: str, i: int, last: int) -> tuple[int, ob
         return None
     given: list[Any] = [*view.args, *(None, 0, None, None, 1)[len(view.args) :]]
     _, dim, start, _, step = given
-    fakes = settled.recorder.state.fakes
+    fakes = settled.recorder.state.values.fakes
     if step != 1 or not isinstance(source, Ref) or fakes[source.name].dtype != fakes[root].dtype:
         return None
     if any(k == settled.memory[source.name] and i < write <= last for write, k in settled.writes):

@@ -84,13 +84,15 @@ class Recording:
         if not self._marked:
             read = {name for node in recorder.state.nodes for name in node.refs}
             made = [o for node in recorder.state.nodes for o in node.outputs if isinstance(o, str) and o not in read]
-            found = [recorder.state.real[name] for name in dict.fromkeys(made) if name in recorder.state.real]
+            found = [
+                recorder.state.values.real[name] for name in dict.fromkeys(made) if name in recorder.state.values.real
+            ]
             made = ["output"] if len(found) == 1 else [f"output{i}" for i in range(len(found))]
             self._marked = dict(zip(made, found, strict=True))
-        names = tuple(self._inputs) or tuple(str(i.path[0]) for i in recorder.state.inputs)
+        names = tuple(self._inputs) or tuple(str(i.path[0]) for i in recorder.state.arguments.inputs)
         result = self._marked["output"] if list(self._marked) == ["output"] else dict(self._marked)
         self._recorded = finish(
-            recorder, result, Conditions((), (), (), tuple(recorder.state.aliased_inputs)), self._start
+            recorder, result, Conditions((), (), (), tuple(recorder.state.arguments.aliases)), self._start
         )
         self._names = names
         if self._recorded.refusal is None and not self._marked:
@@ -162,8 +164,8 @@ class Recording:
         devices = tuple(recorded.devices.values())
         shape = PlanSpec(recorded.graph, recorded.conditions, self._names, devices, recorded.tree)
         steps = tuple(("node", i) for i in range(len(recorded.graph.nodes)))
-        held = standing(recorded.conditions, recorded.parameters)
-        bound = {**recorded.parameters, **recorded.constants, **held, "FAIL": _raise}
+        held = standing(recorded.conditions, recorded.bound.parameters)
+        bound = {**recorded.bound.tensors, **held, "FAIL": _raise}
         unfused = write_plan(shape, steps).bind(bound).run
 
         specs = {str(i.path[0]): shape.graph.spec[i.name].text() for i in shape.graph.inputs}
@@ -182,7 +184,7 @@ class Recording:
             return result
 
         self._scope = Scope("recording", with_parameters(self._names, eager), self.pipeline, records=False)
-        inputs = {str(i.path[0]): recorded.real[i.name] for i in recorded.graph.inputs}
+        inputs = {str(i.path[0]): recorded.run.real[i.name] for i in recorded.graph.inputs}
         self._scope.adopt(recorded, [self._inputs.get(name, inputs.get(name)) for name in self._names])
         entry = self._scope.entry
 

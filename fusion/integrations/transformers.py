@@ -1,4 +1,4 @@
-"""transformers: its caches are islands, and the hooks that it leaves on modules are idle but in calls that collect.
+"""transformers: its caches are called as they are; the hooks it leaves on modules are idle but in calls that collect.
 
 Registered when the library is already imported; nothing here imports it. The integration names methods of the cache
 classes only; models are found by structure.

@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion.capture.python.argument_snapshot import ArgumentSnapshot
-from fusion.capture.python.argument_tree import ArgumentTree, flatten, is_atom
+from fusion.capture.python.argument_tree import ArgumentTree, Container, flatten, is_atom
 from fusion.patterns.forks import cached_property
 
 
@@ -48,11 +48,12 @@ class BoundCall:
         return ArgumentSnapshot(self.named, self.tree)
 
     @cached_property
-    def _shape(self) -> tuple[str, tuple[Any, ...], tuple[tuple[int, ...] | None, ...]]:
-        """The nesting, what is known of each leaf, and the numbers of leaves that are lists of numbers."""
-        leaves, tree = pytree.tree_flatten(self.arguments, is_leaf=_is_numbers)
-        numbers = tuple(tuple(leaf) if _is_numbers(leaf) else None for leaf in leaves)
-        return str(tree), tuple(map(_kind, leaves)), numbers
+    def _shape(self) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[int, ...]]:
+        """The containers, what is known of each leaf outside of lists of numbers, and the numbers in such lists."""
+        lists = {container.path for container in self.tree.containers if _is_numbers(container)}
+        numbers = tuple(leaf.value for leaf in self.tree.leaves if leaf.path[:-1] in lists)
+        kinds = tuple((leaf.path, _kind(leaf.value)) for leaf in self.tree.leaves if leaf.path[:-1] not in lists)
+        return tuple((c.path, c.kind, c.keys) for c in self.tree.containers), kinds, numbers
 
     @property
     def structure(self) -> Any:
@@ -62,19 +63,22 @@ class BoundCall:
     @cached_property
     def form(self) -> Any:
         """The structure without the numbers in lists of numbers; None where there is no such list."""
-        tree, kinds, numbers = self._shape
-        lengths = tuple(None if held is None else len(held) for held in numbers)
-        return (tree, kinds, lengths) if any(lengths) else None
+        containers, kinds, numbers = self._shape
+        return (containers, kinds) if numbers else None
 
 
 def _kind(leaf: Any) -> Any:
+    """What is known of a leaf. Of an object that torch looks into, such as a cache, what torch finds there."""
     if type(leaf) in (int, str, float, bool, type(None)):
         return type(leaf), leaf
     if isinstance(leaf, torch.Tensor) and not leaf.is_nested:  # which has no sizes to ask for
         return (leaf.dtype, leaf.device, tuple(min(s, 2) for s in leaf.shape))
-    return leaf if isinstance(leaf, (int, float, str)) and is_atom(leaf) else type(leaf)
+    if is_atom(leaf):
+        return leaf if isinstance(leaf, (int, float, str)) else type(leaf)
+    inner, nest = pytree.tree_flatten(leaf)
+    return type(leaf) if nest.is_leaf() else (str(nest), tuple(map(_kind, inner)))
 
 
-def _is_numbers(value: Any) -> bool:
-    """Whether a value is a list of whole numbers."""
-    return type(value) is list and len(value) > 0 and all(type(item) is int for item in value)
+def _is_numbers(container: Container) -> bool:
+    """Whether a container is a list of whole numbers."""
+    return container.kind is list and bool(container.items) and all(type(item) is int for _, item in container.items)

@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-from fusion.capture.python.argument_snapshot import ArgumentSnapshot
 from fusion.capture.recorded_call import RecordedCall
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import given_dims
 from fusion.jit.compiled import Compiled, Template
 from fusion.jit.pipeline import Pipeline
+from fusion.jit.trust import CheckedSizes, FailureCount
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.guards import GuardMiss
 from fusion.patterns.reference import bind_symbols
 from fusion.refusal import Refusal
 from fusion.runtime.measure import eager_function
-from fusion.runtime.plan import MISS, Missed, Plan, call_constants, input_symbols, standing
+from fusion.runtime.plan import MISS, Missed, Plan, call_constants, standing
 from fusion.runtime.pytrees import flatten
 from fusion.runtime.rollback import UndoLog
+
+
+class CheckedRun(NamedTuple):
+    """What a run of the plan without kernels gave.
+
+    Attributes:
+        result: what the call returns; MISS where a guard ended the run before anything had happened.
+        log: results of opaque calls and reads.
+        seen: the tensors that logged calls were given.
+        tap: the values that were asked for.
+        miss: the guard that ended the run, or None.
+    """
+
+    result: Any
+    log: list[Any]
+    seen: list[list[torch.Tensor]]
+    tap: dict[str, torch.Tensor]
+    miss: GuardMiss | None = None
 
 
 class CacheEntry:
     """One recording of a scope, with the plans made from it.
 
-    Attributes:
-        proved: values of the input symbols that a plan was checked at.
-        exact: whether the plan without kernels agreed with the recorded run to the bit, not only but for rounding.
-        generalized: whether it was checked at a shape other than the recorded one.
-        structure: of the calls, as `BoundCall.structure`.
+    Args:
+        recording: one that was not refused.
+        template: what scopes of its structure share.
+        pipeline: made the template.
         reader: path of the module whose forward went by numbers that tensors held, or None.
-        unbacked_symbols: size symbols that only an opaque call tells, and no guard ties to others.
-        missed: the guard that ended the last checked run before anything had happened, or None.
+
+    Attributes:
+        graph: the recording's.
+        structure: of the calls, as `BoundCall.structure`.
+        bound: the scope's tensors and objects that its plans are bound to.
+        sizes: where its plans are proved.
+        failures: of its plans.
+        refusal: why no plan of it is used, or None.
+        recording: what equal modules follow.
+        fingerprint: of the module, where equal ones may follow.
+        plans: by bucket.
+        match: tells whether a call is like the recorded one: the input symbols' values, or MISS.
     """
 
     def __init__(
@@ -46,38 +72,23 @@ class CacheEntry:
         self.reader = reader
         self.structure: Any = None
         self.pipeline = pipeline
-        self.tensors = {**recording.parameters, **recording.constants}
-        self.objects = recording.objects
-        self.recorded_values = dict(recording.values)
-        self.symbols = [s.symbol for s in input_symbols(recording.graph)]
-        self.unbacked_symbols = (
-            {s.symbol for s in recording.graph.symbols} - set(self.symbols) - _settled(recording.graph.guards)
-        )
-        self.proved: set[tuple[int, ...]] = set()
-        self.exact = False
-        self.generalized = not recording.graph.symbols
+        self.bound = recording.bound
+        self.sizes = CheckedSizes(recording.graph, recording.values)
+        self.failures = FailureCount()
         self.refusal: Refusal | None = None
-        self.failures = 0
-        self.failed_at = 0
-        self.missed: GuardMiss | None = None
         self.recording = recording
         self.fingerprint: Any = None
         self.plans: dict[Any, tuple[Compiled, Plan]] = {}
         assert recording.conditions is not None
-        held = standing(recording.conditions, recording.parameters)
-        self.binding: dict[str, Any] = {
-            **self.tensors, **self.objects, **call_constants(recording.graph), **held
+        standing_names = standing(recording.conditions, recording.bound.parameters)
+        self._names: dict[str, Any] = {
+            **self.bound.tensors, **self.bound.objects, **call_constants(recording.graph), **standing_names
         }  # fmt: skip
-        self.match = pipeline.source(template, None, "match").bind(self.binding).run
+        self.match = pipeline.source(template, None, "match").bind(self._names).run
 
-    def key(self, values: Mapping[str, int]) -> tuple[int, ...]:
-        """The input symbols' values in order."""
-        return tuple(values[s] for s in self.symbols)
-
-    def release(self, recording: RecordedCall) -> None:
+    def release(self) -> None:
         """Lets go of the recorded run's tensors; its structure stays for twins to follow."""
-        bare = replace(recording, result=None, real={}, log=[], parameters={}, constants={})
-        self.recording = replace(bare, undo=UndoLog(), left=((), ()), given=ArgumentSnapshot({}), values_set=())
+        self.recording = self.recording.released()
 
     def plan(self, compiled: Compiled, fail: Callable[..., Any], note: Callable[[Exception], None]) -> None:
         """Makes the plan of a bucket, pinned to what was proved until the recording is trusted.
@@ -86,13 +97,13 @@ class CacheEntry:
             fail: the plan's `FAIL`.
             note: told of a kernel that failed and was stood in for by the eager operators.
         """
-        source = self.pipeline.source(self.template, compiled, "fused", pinned=not self.generalized)
+        source = self.pipeline.source(self.template, compiled, "fused", pinned=not self.sizes.generalized)
         graphs = [c.region.subgraph for c in compiled.candidates if c.kernel is not None]
         launchers = {
             f"kernel{i}": self._launcher(kernel, graph, note)
             for i, (kernel, graph) in enumerate(zip(compiled.kernels, graphs, strict=True))
         }
-        names = {**self.binding, **launchers, "FAIL": fail, "PROVED": self.proved}
+        names = {**self._names, **launchers, "FAIL": fail, "PROVED": self.sizes.proved}
         self.plans[compiled.bucket] = (compiled, source.bind(names))
 
     def _launcher(self, kernel: Kernel, graph: SubGraph, note: Callable[[Exception], None]) -> Callable[..., Any]:
@@ -114,10 +125,8 @@ class CacheEntry:
 
         return launch
 
-    def checked_run(
-        self, arguments: Sequence[Any], taps: frozenset[str], undo: UndoLog | None = None
-    ) -> tuple[Any, list[Any], list[list[torch.Tensor]], dict[str, torch.Tensor]]:
-        """Runs the unfused plan: result, log, arguments of logged calls, tapped tensors.
+    def checked_run(self, arguments: Sequence[Any], taps: frozenset[str], undo: UndoLog | None = None) -> CheckedRun:
+        """Runs the plan without kernels.
 
         Args:
             arguments: in signature order.
@@ -127,32 +136,26 @@ class CacheEntry:
         Raises:
             PlanStopped: the plan did not apply or failed; it carries the log.
         """
-        tap: dict[str, torch.Tensor] = {}
-        seen: list[list[torch.Tensor]] = []
+        run = CheckedRun(MISS, [], [], {})
+        missed: list[GuardMiss | None] = []
 
         def fail(error: BaseException, log: list[Any], *_: Any) -> Any:
             if isinstance(error, Missed):
-                self.missed = error.miss
+                missed.append(error.miss)
                 return MISS
             raise PlanStopped(error, log)
 
-        self.missed = None
         source = self.pipeline.source(self.template, None, "unfused", taps=taps, log=True).telling
-        logged: list[Any] = []
         kept = {} if undo is None else {"UNDO": lambda limit: undo}
-        plan = source.bind({**self.binding, "FAIL": fail, "TAP": tap, "SEEN": seen, "LOGGED": logged, **kept})
+        told = {"FAIL": fail, "TAP": run.tap, "SEEN": run.seen, "LOGGED": run.log}
+        plan = source.bind({**self._names, **told, **kept})
         try:
             result = plan.run(*arguments)
         except Missed:  # of an argument that answers otherwise than a moment ago
             result = MISS
         finally:
             plan.release()
-        return result, logged, seen, tap
-
-
-def _settled(guards: Sequence[str]) -> set[str]:
-    """Symbols that a guard gives the value of."""
-    return {guard.partition(" == ")[0] for guard in guards if " == " in guard}
+        return run._replace(result=result, miss=missed[0] if missed else None)
 
 
 class PlanStopped(Exception):

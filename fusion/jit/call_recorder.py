@@ -82,9 +82,11 @@ class CallRecorder:
             self._scope.lifecycle.ran_out_of_memory()
         elif refusal.code == "stack" and self._scope.lifecycle.ran_out_of_stack():
             pass  # a call that is less deep may be recorded
-        elif recording.unsuited and recording.culprit in (None, self._scope.watch.modules.get("")):
+        elif recording.failure.symbolic and recording.failure.module in (None, self._scope.watch.modules.get("")):
             self._sizes.numbers.add(call.structure)  # a plan for each size then, up to `max_plans`
-        elif not self._scope.breaks.divide(call.structure, refusal, recording.culprit, recording.changes):
+        elif not self._scope.breaks.divide(
+            call.structure, refusal, recording.failure.module, recording.failure.changes_state
+        ):
             if refusal.code == "fixed_size" and lists is not None and len(lists.keys) > 1:
                 lists.keys.discard(call.structure)
                 lists.full = True  # the numbers fix a size, and vary as it does
@@ -105,9 +107,9 @@ class CallRecorder:
         if plain is MISS:
             return self._again(call, recording)
         assert recording.graph is not None
-        outcome = recording.given.outcome(plain, recording.graph.items)
+        outcome = recording.run.given.outcome(plain, recording.graph.items)
         alike = same_results(outcome, recording.outcome, exact=False)
-        if not (alike and same_results(recording.undo.now(), recording.left, exact=False)):
+        if not (alike and same_results(recording.run.undo.now(), recording.run.left, exact=False)):
             self._use_numbers(call, differed(outcome, recording.outcome, self._scope.original.line))
             return recording.result if has_steps else plain  # only the recorded run ran the steps
         del outcome
@@ -118,9 +120,9 @@ class CallRecorder:
 
     def _again(self, call: BoundCall, recording: RecordedCall) -> Any:
         """The recorded call without symbols."""
-        recording.undo.rewind()
-        recording.given.rewind()
-        with self._validator.replaying(recording.log, call, recording):
+        recording.run.undo.rewind()
+        recording.run.given.rewind()
+        with self._validator.replaying(recording.run.log, call, recording):
             return self._scope.original.eager(call)
 
     def _use_numbers(self, call: BoundCall, refusal: Refusal) -> None:

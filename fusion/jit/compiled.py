@@ -121,7 +121,7 @@ def structure_key(shape: PlanSpec) -> str:
             repr([(p, id(k), keys) for p, k, keys in conditions.containers]),
             repr([(p, type(v).__name__, v) for p, v in conditions.atoms]),
             repr([(p, id(k)) for p, k in conditions.kinds]),
-            repr((conditions.aliases, conditions.written, conditions.others, conditions.held, conditions.met)),
+            repr((conditions.aliases, *conditions.memory)),
             repr(shape.parameters),
             repr(shape.devices),
             repr(shape.tree),

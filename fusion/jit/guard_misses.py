@@ -79,7 +79,7 @@ class GuardMisses:
                 guards = entry.template.guards
                 if owner not in guards:
                     guards[owner] = GuardList(entry.template.shape, owner)
-                miss = guards[owner].first_miss(arguments, entry.tensors)
+                miss = guards[owner].first_miss(arguments, entry.bound.tensors)
             except Exception:  # an argument that answers no question
                 miss = GuardMiss("unknown", "", "", "")
             if miss is not None:

@@ -36,7 +36,7 @@ class PlanCache:
         runs = [
             plan.run
             for entry in self.entries
-            if entry.refusal is None and (entry.generalized or entry.proved)
+            if entry.refusal is None and entry.sizes.any
             for _, plan in entry.plans.values()
         ]
         self.plans[:] = runs[::-1]

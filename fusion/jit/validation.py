@@ -26,7 +26,6 @@ from fusion.runtime.rollback import UndoLog
 
 MOST_ROUTES = 1  # recordings that data led elsewhere before the module that reads it becomes an eager step
 _MOST_FAILURES = 3  # a plan that failed this often is dropped
-_FORGIVEN_AFTER = 1000  # planned calls of the scope after which a failure no longer counts
 _MOST_EVICTIONS = 4  # recordings that may make room for others before a scope's failing plans are refused instead
 
 
@@ -71,17 +70,20 @@ class PlanValidator:
         if self._scope.watch.add(recording.functions):
             self._scope.cache.publish()
         self._scope.cache.entries.append(entry)
-        tap = self._agreed(entry, recording, call)  # the plan without kernels does what the recorded run did
-        if tap is None:
+        agreed = self._agreed(entry, recording, call)  # the plan without kernels does what the recorded run did
+        if agreed is None:
             return
+        tap, exact = agreed
         values = dict(recording.values)
         try:
-            compiled = self._scope.pipeline.compile(entry.template, {**recording.real, **tap}, values)  # choose kernels
+            compiled = self._scope.pipeline.compile(
+                entry.template, {**recording.run.real, **tap}, values
+            )  # choose kernels
         finally:
-            entry.release(recording)
-        del tap
-        if entry.exact and not entry.unbacked_symbols:  # else the next call is checked, before a plan takes any
-            entry.proved.add(entry.key(values))
+            entry.release()
+        del tap, agreed
+        if exact and not entry.sizes.unbacked:  # else the next call is checked, before a plan takes any
+            entry.sizes.prove(values)
         entry.plan(compiled, *self._on_failure(entry))  # write it, and bind this scope's tensors
         self._scope.cache.publish()
 
@@ -90,23 +92,26 @@ class PlanValidator:
             return None
         return next((path for path, held in self._scope.watch.modules[""].named_modules() if held is module), None)
 
-    def _agreed(self, entry: CacheEntry, recording: RecordedCall, call: BoundCall) -> dict[str, torch.Tensor] | None:
+    def _agreed(
+        self, entry: CacheEntry, recording: RecordedCall, call: BoundCall
+    ) -> tuple[dict[str, torch.Tensor], bool] | None:
         """Runs the plan without kernels on the recorded call, with opaque calls answering from the recording.
 
         Returns:
-            tensors that kernels are proved on and the recorded run has let go of; None where the entry is refused.
+            tensors that kernels are proved on and the recorded run has let go of, and whether the results agreed to the
+            bit, not only but for rounding; None where the entry is refused.
         """
         try:
             with (
-                self.replaying(recording.log, call, recording),
+                self.replaying(recording.run.log, call, recording),
                 torch.no_grad(),
-                recording.undo.rewound(),
-                recording.given.rewound(),
+                recording.run.undo.rewound(),
+                recording.run.given.rewound(),
             ):
-                result, _, _, tap = entry.checked_run(call.arguments, _let_go(entry, recording))
-                did, recorded = (result, recording.undo.now()), (recording.outcome, recording.left)
-                entry.exact = same_results(did, recorded)  # never so for MISS, which no forward returns
-                agrees = entry.exact or same_results(did, recorded, exact=False)
+                run = entry.checked_run(call.arguments, _let_go(entry, recording))
+                did, recorded = (run.result, recording.run.undo.now()), (recording.outcome, recording.run.left)
+                exact = same_results(did, recorded)  # never so for MISS, which no forward returns
+                agrees = exact or same_results(did, recorded, exact=False)
         except PlanStopped as stopped:
             if is_shortage(stopped.error):
                 self._scope.cache.entries.remove(entry)
@@ -114,15 +119,15 @@ class PlanValidator:
             entry.refusal = self._plan_error(stopped.error)
             return None
         line = self._scope.original.line
-        if result is MISS:  # then it holds for no call, and recording such calls again would end here again
-            self._statistics.guards.add(entry.missed)
+        if run.result is MISS:  # then it holds for no call, and recording such calls again would end here again
+            self._statistics.guards.add(run.miss)
             what = "an argument, or what the forward finds, is not equal to itself a moment later: no plan is valid"
             entry.refusal = self._scope.cache.refused[entry.structure] = Refusal("guard", what, line)
             return None
         if not agrees:
             entry.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's", line)
             return None
-        return tap
+        return run.tap, exact
 
     # ---- sizes that are new
 
@@ -136,7 +141,7 @@ class PlanValidator:
         taps = frozenset(i for r in regions for i in r.subgraph.inputs) | {s.value for s in entry.graph.symbols}
         undo, given = UndoLog(), call.snapshot()
         try:
-            result, log, seen, tap = entry.checked_run(call.arguments, taps, undo)
+            result, log, seen, tap, miss = entry.checked_run(call.arguments, taps, undo)
         except PlanStopped as stopped:
             undo.rewind()
             users = _opaque_call_raised(stopped.log)
@@ -148,7 +153,7 @@ class PlanValidator:
                 self._count_failure(entry, stopped.error)
             return result
         if result is MISS:
-            self._statistics.guards.add(entry.missed)
+            self._statistics.guards.add(miss)
             return MISS
         left = undo.now()
         undo.rewind()
@@ -177,10 +182,9 @@ class PlanValidator:
 
     def _trust(self, entry: CacheEntry, values: dict[str, int], full: dict[str, int], tap: Mapping[str, Any]) -> None:
         """The unfused plan agreed with eager: makes the fused plan for these sizes."""
-        if any(full[s] != v for s, v in entry.recorded_values.items() if s in full):
-            entry.generalized = True
-        entry.proved.add(entry.key(values))
-        compiled = self._scope.pipeline.compile(entry.template, {**entry.tensors, **tap}, full)
+        entry.sizes.compare(full)
+        entry.sizes.prove(values)
+        compiled = self._scope.pipeline.compile(entry.template, {**entry.bound.tensors, **tap}, full)
         for held, _ in list(entry.plans.values()):
             entry.plan(held, *self._on_failure(entry))
         entry.plan(compiled, *self._on_failure(entry))
@@ -199,7 +203,7 @@ class PlanValidator:
 
         So do the modules that were opaque when `of` was recorded: one that came later is looked into.
         """
-        opaque = [held for held in of.objects.values() if isinstance(held, torch.nn.Module)]
+        opaque = [held for held in of.bound.objects.values() if isinstance(held, torch.nn.Module)]
         with replay(log, call.tree.leaves, opaque) as answers, decomposed():
             yield answers
 
@@ -275,16 +279,14 @@ class PlanValidator:
         self._statistics.last_failure = reason
         if isinstance(error, RecursionError):
             return  # which says how deep the call was, and nothing of the plan
-        done = self._statistics.planned[0]
-        entry.failures = 1 if done - entry.failed_at > _FORGIVEN_AFTER else entry.failures + 1
-        entry.failed_at = done
+        entry.failures.add(self._statistics.planned[0])
         missed = isinstance(error, (Deoptimized, StructureMismatch))
         if missed and self.evictions >= MOST_ROUTES and self._scope.breaks.on_data_miss(entry, entry.structure):
             return
         if missed and entry in self._scope.cache.entries and self.evictions < _MOST_EVICTIONS:
             self.evictions += 1
             self._scope.cache.entries.remove(entry)
-        elif entry.failures >= _MOST_FAILURES:
+        elif entry.failures.count >= _MOST_FAILURES:
             entry.refusal = reason
         self._scope.cache.publish()
 
@@ -292,7 +294,8 @@ class PlanValidator:
 def _let_go(entry: CacheEntry, recording: RecordedCall) -> frozenset[str]:
     """What kernels are proved on that the recorded run has let go of."""
     inputs = {name for region in entry.template.partition.regions for name in region.subgraph.inputs}
-    return frozenset(name for name in inputs if name in recording.real and recording.real[name].is_meta)
+    real = recording.run.real
+    return frozenset(name for name in inputs if name in real and real[name].is_meta)
 
 
 def _opaque_call_raised(log: Sequence[Any]) -> bool:

@@ -13,7 +13,7 @@ import fusion
 
 
 class Memory:
-    """A store that grows, as a cache does; its methods are registered islands."""
+    """A store that grows, as a cache does; its methods are registered."""
 
     def __init__(self, *held: Tensor) -> None:
         self.held = list(held)

@@ -150,7 +150,7 @@ class Checked:
     def compare(self, known: CacheEntry, arguments: list[Any]) -> GuardMiss | None:
         refused = known.match(*arguments) is MISS
         guards = known.template.guards.setdefault("", GuardList(known.template.shape))
-        miss = guards.first_miss(arguments, known.tensors)
+        miss = guards.first_miss(arguments, known.bound.tensors)
         assert refused == (miss is not None), (known.graph, arguments, miss)
         self.refused += refused
         self.kinds |= {miss.kind} if miss else set()
@@ -172,7 +172,7 @@ class Checked:
             given = {**named, top: replaced(named[top], one.path[1:], other.value)}
             self.compare(known, [given[name] for name in names])
         for name, _ in known.graph.parameters[:1]:
-            held = known.tensors[name]
+            held = known.bound.tensors[name]
             for data in (held.data.double(), held.data[..., None], held.data[:1]):
                 before, held.data = held.data, data
                 self.compare(known, list(arguments))

@@ -15,7 +15,11 @@ from replay_digests import Stored, differences, digests_of, write_texts
 from replay_stages import STAGES, texts
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = ("writes", "remembers", "blocks_reading_data")  # in-place writes, an island, a module that is called as it is
+FEW = (
+    "writes",
+    "remembers",
+    "blocks_reading_data",
+)  # in-place writes, opaque calls, a module called as it is
 
 
 def gated(scale: float) -> Case:

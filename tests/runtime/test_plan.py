@@ -29,7 +29,7 @@ def unfused(call: Any, fail: Any = None, **arguments: Any) -> Any:
     """The unfused plan of a call."""
     recording, shape = recorded(call, **arguments)
     steps = tuple(("node", i) for i in range(len(shape.graph.nodes)))
-    names = {**recording.parameters, **recording.constants, "FAIL": fail or _reraise}
+    names = {**recording.bound.tensors, "FAIL": fail or _reraise}
     return write_plan(shape, steps).bind(names)
 
 
@@ -130,7 +130,7 @@ def test_an_error_goes_to_fail_with_the_arguments() -> None:
     steps = tuple(("node", i) for i in range(len(shape.graph.nodes)))
     source = write_plan(shape, steps)
     text = source.text.replace("    try:\n", "    try:\n        raise Exception\n", 1)
-    plan = type(source)(text, source.names).bind({**recording.constants, "FAIL": fail})
+    plan = type(source)(text, source.names).bind({**recording.bound.constants, "FAIL": fail})
     x = torch.rand(3)
     assert plan.run(x) == "fallback"
     assert met[0][:2] == (Exception, []) and met[0][2][0] is x
@@ -140,7 +140,7 @@ def test_pins_and_bounds() -> None:
     recording, shape = recorded(lambda x: torch.exp(x) + 1, x=torch.rand(3))
     steps = tuple(("node", i) for i in range(len(shape.graph.nodes)))
     (symbol,) = (s.symbol for s in shape.graph.symbols)
-    names = {**recording.constants, "FAIL": _reraise}
+    names = {**recording.bound.constants, "FAIL": _reraise}
     pinned = write_plan(shape, steps, pinned=True).bind({**names, "PROVED": {(4,)}})
     assert pinned.run(torch.rand(3)) is MISS and pinned.run(torch.rand(4)) is not MISS
     bounded = write_plan(shape, steps, within={symbol: (4, 6)}).bind(names)

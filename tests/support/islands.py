@@ -1,4 +1,4 @@
-"""A model that calls an island: a store among its arguments that grows."""
+"""A model that makes opaque calls: a store among its arguments that grows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import fusion
 
 
 class Memory:
-    """A store that grows; `add` is an island."""
+    """A store that grows; `add` is registered as called natively."""
 
     def __init__(self) -> None:
         self.held: list[torch.Tensor] = []

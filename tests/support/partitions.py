@@ -95,7 +95,7 @@ def check_values(recording: RecordedCall, parts: Partition, order: tuple[Step, .
     """Runs the steps with eager operators; a region sees its inputs only and hands back its outputs only."""
     graph = recording.graph
     assert graph is not None
-    outside = {name: recording.real[name].clone() for name in (*(i.name for i in graph.inputs), *graph.constants)}
+    outside = {name: recording.run.real[name].clone() for name in (*(i.name for i in graph.inputs), *graph.constants)}
 
     def run(node: OpNode, known: dict[str, torch.Tensor]) -> None:
         def leaf(x: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fusion.capture.python.argument_tree import ArgumentTree, Atom, Container, Leaf, flatten
+from fusion.capture.python.argument_tree import ArgumentTree, Atom, flatten
 from fusion.capture.symbolic_shapes import hint, is_symbolic
 from fusion.patterns.leaves import Attribute, Path
 from fusion.runtime.plan import MISS
@@ -47,10 +47,9 @@ class ArgumentSnapshot:
         items = self._changed()
         if items is None or not all(self._may_be_set(path, key) for path, key in items):
             return None
-        leaves, containers = flatten(self.arguments)
-        below = tuple((*path, *self._step(path), key) for path, key in items)
-        same = _outside(self.leaves, below) == _outside(leaves, below)
-        return items if same and _outside(self.containers, below) == _outside(containers, below) else None
+        places = {(*path, *self._step(path), key) for path, key in items}
+        others = [c for c in self.containers if not any(c.path[: len(place)] == place for place in places)]
+        return items if all(container.is_unchanged(places) for container in others) else None
 
     def _changed(self) -> tuple[Item, ...] | None:
         """The items that differ from before; None where one is gone or has moved."""
@@ -142,9 +141,3 @@ def _is_made_of_values(value: Any) -> bool:
     if type(value) is tuple:
         return all(map(_is_made_of_values, value))
     return isinstance(value, (torch.Tensor, *Atom)) or is_symbolic(value)
-
-
-def _outside(parts: list[Leaf] | list[Container], below: tuple[Path, ...]) -> list[tuple[Path, int]]:
-    """Where leaves or containers are, and their identities, but for those at or below some paths."""
-    kept = [(p.path, p.value) for p in parts if not any(p.path[: len(path)] == path for path in below)]
-    return [(path, id(value)) for path, value in kept]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
-from fusion.capture.python.registry import has_islands
+from fusion.capture.python.registry import has_opaque_methods
 from fusion.patterns.leaves import Attribute, Path
 from fusion.runtime.pytrees import fields_of
 
@@ -46,12 +46,24 @@ class Container:
         kind: its exact type.
         keys: of a mapping its keys, of a sequence its length, None for a dataclass.
         value: the container; None for the names of the attributes of one.
+        items: what it held when it was met, in order, each with the steps of a path that lead there.
     """
 
     path: Path
     kind: type
     keys: tuple[Any, ...] | int | None
     value: Any
+    items: tuple[tuple[Path, Any], ...] = field(default=(), compare=False, repr=False)
+
+    def is_unchanged(self, but: Collection[Path] = ()) -> bool:
+        """Whether it holds the very objects that it held when it was met; what is at the paths `but` may differ."""
+        if self.value is None:
+            return True
+        parts = _parts(self.value)
+        return parts is not None and self._identities(parts[1], but) == self._identities(self.items, but)
+
+    def _identities(self, items: Iterable[tuple[Path, Any]], but: Collection[Path]) -> list[tuple[Path, int]]:
+        return [(steps, id(item)) for steps, item in items if (*self.path, *steps) not in but]
 
 
 class ArgumentTree(NamedTuple):
@@ -64,7 +76,7 @@ class ArgumentTree(NamedTuple):
 def _parts(value: Any) -> tuple[tuple[Any, ...] | int | None, list[tuple[tuple[Any, ...], Any]]] | None:
     """A container's keys, and its items with the steps of a path that lead to them; None for any other object."""
     kind = type(value)
-    if has_islands(kind) and kind is not collections.UserDict:
+    if has_opaque_methods(kind) and kind is not collections.UserDict:
         return None
     if kind in (tuple, list) or (isinstance(value, tuple) and _is_record(kind)):
         return len(value), [((i,), item) for i, item in enumerate(value)]
@@ -123,7 +135,7 @@ def _flatten(path: Path, value: Any, leaves: list[Leaf], containers: list[Contai
     if parts is None:
         leaves.append(Leaf(path, value))
         return
-    containers.append(Container(path, type(value), parts[0], value))
+    containers.append(Container(path, type(value), parts[0], value, tuple(parts[1])))
     if isinstance(value, collections.UserDict):  # an attribute that it gets hides an item, or a default
         containers.append(Container((*path, Attribute("__dict__")), dict, tuple(vars(value)), None))
     for steps, item in parts[1]:

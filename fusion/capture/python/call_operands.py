@@ -69,7 +69,7 @@ class CallOperands:
             return known
         if isinstance(leaf, torch.ScriptObject):
             raise Refused("foreign_weight", "an operator is given packed weights", user_line())
-        if id(leaf) in self.state.containers:
+        if id(leaf) in self.state.arguments.containers:
             what = f"a module that is a scope of its own is given a {type(leaf).__name__}, which it may change"
             raise Refused("opaque_argument", what, user_line(), "pass its items to the module, or a dict of them")
         what = f"an operator or module is given a {type(leaf).__name__} that a plan cannot find again"

@@ -1,6 +1,6 @@
-"""Islands: calls with Python side effects that are made natively, never recorded inside.
+"""Opaque calls: those with Python side effects, which are made natively and never recorded inside.
 
-What is registered as such is in `registry`. Modules may be islands of one scope: its steps, which are scopes of their
+What is registered as such is in `registry`. Modules may be opaque to one scope: its steps, which are scopes of their
 own or run eagerly. While a scope is recorded or re-run, methods are replaced by wrappers that ask the thread's active
 session; other threads go straight through.
 """
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from fusion.capture.python.container_proxy import asks_for_classes, is_container, is_object, looked_into, real
-from fusion.capture.python.registry import FUNCTIONS, REGISTRY, Island, NativeFunction, island_of
+from fusion.capture.python.registry import FUNCTIONS, REGISTRY, NativeFunction, OpaqueMethod, opaque_method_of
 from fusion.capture.python.symbolic_min_max import EXTREMES
 from fusion.capture.user_frame import user_frame
 from fusion.patterns.forks import Lock, changes
@@ -35,7 +35,9 @@ _HOLDERS: dict[Callable[..., Any], tuple[tuple[int, str], list[str]]] = {}
 class CallHandler(Protocol):
     """What an active recording or re-run does with calls that are not torch's."""
 
-    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
+    def on_method(
+        self, registered: OpaqueMethod, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any
+    ) -> Any:
         """Answers the call."""
 
     def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
@@ -52,7 +54,7 @@ class ReadHandler(Protocol):
     """What an active recording or re-run does with reads and writes inside objects."""
 
     def on_attribute(self, receiver: Any, name: str, value: Any) -> Any:
-        """Told of an attribute read on an argument object that is no island."""
+        """Told of an attribute read on an argument object, unless it is a registered method."""
 
     def on_item(self, held: Any, method: str, args: tuple[Any, ...], value: Any) -> Any:
         """Told of an item that is taken from a list or dict inside such an object."""
@@ -71,7 +73,7 @@ class ReadHandler(Protocol):
 def session(
     calls: CallHandler, reads: ReadHandler, kinds: tuple[type, ...] = (), modules: Iterable[torch.nn.Module] = ()
 ) -> Iterator[None]:
-    """Routes this thread's island calls, and reads inside objects, to handlers.
+    """Routes this thread's opaque calls, and reads inside objects, to handlers.
 
     Args:
         calls: answers calls.
@@ -107,8 +109,8 @@ def session(
         _SESSION.calls, _SESSION.reads, _SESSION.watch, _SESSION.shown = calls, reads, watch, {}
         with changes(put_back):
             try:
-                for island in REGISTRY.values():
-                    put(island.owner, island.method, _wrapped(island, vars(island.owner)[island.method]))
+                for method in REGISTRY.values():
+                    put(method.owner, method.method, _wrapped(method, vars(method.owner)[method.method]))
                 for registered in FUNCTIONS.values():
                     for module in _modules_with(registered.function):
                         put(module, registered.function.__name__, function_call(registered))
@@ -141,12 +143,12 @@ def _modules_with(function: Callable[..., Any]) -> list[Any]:
     return [module for module in found if getattr(module, "__dict__", {}).get(name) is function]
 
 
-def _wrapped(island: Island, original: Callable[..., Any]) -> Callable[..., Any]:
+def _wrapped(registered: OpaqueMethod, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         handler = getattr(_SESSION, "calls", None)
         if handler is None:
             return original(self, *args, **kwargs)
-        return handler.on_island(island, original, self, args, kwargs)
+        return handler.on_method(registered, original, self, args, kwargs)
 
     return call
 
@@ -206,7 +208,7 @@ def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:
             _SESSION.reading = False
         if failed is not None:
             return handler.on_failed_read(self, name, failed)
-        return value if island_of(type(self), name) is not None else handler.on_attribute(self, name, value)
+        return value if opaque_method_of(type(self), name) is not None else handler.on_attribute(self, name, value)
 
     return read
 

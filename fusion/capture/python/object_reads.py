@@ -16,7 +16,7 @@ from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.container_proxy import COPY, PLAIN, is_container, is_object, is_plain, state_of
 from fusion.capture.python.interception import refresh, wrap_proxy
 from fusion.capture.python.reachable_state import is_library
-from fusion.capture.python.registry import has_islands
+from fusion.capture.python.registry import has_opaque_methods
 from fusion.capture.symbolic_shapes import is_symbolic
 from fusion.capture.trace_state import TraceState
 from fusion.capture.user_frame import user_line
@@ -77,7 +77,7 @@ class ObjectReads:
         to a plan; the rest, such as a tokenizer's own record of a text, is not."""
         own = name in object.__getattribute__(receiver, "__dict__")
         known = name == "data" or (isinstance(value, Atom) if own else callable(value))
-        if self.state.recording and id(receiver) in self.state.containers and not known:
+        if self.state.recording and id(receiver) in self.state.arguments.containers and not known:
             what = f"{type(receiver).__name__}.{name}, a {type(value).__name__}, is read"
             self.state.refuse("opaque_argument", what, None, "read it before the call, and pass what is needed of it")
 
@@ -171,12 +171,12 @@ class ObjectReads:
         in the log, among the values and, from then on, in plans."""
         for place, index, name in self.looked_up.pop(storage_key(tensor), ()):
             self.state.log[place] = self.state.quiet(functools.partial(as_it_is, self.state.log[place]))
-            self.operands.kept.append(self.state.real[name])
-            self._overwritten.add(id(self.state.real[name]))
-            self.state.names.pop(
-                id(self.state.real[name]), None
+            self.operands.kept.append(self.state.values.real[name])
+            self._overwritten.add(id(self.state.values.real[name]))
+            self.state.values.names.pop(
+                id(self.state.values.real[name]), None
             )  # whoever reads it from here on reads what is written now
-            self.state.real[name] = self.state.quiet(self.state.real[name].clone)
+            self.state.values.real[name] = self.state.quiet(self.state.values.real[name].clone)
             node = self.state.nodes[index]
             assert isinstance(node, ObjectRead | OpaqueCall)
             self.state.nodes[index] = replace(node, copied=True)
@@ -223,7 +223,7 @@ class ObjectReads:
         known = self.operands.object_leaf(leaf)
         if known is not None:
             return known, leaf
-        if isinstance(callee, Method) or not has_islands(type(leaf)):
+        if isinstance(callee, Method) or not has_opaque_methods(type(leaf)):
             what = f"{describe_call(callee)} returned a {type(leaf).__name__}"
             raise Refused("opaque_output", what, user_line(), _RETURN)
         return self.operands.new_object(leaf), leaf
@@ -232,17 +232,19 @@ class ObjectReads:
         """What a tensor that a call or a read gives is called in the graph, and what the forward gets."""
         if id(leaf) in self._overwritten:  # another object, so that what the forward read before is not known
             again = self.state.quiet(leaf.detach)
-            name = f"v{len(self.state.real)}"
+            name = f"v{len(self.state.values.real)}"
             return self.state.bind(
                 name, again, self.state.quiet(lambda: self.state.fake_values.of_result(name, leaf, like, grows))
             ), again
         if id(leaf) in self.state.parameter_tensors:
             self.state.known(leaf)  # it is the module's, whoever holds it, too: a plan checks that it is
-        before = self.state.names.get(id(leaf))
-        name = f"v{len(self.state.real)}"
-        if before is not None and any(self.state.fakes[before] is fake for fake in like):  # its argument: a result all
+        before = self.state.values.names.get(id(leaf))
+        name = f"v{len(self.state.values.real)}"
+        if before is not None and any(
+            self.state.values.fakes[before] is fake for fake in like
+        ):  # its argument: a result all
             again = self.state.quiet(leaf.detach)  # the same, which the next call may make anew
-            return self.state.bind(name, again, self.state.fakes[before]), again
+            return self.state.bind(name, again, self.state.values.fakes[before]), again
         if before is not None:
             return before, leaf
         fake = self.state.quiet(lambda: self.state.fake_values.of_result(name, leaf, like, grows))

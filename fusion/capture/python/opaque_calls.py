@@ -16,7 +16,7 @@ from fusion.capture.python.container_proxy import COPY, is_looked_into
 from fusion.capture.python.interception import function_call, unwrap_proxies
 from fusion.capture.python.object_reads import ObjectReads, describe_call
 from fusion.capture.python.reachable_state import is_library
-from fusion.capture.python.registry import Island, NativeFunction, has_islands
+from fusion.capture.python.registry import NativeFunction, OpaqueMethod, has_opaque_methods
 from fusion.capture.released_memory import ALONE, references
 from fusion.capture.symbolic_shapes import is_symbolic, real_nest
 from fusion.capture.trace_state import TraceState
@@ -65,27 +65,30 @@ class OpaqueCalls:
         self._watched = None if watched is None else {id(module): module for module in watched}
         self._handed_on: list[str] = []  # results of steps that the forward may still hold
 
-    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
-        """Calls an island natively and records the call, not what happens inside."""
-        if island.method == "__init__" and island.owner is not type(receiver) and not has_islands(type(receiver)):
+    def on_method(
+        self, registered: OpaqueMethod, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """Calls a registered method natively and records the call, not what happens inside."""
+        inherited = registered.method == "__init__" and registered.owner is not type(receiver)
+        if inherited and not has_opaque_methods(type(receiver)):
             return original(receiver, *args, **kwargs)  # an object like any other
         if not self.state.recording:
-            made = receiver if island.method == "__init__" else None
+            made = receiver if registered.method == "__init__" else None
             return self._unrecorded(lambda a, k: original(receiver, *a, **k), args, kwargs, made)
-        if island.method == "__init__":
-            return self._make(island, original, receiver, args, kwargs)
+        if registered.method == "__init__":
+            return self._make(registered, original, receiver, args, kwargs)
         known = self.operands.objects.get(id(receiver))
         if known is None:
-            what = f"{type(receiver).__name__}.{island.method}() is called on an object that is no argument"
+            what = f"{type(receiver).__name__}.{registered.method}() is called on an object that is no argument"
             self.state.refuse("opaque_argument", what, None, "pass the object as an argument")
             return self._unrecorded(lambda a, k: original(receiver, *a, **k), args, kwargs)
-        callee = Method(known, island.method)
-        return self._native(callee, lambda a, k: original(receiver, *a, **k), args, kwargs, island.effect, island.grows)
+        callee, effect, grows = Method(known, registered.method), registered.effect, registered.grows
+        return self._native(callee, lambda a, k: original(receiver, *a, **k), args, kwargs, effect, grows)
 
-    def _make(self, island: Island, original: Callable[..., Any], made: Any, args: Any, kwargs: Any) -> Any:
+    def _make(self, registered: OpaqueMethod, original: Callable[..., Any], made: Any, args: Any, kwargs: Any) -> Any:
         """The scope makes an object: so does the plan."""
         kind = type(made)
-        if island.owner is not kind:
+        if registered.owner is not kind:
             remedy = f"make it before the call and pass it, or declare it: fusion.register_made({kind.__name__})"
             self.state.refuse("opaque_argument", f"the forward makes a {kind.__name__}", None, remedy)
             return self._unrecorded(lambda a, k: original(made, *a, **k), args, kwargs, made)
@@ -99,7 +102,7 @@ class OpaqueCalls:
             held = self.operands.hold("class", f"{kind.__module__}.{kind.__qualname__}", kind)
             self.state.nodes.append(NewObject(held, positional, named, output, user_line()))
 
-        self.state.attempt(island.owner.__name__, record)
+        self.state.attempt(registered.owner.__name__, record)
         return None
 
     def on_function(self, registered: NativeFunction, args: Any, kwargs: Any) -> Any:
@@ -186,7 +189,7 @@ class OpaqueCalls:
             self.state.refuse("opaque_argument", f"{told} is given a container, which it may change", None, _UNPACKED)
             return self._unrecorded(call, args, kwargs)
         self.reads.check_lists()
-        if self.state.given.changes():
+        if self.state.arguments.snapshot.changes():
             what = f"{told} is called after a dict of the caller's is written to"
             self.state.refuse("python_state", what, None, "write to the dict at the end of the forward")
         real_args, real_kwargs = real_nest((args, kwargs))
@@ -227,7 +230,7 @@ class OpaqueCalls:
         leaves, nest = pytree.tree_flatten(given)
         operands = list(map(self.operands.leaf, leaves))
         args, kwargs = _as_recorded(*((operands, {}) if nests else pytree.tree_unflatten(operands, nest)))
-        like = [self.state.fakes[self.state.names[id(a)]] for a in leaves if isinstance(a, torch.Tensor)]
+        like = [self.state.values.fakes[self.state.values.names[id(a)]] for a in leaves if isinstance(a, torch.Tensor)]
         flat, structure = _flatten(result)
         if isinstance(callee, Ref) and any(type(leaf) is int for leaf in flat):
             self.state.reader = self.state.reader or self.state.module  # how many rows each expert gets, say
@@ -287,7 +290,9 @@ class OpaqueCalls:
     def _given_up(self) -> tuple[str, ...]:
         """Results of steps that only the recorder still holds: whatever the forward does from here on, catching an
         error included, it cannot read them."""
-        gone = tuple(name for name in self._handed_on if references(self.state.real, name) == ALONE + 1)  # 1: the log
+        gone = tuple(
+            name for name in self._handed_on if references(self.state.values.real, name) == ALONE + 1
+        )  # 1: the log
         self._handed_on = [name for name in self._handed_on if name not in gone]
         return gone
 

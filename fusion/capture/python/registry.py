@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Island:
+class OpaqueMethod:
     """A registered method.
 
     Attributes:
@@ -34,7 +34,7 @@ class NativeFunction:
     Attributes:
         function: the function.
         meaning: what is recorded in its place; None for one that is called as it is.
-        effect, grows: as for an `Island`.
+        effect, grows: as for an `OpaqueMethod`.
         asks: what a call that comes here asks for, in words, where no such call is recorded; else "".
     """
 
@@ -45,7 +45,7 @@ class NativeFunction:
     asks: str = ""
 
 
-REGISTRY: dict[tuple[type, str], Island] = {}
+REGISTRY: dict[tuple[type, str], OpaqueMethod] = {}
 FUNCTIONS: dict[int, NativeFunction] = {}
 
 
@@ -66,7 +66,7 @@ def register_island(owner: type, method: str, *, effect: bool = True, grows: tup
             f"{owner.__name__} does not define {method!r} itself; register it on the class that does: "
             f"{[c.__name__ for c in owner.__mro__ if method in vars(c)]}."
         )
-    REGISTRY[(owner, method)] = Island(owner, method, effect, grows)
+    REGISTRY[(owner, method)] = OpaqueMethod(owner, method, effect, grows)
 
 
 def register_made(owner: type) -> None:
@@ -86,22 +86,22 @@ def register_function(registered: NativeFunction) -> None:
     FUNCTIONS[id(registered.function)] = registered
 
 
-def island_of(kind: type, name: str) -> Island | None:
-    """The island that `name` on an instance of `kind` is, or None."""
+def opaque_method_of(kind: type, name: str) -> OpaqueMethod | None:
+    """What is registered as `name` of an instance of `kind`, or None."""
     for base in kind.__mro__:
         if name in vars(base):
             return REGISTRY.get((base, name))
     return None
 
 
-def has_islands(kind: type) -> bool:
+def has_opaque_methods(kind: type) -> bool:
     """Whether instances of `kind` may be arguments of a scope. That a forward may make a class says so of it alone."""
     bases = kind.__mro__
     inherited = any(owner in bases and n in vars(owner) for owner, n in REGISTRY if n != "__init__")
     return inherited or (kind, "__init__") in REGISTRY
 
 
-def island_kinds(arguments: Iterable[Any]) -> tuple[type, ...]:
-    """The classes with islands among the leaves of a call's arguments, and those that a forward may make."""
-    given = {type(a) for a in arguments if has_islands(type(a))}
+def opaque_kinds(arguments: Iterable[Any]) -> tuple[type, ...]:
+    """The classes with registered methods among the leaves of a call's arguments, and those that a forward may make."""
+    given = {type(a) for a in arguments if has_opaque_methods(type(a))}
     return tuple(given | {owner for owner, method in REGISTRY if method == "__init__"})

@@ -1,4 +1,4 @@
-"""Running a call again: islands, steps and reads answer with what they answered a plan or a recorded run."""
+"""Running a call again: opaque calls and reads answer with what they answered a plan or a recorded run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.utils import _pytree as pytree
 from fusion.capture.python.argument_tree import Leaf
 from fusion.capture.python.container_proxy import is_container, is_object
 from fusion.capture.python.interception import refresh, session, unwrap_proxies, wrap_proxy
-from fusion.capture.python.registry import Island, NativeFunction, has_islands, island_kinds
+from fusion.capture.python.registry import NativeFunction, OpaqueMethod, has_opaque_methods, opaque_kinds
 from fusion.runtime.call_log import LoggedContainerChange, LoggedWrite, take_over
 from fusion.runtime.plan import LoggedError
 
 
 class Replay:
-    """Answers island calls from a log, in order; past its end, natively. Use `with replay(log, ...)`.
+    """Answers opaque calls from a log, in order; past its end, natively. Use `with replay(log, ...)`.
 
     Attributes:
-        log: what the plan's islands returned, reads too: a read may come before an effect that changes its answer.
+        log: what the plan's opaque calls returned, reads too: a read may come before an effect that changes its answer.
         seen: the arguments the re-run passed, flattened, one list per answered call.
     """
 
@@ -60,15 +60,18 @@ class Replay:
             self.depth -= 1
             refresh()
 
-    def on_island(self, island: Island, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any) -> Any:
+    def on_method(
+        self, registered: OpaqueMethod, original: Callable[..., Any], receiver: Any, args: Any, kwargs: Any
+    ) -> Any:
         """The logged answer; nested calls, and calls past the log, run natively."""
-        if island.method == "__init__" and island.owner is not type(receiver) and not has_islands(type(receiver)):
+        inherited = registered.method == "__init__" and registered.owner is not type(receiver)
+        if inherited and not has_opaque_methods(type(receiver)):
             return original(receiver, *args, **kwargs)  # an object like any other
         args, kwargs = unwrap_proxies((args, kwargs))
         if not self._answers:
             return self._natively(lambda: original(receiver, *args, **kwargs))
         answer = self._answer(args, kwargs)
-        if island.method != "__init__":
+        if registered.method != "__init__":
             return answer
         self._objects[id(receiver)] = receiver
         self._made[id(answer)] = receiver
@@ -134,12 +137,12 @@ def replay(log: list[Any], arguments: Iterable[Leaf] = (), steps: Iterable[torch
     """A session that answers from `log`.
 
     Args:
-        log: results of the islands, in order.
+        log: results of opaque calls and reads, in order.
         arguments: leaves of the call's arguments, for the objects among them.
-        steps: modules that are islands of the scope.
+        steps: modules that are opaque to the scope.
     """
-    given = [leaf.value for leaf in arguments if has_islands(type(leaf.value))]
+    given = [leaf.value for leaf in arguments if has_opaque_methods(type(leaf.value))]
     steps = tuple(steps)
     handler = Replay(log, given, steps)
-    with session(handler, handler, (*island_kinds(given), *{type(step) for step in steps}), steps):
+    with session(handler, handler, (*opaque_kinds(given), *{type(step) for step in steps}), steps):
         yield handler

@@ -3,91 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from stateful import ROWS, Stateful, assert_fused, beside_eager, rand, same
 from tiny import no_grad, planned, scopes
 
 import fusion
-from fusion.jit.scope import Scope
-
-ROWS = (3, 4, 5, 3, 4, 6, 3)  # the first is recorded, the second proves the plan at another shape
-# Some ten roundings in float32, and exponentials that are a few units off, relative to the largest value.
-WITHIN = 32 * torch.finfo(torch.float32).eps
-
-
-class Stateful(torch.nn.Module):
-    """A function of a module with buffers."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-        self.register_buffer("total", torch.zeros(8))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("window", torch.zeros(6, 8))
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(self, *args)
-
-
-def rand(rows: int, seed: int) -> torch.Tensor:
-    return torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed))
-
-
-def same(found: Any, expected: Any) -> None:
-    if isinstance(expected, (tuple, list)):
-        for a, b in zip(found, expected, strict=True):
-            same(a, b)
-        return
-    assert (found.dtype, found.shape, found.stride()) == (expected.dtype, expected.shape, expected.stride())
-    scale = max(1.0, float(expected.double().abs().max()))
-    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=WITHIN * scale)
-
-
-def beside_eager(
-    function: Callable[..., Any],
-    config: Any,
-    arguments: Callable[[int, int], list[torch.Tensor]] = lambda rows, seed: [rand(rows, seed)],
-) -> Scope:
-    """Calls a module under fusion beside an eager one over several shapes; compares everything that lasts."""
-    eager = Stateful(function).eval()
-    fused = fusion.enable(copy.deepcopy(eager), config)
-    torch.manual_seed(7)
-    for seed, rows in enumerate(ROWS):
-        mine, theirs = arguments(rows, seed), arguments(rows, seed)
-        before = torch.get_rng_state()
-        expected = no_grad(eager, *theirs)
-        after = torch.get_rng_state()
-        torch.set_rng_state(before)
-        found = no_grad(fused, *mine)
-        same(found, expected)
-        same(mine, theirs)
-        for name, buffer in eager.named_buffers():
-            same(fused.get_buffer(name), buffer)
-        assert torch.equal(torch.get_rng_state(), after), "the generator is where eager leaves it"
-    (scope,) = scopes(fused).values()
-    return scope
-
-
-def assert_fused(scope: Scope, calls: int = len(ROWS) - 2) -> None:
-    assert scope.statistics.planned[0] == calls, (scope.refused, [k.refusal for k in scope.known])
-    assert scope.statistics.fallbacks == 0
-    assert all(compiled.kernels for known in scope.known for compiled, _ in known.plans.values())
-
-
-def ops_in_kernels(scope: Scope) -> set[str]:
-    return {
-        node.op
-        for known in scope.known
-        for compiled, _ in known.plans.values()
-        for candidate in compiled.candidates
-        if candidate.kernel is not None
-        for node in candidate.region.subgraph.nodes
-    }
-
 
 # ---- temporaries
 
@@ -400,72 +324,6 @@ def test_an_error_of_the_users_after_a_write(quick: fusion.FusionConfig) -> None
     same(model.steps, eager.steps)
     args = rand(3, 1), torch.tensor([0, 1])
     same(no_grad(model, *args), no_grad(eager, *args))
-
-
-# ---- random numbers
-
-
-def drawn_and_used(m: Any, x: torch.Tensor) -> Any:
-    noise = torch.rand_like(x)
-    y = torch.exp(x) * 2 + noise
-    return F.dropout(F.silu(y) * 2, 0.3, training=True) * 2 + 1
-
-
-def every_kind_of_draw(m: Any, x: torch.Tensor) -> Any:
-    probability = torch.softmax(x, -1)
-    race = probability / torch.empty_like(probability).exponential_() * 2
-    chosen = torch.multinomial(probability, 2)
-    normal = torch.empty(x.shape[0], 8).normal_(1.0, 2.0)
-    return race + normal, chosen, torch.bernoulli(probability), torch.randint(0, 9, (x.shape[0],)), torch.randn(3) + 1
-
-
-def drawn_into_an_argument(m: Any, x: torch.Tensor) -> Any:
-    x.uniform_(-1, 1)
-    return torch.exp(x) * 2 + 1
-
-
-@pytest.mark.parametrize(
-    "function", [drawn_and_used, every_kind_of_draw, drawn_into_an_argument], ids=lambda f: f.__name__
-)
-def test_draws_are_eagers(function: Any, quick: fusion.FusionConfig) -> None:
-    assert_fused(beside_eager(function, quick))
-
-
-def test_nothing_that_draws_is_in_a_kernel(quick: fusion.FusionConfig) -> None:
-    scope = beside_eager(drawn_and_used, quick)
-    assert ops_in_kernels(scope).isdisjoint({"aten.rand_like.default", "aten.dropout.default"})
-    assert len(scope.known[0].graph.draws) == 2
-
-
-def test_a_draw_whose_result_nobody_reads_still_happens(quick: fusion.FusionConfig) -> None:
-    def call(m: Any, x: torch.Tensor) -> Any:
-        torch.rand(5)
-        return torch.exp(x) * 2 + 1
-
-    assert_fused(beside_eager(call, quick))
-
-
-def test_a_generator_given_as_an_argument(quick: fusion.FusionConfig) -> None:
-    def call(m: Any, x: torch.Tensor, generator: torch.Generator) -> Any:
-        noise = torch.rand(x.shape, generator=generator)
-        return torch.exp(x) * noise + 1
-
-    eager = Stateful(call).eval()
-    model = fusion.enable(copy.deepcopy(eager), quick)
-    mine, theirs = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    for seed, rows in enumerate(ROWS):
-        same(no_grad(model, rand(rows, seed), mine), no_grad(eager, rand(rows, seed), theirs))
-        assert torch.equal(mine.get_state(), theirs.get_state())
-    assert_fused(scopes(model)["Stateful"])
-
-
-def test_seeding_inside_is_refused(quick: fusion.FusionConfig) -> None:
-    def call(m: Any, x: torch.Tensor) -> Any:
-        torch.manual_seed(3)
-        return torch.exp(x) * 2 + torch.rand(8)
-
-    scope = beside_eager(call, quick)
-    assert {r.code for r in scope.refused.values()} == {"random"} and scope.statistics.planned[0] == 0
 
 
 class Overlapping(torch.nn.Module):

@@ -66,7 +66,7 @@ class Stack(torch.nn.Module):
 
 
 @pytest.mark.parametrize("measures", [False, True], ids=["computes with it", "asks its size"])
-@pytest.mark.parametrize("asks", [False, True], ids=["found inside", "given by an island"])
+@pytest.mark.parametrize("asks", [False, True], ids=["found inside", "given by an opaque call"])
 @pytest.mark.parametrize(
     ("names", "agrees"),
     [(("near",) * 3, [True, True]), (("near", "far", "near"), [False, True]), (("far", "near", "far"), [False, True])],

@@ -121,7 +121,7 @@ def test_every_operator_knows_the_users_line() -> None:
 
 def test_constants_made_in_the_forward() -> None:
     recording = recorded(lambda x: x * torch.tensor([1.0, 2.0]) + 1, x=torch.rand(3, 2))
-    (constant,) = recording.constants.values()
+    (constant,) = recording.bound.constants.values()
     assert constant.tolist() == [1.0, 2.0]
 
 

@@ -157,7 +157,7 @@ def test_every_call_is_fused_or_has_its_reason(
 
     recording = recorded(fn, tensor(ROWS, WIDTH), tensor(WIDTH, WIDTH))
     pipeline = Pipeline({"cache_dir": tmp_path, "profile": slow, "max_fusions": most})
-    compiled = pipeline.compile(pipeline.template(recording, ("x", "w")), recording.real, recording.values)
+    compiled = pipeline.compile(pipeline.template(recording, ("x", "w")), recording.run.real, recording.values)
     fused = [i for c in compiled.candidates if c.kernel is not None for i in c.region.nodes]
     refused = [i for i, _ in compiled.refusals]
     assert fused, "a kernel is used"

@@ -1,11 +1,14 @@
 """One look at a call's arguments."""
 
+import collections
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from fusion.capture.python import argument_tree
+import fusion
+from fusion.capture.python import argument_snapshot, argument_tree, state_changes
 from fusion.jit import bound_call
 from fusion.jit.bound_call import BoundCall
 
@@ -14,18 +17,61 @@ def call(**arguments: Any) -> BoundCall:
     return BoundCall(tuple(arguments), tuple(arguments.values()))
 
 
-def test_arguments_are_flattened_once_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = []
-    flatten, tree_flatten = bound_call.flatten, bound_call.pytree.tree_flatten
-    monkeypatch.setattr(bound_call, "flatten", lambda *a: looks.append("tree") or flatten(*a))
-    monkeypatch.setattr(
-        bound_call.pytree, "tree_flatten", lambda *a, **k: looks.append("structure") or tree_flatten(*a, **k)
-    )
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who flattens a call's arguments, in order."""
+    found: list[str] = []
+
+    def noted(module: Any, flatten: Callable[..., Any]) -> Callable[..., Any]:
+        name = module.__name__.rpartition(".")[2]
+        return lambda arguments: (found.append(name) if arguments else None) or flatten(arguments)
+
+    for module in (bound_call, argument_snapshot, state_changes):
+        monkeypatch.setattr(module, "flatten", noted(module, module.flatten))
+    return found
+
+
+def test_arguments_are_flattened_once(looks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bound_call.pytree, "tree_flatten", lambda *_: pytest.fail("torch flattens them once more"))
     one = call(x=torch.rand(2, 3), sizes=[1, 2], past={"k": torch.rand(4)})
     for _ in range(3):
         assert one.structure is not None and one.form is not None and one.tree.leaves
         assert one.snapshot().leaves is one.tree.leaves
-    assert looks == ["structure", "tree"]
+    assert looks == ["bound_call"]
+
+
+UNPROFILED = {"profile": False, "enable_cache": False}
+
+
+def test_a_recorded_call_is_flattened_once(looks: list[str]) -> None:
+    """It is made twice, and what each run does to its dicts is seen all the same."""
+
+    def forward(x: torch.Tensor, past: dict[str, Any]) -> torch.Tensor:
+        past["seen"] = x + 1
+        return torch.tanh(x) * past["k"] + 1
+
+    fused = fusion.fuse(forward, UNPROFILED)
+    past = {"k": torch.rand(4)}
+    with torch.no_grad():
+        fused(torch.rand(3, 4), past)
+    assert fused.scope.statistics.recordings == 1 and fused.scope.known[0].graph.items
+    assert looks == ["bound_call"] and list(past) == ["k", "seen"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_refused_call_is_flattened_once_more_for_the_symbols_that_it_left(looks: list[str], fails: bool) -> None:
+    def forward(x: torch.Tensor, found: list[Any]) -> torch.Tensor:
+        found.append({"size": x.shape[0]})
+        if fails and type(x.shape[0]) is not int:
+            raise TypeError("a number is needed")
+        return torch.tanh(x)
+
+    found: list[Any] = []
+    fused = fusion.fuse(forward, UNPROFILED)
+    with torch.no_grad():
+        fused(torch.rand(3, 4), found)
+    assert not fused.scope.known and looks == ["bound_call", "state_changes"]
+    assert all(type(held["size"]) is int for held in found)
 
 
 def test_structures_leave_out_sizes_but_for_none_and_one() -> None:
@@ -40,6 +86,19 @@ def test_structures_leave_out_sizes_but_for_none_and_one() -> None:
 )
 def test_structures_tell_plain_values_apart(one: Any, other: Any) -> None:
     assert call(x=one).structure != call(x=other).structure
+
+
+def test_structures_tell_what_torch_finds_in_other_objects() -> None:
+    """Containers that plans do not take apart count with what is in them, as torch sees it."""
+    one, other, same = (call(x=collections.deque([torch.rand(2), n])) for n in (1, 2, 1))
+    assert one.structure != other.structure and one.structure == same.structure
+
+
+def test_an_argument_that_holds_itself_has_no_structure() -> None:
+    held: list[Any] = []
+    held.append(held)
+    with pytest.raises(RecursionError):
+        _ = call(x=held).structure
 
 
 def test_forms_leave_out_the_numbers_in_lists_of_numbers() -> None:

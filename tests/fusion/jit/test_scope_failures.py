@@ -59,8 +59,8 @@ def test_a_wrong_plan_is_refused(quick: fusion.FusionConfig, monkeypatch: pytest
     original = module.CacheEntry.checked_run
 
     def wrong(self: Any, arguments: Any, taps: Any, undo: Any = None) -> Any:
-        result, *rest = original(self, arguments, taps, undo)
-        return (result + 1, *rest)
+        run = original(self, arguments, taps, undo)
+        return run._replace(result=run.result + 1)
 
     monkeypatch.setattr(module.CacheEntry, "checked_run", wrong)
     for rows in (4, 5, 3, 4):

@@ -182,7 +182,7 @@ def test_a_kernel_that_raises_after_an_effect(quick: fusion.FusionConfig, monkey
     def broken(*args: Any) -> Any:
         raise RuntimeError("launch failed")
 
-    for compiled, plan in plans:  # the last kernel, which runs after the island
+    for compiled, plan in plans:  # the last kernel, which runs after the opaque call
         monkeypatch.setitem(plan.run.__globals__, f"kernel{len(compiled.calls) - 1}", broken)
     for rows in (3, 4, 5, 3):
         x = rand(rows, 8)
@@ -192,7 +192,7 @@ def test_a_kernel_that_raises_after_an_effect(quick: fusion.FusionConfig, monkey
 
 
 class Stumbles(torch.nn.Module):
-    """Cannot be recorded (it reads a list of data), then calls islands, and fails where a size is a symbol."""
+    """Cannot be recorded (it reads a list of data), then makes opaque calls, and fails where a size is a symbol."""
 
     def forward(self, x: torch.Tensor, memory: Memory) -> torch.Tensor:
         rows = x.shape[0]

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import close, no_grad, planned, reason, scopes
+from beside_eager import Stack, Store, pair, same, trust, values
+from tiny import no_grad, planned, reason
 from torch.autograd import forward_ad
-from torch.utils import _pytree as pytree
 
 import fusion
 from fusion.choices import kernel_cache
-from fusion.jit.pipeline import Pipeline
-from fusion.runtime.native import native_available
-
-
-class Module(torch.nn.Module):
-    """One parameter, a forward `step(module, x, extra)`, and the attributes that a test adds."""
-
-    def __init__(self, step: Callable[..., Any], **attributes: Any) -> None:
-        super().__init__()
-        self.w = torch.nn.Parameter(torch.linspace(0.5, 2.0, 16))
-        self.step = step
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
-    def forward(self, x: torch.Tensor, extra: Any = None) -> Any:
-        return self.step(self, x, extra)
 
 
 class Plain:
@@ -48,40 +30,6 @@ class Activation(Plain):
 
     def __call__(self) -> int:
         return 1
-
-
-def values(length: int = 10, width: int = 16, batch: int = 2) -> torch.Tensor:
-    """Another tensor for every length, the same on every call."""
-    return torch.randn(batch, length, width, generator=torch.Generator().manual_seed(length * 31 + width))
-
-
-def pair(config: fusion.FusionConfig, step: Callable[..., Any], **attributes: Any) -> tuple[Module, Module]:
-    """A module under fusion and its equal without."""
-    eager = Module(step, **attributes).eval()
-    return fusion.enable(copy.deepcopy(eager), config), eager
-
-
-def double(value: Any) -> Any:
-    return value.double() if isinstance(value, torch.Tensor) else value
-
-
-def same(module: torch.nn.Module, eager: torch.nn.Module, *args: Any, steps: int = 1) -> None:
-    """A call of both gives one result, within the rounding of the kernels, and leaves equal arguments."""
-    twin = copy.deepcopy(eager).double()
-    exact = no_grad(twin, *pytree.tree_map(double, copy.deepcopy(args)))
-    mine, theirs = copy.deepcopy(args), copy.deepcopy(args)
-    found, wanted = no_grad(module, *mine), no_grad(eager, *theirs)
-    close(found, wanted, exact.double(), steps)
-    for a, b in zip(pytree.tree_leaves(mine), pytree.tree_leaves(theirs), strict=True):
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b or type(a) is Store
-
-
-def trust(module: torch.nn.Module, eager: torch.nn.Module) -> None:
-    """Calls until a plan answers at two lengths."""
-    before = sum(planned(module).values())
-    for length in (10, 10, 7, 7):
-        same(module, eager, values(length))
-    assert sum(planned(module).values()) - before >= 2, "no plan answered: the test would show nothing"
 
 
 def assert_never_planned(module: torch.nn.Module, *codes: str) -> None:
@@ -119,47 +67,6 @@ def test_a_slice_that_took_all_of_a_dimension_cuts_a_longer_one(step: Any, sizes
         if size == sizes[2]:
             before = planned(module)["Module"]
     assert before >= 1, "no plan answered at the sizes that the slice took whole"
-
-
-class Store:
-    """A cache whose update is an island."""
-
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return key + 0, value + 0
-
-
-fusion.register_island(Store, "update", grows=(-2,))
-
-
-class Layer(torch.nn.Module):
-    """A layer whose number its cache is asked with, and whose window decides what it computes."""
-
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        self.layer_idx = index
-        self.window = index * 10
-        self.linear = torch.nn.Linear(16, 16)
-
-    def forward(self, x: torch.Tensor, cache: Store) -> torch.Tensor:
-        key, _ = cache.update(x, x, self.layer_idx)
-        y = F.silu(x) * x
-        if x.shape[1] > self.window:
-            y = y * 2
-        return self.linear(y) + key
-
-
-class Stack(torch.nn.Module):
-    """Layers of one class."""
-
-    def __init__(self, count: int = 2) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = torch.nn.ModuleList([Layer(i) for i in range(count)])
-
-    def forward(self, x: torch.Tensor, cache: Store) -> torch.Tensor:
-        for layer in self.layers:
-            x = layer(x, cache)
-        return x
 
 
 def test_a_layer_does_not_inherit_the_window_of_its_twin(quick: fusion.FusionConfig) -> None:
@@ -359,78 +266,3 @@ def test_forward_mode_differentiation_keeps_its_tangent(quick: fusion.FusionConf
         found, wanted = (forward_ad.unpack_dual(m(dual)) for m in (module, eager))
     assert wanted.tangent is not None and found.tangent is not None
     assert torch.equal(found.tangent, wanted.tangent) and torch.equal(found.primal, wanted.primal)
-
-
-# ---- failures on the way
-
-
-def failing(monkeypatch: pytest.MonkeyPatch, allowed: int) -> list[int]:
-    """Makes the pipeline's compile raise OSError after `allowed` calls; the list grows by one for each."""
-    compile_, calls = Pipeline.compile, []
-
-    def compiles(self: Pipeline, *args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) > allowed:
-            raise OSError("the library cannot be loaded")
-        return compile_(self, *args, **kwargs)
-
-    monkeypatch.setattr(Pipeline, "compile", compiles)
-    return calls
-
-
-def test_a_compile_that_raises_while_following_a_twin(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    eager = Stack().eval()
-    for index, layer in enumerate(eager.layers):
-        layer.layer_idx, layer.window = index, 0  # twins but for their numbers
-    module = fusion.enable(copy.deepcopy(eager), quick)
-    calls = failing(monkeypatch, allowed=1)
-    same(module, eager, values(), Store(), steps=4)
-    assert len(calls) == 2
-    first, second, _ = fusion.report(module).scopes
-    assert "the library cannot be loaded" not in first.reason
-    assert "OSError: the library cannot be loaded" in second.reason
-
-
-def test_a_compile_that_raises_at_another_shape(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, eager = pair(quick, lambda m, x, _: F.silu(x) * m.w)
-    same(module, eager, values(10))
-    calls = failing(monkeypatch, allowed=0)
-    same(module, eager, values(40))
-    assert len(calls) == 1
-    assert "OSError: the library cannot be loaded" in fusion.report(module).to_json()
-
-
-def test_a_kernel_that_raises_is_in_the_report(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = kernel_cache.make_launcher
-    broken: list[bool] = []
-
-    def fragile(kernel: Any) -> Any:
-        launch = make(kernel)
-
-        def run(*args: Any) -> Any:
-            if broken:
-                raise RuntimeError("the kernel stopped")
-            return launch(*args)
-
-        return run
-
-    monkeypatch.setattr(kernel_cache, "make_launcher", fragile)
-    config = fusion.FusionConfig(profile=False, cache_dir=tmp_path)
-    module, eager = pair(config, lambda m, x, _: F.silu(x) * m.w)
-    trust(module, eager)
-    broken.append(True)
-    same(module, eager, values())
-    report = fusion.report(module)
-    assert report.scopes[0].fallbacks == 1
-    assert "RuntimeError: the kernel stopped" in report.to_json()
-
-
-def test_the_report_names_an_unusable_cache_and_the_c_runtime(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "file").write_text("")
-    config = fusion.FusionConfig(profile=False, cache_dir=tmp_path / "file" / "folder")
-    module, eager = pair(config, lambda m, x, _: F.silu(x) * m.w)
-    trust(module, eager)
-    environment = json.loads(fusion.report(module).to_json())["environment"]
-    assert "cannot be used" in environment["cache"] and str(tmp_path) in environment["cache"]
-    assert environment["C runtime"] == (native_available() or "in use")
-    assert scopes(module)["Module"].pipeline.backends.store.reason == environment["cache"]

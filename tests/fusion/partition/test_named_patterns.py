@@ -39,7 +39,7 @@ def regions_of(name: str, dtype: torch.dtype) -> list[Region]:
     parts = partition(recording.graph, values=recording.values)
     check_complete(recording.graph, parts)
     check_values(recording, parts, parts.order)
-    return [Region(r.subgraph, tuple(recording.real[n] for n in r.inputs), recording.values) for r in parts.regions]
+    return [Region(r.subgraph, tuple(recording.run.real[n] for n in r.inputs), recording.values) for r in parts.regions]
 
 
 @pytest.fixture(scope="module")

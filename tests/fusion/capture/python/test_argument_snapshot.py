@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,11 @@ def _moves(held: dict[Any, Any]) -> None:
     held["old"] = held.pop("old")
 
 
+@dataclasses.dataclass
+class Sized:
+    size: int
+
+
 CHANGES: dict[str, Callable[[dict[Any, Any], list[Any]], Any]] = {
     "an item is gone": lambda held, _: held.pop("old"),
     "an item has moved": lambda held, _: _moves(held),
@@ -35,14 +41,28 @@ CHANGES: dict[str, Callable[[dict[Any, Any], list[Any]], Any]] = {
     "an object": lambda held, _: held.update(new=object()),
     "a list": lambda held, _: held.update(new=[X]),
     "a list beside has grown": lambda _, beside: beside.append(1),
+    "a list inside has grown": lambda held, _: held["list"].append(1),
+    "a list beside holds another tensor": lambda _, beside: beside.__setitem__(0, X.clone()),
+    "an object beside has another attribute": lambda _, beside: setattr(beside[1], "size", 2),
+    "an ordered dict beside has another item": lambda _, beside: beside[2].update(b=2),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_other_changes_are_none_that_a_plan_makes(name: str) -> None:
-    held, beside = {"old": X, "other": 1}, [X]
+    held: dict[Any, Any] = {"old": X, "other": 1, "list": [X]}
+    beside: list[Any] = [X, Sized(1), collections.OrderedDict(a=1)]
     given = ArgumentSnapshot({"a": held, "b": beside})
     CHANGES[name](held, beside)
+    assert given.set_items() is None
+
+
+def test_a_list_that_takes_the_place_of_one_in_a_dict_is_none_that_a_plan_makes() -> None:
+    held: dict[str, Any] = {"list": [X]}
+    given = ArgumentSnapshot({"a": held})
+    held["list"] = (X,)
+    assert given.set_items() == ((("a",), "list"),), "what was in the list is no longer there, and does not count"
+    held["list"] = [X]
     assert given.set_items() is None
 
 

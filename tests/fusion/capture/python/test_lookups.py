@@ -29,7 +29,7 @@ class Other(Layer):
 
 
 class Store:
-    """Layers, and an island that overwrites a layer's state in place."""
+    """Layers, and an opaque call that overwrites a layer's state in place."""
 
     def __init__(self, kind: type = Layer, depth: int = 3) -> None:
         self.layers = [kind() for _ in range(depth)]

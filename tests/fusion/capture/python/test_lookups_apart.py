@@ -27,7 +27,7 @@ class Layer:
 
 
 class Store:
-    """Layers, an island that writes to one of them, and one that writes and says nothing of where."""
+    """Layers, an opaque call that writes to one of them, and one that writes and says nothing of where."""
 
     def __init__(self) -> None:
         self.layers = [Layer(number) for number in range(3)]

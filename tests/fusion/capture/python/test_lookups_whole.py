@@ -31,7 +31,7 @@ class Count(int):
 
 
 class Shelf:
-    """Layers, tensors and numbers, and islands that change what there is."""
+    """Layers, tensors and numbers, and opaque calls that change what there is."""
 
     def __init__(self) -> None:
         self.layers = [Layer(k + 1.0) for k in range(3)]

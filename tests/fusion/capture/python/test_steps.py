@@ -183,7 +183,7 @@ fusion.register_island(Pads, "add", grows=(0,))
 
 
 class Padded(torch.nn.Module):
-    """Uses what an island hands back."""
+    """Uses what an opaque call hands back."""
 
     def forward(self, x: torch.Tensor, memory: Pads) -> torch.Tensor:
         return (memory.add(torch.exp(x) + 1) * 2).cumsum(0).tanh()
