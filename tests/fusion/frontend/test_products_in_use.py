@@ -62,18 +62,18 @@ def test_a_module_s_products_are_kernels(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-def test_left_to_the_library_they_are_eager_s_bit_for_bit(tmp_path: Path) -> None:
+def test_they_may_be_left_to_the_library(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, x = Attention().eval(), torch.randn(2, 5, 32)
     eager = module(x)
     fusion.enable(module, config(tmp_path).replace(matrix_products="library"))
     try:
         for _ in range(3):
-            assert torch.equal(module(x), eager)
+            torch.testing.assert_close(module(x), eager)
         report = fusion.report(module)
     finally:
         fusion.disable(module)
-    assert not any("linear" in ops for ops in fused(report))
+    assert fused(report) and not any("linear" in ops or "attention" in ops for ops in fused(report))
 
 
 def test_threads_that_change_later_change_nothing(tmp_path: Path) -> None:
