@@ -15,12 +15,14 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .forms import normal_form
 from .graph import SubGraph
 from .named import PATTERNS, Pattern
+from .nodes import OpNode
 from .normal_form import Form, NormalForm, Use
+from .ops import Kind, kind_of
 from .parts import part_of_part
 
 _COMMUTATIVE = frozenset({"add", "mul"})
@@ -59,8 +61,38 @@ def match(graph: SubGraph) -> str | None:
     """
     if graph.bundle:
         return _bundle_name(graph)
+    if any(kind_of(node.op) is Kind.PRODUCT for node in graph.nodes):
+        return _after_products(graph)
     form = normal_form(graph)
     return next((pattern.name for pattern in PATTERNS if _explains(pattern, form)), None)
+
+
+def _after_products(graph: SubGraph) -> str | None:
+    """The name of what a graph makes of its matrix products, "linear*2+SwiGLU"; None where that has none."""
+    products = [node for node in graph.nodes if kind_of(node.op) is Kind.PRODUCT]
+    made = {name for node in products for name in node.outputs}
+    rest = [node for node in graph.nodes if node not in products and not made.isdisjoint(_made_of(graph, node))]
+    if not rest or not made.isdisjoint(graph.outputs):
+        return None
+    inside = {name for node in rest for name in node.outputs}
+    inputs = tuple(dict.fromkeys(name for node in rest for name in node.refs if name not in inside))
+    specs = tuple((name, graph.spec[name]) for name in (*inputs, *sorted(inside)))
+    name = match(replace(graph, inputs=inputs, nodes=tuple(rest), specs=specs, pattern=None))
+    words = Counter(node.op.split(".")[1] for node in products)
+    before = "+".join(word if count == 1 else f"{word}*{count}" for word, count in words.items())
+    return f"{before}+{name}" if name else None
+
+
+def _made_of(graph: SubGraph, node: OpNode) -> set[str]:
+    """Names of all values that a call's result is made of."""
+    found, waiting = set[str](), list(node.refs)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            maker = graph.producer.get(name)
+            waiting += maker.refs if maker is not None else ()
+    return found
 
 
 def _bundle_name(graph: SubGraph) -> str | None:

@@ -243,3 +243,13 @@ NEAR_MISSES: dict[str, Case] = {
 def test_near_misses_have_no_name(case: str) -> None:
     fn, inputs = NEAR_MISSES[case]
     assert match(trace(fn, *inputs)) is None
+
+
+def test_what_follows_products_is_named_after_them() -> None:
+    def gated(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        linear = torch.nn.functional.linear
+        return torch.nn.functional.silu(linear(x, a)) * linear(x, b)
+
+    weights = torch.rand(48, 32), torch.rand(48, 32)
+    assert match(trace(gated, torch.rand(5, 32), *weights)) == "linear*2+SwiGLU"
+    assert match(trace(lambda x, a: torch.nn.functional.linear(x, a), torch.rand(5, 32), weights[0])) is None
