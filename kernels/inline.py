@@ -14,6 +14,7 @@ from typing import Any
 import sympy
 import torch
 
+from fusion.kernels.sums import attention, product
 from fusion.patterns import indexing, ops, scalar, symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.graph import SubGraph
@@ -24,10 +25,8 @@ from fusion.patterns.ops import Call, Kind, Operator, Run
 from fusion.patterns.scalar import (
     COLUMN,
     HALF_TYPES,
-    INNER,
     Apply,
     Constant,
-    Dot,
     Load,
     Reduce,
     Reduced,
@@ -102,9 +101,7 @@ class Elements:
         if row.kind is Kind.ELEMENT:
             return self.rounded(self._element(node, row, call, index, column), call.outputs[0].dtype)
         if row.kind is Kind.PRODUCT:
-            self._check_product(node, index)
-            build = self._attention if row.attention is not None else self._product
-            return self.rounded(build(node, row, call, index), call.outputs[0].dtype)
+            return self.rounded(self._product(node, row, call, index), call.outputs[0].dtype)
         if row.kind is Kind.REDUCTION:
             dtype = self.graph.spec[name].dtype
             return self.rounded(self._reduction(node, row, name, index, column), dtype)
@@ -213,58 +210,17 @@ class Elements:
         assert row.element is not None
         return row.element(call, index, self._extents(column), read)
 
-    def _check_product(self, node: OpNode, index: Index) -> None:
+    def _product(self, node: OpNode, row: Operator, call: Call, index: Index) -> Scalar:
         if self._conditional or any(s.name == COLUMN for s in symbols.free_symbols(index)):
             raise LoweringError(
                 "reduction_in_column",
                 f"The result of {node.op} is needed for every column, so it would be computed again for each.",
                 remedy="Cut the region at this operator.",
             )
-
-    def _attention(self, node: OpNode, row: Operator, call: Call, index: Index) -> Scalar:
-        """Weights are exponentials less the highest score's; a row without any place that counts becomes 0."""
-        assert row.attention is not None
-        what = row.attention(call, index, symbols.index_symbol(COLUMN), symbols.index_symbol(INNER))
-        dtype = scalar.compute_type(call.outputs[0].dtype)
-
-        def element(operand: tuple[int, Index]) -> Scalar:
-            return scalar.cast(self.at(node.refs[operand[0]], operand[1], what.places), dtype)
-
-        scale = what.scale if what.scale is not None else float(what.inner) ** -0.5
-        score = scalar.apply("mul", Dot(dtype, element(what.query) * element(what.key), what.inner), scale)
-        nowhere = scalar.constant(float("-inf"), dtype)
-        if what.mask is not None and call.inputs[what.mask[0]].dtype is torch.bool:
-            counts = self.at(node.refs[what.mask[0]], what.mask[1], what.places)
-            score = scalar.apply("where", counts, score, nowhere)
-        elif what.mask is not None:
-            score = score + element(what.mask)
-        if what.last is not None:
-            score = Select(dtype, symbols.index_symbol(COLUMN), (what.last + 1,), (score, nowhere))
-        highest = Reduce(dtype, "max", score, what.places)
-        empty = scalar.apply("eq", highest, float("-inf"))
-        zero = scalar.constant(0.0, dtype)
-        weight = scalar.apply("exp", score - scalar.apply("where", empty, zero, highest))
-        total = Reduce(dtype, "sum", weight, what.places)
-        weighted = Reduce(dtype, "sum", weight * element(what.value), what.places)
-        return scalar.apply("where", empty, zero, weighted / total)
-
-    def _product(self, node: OpNode, row: Operator, call: Call, index: Index) -> Scalar:
+        if row.attention is not None:
+            return attention(self.at, node, row, call, index)
         self.reduced_at.append(index)
-        assert row.contraction is not None
-        summed = row.contraction(call, index, symbols.index_symbol(COLUMN))
-        dtype = scalar.compute_type(call.outputs[0].dtype)
-
-        def element(operand: tuple[int, Index], column: Dim) -> Scalar:
-            return scalar.cast(self.at(node.refs[operand[0]], operand[1], column), dtype)
-
-        total: Scalar = Reduce(
-            dtype, "sum", element(summed.left, summed.extent) * element(summed.right, summed.extent), summed.extent
-        )
-        total = total if summed.alpha == 1 else scalar.apply("mul", total, summed.alpha)
-        if summed.addend is None:
-            return total
-        addend = element(summed.addend, 1)
-        return total + (addend if summed.beta == 1 else scalar.apply("mul", addend, summed.beta))
+        return product(self.at, node, row, call, index)
 
     def _reduction(self, node: OpNode, row: Operator, name: str, index: Index, column: Dim) -> Scalar:
         call = ops.call_of(node, self.graph.spec)

@@ -108,6 +108,7 @@ def test_files_classes_and_functions_are_short() -> None:
 
 MOST_ATTRIBUTES = 15
 RICHER = {
+    "FusionConfig": "each field is a knob of its own that users set by name",
     "RegionReport": "a row of the report: its attributes are the fields of the JSON",
     "ScopeReport": "likewise",
     "RecordedGraph": "the public value of a recording, whose fields its constructor takes",
