@@ -1,7 +1,7 @@
 """Attention in C++: keys and values are read once for all rows that share them, scores never reach memory.
 
 A unit is a few rows of queries that have the same keys: positions, and the heads of a group. It runs along the places
-in chunks. Of each it computes the scores, raises the highest one so far, scales what it has summed to that, and adds
+in chunks, which it widens to float32 first. Of each it computes the scores, raises the highest one so far, scales what it has summed to that, and adds
 the chunk's weights and weighted values. Threads share the units; where there are fewer units than threads, they share
 the places too, and what each found is put together by the same scaling.
 """
@@ -25,7 +25,7 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import COLUMN, INNER, Load, Reduced, Scalar, Scanned
 from fusion.patterns.symbols import Dim
 
-ROWS, CHUNK = 8, 64  # rows of a unit; places of a chunk
+ROWS, CHUNK = 8, 32  # rows of a unit; places of a chunk
 _HEAD, _PARALLEL = "head", 1 << 16
 
 
@@ -111,7 +111,8 @@ class AttentionLoops:
         lines += [
             f"    float* RESTRICT best = found; float* RESTRICT total = found + {ROWS};",
             f"    float* RESTRICT sums = found + {2 * ROWS};",
-            f"    float queries[{ROWS * form.inner}], scores[{ROWS * CHUNK}], part[{ROWS * lanes}];",
+            f"    float queries[{ROWS * form.inner}], scores[{ROWS * CHUNK}];",
+            f"    float chunk[{CHUNK * max(form.inner, lanes)}];",
             f"    for (int64_t at = 0; at < {ROWS}; ++at) best[at] = -__builtin_inff(), total[at] = 0.0f;",
             f"    for (int64_t at = 0; at < {ROWS * lanes}; ++at) sums[at] = 0.0f;",
             "    for (int64_t row = top; row < bottom; ++row) {",
@@ -120,19 +121,18 @@ class AttentionLoops:
             *indented(self._ended()),
             f"    for (int64_t from = start; from < stop; from += {CHUNK}) {{",
             f"        const int64_t to = from + {CHUNK} < stop ? from + {CHUNK} : stop;",
-            f"        dots<{self._format(form.key)}, float>(queries, {form.inner}, rows, {self._address(form.key)},",
-            f"            {self._stride(form.key)}, to - from, {form.inner}, scores, {CHUNK});",
+            f"        widen_rows<{self._format(form.key)}, float>({self._address(form.key)},",
+            f"            {self._stride(form.key)}, to - from, {form.inner}, chunk);",
+            f"        scores_of<Whole<float>, float>(queries, rows, chunk, {form.inner}, to - from, {form.inner},",
+            f"            scores, {CHUNK});",
             f"        float scale[{ROWS}];",
             "        for (int64_t row = top; row < bottom; ++row) {",
             *indented([*self._row_places(), *self._weights()], 3),
             "        }",
-            f"        sum_rows<{self._format(form.value)}, float>(scores, {CHUNK}, rows, {self._address(form.value)},",
-            f"            {self._stride(form.value)}, {lanes}, to - from, part, {lanes});",
-            "        for (int64_t at = 0; at < rows; ++at) {",
-            "            #pragma omp simd",
-            f"            for (int64_t j = 0; j < {lanes}; ++j)",
-            f"                sums[at * {lanes} + j] = sums[at * {lanes} + j] * scale[at] + part[at * {lanes} + j];",
-            "        }",
+            f"        widen_rows<{self._format(form.value)}, float>({self._address(form.value)},",
+            f"            {self._stride(form.value)}, to - from, {lanes}, chunk);",
+            f"        weighted_of<Whole<float>, float>(scores, {CHUNK}, rows, chunk, {lanes}, to - from, scale,",
+            f"            sums, {lanes});",
             "    }",
         ]
         return [*lines, "}"]
@@ -264,10 +264,10 @@ class AttentionLoops:
         assert stride is not None
         return symbols.print_c(stride)
 
-    def _address(self, load: Load) -> str:
-        """Where the key or value of the chunk's first place is."""
+    def _address(self, load: Load, place: str = "from") -> str:
+        """Where the key or value of a place is."""
         by: dict[Dim, Dim] = {
-            symbols.index_symbol(COLUMN): symbols.index_symbol("from"),
+            symbols.index_symbol(COLUMN): symbols.index_symbol(place),
             symbols.index_symbol(INNER): 0,
             symbols.index_symbol(self.form.lane.name): 0,
         }

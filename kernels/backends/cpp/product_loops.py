@@ -21,7 +21,7 @@ from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import COLUMN, Apply, Load, Reduced, Scalar, Scanned
 from fusion.patterns.symbols import Dim
 
-FEW_ROWS = 8  # as in the C++ text
+FEW_ROWS = 16  # as in the C++ text
 _PLACE = "place"  # in the sum, where the column is the lane
 FORMATS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
 PARALLEL_PRODUCTS = 1 << 17  # multiplications from which on threads share them: some 4 us of one

@@ -25,7 +25,7 @@ PRODUCTS: tuple[Section, ...] = (
 #else
 #define TILE_ROWS 6  // 12 of 16
 #endif
-#define FEW_ROWS 8  // up to so many rows, what is read of the right factors is what takes the time
+#define FEW_ROWS 16  // up to so many rows, what is read of the right factors is what takes the time
 #define SOME_LANES 16  // that a thread takes at once of few rows, where right factors lie along the sum
 #define MANY_LANES 256  // the same where they lie along the lanes
 // Blocks of a product: `width` lanes of `depth` right factors are 16 KiB, `height` rows of sums are as many.
@@ -59,7 +59,19 @@ struct Bfloat16 {
     typedef uint16_t halves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
     typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES)));
     static INLINE_MEMBER vector lanes(const uint16_t* from) {
-        return (vector)(__builtin_convertvector(*(const halves*)from, words) << 16);
+        return (vector)(widened(*(const halves*)from) << 16);
+    }
+    static INLINE_MEMBER words widened(halves some) {
+#if defined(__AVX2__) && VECTOR_BYTES == 32 && !defined(__clang__)  // g++ 12 makes five instructions of a conversion
+        typedef int16_t plain __attribute__((vector_size(16)));
+        return (words)__builtin_ia32_pmovzxwd256((plain)some);
+#elif VECTOR_BYTES == 64 && !defined(__clang__)
+        typedef int16_t plain __attribute__((vector_size(32)));
+        typedef int32_t numbers __attribute__((vector_size(64)));
+        return (words)__builtin_ia32_pmovzxwd512_mask((plain)some, numbers{}, (uint16_t)-1);
+#else
+        return __builtin_convertvector(some, words);
+#endif
     }
     static INLINE_MEMBER float one(const uint16_t* from) { return widen_bfloat16(*from); }
 };
@@ -118,6 +130,56 @@ SEPARATE_SUMS
 """,
     ),
     (
+        ("Weave", "Numbers", "turn", "sums_of"),
+        """\
+template <int... I> struct Numbers {};
+template <int N, int... I> struct Counted : Counted<N - 1, N - 1, I...> {};
+template <int... I> struct Counted<0, I...> { typedef Numbers<I...> numbers; };
+// Of two vectors, the elements whose number lacks bit D (low) or has it (high), those of the second at places with it.
+template <typename T, int D> struct Weave {
+    typedef typename Tile<T>::vector vector;
+    enum { N = Tile<T>::count };
+    typedef typename Counted<N>::numbers numbers;
+#if defined(__clang__)
+    template <int... I> static INLINE_MEMBER vector low(vector a, vector b, Numbers<I...>) {
+        return __builtin_shufflevector(a, b, (I & D ? N + I - D : I)...);
+    }
+    template <int... I> static INLINE_MEMBER vector high(vector a, vector b, Numbers<I...>) {
+        return __builtin_shufflevector(a, b, (I & D ? N + I : I + D)...);
+    }
+#else
+    typedef int32_t places __attribute__((vector_size(VECTOR_BYTES)));
+    template <int... I> static INLINE_MEMBER vector low(vector a, vector b, Numbers<I...>) {
+        return __builtin_shuffle(a, b, places{(I & D ? N + I - D : I)...});
+    }
+    template <int... I> static INLINE_MEMBER vector high(vector a, vector b, Numbers<I...>) {
+        return __builtin_shuffle(a, b, places{(I & D ? N + I : I + D)...});
+    }
+#endif
+};
+// Turns N vectors of N elements: the elements of one number become one vector.
+template <typename T, int D = 1> INLINE void turn(typename Tile<T>::vector* rows) {
+    typedef Weave<T, D> weave;
+    for (int i = 0; i < weave::N; ++i) {
+        if (i & D) continue;
+        const typename Tile<T>::vector a = rows[i], b = rows[i + D];
+        rows[i] = weave::low(a, b, typename weave::numbers());
+        rows[i + D] = weave::high(a, b, typename weave::numbers());
+    }
+    if constexpr (2 * D < weave::N) turn<T, 2 * D>(rows);
+}
+// The sums of N vectors, as one vector; the vectors are lost.
+template <typename T, int D = 1> INLINE typename Tile<T>::vector sums_of(typename Tile<T>::vector* rows) {
+    typedef Weave<T, D> weave;
+    for (int i = 0; i < weave::N; i += 2 * D)
+        rows[i] = weave::low(rows[i], rows[i + D], typename weave::numbers()) +
+                  weave::high(rows[i], rows[i + D], typename weave::numbers());
+    if constexpr (2 * D < weave::N) return sums_of<T, 2 * D>(rows);
+    return rows[0];
+}
+""",
+    ),
+    (
         ("pack_lanes", "pack_rows"),
         """\
 // Right factors as tile() takes them: [depth][width], the lanes that are missing as 0.
@@ -125,16 +187,21 @@ SEPARATE_SUMS
 template <typename S, typename T> static __attribute__((noinline)) void pack_lanes(
     const typename S::element* RESTRICT from, int64_t stride, int64_t lanes, int64_t depth, T* RESTRICT to) {
     enum { W = Tile<T>::width, N = Tile<T>::count };
-    if (lanes < W) __builtin_memset(to, 0, sizeof(T) * W * depth);
-    for (int64_t l = 0; l < lanes; ++l) {
+    int64_t l = 0;
+    for (; l + N <= lanes; l += N) {
         const typename S::element* line = from + l * stride;
         int64_t k = 0;
         for (; k + N <= depth; k += N) {
-            const typename Tile<T>::vector some = S::lanes(line + k);
-            for (int i = 0; i < N; ++i) to[(k + i) * W + l] = some[i];
+            typename Tile<T>::vector some[N];
+            for (int i = 0; i < N; ++i) some[i] = S::lanes(line + i * stride + k);
+            turn<T>(some);
+            for (int i = 0; i < N; ++i) *(typename Tile<T>::vector*)(to + (k + i) * W + l) = some[i];
         }
-        for (; k < depth; ++k) to[k * W + l] = S::one(line + k);
+        for (; k < depth; ++k)
+            for (int i = 0; i < N; ++i) to[k * W + l + i] = S::one(line + i * stride + k);
     }
+    for (; l < W; ++l)
+        for (int64_t k = 0; k < depth; ++k) to[k * W + l] = l < lanes ? S::one(from + l * stride + k) : 0;
 }
 template <typename S, typename T> static __attribute__((noinline)) void pack_rows(
     const typename S::element* RESTRICT from, int64_t stride, int64_t lanes, int64_t depth, T* RESTRICT to) {
@@ -164,12 +231,14 @@ template <typename S, typename T, int ROWS, int LANES, int WAYS> INLINE void dot
     vector total[ROWS][LANES][WAYS] = {};
     int64_t k = 0;
     for (; k + N * WAYS <= depth; k += N * WAYS)
-        for (int w = 0; w < WAYS; ++w)
-            for (int l = 0; l < LANES; ++l) {
-                const vector some = S::lanes(right + l * stride + k + w * N);
-                for (int i = 0; i < ROWS; ++i)
-                    total[i][l][w] += some * *(const vector*)(left + i * pitch + k + w * N);
+        for (int w = 0; w < WAYS; ++w) {
+            vector some[LANES];
+            for (int l = 0; l < LANES; ++l) some[l] = S::lanes(right + l * stride + k + w * N);
+            for (int i = 0; i < ROWS; ++i) {
+                const vector x = *(const vector*)(left + i * pitch + k + w * N);
+                for (int l = 0; l < LANES; ++l) total[i][l][w] += some[l] * x;
             }
+        }
     for (int i = 0; i < ROWS; ++i)
         for (int l = 0; l < LANES; ++l) {
             vector all = total[i][l][0];
@@ -186,22 +255,113 @@ template <typename S, typename T> static __attribute__((noinline)) void dots(
     const T* RESTRICT left, int64_t pitch, int64_t rows, const typename S::element* RESTRICT right, int64_t stride,
     int64_t lanes, int64_t depth, T* RESTRICT sums, int64_t width) {
     int64_t l = 0;
-    for (; l + 4 <= lanes; l += 4) {  // of four lanes, the first rows read memory, the others the cache
+    if (rows > 2)
+        for (; l + 2 <= lanes; l += 2) {  // the first rows read two lanes from memory, the others from the cache
+            const typename S::element* from = right + l * stride;
+            int64_t i = 0;
+            for (; i + 4 <= rows; i += 4)
+                dots_of<S, T, 4, 2, 1>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
+            for (; i < rows; ++i)
+                dots_of<S, T, 1, 2, 4>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
+        }
+    for (; l < lanes; ++l) {  // lane after lane, which is one stream where weights are dense
         const typename S::element* from = right + l * stride;
         int64_t i = 0;
-        for (; i + 4 <= rows; i += 4)
-            for (int k = 0; k < 4; k += 2)
-                dots_of<S, T, 4, 2, 1>(
-                    left + i * pitch, pitch, from + k * stride, stride, depth, sums + i * width + l + k, width);
         for (; i + 2 <= rows; i += 2)
-            dots_of<S, T, 2, 4, 1>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
+            dots_of<S, T, 2, 1, 4>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
         for (; i < rows; ++i)
-            dots_of<S, T, 1, 4, 2>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
+            dots_of<S, T, 1, 1, 4>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
     }
-    for (; l < lanes; ++l)
+}
+SEPARATE_SUMS
+""",
+    ),
+    (
+        ("scores_of", "weighted_of", "widen_rows"),
+        """\
+// Rows of `length` elements as the type they are added up in, one after the other; memory is read as one stream.
+template <typename S, typename T> static __attribute__((noinline)) void widen_rows(
+    const typename S::element* RESTRICT from, int64_t stride, int64_t count, int64_t length, T* RESTRICT to) {
+    enum { N = Tile<T>::count };
+    for (int64_t i = 0; i < count; ++i) {
+        const typename S::element* line = from + i * stride;
+        int64_t k = 0;
+        for (; k + N <= length; k += N) *(typename Tile<T>::vector*)(to + i * length + k) = S::lanes(line + k);
+        for (; k < length; ++k) to[i * length + k] = S::one(line + k);
+    }
+}
+FUSED_SUMS
+// scores[i][l] = the sum over k of queries[i][k] * keys[l][k], for keys in the first cache: N of them at a time.
+template <typename S, typename T> static __attribute__((noinline)) void scores_of(
+    const T* RESTRICT queries, int64_t rows, const typename S::element* RESTRICT keys, int64_t stride, int64_t count,
+    int64_t depth, T* RESTRICT scores, int64_t width) {
+    typedef typename Tile<T>::vector vector;
+    enum { N = Tile<T>::count };
+    const int64_t whole = depth / N * N;
+    int64_t l = 0;
+    for (; l + N <= count; l += N)
+        for (int64_t i = 0; i < rows; ++i) {
+            vector total[N] = {};
+            for (int64_t k = 0; k < whole; k += N) {
+                const vector x = *(const vector*)(queries + i * depth + k);
+                for (int n = 0; n < N; ++n) total[n] += S::lanes(keys + (l + n) * stride + k) * x;
+            }
+            vector* to = (vector*)(scores + i * width + l);
+            *to = sums_of<T>(total);
+            for (int64_t k = whole; k < depth; ++k)
+                for (int n = 0; n < N; ++n)
+                    scores[i * width + l + n] += queries[i * depth + k] * S::one(keys + (l + n) * stride + k);
+        }
+    for (; l < count; ++l)
+        for (int64_t i = 0; i < rows; ++i) {
+            T total = 0;
+            for (int64_t k = 0; k < depth; ++k) total += queries[i * depth + k] * S::one(keys + l * stride + k);
+            scores[i * width + l] = total;
+        }
+}
+// sums[i][l] = sums[i][l] * scale[i] + the sum over k of weights[i][k] * values[k][l].
+template <typename S, typename T, int ROWS, int VECTORS> INLINE void weighted_rows(
+    const T* RESTRICT weights, int64_t width, const typename S::element* RESTRICT values, int64_t stride, int64_t depth,
+    const T* scale, T* RESTRICT sums, int64_t lanes) {
+    typedef typename Tile<T>::vector vector;
+    enum { N = Tile<T>::count };
+    vector total[ROWS][VECTORS] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+        vector some[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) some[v] = S::lanes(values + k * stride + v * N);
+        for (int i = 0; i < ROWS; ++i)
+            for (int v = 0; v < VECTORS; ++v) total[i][v] += weights[i * width + k] * some[v];
+    }
+    for (int i = 0; i < ROWS; ++i)
+        for (int v = 0; v < VECTORS; ++v) {
+            vector* to = (vector*)(sums + i * lanes + v * N);
+            *to = *to * scale[i] + total[i][v];
+        }
+}
+template <typename S, typename T> static __attribute__((noinline)) void weighted_of(
+    const T* RESTRICT weights, int64_t width, int64_t rows, const typename S::element* RESTRICT values, int64_t stride,
+    int64_t depth, const T* scale, T* RESTRICT sums, int64_t lanes) {
+    enum { N = Tile<T>::count };
+    int64_t l = 0;
+    for (; l + 4 * N <= lanes; l += 4 * N) {
+        int64_t i = 0;
+        for (; i + 2 <= rows; i += 2)
+            weighted_rows<S, T, 2, 4>(
+                weights + i * width, width, values + l, stride, depth, scale + i, sums + i * lanes + l, lanes);
+        for (; i < rows; ++i)
+            weighted_rows<S, T, 1, 4>(
+                weights + i * width, width, values + l, stride, depth, scale + i, sums + i * lanes + l, lanes);
+    }
+    for (; l + N <= lanes; l += N)
         for (int64_t i = 0; i < rows; ++i)
-            dots_of<S, T, 1, 1, 4>(
-                left + i * pitch, pitch, right + l * stride, stride, depth, sums + i * width + l, width);
+            weighted_rows<S, T, 1, 1>(
+                weights + i * width, width, values + l, stride, depth, scale + i, sums + i * lanes + l, lanes);
+    for (; l < lanes; ++l)
+        for (int64_t i = 0; i < rows; ++i) {
+            T total = 0;
+            for (int64_t k = 0; k < depth; ++k) total += weights[i * width + k] * S::one(values + k * stride + l);
+            sums[i * lanes + l] = sums[i * lanes + l] * scale[i] + total;
+        }
 }
 SEPARATE_SUMS
 """,
