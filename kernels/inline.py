@@ -17,6 +17,7 @@ import torch
 from fusion.kernels.sums import attention, product
 from fusion.patterns import indexing, ops, scalar, symbols
 from fusion.patterns.errors import LoweringError
+from fusion.patterns.extents import disagreement
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.indexing import Extents, Index
 from fusion.patterns.leaves import Ref
@@ -217,6 +218,10 @@ class Elements:
                 f"The result of {node.op} is needed for every column, so it would be computed again for each.",
                 remedy="Cut the region at this operator.",
             )
+        apart = disagreement(node, self.graph)
+        if apart is not None:
+            sizes = " and ".join(map(symbols.render, apart))
+            raise LoweringError("operator_use", f"{node.op} needs the sizes {sizes} to be equal, which is not known.")
         if row.attention is not None:
             return attention(self.at, node, row, call, index)
         self.reduced_at.append(index)

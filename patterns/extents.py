@@ -15,7 +15,7 @@ import torch
 
 from . import indexing, symbols
 from .graph import SubGraph
-from .leaves import leaves
+from .leaves import Leaf, leaves, map_leaves
 from .nodes import OpNode
 from .ops import Kind, call_of, lookup
 from .ops.views import PERMUTATIONS
@@ -141,6 +141,68 @@ def _operand_places(node: OpNode, graph: SubGraph) -> list[tuple[Place, Place]] 
             else:
                 return None
     return pairs
+
+
+def agreeing(graph: SubGraph) -> SubGraph:
+    """`graph` with one symbol for sizes that its matrix products need to be equal.
+
+    A recording may have two: what a cache gives as keys and as values has sizes of its own. A kernel of the result
+    checks that they are equal, where eager's product raises an error.
+    """
+    renamed: dict[sympy.Expr, Dim] = {}
+    for node in graph.nodes:
+        row = lookup(node.op)
+        if row is not None and row.kind is Kind.PRODUCT:
+            for first, second in _equal_sizes(node, graph):
+                one, other = symbols.substitute(first, renamed), symbols.substitute(second, renamed)
+                if symbols.same(one, other) or _is_one(one) or _is_one(other):
+                    continue
+                if isinstance(one, sympy.Symbol):
+                    one, other = other, one
+                if isinstance(other, sympy.Symbol):
+                    renamed = {k: symbols.substitute(v, {other: one}) for k, v in renamed.items()} | {other: one}
+    if not renamed:
+        return graph
+
+    def leaf(value: Leaf) -> Leaf:
+        return symbols.substitute(value, renamed) if isinstance(value, sympy.Expr) else value
+
+    def dims(sizes: tuple[Dim, ...]) -> tuple[Dim, ...]:
+        return tuple(symbols.substitute(n, renamed) for n in sizes)
+
+    nodes = tuple(
+        replace(n, args=map_leaves(leaf, n.args), kwargs=tuple((k, map_leaves(leaf, v)) for k, v in n.kwargs))
+        for n in graph.nodes
+    )
+    specs = tuple((name, replace(s, shape=dims(s.shape), strides=dims(s.strides))) for name, s in graph.specs)
+    return replace(graph, nodes=nodes, specs=specs)
+
+
+def _equal_sizes(node: OpNode, graph: SubGraph) -> list[tuple[Dim, Dim]]:
+    """Pairs of sizes that a product needs to be equal: those that run with one index of the sum or of the result."""
+    call, row = call_of(node, graph.spec), lookup(node.op)
+    assert row is not None
+    index = tuple(symbols.index_symbol(f"d{d}") for d in range(len(call.outputs[0].shape)))
+    place, inner = symbols.index_symbol("k"), symbols.index_symbol("i")
+    if row.contraction is not None:
+        summed = row.contraction(call, index, place)
+        reads = [summed.left, summed.right, *([summed.addend] if summed.addend else [])]
+    else:
+        assert row.attention is not None
+        what = row.attention(call, index, place, inner)
+        reads = [what.query, what.key, what.value, *([what.mask] if what.mask else [])]
+    sizes: dict[Dim, list[Dim]] = {at: [n] for at, n in zip(index, call.outputs[0].shape, strict=True)}
+    for number, where in reads:
+        for at, size in zip(where, call.inputs[number].shape, strict=True):
+            if isinstance(at, sympy.Symbol):
+                sizes.setdefault(at, []).append(size)
+    return [(found[0], other) for found in sizes.values() for other in found[1:]]
+
+
+def disagreement(node: OpNode, graph: SubGraph) -> tuple[Dim, Dim] | None:
+    """Two sizes that a product needs to be equal, and that may not be; None where all are."""
+    pairs = _equal_sizes(node, graph)
+    return next(((a, b) for a, b in pairs if not symbols.same(a, b) and not _is_one(a) and not _is_one(b)), None)
 
 
 def generalized(graph: SubGraph) -> SubGraph:

@@ -22,7 +22,7 @@ from fusion.kernels.bundle import Nest
 from fusion.kernels.lower import given_symbols, lower_kernel
 from fusion.kernels.store import Store, default_directory
 from fusion.patterns.errors import BackendUnavailable, CompileError, LoweringError
-from fusion.patterns.extents import generalized
+from fusion.patterns.extents import agreeing, generalized
 from fusion.patterns.forks import Lock
 from fusion.patterns.graph import SubGraph
 from fusion.runtime.launch import make_launcher
@@ -164,7 +164,7 @@ class Backends:
         Sizes of weights are numbers in a region, and every layer has others; what a tile does is the same for all.
         """
         if graph.digest not in self._general:
-            self._general[graph.digest] = generalized(graph)
+            self._general[graph.digest] = generalized(agreeing(graph))
         return self._general[graph.digest]
 
     def backends_for(self, graph: SubGraph) -> tuple[Backend[Any], ...] | Decision:

@@ -21,6 +21,7 @@ from fusion.partition.node_facts import Facts
 from fusion.partition.regions import Partition, Region
 from fusion.patterns import symbols
 from fusion.patterns.errors import LoweringError
+from fusion.patterns.extents import agreeing
 from fusion.patterns.graph import SubGraph, canonicalize
 from fusion.patterns.match import match
 from fusion.patterns.ops import Kind, kind_of
@@ -253,8 +254,9 @@ def _fueled(candidates: Sequence[Candidate], most: int | None) -> tuple[Candidat
 
 def given_dims(graph: SubGraph, kernel: Kernel) -> tuple[Any, ...]:
     """What a launcher takes after the inputs: the sizes behind the nest's given symbols."""
-    _, _, stands_for = canonicalize(graph)
-    return tuple(stands_for[name] for name in given_symbols(kernel.nest))
+    names = given_symbols(kernel.nest)
+    _, _, stands_for = canonicalize(agreeing(graph)) if names else (None, None, {})
+    return tuple(stands_for[name] for name in names)
 
 
 def _size_class(graph: SubGraph, values: Mapping[str, int]) -> tuple[int, ...]:

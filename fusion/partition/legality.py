@@ -11,6 +11,7 @@ from fusion.partition.legality_fast_path import Plain
 from fusion.partition.node_facts import Facts, No
 from fusion.partition.regions import Region
 from fusion.patterns.errors import LoweringError
+from fusion.patterns.extents import agreeing
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref, map_leaves
 from fusion.refusal import CODES
@@ -49,7 +50,7 @@ class Legality:
 
     def _verdict(self, graph: SubGraph) -> No | None:
         try:
-            self.judge(graph)
+            self.judge(agreeing(graph))
         except LoweringError as error:
             code = _LOWERING_CODES.get(error.code, error.code)
             return (code if code in CODES else "not_fusable", error.message)

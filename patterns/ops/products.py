@@ -96,7 +96,8 @@ def _covers_attention(call: Call) -> str | None:
     if not isinstance(call.kwargs.get("scale"), (float, int, type(None))):
         return "a scale that is no number"
     query, key, value = (spec.shape for spec in factors)
-    if not symbols.same(query[0], key[0]) or key[1] != value[1] or not symbols.same(key[2], value[2]):
+    batches = [spec.shape[0] for spec in factors]
+    if any((n == 1) != (batches[0] == 1) for n in batches) or key[1] != value[1]:
         return "batches or heads that broadcast"
     if query[1] != key[1] and not (call.kwargs.get("enable_gqa") and query[1] % key[1] == 0):
         return "heads that broadcast"

@@ -7,8 +7,13 @@ import torch
 import torch.nn.functional as F
 from graphs import trace
 
-from fusion.patterns.extents import extents, generalized, sample
+from fusion.patterns import symbols
+from fusion.patterns.extents import agreeing, disagreement, extents, generalized, sample
+from fusion.patterns.graph import SubGraph
+from fusion.patterns.leaves import Ref
+from fusion.patterns.nodes import OpNode
 from fusion.patterns.reference import run
+from fusion.patterns.specs import TensorSpec
 
 
 def shapes(fn: object, *inputs: torch.Tensor) -> list[str]:
@@ -83,3 +88,18 @@ def test_a_sample_is_computed_from_some_elements_alone() -> None:
 def test_small_products_are_compared_whole() -> None:
     inputs = {"x0": torch.rand(5, 8), "x1": torch.rand(6, 8)}
     assert sample(trace(F.linear, *inputs.values()), inputs, 16) is None
+
+
+def test_sizes_that_a_product_needs_to_be_equal_become_one() -> None:
+    marked = {7: "s0", 11: "s1"}
+    keys, values = torch.rand(1, 2, 7, 8), torch.rand(1, 2, 11, 8)
+    graph = trace(lambda q, k, v: (q @ k.mT, v * 2), torch.rand(1, 2, 3, 8), keys, values, dynamic=marked)
+    assert agreeing(graph) is graph
+    names = {"x0": TensorSpec.contiguous(torch.float32, (5, symbols.symbol("s0")))}
+    names["x1"] = TensorSpec.contiguous(torch.float32, (symbols.symbol("s1"), 6))
+    names["t2"] = TensorSpec.contiguous(torch.float32, (5, 6))
+    node = OpNode("aten.mm.default", (Ref("x0"), Ref("x1")), (), ("t2",), "")
+    apart = SubGraph(("x0", "x1"), (node,), ("t2",), tuple(names.items()))
+    assert disagreement(node, apart) is not None
+    one = agreeing(apart)
+    assert disagreement(node, one) is None and len(one.symbols) == 1

@@ -1,9 +1,9 @@
 """Attention in C++: keys and values are read once for all rows that share them, scores never reach memory.
 
 A unit is a few rows of queries that have the same keys: positions, and the heads of a group. It runs along the places
-in chunks, which it widens to float32 first. Of each it computes the scores, raises the highest one so far, scales what it has summed to that, and adds
-the chunk's weights and weighted values. Threads share the units; where there are fewer units than threads, they share
-the places too, and what each found is put together by the same scaling.
+in chunks, which it widens to float32 first. Of each it computes the scores, raises the highest one so far, scales what
+it has summed to that, and adds the chunk's weights and weighted values. Threads share the units; where there are fewer
+units than threads, they share the places too, and what each found is put together by the same scaling.
 """
 
 from __future__ import annotations

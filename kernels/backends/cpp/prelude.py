@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from fusion.kernels.backends.cpp.attention_text import ATTENTION
 from fusion.kernels.backends.cpp.math import MATH, Section
 from fusion.kernels.backends.cpp.product_text import PRODUCTS
 
@@ -296,6 +297,7 @@ template <typename T> INLINE T whole_pow(T x, T n) {
     ),
     *MATH,
     *PRODUCTS,
+    *ATTENTION,
 )
 
 
