@@ -8,13 +8,17 @@ LAYOUT := build/layout
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: docs demo test replay lint bench fuzz clean
+.PHONY: docs demo test test-all replay lint bench fuzz clean
 
 demo: $(READY)
 	$(BIN)/fusion demo $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# All of torch's samples, and all combinations of what `test` takes one by one. Hours.
+test-all: export FUSION_OPINFO = full
+test-all: test
 
 replay: $(READY)
 	$(BIN)/python tests/replay $(if $(ACCEPT),--accept) $(ARGS)

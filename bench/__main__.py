@@ -27,6 +27,10 @@ ALL = (*NAMES, "gpu")
 _FILE_WIDTH = 170  # columns of the table where there is no terminal
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(
     names: Annotated[list[str] | None, typer.Argument(help=f"Which of {', '.join(ALL)}; all but gpu without.")] = None,
     json_path: Annotated[
@@ -69,4 +73,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

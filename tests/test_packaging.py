@@ -68,7 +68,7 @@ def test_links_and_folders_of_the_documents_exist(name: str) -> None:
     assert [path for path in (*links, *paths) if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "replay", "lint", "bench", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-all", "replay", "lint", "bench", "clean"])
 def test_make_knows_its_targets(target: str) -> None:
     """`make -n` prints what it would run, and runs nothing."""
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, env=environment())

@@ -1,4 +1,4 @@
-"""Random programs, fused against eager; and that the fuzzer finds what is wrong."""
+"""Random programs, fused against eager: 50, with `make test-all` 500. And that the fuzzer finds what is wrong."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from fuzz_numerics import Unspecified, Watch
 from fuzz_program import Group, Program, Step, Tensor
 from fuzz_run import Tally, run
 from fuzz_shrink import shrunk
+from thorough import FULL
 
 from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.loops import LoopNest
 from fusion.patterns.scalar import Apply
 
-COUNT = 100
+pytestmark = pytest.mark.slow
+COUNT = 500 if FULL else 50
 SEED = 20250
 
 

@@ -19,6 +19,7 @@ from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import lower
 from fusion.patterns.graph import SubGraph
 
+pytestmark = pytest.mark.slow
 Kernels = dict[str, list[tuple[SubGraph, LoopNest, tuple[torch.Tensor, ...]]]]
 
 

@@ -83,14 +83,15 @@ class Found:
     refused: Counter[str] = field(default_factory=Counter)
     digests: set[str] = field(default_factory=set)
 
-    def take(self, name: str, samples: Iterable[Sample], count: int | None, varied: bool) -> None:
-        """Adds the cases of the first `count` samples that have one."""
+    def take(self, name: str, samples: Iterable[Sample], count: int | None, layouts: Sequence[str]) -> None:
+        """Adds the cases of the first `count` samples that have one, each also in the `LAYOUTS` named."""
         taken = 0
         for sample in samples:
             if taken == count:
                 return
-            for kind, variant in variants(sample) if varied else (("", sample),):
-                case = make_case(self, f"{name}/{taken}{kind}", variant)
+            for kind in ("", *layouts):
+                variant = laid_out(sample, kind)
+                case = make_case(self, f"{name}/{taken}/{kind}".rstrip("/"), variant) if variant is not None else None
                 if case is not None and case.graph.digest not in self.digests:
                     self.digests.add(case.graph.digest)
                     self.cases.append(case)
@@ -98,13 +99,13 @@ class Found:
                     taken += not kind
 
 
-def collect(dtypes: Iterable[Sequence[torch.dtype]], count: int | None, *, varied: bool) -> Found:
+def collect(dtypes: Iterable[Sequence[torch.dtype]], count: int | None, *, layouts: int) -> Found:
     """The cases of all OpInfos whose name is a table row's.
 
     Args:
         dtypes: of the samples, in groups: an OpInfo is taken in one dtype of each group, the next OpInfo in the next.
         count: structures taken of each OpInfo in each of its dtypes; None for all.
-        varied: whether each sample is taken strided, expanded and empty, too.
+        layouts: in how many of `LAYOUTS` each sample is taken besides its own, the next OpInfo in the next ones.
     """
     # They take seconds to import, and some runs need no samples.
     from torch.testing._internal import common_utils
@@ -115,13 +116,14 @@ def collect(dtypes: Iterable[Sequence[torch.dtype]], count: int | None, *, varie
     found = Found()
     with patch.object(common_utils, "extract_test_fn", lambda: None), patch.object(common_utils, "set_rng_seed", _seed):
         for number, info in enumerate(infos):
+            others = [LAYOUTS[(number + k) % len(LAYOUTS)] for k in range(layouts)]
             supported = info.supported_dtypes("cpu")
             for group in dtypes:
                 possible = [dtype for dtype in group if dtype in supported]
                 if possible:
                     dtype = possible[number % len(possible)]
                     samples = (_sample(info, s) for s in info.sample_inputs("cpu", dtype))
-                    found.take(f"{info.name}/{str(dtype).removeprefix('torch.')}", samples, count, varied)
+                    found.take(f"{info.name}/{str(dtype).removeprefix('torch.')}", samples, count, others)
     return found
 
 
@@ -150,14 +152,20 @@ def _sample(info: Any, sample: Any) -> Sample:
     return Sample(fn, tuple(leaves[k].detach() for k in places))
 
 
-def variants(sample: Sample) -> Iterator[tuple[str, Sample]]:
-    """The sample; the same with every other element of twice as many, with one element expanded, with no elements."""
+# Every other element of twice as many, one element expanded, no elements.
+LAYOUTS = ("strided", "expanded", "empty")
+
+
+def laid_out(sample: Sample, layout: str) -> Sample | None:
+    """The sample in one of `LAYOUTS`, or as it is for ""; None where its tensors have no dimension to vary."""
     fn, tensors = sample
-    yield "", sample
-    if any(t.dim() for t in tensors):
-        yield "/strided", Sample(fn, tuple(torch.stack((t, t), -1)[..., 0] for t in tensors))
-        yield "/expanded", Sample(fn, tuple(t[:1].expand_as(t) if t.dim() and t.numel() else t for t in tensors))
-        yield "/empty", Sample(fn, tuple(t[:0] if t.dim() else t for t in tensors))
+    if layout and not any(t.dim() for t in tensors):
+        return None
+    if layout == "strided":
+        return Sample(fn, tuple(torch.stack((t, t), -1)[..., 0] for t in tensors))
+    if layout == "expanded":
+        return Sample(fn, tuple(t[:1].expand_as(t) if t.dim() and t.numel() else t for t in tensors))
+    return Sample(fn, tuple(t[:0] if t.dim() else t for t in tensors)) if layout == "empty" else sample
 
 
 def make_case(found: Found, name: str, sample: Sample) -> Case | None:

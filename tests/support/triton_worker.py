@@ -2,6 +2,9 @@
 
 A process of its own with TRITON_INTERPRET=1, which Triton reads when it is imported. Each entry says whether the values
 meet the rule of the case, and why not.
+
+By default an example is run in one dtype, the next one in the next, and of the reductions every seventh;
+FUSION_OPINFO=full runs the examples in all dtypes, and every third of the reductions.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import torch
 import triton_nests as nests
 from by_rule import emit, make_cuda_launcher
 from graphs import EXAMPLES, LENGTH, normal, trace
+from thorough import FULL, combined
 from torch.nn.functional import layer_norm
 
 from fusion.kernels.backends.triton import launch as cuda_launch
@@ -117,10 +121,10 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield f"feature/{name}", LOOPED.get(name) or globals()[name]
     for name in long_rows.LONG_ROWS:
         yield f"pieces/{name}", lambda n=name: few_long_rows(n)
-    for name in EXAMPLES:
-        for dtype in DTYPES:
-            yield f"example/{name}-{_short(dtype)}", lambda n=name, d=dtype: example(n, d)
-    for k, (name, group) in enumerate((name, reduction_cases.CASES[name]) for name in reduction_cases.FAIR[::3]):
+    for name, dtype in combined(EXAMPLES, DTYPES):
+        yield f"example/{name}-{_short(dtype)}", lambda n=name, d=dtype: example(n, d)
+    names = reduction_cases.FAIR[:: 3 if FULL else 7]
+    for k, (name, group) in enumerate((name, reduction_cases.CASES[name]) for name in names):
         chosen = group[5 * k % len(group)]
         yield f"reduction/{name}", lambda c=chosen: reduction(c)
 

@@ -1,4 +1,7 @@
-"""Qwen3 and Llama as transformers has them: prefill, chunks, decode, caches, masks and generate()."""
+"""Qwen3 and Llama as transformers has them: prefill, chunks, decode, caches, masks and generate().
+
+By default each is taken in one dtype where one model serves several tests; `make test-all` takes both in both.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from thorough import combined
 from tiny import assert_fused, assert_untouched, bits, close, planned, recordings, scopes, transformer
 
 import fusion
@@ -44,7 +48,7 @@ def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(1, 97, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module", params=[(k, d) for k in KINDS for d in DTYPES], ids=lambda p: f"{p[0]}-{p[1]}"[:30])
+@pytest.fixture(scope="module", params=combined(KINDS, DTYPES), ids=lambda p: f"{p[0]}-{p[1]}"[:30])
 def trio(request: pytest.FixtureRequest, quick: fusion.FusionConfig) -> Trio:
     kind, dtype = request.param
     made = Trio(quick, kind, dtype)

@@ -1,4 +1,7 @@
-"""What models write, recorded: its regions have their patterns' names, and their kernels meet the fp64 rule."""
+"""What models write, recorded: its regions have their patterns' names, and their kernels meet the fp64 rule.
+
+By default each function is taken in one dtype, the next one in the next; `make test-all` takes each in both.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import pytest
 import torch
 from model_code import WRITTEN
 from partitions import check_complete, check_values, recorded
+from thorough import combined
 
 from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.backends.cpp.compile import CompiledKernel
@@ -18,6 +22,7 @@ from fusion.patterns import SubGraph, accept_all, match, ops, run, run_fp64, sym
 from fusion.patterns.graph import canonicalize
 
 DTYPES = (torch.float32, torch.bfloat16)
+CASES = combined(WRITTEN, DTYPES)
 LENGTH = 7
 Case = tuple[str, torch.dtype]
 
@@ -44,7 +49,7 @@ def regions_of(name: str, dtype: torch.dtype) -> list[Region]:
 
 @pytest.fixture(scope="module")
 def regions() -> dict[Case, list[Region]]:
-    return {(name, dtype): regions_of(name, dtype) for name in WRITTEN for dtype in DTYPES}
+    return {case: regions_of(*case) for case in CASES}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +64,7 @@ def kernels(regions: dict[Case, list[Region]]) -> dict[Case, list[CompiledKernel
     return made
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 def test_regions_have_names(regions: dict[Case, list[Region]], name: str, dtype: torch.dtype) -> None:
     """All but single operators and conversions, which library calls leave between them."""
     found = [(match(r.graph), r.graph) for r in regions[name, dtype]]
@@ -70,8 +74,7 @@ def test_regions_have_names(regions: dict[Case, list[Region]], name: str, dtype:
         assert len(computing) <= 1, str(unnamed)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 def test_named_regions_are_kernels_that_meet_the_rule(
     regions: dict[Case, list[Region]], kernels: dict[Case, list[CompiledKernel]], name: str, dtype: torch.dtype
 ) -> None:

@@ -24,7 +24,7 @@ from fusion.patterns.errors import CompileError, LoweringError, StructureMismatc
 from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Select, apply, cast, round_to
 from fusion.patterns.verify import accept
 
-pytestmark = pytest.mark.skipif(find_toolchain() is None, reason="no C++ compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_toolchain() is None, reason="no C++ compiler")]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 N, J = symbols.symbol("s0"), symbols.index_symbol("j")

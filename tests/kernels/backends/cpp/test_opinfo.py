@@ -1,22 +1,24 @@
 """Every row of the operator table against torch's own samples (OpInfo), as compiled C++, by the fp64 rule.
 
 A sample is one kernel, run on the sample's tensors and on special values: NaN, inf, subnormals, signed zeros, the ends
-of the integers. float32 samples are also taken strided, expanded and without elements. Of dtypes that are computed
-alike, an operator is taken in one. FUSION_OPINFO=full takes all samples of all dtypes in all these forms.
+of the integers. By default an operator is taken in one sample of float32, of it in one of three other layouts
+(strided, expanded, without elements), and in one sample of each group of dtypes; neighbours in the list of operators
+take the next layout and the next dtype of a group. That leaves out an operator's other samples, its other two layouts,
+and the other dtypes of its groups. FUSION_OPINFO=full (`make test-all`) takes all samples of all dtypes in all layouts.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import opinfo_cases
 import pytest
 import torch
-from opinfo_cases import Case, Found, Sample
+from opinfo_cases import LAYOUTS, Case, Found, Sample
 from row_samples import SAMPLES, called, tensors_of
+from thorough import FULL
 
 from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.backends.cpp.toolchain import find_toolchain
@@ -24,17 +26,14 @@ from fusion.kernels.inline import DTYPES
 from fusion.patterns.errors import CompileError
 from fusion.patterns.ops import TABLE, Kind, kind_of, lookup
 
-FULL = os.environ.get("FUSION_OPINFO") == "full"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(0),  # a busy machine is no fault, and the full samples take an hour
 ]
-# Besides float32. A group's dtypes differ in how wide they are and in their signs, which all operators treat alike.
+# Besides float32. A group's dtypes differ in how wide they are and in their signs, which most operators treat alike.
 _OTHERS = [
-    (torch.float64,),
-    (torch.bfloat16, torch.float16),
-    (torch.int8, torch.int16, torch.uint8),
-    (torch.int32, torch.int64),
+    (torch.float64, torch.bfloat16, torch.float16),
+    (torch.int8, torch.int64, torch.int16, torch.int32, torch.uint8),
     (torch.bool,),
 ]
 _UNIT = 300  # kernels compiled as one file: some three seconds
@@ -81,10 +80,10 @@ def test_library_operators_have_none(op: str) -> None:
 def found() -> Found:
     """All cases: OpInfo's, and of operators that no OpInfo calls the samples of the table's own test."""
     if FULL:
-        made = opinfo_cases.collect([(dtype,) for dtype in DTYPES], None, varied=True)
+        made = opinfo_cases.collect([(dtype,) for dtype in DTYPES], None, layouts=len(LAYOUTS))
     else:
-        made = opinfo_cases.collect([(torch.float32,)], 1, varied=True)
-        others = opinfo_cases.collect(_OTHERS, 1, varied=False)
+        made = opinfo_cases.collect([(torch.float32,)], 1, layouts=1)
+        others = opinfo_cases.collect(_OTHERS, 1, layouts=0)
         made.cases += others.cases
         made.covered += others.covered
         made.refused += others.refused
@@ -92,7 +91,7 @@ def found() -> Found:
         if not made.covered[op]:
             samples = SAMPLES[row.kind][op.removeprefix("aten.")]
             calls = (Sample(functools.partial(called, row, s), _single(tensors_of(s))) for s in samples)
-            made.take(op.removeprefix("aten."), calls, None if FULL else 2, True)
+            made.take(op.removeprefix("aten."), calls, None if FULL else 2, LAYOUTS)
     return made
 
 

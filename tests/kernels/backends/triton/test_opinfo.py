@@ -1,6 +1,7 @@
 """Rows of the operator table against torch's own samples (OpInfo), under Triton's interpreter, by the fp64 rule.
 
-The samples are those of `cpp/test_opinfo.py` in fewer dtypes. They run in a process of their own, `opinfo_worker`.
+The samples are the first ones of `cpp/test_opinfo.py`, in fewer dtypes: by default float32 and one of each two others,
+the next operator in the other one; with `make test-all` all five. They run in a process of their own, `opinfo_worker`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def interpreted() -> dict[str, dict[str, Any]]:
 
 def test_triton_kernels_are_right(interpreted: dict[str, dict[str, Any]]) -> None:
     assert not [f"{name}: {found['wrong']}" for name, found in interpreted.items() if found["wrong"]]
-    assert sum(not found["refused"] for found in interpreted.values()) > 800
+    assert sum(not found["refused"] for found in interpreted.values()) > 450
 
 
 def test_triton_refuses_only_what_it_lacks(interpreted: dict[str, dict[str, Any]]) -> None:

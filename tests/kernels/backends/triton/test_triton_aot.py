@@ -1,4 +1,8 @@
-"""Ahead-of-time compilation for GPUs that are not here: kernels compile, do not spill, and load 16 bytes at a time."""
+"""Ahead-of-time compilation for GPUs that are not here: kernels compile, do not spill, and load 16 bytes at a time.
+
+By default each example, reduction, cut row and primitive is compiled for one target, the next one for the next target;
+`make test-all` compiles each for all.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ import torch
 import triton_nests as nests
 from by_rule import compile_ahead, emit, forms, make_cuda_launcher
 from graphs import EXAMPLES
+from thorough import combined
 from triton_worker import lowered
 
 from fusion.kernels.backends.triton import toolchain as toolchain
@@ -24,15 +29,17 @@ from fusion.patterns import scalar
 from fusion.patterns.errors import BackendUnavailable, LoweringError
 
 pytest.importorskip("triton", reason="Triton is not installed")
-pytestmark = pytest.mark.skipif(toolchain.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(toolchain.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled"),
+]
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 FULL_LOAD = r"ld\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64)|ld\.global(?:\.\w+)*\.v8\.b32"
 FULL_STORE = r"st\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64)|st\.global(?:\.\w+)*\.v8\.b32"
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(("name", "target"), combined(EXAMPLES, TARGETS))
 def test_every_example_compiles_without_spills(name: str, target: str) -> None:
     kernel = compile_ahead(lowered(name, torch.bfloat16)[0], target)
     assert kernel.asm["amdgcn" if target.startswith("gfx") else "ptx"]
@@ -113,12 +120,14 @@ INTEGER = ("shl", "shr", "wrap_int8", "wrap_int16", "wrap_uint8")
 ELSEWHERE = ("and", "or", "xor", "where", "atan2")  # on bools, in other tests; atan2 has no form in Triton
 
 
-@pytest.mark.parametrize("fn", [f for f, n in scalar.PRIMITIVES.items() if f not in ELSEWHERE])
-def test_every_primitive_compiles_everywhere(fn: str) -> None:
+@pytest.mark.parametrize(
+    ("fn", "target"), combined([f for f in scalar.PRIMITIVES if f not in ELSEWHERE], ("sm_80", "gfx942"))
+)
+def test_every_primitive_compiles_everywhere(fn: str, target: str) -> None:
     result = torch.bool if fn in ("isnan", "lt", "le", "gt", "ge", "eq", "ne") else None
     if fn in ("cast", "round_bfloat16", "round_float16"):
-        target = torch.float16 if fn == "round_float16" else torch.bfloat16 if fn == "round_bfloat16" else torch.int64
-        nest = nests.conversion(torch.float32, target)
+        half = {"round_float16": torch.float16, "round_bfloat16": torch.bfloat16}
+        nest = nests.conversion(torch.float32, half.get(fn, torch.int64))
     elif fn == "not":
         nest = nests.unary(fn, torch.bool)
     elif fn == "fma":
@@ -127,8 +136,7 @@ def test_every_primitive_compiles_everywhere(fn: str) -> None:
         nest = (nests.unary if scalar.PRIMITIVES[fn] == 1 else nests.binary)(fn, torch.int32)
     else:
         nest = (nests.unary if scalar.PRIMITIVES[fn] == 1 else nests.binary)(fn, result=result)
-    for target in ("sm_80", "gfx942"):
-        assert not compile_ahead(nest, target).spills
+    assert not compile_ahead(nest, target).spills
 
 
 @pytest.mark.parametrize(
@@ -155,15 +163,13 @@ REDUCING = {
 }
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", REDUCING)
+@pytest.mark.parametrize(("name", "target"), combined(REDUCING, TARGETS))
 def test_reductions_over_any_dimensions_compile(name: str, target: str) -> None:
     nest = lower(graphs.trace(lambda x: REDUCING[name](x), BFLOAT16))
     assert nest.reductions and not compile_ahead(nest, target).spills
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", long_rows.LONG_ROWS)
+@pytest.mark.parametrize(("name", "target"), combined(long_rows.LONG_ROWS, TARGETS))
 def test_every_nest_of_cut_rows_compiles_without_spills(name: str, target: str) -> None:
     _, nest = long_rows.lowered(name)
     _, *cut = forms(nest)
