@@ -281,6 +281,28 @@ class Sample:
         return tensor
 
 
+def divided(graph: SubGraph) -> tuple[SubGraph, SubGraph]:
+    """What a graph makes of its inputs by views alone, and the rest, for which that is given."""
+    made: set[str] = set()
+    views: list[OpNode] = []
+    for node in graph.nodes:
+        row = lookup(node.op)
+        if row is not None and row.kind is Kind.VIEW and all(r in graph.inputs or r in made for r in node.refs):
+            views.append(node)
+            made.update(node.outputs)
+    rest = tuple(node for node in graph.nodes if node not in views)
+    inside = {name for node in rest for name in node.outputs}
+    needed = dict.fromkeys(name for node in rest for name in node.refs if name not in inside)
+    needed |= dict.fromkeys(name for name in graph.outputs if name not in inside)
+    kept = {name for node in views for name in (*node.refs, *node.outputs)}
+    first = replace(
+        graph, nodes=tuple(views), outputs=tuple(name for name in needed if name in made),
+        specs=tuple((name, spec) for name, spec in graph.specs if name in kept or name in graph.inputs),
+    )  # fmt: skip
+    specs = tuple((name, spec) for name, spec in graph.specs if name in needed or name in inside)
+    return first, replace(graph, inputs=tuple(needed), nodes=rest, specs=specs)
+
+
 def sample(graph: SubGraph, tensors: Mapping[str, torch.Tensor], most: int) -> Sample | None:
     """A sample of what a graph with matrix products computes: sums are whole, rows and columns are some.
 

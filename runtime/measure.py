@@ -16,6 +16,8 @@ from fusion.runtime.op_calls import call
 _SAMPLE_SECONDS = 30e-6  # a sample repeats a short call until it is this long, well above the clock's resolution
 _LEAST_SAMPLES, _MOST_SAMPLES = 7, 41
 _LONG_SECONDS, _SAMPLES_OF_LONG = 5e-3, 3  # a call that takes so long needs no warming up, and few samples
+_VERY_LONG_SECONDS, _OBVIOUS = 0.2, 3.0  # where a call takes so long, one that is so much slower is timed once
+_CLEAR = 1.7  # of two long calls, one that takes so many times the other's time is slower, whatever noise there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,14 @@ def compare(
     """Times two calls interleaved; a noisy comparison is repeated twice before it is given.
 
     Args:
-        first, second: what to time; called at least a dozen times each, or four times where a call takes long.
+        first, second: what to time; called at least a dozen times each; where a call takes long, at most four times,
+            twice where one clearly takes longer, and once where it takes very long.
         wait: returns when the device has done what was launched on it.
         seconds: time to spend, roughly; the least number of samples is taken in any case.
     """
+    once = _once(first, wait), _once(second, wait)
+    if max(once) > _LONG_SECONDS:
+        return _compare_long((first, second), once, wait)
     for _ in range(3):
         found = _compare(first, second, wait, seconds)
         if not found.noisy:
@@ -69,14 +75,29 @@ def compare(
     return found
 
 
+def _compare_long(
+    calls: tuple[Callable[[], object], Callable[[], object]], once: tuple[float, float], wait: Callable[[], object]
+) -> Comparison:
+    """A comparison of calls that were timed once, of which one takes long."""
+    samples = [[time * 1e6] for time in once]
+    if max(once) > _VERY_LONG_SECONDS and max(once) > _OBVIOUS * min(once):
+        return _comparison(2 * samples[0], 2 * samples[1])
+    for _ in range(_SAMPLES_OF_LONG):
+        for function, kept in zip(calls, samples, strict=True):
+            kept.append(_once(function, wait) * 1e6)
+        fast, slow = sorted(samples, key=min)
+        if min(slow) > _CLEAR * max(fast):
+            break
+    return _comparison(samples[0], samples[1])
+
+
 def _compare(
     first: Callable[[], object], second: Callable[[], object], wait: Callable[[], object], seconds: float
 ) -> Comparison:
-    repeats, long = zip(*(_repeats(f, wait) for f in (first, second)), strict=True)
-    least = _SAMPLES_OF_LONG if any(long) else _LEAST_SAMPLES
+    repeats = [_repeats(f, wait) for f in (first, second)]
     samples: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
-    while len(samples[0]) < _MOST_SAMPLES and (len(samples[0]) < least or time.perf_counter() < end):
+    while len(samples[0]) < _MOST_SAMPLES and (len(samples[0]) < _LEAST_SAMPLES or time.perf_counter() < end):
         for function, times, kept in ((first, repeats[0], samples[0]), (second, repeats[1], samples[1])):
             wait()
             start = time.perf_counter()
@@ -84,23 +105,21 @@ def _compare(
                 function()
             wait()
             kept.append((time.perf_counter() - start) / times * 1e6)
-    low, high = zip(*((q[0], q[2]) for q in (statistics.quantiles(s, n=4) for s in samples)), strict=True)
+    return _comparison(samples[0], samples[1])
+
+
+def _comparison(first: list[float], second: list[float]) -> Comparison:
+    """Of at least two samples each, in microseconds."""
+    low, high = zip(*((q[0], q[2]) for q in (statistics.quantiles(s, n=4) for s in (first, second))), strict=True)
     return Comparison(
-        statistics.median(samples[0]),
-        statistics.median(samples[1]),
-        low[0],
-        low[1],
-        high[0] - low[0],
-        high[1] - low[1],
+        statistics.median(first), statistics.median(second), low[0], low[1], high[0] - low[0], high[1] - low[1]
     )
 
 
-def _repeats(function: Callable[[], object], wait: Callable[[], object]) -> tuple[int, bool]:
-    """How many calls make one sample, as a short call is repeated; and whether a call takes long."""
-    if _once(function, wait) > _LONG_SECONDS:
-        return 1, True
+def _repeats(function: Callable[[], object], wait: Callable[[], object]) -> int:
+    """How many calls make one sample: a short call is repeated."""
     function()
-    return max(1, int(_SAMPLE_SECONDS / _once(function, wait))), False
+    return max(1, int(_SAMPLE_SECONDS / _once(function, wait)))
 
 
 def _once(function: Callable[[], object], wait: Callable[[], object]) -> float:

@@ -17,8 +17,9 @@ import torch
 
 from fusion.patterns import symbols
 from fusion.patterns.errors import FusionError
-from fusion.patterns.extents import Sample, sample
+from fusion.patterns.extents import divided, sample
 from fusion.patterns.graph import SubGraph
+from fusion.patterns.ops import Kind, kind_of
 from fusion.patterns.reference import run, run_fp64
 from fusion.patterns.shortage import is_shortage
 from fusion.patterns.specs import TensorSpec
@@ -57,9 +58,9 @@ def prove(
     """
     named = dict(zip(graph.inputs, tensors, strict=True))
     results = dict(zip(graph.outputs, fused if isinstance(fused, tuple) else (fused,), strict=True))
-    part = sample(graph, named, _SAMPLED)
-    if part is not None:
-        return _of_a_sample(part, graph, named, values, results)
+    verdict = _of_a_sample(graph, named, values, results)
+    if verdict is not None:
+        return verdict
     if _bytes(graph, values) > _WHOLE_BYTES:
         for symbol in sorted(graph.symbols, key=lambda s: -values[s]):
             axes = _axes(graph, symbol, values)
@@ -80,18 +81,22 @@ def prove(
 
 
 def _of_a_sample(
-    part: Sample,
-    graph: SubGraph,
-    inputs: Mapping[str, torch.Tensor],
-    values: Sizes,
-    results: Mapping[str, torch.Tensor],
-) -> Verdict:
-    """The verdict on the rows and columns of a sample, if all others are eager's but for rounding."""
-    eager = run(graph, inputs, values)
+    graph: SubGraph, inputs: Mapping[str, torch.Tensor], values: Sizes, results: Mapping[str, torch.Tensor]
+) -> Verdict | None:
+    """The verdict on the rows and columns of a sample, if all others are eager's but for rounding; None without one."""
+    if not any(kind_of(node.op) is Kind.PRODUCT for node in graph.nodes):
+        return None
+    views, rest = divided(graph)
+    whole = {**inputs, **(run(views, inputs, values) if views.nodes else {})}
+    given = {name: whole[name] for name in rest.inputs}
+    part = sample(rest, given, _SAMPLED)
+    if part is None:
+        return None
+    eager = run(rest, given, values)
     for name, result in results.items():
         if differs := layout_differs(result, eager[name]):
             return Verdict(False, reason=f"Output {name!r}: {differs}")
-    exact = run_fp64(part.graph, {name: part.of(name, tensor) for name, tensor in inputs.items()})
+    exact = run_fp64(part.graph, {name: part.of(name, tensor) for name, tensor in given.items()})
     some = {o: (part.of(o, results[o]), part.of(o, eager[o]), exact[o]) for o in graph.outputs}
     verdict = accept_all(some)
     return verdict if not verdict.ok else _far_from(eager, results) or verdict

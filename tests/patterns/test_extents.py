@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from graphs import trace
 
 from fusion.patterns import symbols
-from fusion.patterns.extents import agreeing, disagreement, extents, generalized, sample
+from fusion.patterns.extents import agreeing, disagreement, divided, extents, generalized, sample
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref
 from fusion.patterns.nodes import OpNode
@@ -103,3 +103,16 @@ def test_sizes_that_a_product_needs_to_be_equal_become_one() -> None:
     assert disagreement(node, apart) is not None
     one = agreeing(apart)
     assert disagreement(node, one) is None and len(one.symbols) == 1
+
+
+def test_views_of_inputs_are_told_from_the_rest() -> None:
+    def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.relu(F.linear(x[:, -1:].reshape(-1, 8), w.detach()))
+
+    inputs = {"x0": torch.rand(3, 5, 8), "x1": torch.rand(6, 8)}
+    graph = trace(fn, *inputs.values())
+    views, rest = divided(graph)
+    assert extents(graph) is None and extents(rest) is not None
+    whole = {**inputs, **run(views, inputs)}
+    (made,) = run(rest, {name: whole[name] for name in rest.inputs}).values()
+    assert torch.equal(made, fn(*inputs.values()))

@@ -55,3 +55,17 @@ def test_an_eager_function_is_the_graph() -> None:
         results = found if isinstance(found, tuple) else (found,)
         for name, result in zip(graph.outputs, results, strict=True):
             assert torch.equal(result, expected[name])
+
+
+def test_long_calls_are_few() -> None:
+    calls: list[str] = []
+
+    def wait_for(name: str, seconds: float) -> None:
+        calls.append(name)
+        time.sleep(seconds)
+
+    times = compare(lambda: wait_for("a", 0.05), lambda: wait_for("b", 0.006), wait=lambda: None, seconds=0.02)
+    assert times.ratio < 0.6 and calls.count("a") <= 4 and calls.count("b") <= 4
+    calls.clear()
+    times = compare(lambda: wait_for("a", 0.25), lambda: wait_for("b", 0.02), wait=lambda: None, seconds=0.02)
+    assert times.ratio < 0.4 and calls == ["a", "b"]
