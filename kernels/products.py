@@ -56,31 +56,29 @@ def as_products(nest: LoopNest) -> ProductNest | None:
     """`nest` as products; None where it computes anything else once per row, or no axis is a lane of all of them."""
     if nest.column is not None or not nest.reductions:
         return None
-    pairs = [_factors(r) for r in nest.reductions]
     names = tuple(axis.name for axis in nest.rows)
-    parts = [
-        (r, *pair, *(depends_on(side, names) for side in pair))
-        for r, pair in zip(nest.reductions, pairs, strict=True)
-        if pair
-    ]
-    if len(parts) < len(pairs):
-        return None
-    lanes = [a for a in nest.rows if all((a.name in first) != (a.name in second) for *_, first, second in parts)]
+    pairs: list[tuple[Factors, set[str], set[str]]] = []
+    for reduction in nest.reductions:
+        pair = _factors(reduction)
+        if pair is None:
+            return None
+        left, right = pair
+        pairs.append((Factors(reduction, left, right), depends_on(left, names), depends_on(right, names)))
+    lanes = [a for a in nest.rows if all((a.name in first) != (a.name in second) for _, first, second in pairs)]
     if not lanes:
         return None
     lane = max(lanes, key=lambda axis: (_is_innermost(nest, axis), nest.rows.index(axis)))
-    products, places = [], dict[str, set[str]]()
-    for reduction, first, second, of_first, of_second in parts:
-        turned = lane.name in of_first
-        left, right, of_left, of_right = (
-            (second, first, of_second, of_first) if turned else (first, second, of_first, of_second)
-        )
-        products.append(Factors(reduction, left, right))
+    products: list[Factors] = []
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for factors, of_left, of_right in pairs:
+        if lane.name in of_left:
+            factors, of_left, of_right = Factors(factors.reduction, factors.right, factors.left), of_right, of_left
+        products.append(factors)
         for name in names:
-            places.setdefault(name, set()).add(_place(name in of_left, name in of_right))
+            found[name].add(_place(name in of_left, name in of_right))
 
     def axes(place: str) -> tuple[Axis, ...]:
-        return tuple(a for a in nest.rows if a is not lane and places[a.name] == {place})
+        return tuple(a for a in nest.rows if a is not lane and found[a.name] == {place})
 
     rows, outer = axes("rows"), axes("outer")
     batch = tuple(a for a in nest.rows if a is not lane and a not in rows and a not in outer)

@@ -246,7 +246,7 @@ class ProductLoops:
     def _loops(self) -> list[str]:
         """The function that one of several threads runs: its share of every panel's rows, then of its blocks."""
         few = f"rows <= {FEW_ROWS}" if self.takes_few() else "false"
-        names = [t.name for t in (*self.nest.inputs, *self.nest.outputs)]
+        names = [a.name for a in self.nest.inputs] + [o.name for o in self.nest.outputs]
         handed = ", ".join([*names, "sizes", "batch"])
         return [
             f"static __attribute__((noinline)) void {self.name}_loops(",
