@@ -49,6 +49,9 @@ def fingerprint(module: torch.nn.Module) -> ModuleFingerprint:
             elif not isinstance(value, torch.Tensor):
                 structure.append((path, name, id(value)))
     for path, tensor in tensors_of(module):
+        if torch.nn.parameter.is_lazy(tensor):
+            structure.append((path, "lazy", id(tensor)))  # it has no shape before its module's first call
+            continue
         structure.append((path, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device))
     return ModuleFingerprint(tuple(structure), tuple(integers))
 

@@ -125,3 +125,10 @@ def test_a_module_follows_none_of_another_structure() -> None:
     one, other = Layer(3), Layer(3)
     other.further = 3
     assert not follows(one, other, 3), "one more number"
+
+
+def test_a_module_whose_weights_come_with_its_first_call_has_one_too() -> None:
+    first, second = torch.nn.LazyLinear(4), torch.nn.LazyLinear(4)
+    assert fingerprint(first) != fingerprint(second), "nobody knows yet what shapes they are going to have"
+    first(torch.rand(2, 3))
+    assert fingerprint(first) != fingerprint(torch.nn.Linear(4, 4))
