@@ -33,7 +33,7 @@ class Kind(enum.Enum):
 
 
 CALLED = (Kind.LIBRARY, Kind.PRODUCT)  # whose results torch's libraries lay out as they choose
-FUSABLE = (Kind.POINTWISE, Kind.REDUCTION, Kind.ELEMENT, Kind.PRODUCT)  # what kernels hold; views come along
+FUSABLE = (Kind.POINTWISE, Kind.REDUCTION, Kind.ELEMENT)  # what kernels hold, besides products; views come along
 
 
 @dataclass(frozen=True, slots=True)

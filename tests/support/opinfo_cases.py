@@ -122,9 +122,15 @@ def collect(dtypes: Iterable[Sequence[torch.dtype]], count: int | None, *, layou
                 possible = [dtype for dtype in group if dtype in supported]
                 if possible:
                     dtype = possible[number % len(possible)]
-                    samples = (_sample(info, s) for s in info.sample_inputs("cpu", dtype))
+                    samples = (
+                        s for s in (_sample(info, s) for s in info.sample_inputs("cpu", dtype)) if _is_strided(s)
+                    )
                     found.take(f"{info.name}/{str(dtype).removeprefix('torch.')}", samples, count, others)
     return found
+
+
+def _is_strided(sample: Sample) -> bool:
+    return all(tensor.layout is torch.strided for tensor in sample.tensors)
 
 
 def _seed(seed: int) -> None:

@@ -33,6 +33,7 @@ from fusion.kernels.backends.triton.schedule import (
 from fusion.kernels.bundle import Bundle, Nest, parts_of
 from fusion.kernels.loops import LoopNest, Reduction, Store
 from fusion.patterns import scalar, symbols
+from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
 
@@ -374,7 +375,7 @@ class _Emitter:
                     return self._name(varies, text)
                 return text
             case _:
-                raise AssertionError(f"verify() let a {type(node).__name__} through")
+                raise LoweringError("primitive", f"Triton kernels have no form for a {type(node).__name__}.")
 
     def _load(self, load: Load, varies: int) -> str:
         masks = []
