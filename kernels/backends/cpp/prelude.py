@@ -56,6 +56,17 @@ _SECTIONS: tuple[Section, ...] = (
 """,
     ),
     (
+        ("SHORT_LOOPS",),
+        """\
+// Of functions whose loops are short: they are not worth a vector, nor the compiler's time.
+#if defined(__clang__)
+#define SHORT_LOOPS
+#else
+#define SHORT_LOOPS __attribute__((optimize("no-tree-vectorize")))
+#endif
+""",
+    ),
+    (
         ("FUSED_SUMS", "SEPARATE_SUMS"),
         """\
 // Between the two, the compiler may make one instruction of a product and the sum it is added to.

@@ -21,7 +21,7 @@ from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import COLUMN, Apply, Load, Reduced, Scalar, Scanned
 from fusion.patterns.symbols import Dim
 
-FEW_ROWS = 16  # as in the C++ text
+FEW_ROWS = 8  # as in the C++ text
 _PLACE = "place"  # in the sum, where the column is the lane
 FORMATS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
 PARALLEL_PRODUCTS = 1 << 17  # multiplications from which on threads share them: some 4 us of one
@@ -143,6 +143,8 @@ class ProductLoops:
         few = self._few(product, panel, sums)
         if not few:
             return [*lines, "{", *indented(tiles), "}"]
+        if self.always_few():
+            return [*lines, *few]
         return [*lines, "if (few) {", *indented(few), "} else {", *indented(tiles), "}"]
 
     def _few(self, product: Factors, panel: str, sums: str) -> list[str]:
@@ -153,6 +155,7 @@ class ProductLoops:
         load, by_lane, by_place = plain
         form, extent = self._format(load), symbols.print_c(product.reduction.extent)
         name, stride = ("dots", by_lane) if by_place == 1 else ("sum_rows", by_place)
+        name = "dots_of_one" if name == "dots" and not self.form.rows else name
         start = self._element(load, "begin", "0")
         factors = f"{panel}, {extent}, rows, {start}, {symbols.print_c(stride)}"
         return [f"{name}<{form}, {self.kind}>({factors}, lanes, {extent}, {sums}, width);"]
@@ -161,6 +164,11 @@ class ProductLoops:
         """How many lanes a block has where rows are few."""
         plain = [self._plain(p) for p in self.form.products]
         return "SOME_LANES" if all(p is not None and p[2] == 1 for p in plain) else "MANY_LANES"
+
+    def always_few(self) -> bool:
+        """Whether there are few rows at any size, so that tiles are never needed."""
+        rows = symbols.product(axis.extent for axis in self.form.rows)
+        return isinstance(rows, int) and rows <= FEW_ROWS and self.takes_few()
 
     def takes_few(self) -> bool:
         """Whether all right factors are plain elements of memory, so that few rows need no packing."""
@@ -246,6 +254,7 @@ class ProductLoops:
     def _loops(self) -> list[str]:
         """The function that one of several threads runs: its share of every panel's rows, then of its blocks."""
         few = f"rows <= {FEW_ROWS}" if self.takes_few() else "false"
+        few = "true" if self.always_few() else few
         names = [a.name for a in self.nest.inputs] + [o.name for o in self.nest.outputs]
         handed = ", ".join([*names, "sizes", "batch"])
         return [

@@ -25,7 +25,7 @@ PRODUCTS: tuple[Section, ...] = (
 #else
 #define TILE_ROWS 6  // 12 of 16
 #endif
-#define FEW_ROWS 16  // up to so many rows, what is read of the right factors is what takes the time
+#define FEW_ROWS 8  // up to so many rows, what is read of the right factors is what takes the time
 #define SOME_LANES 16  // that a thread takes at once of few rows, where right factors lie along the sum
 #define MANY_LANES 256  // the same where they lie along the lanes
 // Blocks of a product: `width` lanes of `depth` right factors are 16 KiB, `height` rows of sums are as many.
@@ -184,6 +184,12 @@ template <typename T, int D = 1> INLINE typename Tile<T>::vector sums_of(typenam
         """\
 // Right factors as tile() takes them: [depth][width], the lanes that are missing as 0.
 // pack_lanes: those of one lane are neighbours; pack_rows: those of one place in the sum are.
+template <typename S, typename T> static SHORT_LOOPS __attribute__((noinline)) void pack_rest(
+    const typename S::element* from, int64_t stride, int64_t lanes, int64_t k, int64_t depth, T* to, int64_t width) {
+    for (; k < depth; ++k)
+        for (int64_t l = 0; l < width; ++l)
+            to[k * Tile<T>::width + l] = l < lanes ? S::one(from + l * stride + k) : 0;
+}
 template <typename S, typename T> static __attribute__((noinline)) void pack_lanes(
     const typename S::element* RESTRICT from, int64_t stride, int64_t lanes, int64_t depth, T* RESTRICT to) {
     enum { W = Tile<T>::width, N = Tile<T>::count };
@@ -197,11 +203,9 @@ template <typename S, typename T> static __attribute__((noinline)) void pack_lan
             turn<T>(some);
             for (int i = 0; i < N; ++i) *(typename Tile<T>::vector*)(to + (k + i) * W + l) = some[i];
         }
-        for (; k < depth; ++k)
-            for (int i = 0; i < N; ++i) to[k * W + l + i] = S::one(line + i * stride + k);
+        if (k < depth) pack_rest<S, T>(line, stride, N, k, depth, to + l, N);
     }
-    for (; l < W; ++l)
-        for (int64_t k = 0; k < depth; ++k) to[k * W + l] = l < lanes ? S::one(from + l * stride + k) : 0;
+    if (l < W) pack_rest<S, T>(from + l * stride, stride, lanes - l, 0, depth, to + l, W - l);
 }
 template <typename S, typename T> static __attribute__((noinline)) void pack_rows(
     const typename S::element* RESTRICT from, int64_t stride, int64_t lanes, int64_t depth, T* RESTRICT to) {
@@ -219,9 +223,15 @@ template <typename S, typename T> static __attribute__((noinline)) void pack_row
 """,
     ),
     (
-        ("dots",),
+        ("dots_of", "dots_of_one"),
         """\
 FUSED_SUMS
+template <typename S, typename T> static SHORT_LOOPS __attribute__((noinline)) T rest_of(
+    const T* left, const typename S::element* right, int64_t count) {
+    T sum = 0;
+    for (int64_t k = 0; k < count; ++k) sum += left[k] * S::one(right + k);
+    return sum;
+}
 // sums[i][l] = the sum over k of left[i][k] * right[l][k]; rows of left, right and sums are pitch, stride, width apart.
 template <typename S, typename T, int ROWS, int LANES, int WAYS> INLINE void dots_of(
     const T* RESTRICT left, int64_t pitch, const typename S::element* RESTRICT right, int64_t stride, int64_t depth,
@@ -243,14 +253,25 @@ template <typename S, typename T, int ROWS, int LANES, int WAYS> INLINE void dot
         for (int l = 0; l < LANES; ++l) {
             vector all = total[i][l][0];
             for (int w = 1; w < WAYS; ++w) all += total[i][l][w];
-            T sum = 0, rest = 0;
-            for (int64_t at = k; at < depth; ++at) rest += left[i * pitch + at] * S::one(right + l * stride + at);
+            const T rest = k < depth ? rest_of<S, T>(left + i * pitch + k, right + l * stride + k, depth - k) : 0;
             for (int n = N / 2; n; n /= 2)
                 for (int at = 0; at < n; ++at) all[at] += all[at + n];
-            sum = all[0];
-            sums[i * width + l] = sum + rest;
+            sums[i * width + l] = all[0] + rest;
         }
 }
+template <typename S, typename T> static __attribute__((noinline)) void dots_of_one(
+    const T* RESTRICT left, int64_t pitch, int64_t rows, const typename S::element* RESTRICT right, int64_t stride,
+    int64_t lanes, int64_t depth, T* RESTRICT sums, int64_t width) {
+    for (int64_t l = 0; l < lanes; ++l)
+        dots_of<S, T, 1, 1, 4>(left, pitch, right + l * stride, stride, depth, sums + l, width);
+}
+SEPARATE_SUMS
+""",
+    ),
+    (
+        ("dots",),
+        """\
+FUSED_SUMS
 template <typename S, typename T> static __attribute__((noinline)) void dots(
     const T* RESTRICT left, int64_t pitch, int64_t rows, const typename S::element* RESTRICT right, int64_t stride,
     int64_t lanes, int64_t depth, T* RESTRICT sums, int64_t width) {
@@ -262,14 +283,13 @@ template <typename S, typename T> static __attribute__((noinline)) void dots(
             for (; i + 4 <= rows; i += 4)
                 dots_of<S, T, 4, 2, 1>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
             for (; i < rows; ++i)
-                dots_of<S, T, 1, 2, 4>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
+                for (int n = 0; n < 2; ++n)
+                    dots_of<S, T, 1, 1, 4>(
+                        left + i * pitch, pitch, from + n * stride, stride, depth, sums + i * width + l + n, width);
         }
     for (; l < lanes; ++l) {  // lane after lane, which is one stream where weights are dense
         const typename S::element* from = right + l * stride;
-        int64_t i = 0;
-        for (; i + 2 <= rows; i += 2)
-            dots_of<S, T, 2, 1, 4>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
-        for (; i < rows; ++i)
+        for (int64_t i = 0; i < rows; ++i)
             dots_of<S, T, 1, 1, 4>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
     }
 }
