@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 import fusion
 
-from .measure import Block, Rounds, calls, interleave
+from .measure import Block, Rounds, Spread, calls, interleave
 from .models import QWEN3_06B, build, new_cache, tokens
 from .options import Options
 from .rows import Row, Target, make_row
@@ -124,11 +126,11 @@ def _alone(options: Options) -> list[Row]:
     found: list[Row] = []
     for count, bound in ((rows, 0.75), (1, 2.0)):
         some = x[:, :count].contiguous()
-        sides: dict[str, Callable[[], object]] = {"eager": lambda some=some: functional.linear(some, w)}  # type: ignore[misc]
+        sides: dict[str, Callable[[], object]] = {"eager": functools.partial(functional.linear, some, w)}
         ours, why = _kernel(some, w)
         sides["fused"] = ours
         if count > 1:
-            sides["fp32"] = lambda: functional.linear(wide, weight)
+            sides["fp32"] = functools.partial(functional.linear, wide, weight)
         rounds = interleave({name: calls(call) for name, call in sides.items()}, 3 if options.quick else 10)
         against = rounds.speedup("fp32" if count > 1 else "eager", "fused")
         seconds = rounds.spreads()["fused"].p50 * 1e-6
@@ -150,10 +152,10 @@ def _kernel(x: torch.Tensor, w: torch.Tensor) -> tuple[Callable[[], object], lis
 
 
 def _row(
-    options: Options, measured: str, value: object, unit: str, target: Target, why: list[str], rounds: Rounds,
-    facts: dict[str, object],
+    options: Options, measured: str, value: Spread | float, unit: str, target: Target, why: list[str], rounds: Rounds,
+    facts: dict[str, Any],
 ) -> Row:  # fmt: skip
     return make_row(
-        "products", options.label(measured), value, unit, target, why=why, rounds=rounds, facts=facts,  # type: ignore[arg-type]
+        "products", options.label(measured), value, unit, target, why=why, rounds=rounds, facts=facts,
         command=options.command("products"),
     )  # fmt: skip

@@ -173,10 +173,7 @@ class Grower:
             if grown.rowwise or facts.made(i) != grown.space:
                 return "reduction_in_column", f"the result of {op} would be summed again where the region reads it"
             if grown.products >= cost_model.MOST_PRODUCTS:
-                return (
-                    "footprint",
-                    f"the region that reads {op} has {grown.products} matrix products, the most one holds",
-                )
+                return "footprint", f"the region that reads {op} has as many matrix products as a kernel holds"
         elif grown.products and facts.rowwise(i):
             return "reduction_in_column", f"{op} is read by a region that has matrix products, element by element"
         return None

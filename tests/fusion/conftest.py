@@ -13,9 +13,16 @@ from pair import Pair
 import fusion
 from fusion.capture import retrace
 
-# A kernel of a matrix product sums in another order than eager. Most tests compare bit for bit, and are not about
-# products: those leave them to torch, unless a config says otherwise.
-os.environ["FUSION_MATRIX_PRODUCTS"] = "library"
+
+@pytest.fixture(scope="module", autouse=True)
+def products_left_to_the_library() -> Iterator[None]:
+    """A kernel of a matrix product sums in another order than eager, and most tests here compare bit for bit.
+
+    Those about products say so in their config. Tests of other folders, random programs among them, take the default.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FUSION_MATRIX_PRODUCTS", "library")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,15 +14,15 @@ from dataclasses import replace
 import torch
 
 from fusion.kernels.attention import AttentionNest
-from fusion.kernels.backends.cpp.columns import Column, Sink
-from fusion.kernels.backends.cpp.expressions import Block, Interner, Values, stored_value
-from fusion.kernels.backends.cpp.product_loops import FORMATS, count, factor, indented, places
+from fusion.kernels.backends.cpp.columns import Column
+from fusion.kernels.backends.cpp.expressions import Block, Interner, Values
+from fusion.kernels.backends.cpp.product_loops import FORMATS, count, factor, indented, lane_sinks, places
 from fusion.kernels.iteration_space import moved
 from fusion.kernels.loops import Axis, LoopNest
 from fusion.kernels.products import step
 from fusion.patterns import scalar, symbols
 from fusion.patterns.errors import LoweringError
-from fusion.patterns.scalar import COLUMN, INNER, Load, Reduced, Scalar, Scanned
+from fusion.patterns.scalar import COLUMN, INNER, Load, Scalar, Scanned
 from fusion.patterns.symbols import Dim
 
 ROWS, CHUNK = 8, 32  # rows of a unit; places of a chunk
@@ -236,21 +236,7 @@ class AttentionLoops:
         form = self.form
         for reduction, text in ((form.highest, "highest"), (form.total, "total"), (form.weighted, f"sums[{COLUMN}]")):
             block.names[f"{reduction.name} at the column"] = text
-        by = {symbols.index_symbol(form.lane.name): symbols.index_symbol(COLUMN)}
-        storage = {o.name: o.dtype for o in self.nest.outputs}
-
-        def summed(node: Scalar) -> Scalar | None:
-            return Scanned(node.dtype, node.name) if isinstance(node, Reduced) else None
-
-        memo: dict[int, Scalar] = {}
-        rebuilt: dict[int, Scalar] = {}
-        sinks = [
-            Sink(
-                stored_value(interned(scalar.rebuild(moved(s.value, by, memo), summed, rebuilt)), storage[s.output]),
-                s.output, symbols.substitute(s.offset, by), storage[s.output],
-            )
-            for s in self.nest.stores
-        ]  # fmt: skip
+        sinks = lane_sinks(self.nest, form.lane, interned)
         Column(values, interned, form.lane.extent).store(sinks, block)
         return block.lines
 

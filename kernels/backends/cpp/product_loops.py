@@ -22,7 +22,6 @@ from fusion.patterns.scalar import COLUMN, Apply, Load, Reduced, Scalar, Scanned
 from fusion.patterns.symbols import Dim
 
 FEW_ROWS = 8  # as in the C++ text
-_PLACE = "place"  # in the sum, where the column is the lane
 FORMATS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
 PARALLEL_PRODUCTS = 1 << 17  # multiplications from which on threads share them: some 4 us of one
 
@@ -224,24 +223,10 @@ class ProductLoops:
     def _stores(self) -> list[str]:
         """Statements that store what the sums of a block come to, lane after lane of each row."""
         values, interned, block = Values(plain_bfloat16=self.plain_bfloat16), Interner(), Block("row")
-        storage = {o.name: o.dtype for o in self.nest.outputs}
         names = [p.reduction.name for p in self.form.products]
         for number, name in enumerate(names):
             block.names[f"{name} at the column"] = f"sum{number}[(row - top) * width + {COLUMN} - begin]"
-        by = {symbols.index_symbol(self.form.lane.name): symbols.index_symbol(COLUMN)}
-        memo: dict[int, Scalar] = {}
-        sums: dict[int, Scalar] = {}
-
-        def summed(node: Scalar) -> Scalar | None:
-            return Scanned(node.dtype, node.name) if isinstance(node, Reduced) else None
-
-        sinks = [
-            Sink(
-                stored_value(interned(scalar.rebuild(moved(s.value, by, memo), summed, sums)), storage[s.output]),
-                s.output, symbols.substitute(s.offset, by), storage[s.output],
-            )
-            for s in self.nest.stores
-        ]  # fmt: skip
+        sinks = lane_sinks(self.nest, self.form.lane, interned)
         Column(values, interned, self.form.lane.extent, bounds=("begin", "end")).store(sinks, block)
         return [
             "for (int64_t row = top; row < bottom; ++row) {",
@@ -270,19 +255,38 @@ class ProductLoops:
             "            #pragma omp for schedule(static)",
             "            for (int64_t row = top; row < bottom; ++row)",
             f"                {self.name}_left({handed}, top, height, row, row + 1, panel);",
-            *indented(self._shared_blocks(handed, "dynamic, 1"), 3),
+            *indented(self._shared_blocks(handed), 3),
             "        }",
             "}",
         ]
 
-    def _shared_blocks(self, handed: str, schedule: str) -> list[str]:
+    def _shared_blocks(self, handed: str) -> list[str]:
         return [
-            f"#pragma omp for schedule({schedule})",
+            "#pragma omp for schedule(dynamic, 1)",
             "for (int64_t at = 0; at < blocks; ++at) {",
             "    const int64_t begin = at % across * width, end = begin + width < lanes ? begin + width : lanes;",
             f"    {self.name}_block({handed}, at / across, begin, end, top, height, bottom, few, panel);",
             "}",
         ]
+
+
+def lane_sinks(nest: LoopNest, lane: Axis, interned: Interner) -> list[Sink]:
+    """A nest's stores in a loop over its lanes, where each reduction has a value at every lane."""
+    storage = {o.name: o.dtype for o in nest.outputs}
+    by = {symbols.index_symbol(lane.name): symbols.index_symbol(COLUMN)}
+    memo: dict[int, Scalar] = {}
+    rebuilt: dict[int, Scalar] = {}
+
+    def summed(node: Scalar) -> Scalar | None:
+        return Scanned(node.dtype, node.name) if isinstance(node, Reduced) else None
+
+    return [
+        Sink(
+            stored_value(interned(scalar.rebuild(moved(s.value, by, memo), summed, rebuilt)), storage[s.output]),
+            s.output, symbols.substitute(s.offset, by), storage[s.output],
+        )
+        for s in nest.stores
+    ]  # fmt: skip
 
 
 def count(axes: Sequence[Axis]) -> str:
