@@ -127,6 +127,6 @@ def _attention(call: Call, index: Index, place: Dim, inner: Dim) -> Attention:
 register(
     Operator(
         "aten.scaled_dot_product_attention.default", Kind.PRODUCT, attention=_attention, covers=_covers_attention,
-        note="scores, softmax and sums in float32, rounded once",
+        note="scores, softmax and sums in float32, rounded once; a row with a NaN score is NaN",
     )
 )  # fmt: skip

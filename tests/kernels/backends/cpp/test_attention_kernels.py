@@ -10,6 +10,7 @@ import pytest
 import torch
 from compiled_examples import needs_compiler
 from graphs import trace
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from fusion.kernels.backends.cpp.compile import CompiledKernel, compile_cpp, run_ctypes
@@ -73,6 +74,18 @@ def test_rows_without_any_place_are_zero() -> None:
     same(kernel, attention, [q, k, v, mask])
     (fused,) = run_ctypes(kernel, [q, k, v, mask])
     assert not fused[:, :, 4].any()
+
+
+def test_scores_that_are_no_number_make_their_row_nan() -> None:
+    """As the definition has it, in float64, too. Of such a row torch's CPU kernel may make 0: see README's limits."""
+    q, k, v = made(((1, 2, 9, 32), (1, 2, 70, 32), (1, 2, 70, 32)), torch.float32)
+    q[0, 1, 4, 3] = torch.nan
+    k[0, 0, 69, 0] = torch.inf
+    (kernel,) = compile_cpp([lower(trace(attention, q, k, v))], None)
+    (fused,) = run_ctypes(kernel, [q, k, v])
+    with sdpa_kernel(SDPBackend.MATH):
+        defined = attention(q.double(), k.double(), v.double())
+    assert fused[0, 1, 4].isnan().all() and torch.equal(fused.isnan(), defined.isnan())
 
 
 def test_one_thread_gives_what_many_give() -> None:
