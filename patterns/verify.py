@@ -99,16 +99,26 @@ def accept_all(outputs: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Verdict:
     Returns:
         the first refusal, its reason naming the output; else the verdict that came closest to one.
     """
-    closest, closeness = Verdict(True), -1.0
+    verdicts = []
     for name, triple in outputs.items():
         verdict = accept(*triple)
         if not verdict.ok:
             return replace(verdict, reason=f"Output {name!r}: {verdict.reason}")
+        verdicts.append(verdict)
+    return closest(verdicts)
+
+
+def closest(verdicts: Iterable[Verdict]) -> Verdict:
+    """The first refusal among verdicts; else the one that came closest to one, or acceptance where there is none."""
+    found, closeness = Verdict(True), -1.0
+    for verdict in verdicts:
+        if not verdict.ok:
+            return verdict
         bound = EAGER_FACTOR * verdict.error_eager + verdict.ulp
         used = verdict.error_fused / bound if bound else 0.0
         if used > closeness:
-            closest, closeness = verdict, used
-    return closest
+            found, closeness = verdict, used
+    return found
 
 
 def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:

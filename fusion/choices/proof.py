@@ -24,7 +24,7 @@ from fusion.patterns.reference import run, run_fp64
 from fusion.patterns.shortage import is_shortage
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
-from fusion.patterns.verify import Verdict, accept_all, accept_parts, layout_differs
+from fusion.patterns.verify import Verdict, accept_all, accept_parts, closest, layout_differs
 
 SLICE_BYTES = 64 << 20  # that the values of a slice take in double precision
 _WHOLE_BYTES = 256 << 20  # the same of what is proved as a whole
@@ -83,9 +83,17 @@ def prove(
 def _of_a_sample(
     graph: SubGraph, inputs: Mapping[str, torch.Tensor], values: Sizes, results: Mapping[str, torch.Tensor]
 ) -> Verdict | None:
-    """The verdict on the rows and columns of a sample, if all others are eager's but for rounding; None without one."""
+    """The verdict on the rows and columns of a sample, if all others are eager's but for rounding; None without one.
+
+    The parts of a bundle are judged one by one, those without a sample as a whole.
+    """
     if not any(kind_of(node.op) is Kind.PRODUCT for node in graph.nodes):
         return None
+    if graph.bundle:
+        return closest(
+            prove(part, [inputs[n] for n in part.inputs], values, tuple(results[n] for n in part.outputs))
+            for part in graph.parts
+        )
     views, rest = divided(graph)
     whole = {**inputs, **(run(views, inputs, values) if views.nodes else {})}
     given = {name: whole[name] for name in rest.inputs}

@@ -34,6 +34,8 @@ def _covers(*ranks: int, addend: bool = False) -> Callable[[Call], str | None]:
                 return f"an operand with {len(spec.shape)} dimensions"
         if any(isinstance(n, int) and n == 0 for spec in call.inputs for n in spec.shape):
             return "an operand without elements"
+        if factors[0].shape[-1] == 1:
+            return "a product of a column and a row, which adds nothing up"
         if addend and not all(isinstance(call.kwargs.get(k, 1), (int, float)) for k in ("alpha", "beta")):
             return "a factor that is no number"
         return None

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -28,17 +28,23 @@ def compiled_once(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     compiled = Toolchain._compile
 
-    def from_folder(toolchain: Toolchain, sources: tuple[str, ...], scratch: Path, path: Path) -> None:
-        key = hashlib.sha256("\0".join((toolchain.identity, *sources)).encode()).hexdigest()
-        kept = folder / f"{key}.so"
-        if kept.exists():
-            shutil.copy(kept, path)
+    def from_folder(
+        toolchain: Toolchain, sources: tuple[str, ...], scratch: Path, path: Path, objects: Sequence[Path], shared: str
+    ) -> None:
+        parts = (toolchain.identity, *sources, shared, *(hashlib.sha256(o.read_bytes()).hexdigest() for o in objects))
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        made = [path, *([path.with_suffix(".o")] if shared else [])]
+        kept = [folder / f"{key}{file.suffix}" for file in made]
+        if all(file.exists() for file in kept):
+            for file, copy in zip(kept, made, strict=True):
+                shutil.copy(file, copy)
             return
-        compiled(toolchain, sources, scratch, path)
-        handle, new = tempfile.mkstemp(dir=folder)
-        os.close(handle)
-        shutil.copy(path, new)
-        os.replace(new, kept)  # at once, for the other workers
+        compiled(toolchain, sources, scratch, path, objects, shared)
+        for file, copy in zip(made, kept, strict=True):
+            handle, new = tempfile.mkstemp(dir=folder)
+            os.close(handle)
+            shutil.copy(file, new)
+            os.replace(new, copy)  # at once, for the other workers
 
     with patch.object(Toolchain, "_compile", from_folder):
         yield

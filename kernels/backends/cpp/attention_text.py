@@ -9,7 +9,7 @@ ATTENTION: tuple[Section, ...] = (
         ("scores_of", "weighted_of", "widen_rows"),
         """\
 // Rows of `length` elements as the type they are added up in, one after the other; memory is read as one stream.
-template <typename S, typename T> static __attribute__((noinline)) void widen_rows(
+template <typename S, typename T> __attribute__((noinline)) void widen_rows(
     const typename S::element* RESTRICT from, int64_t stride, int64_t count, int64_t length, T* RESTRICT to) {
     enum { N = Tile<T>::count };
     for (int64_t i = 0; i < count; ++i) {
@@ -21,7 +21,7 @@ template <typename S, typename T> static __attribute__((noinline)) void widen_ro
 }
 FUSED_SUMS
 // scores[i][l] = the sum over k of queries[i][k] * keys[l][k], for keys in the first cache: N of them at a time.
-template <typename S, typename T> static __attribute__((noinline)) void scores_of(
+template <typename S, typename T> __attribute__((noinline)) void scores_of(
     const T* RESTRICT queries, int64_t rows, const typename S::element* RESTRICT keys, int64_t stride, int64_t count,
     int64_t depth, T* RESTRICT scores, int64_t width) {
     typedef typename Tile<T>::vector vector;
@@ -67,7 +67,7 @@ template <typename S, typename T, int ROWS, int VECTORS> INLINE void weighted_ro
             *to = *to * scale[i] + total[i][v];
         }
 }
-template <typename S, typename T> static __attribute__((noinline)) void weighted_of(
+template <typename S, typename T> __attribute__((noinline)) void weighted_of(
     const T* RESTRICT weights, int64_t width, int64_t rows, const typename S::element* RESTRICT values, int64_t stride,
     int64_t depth, const T* scale, T* RESTRICT sums, int64_t lanes) {
     enum { N = Tile<T>::count };

@@ -18,6 +18,7 @@ from fusion.kernels.backends.cpp import emit as cpp_emit
 from fusion.kernels.backends.cpp import native_call, script
 from fusion.kernels.backends.cpp.libraries import why_unusable
 from fusion.kernels.backends.cpp.prelude import prelude
+from fusion.kernels.backends.cpp.templates import Templates, declarations, needed
 from fusion.kernels.backends.cpp.toolchain import Toolchain, find_toolchain, why_missing
 from fusion.kernels.bundle import Nest
 from fusion.kernels.loops import Argument
@@ -179,10 +180,22 @@ def _build(missing: dict[str, Nest], store: Store | None, toolchain: Toolchain) 
     library = (
         scratch_folder("kernels") / f"{unit[:32]}-{next(_numbers)}.so"
     )  # a loaded file must not be written to again
-    toolchain.compile_library(_units(list(missing.values())), library)
+    nests = list(missing.values())
+    templates: Templates | None = needed("\n".join(map(cpp_emit.code, nests)), store, toolchain)
+    try:
+        units = _units(nests, shared=templates.any)
+        toolchain.compile_library(units, library, templates.objects, templates.source)
+    except CompileError:
+        if not templates.any:
+            raise
+        toolchain.compile_library(_units(nests, shared=False), library)  # the fault may be what they share
+        templates.give_up(store)
+        templates = None
     wrong = why_unusable(library, [name for nest in missing.values() for name in _entry_points(nest)])
     if wrong:
         raise CompileError(f"The library that {toolchain.command[0]} made cannot be used: {wrong}.")
+    if templates is not None:
+        templates.keep(library.with_suffix(".o"), store)
     kept = {digest: store.put_file(digest, library) if store else None for digest in missing}
     return {digest: path or library for digest, path in kept.items()}
 
@@ -200,8 +213,11 @@ def _entry_points(nest: Nest) -> list[str]:
     return [f"{cpp_emit.symbol(nest)}_{part}" for part in ("prepare", "run")]
 
 
-def _units(nests: list[Nest]) -> tuple[str, ...]:
-    """Translation units of `nests` that take the compiler about equally long, one for each processor at most."""
+def _units(nests: list[Nest], *, shared: bool) -> tuple[str, ...]:
+    """Translation units of `nests` that take the compiler about equally long, one for each processor at most.
+
+    `shared` leaves out the templates that kernels share.
+    """
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     units: list[list[Nest]] = [[] for _ in range(min(len(nests), processors, _MOST_UNITS))]
     lengths = [0] * len(units)
@@ -209,4 +225,4 @@ def _units(nests: list[Nest]) -> tuple[str, ...]:
         shortest = lengths.index(min(lengths))
         units[shortest].append(nest)
         lengths[shortest] += len(cpp_emit.code(nest))
-    return tuple(map(cpp_emit.translation_unit, units))
+    return tuple(cpp_emit.translation_unit(unit, declarations if shared else None) for unit in units)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -58,10 +58,16 @@ def code(nest: Nest) -> str:
     return _body(nest).replace(_PLACEHOLDER, symbol(nest))
 
 
-def translation_unit(nests: Sequence[Nest]) -> str:
-    """A complete source file with the kernels of `nests`, each once; the same text in every process."""
+def translation_unit(nests: Sequence[Nest], declared: Callable[[str], Sequence[str]] | None = None) -> str:
+    """A complete source file with the kernels of `nests`, each once; the same text in every process.
+
+    Args:
+        nests: the kernels.
+        declared: of the kernels' text, lines between the prelude and them: what of the prelude is compiled elsewhere.
+    """
     kernels = "\n\n".join({symbol(nest): emit(nest) for nest in nests}.values())
-    return prelude(kernels) + "\n" + kernels + "\n"
+    lines = "".join(f"{line}\n" for line in declared(kernels)) if declared is not None else ""
+    return prelude(kernels) + "\n" + lines + kernels + "\n"
 
 
 def symbol(nest: Nest) -> str:
@@ -167,7 +173,8 @@ def _rows_function(nest: LoopNest, name: str) -> list[str]:
     """The serial kernel: rows first..last, or columns first..last of the one row."""
     block = Block()
     Row(nest, ("first", "last") if splits_column(nest) else None).write(block)
-    lines = [f"static __attribute__((noinline)) void {name}_rows("]
+    rare = as_products(nest) is not None  # products run otherwise, unless there is no memory for a panel
+    lines = [f"static __attribute__((noinline{', cold' if rare else ''})) void {name}_rows("]
     lines += [f"    {_parameters(nest)}, int64_t first, int64_t last) {{", *_sizes(nest)]
     if splits_column(nest):
         lines += [f"    const int64_t {a.name} = 0;" for a in nest.rows]

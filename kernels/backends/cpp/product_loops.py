@@ -136,7 +136,7 @@ class ProductLoops:
             f"    const int64_t to = from + Tile<{self.kind}>::depth < {symbols.print_c(extent)} "
             f"? from + Tile<{self.kind}>::depth : {symbols.print_c(extent)};",
             *indented(self._packed(product)),
-            f"    tile(({panel}) + from, {factor(extent)}, rows, right, to - from, {sums});",
+            f"    tile<{self.kind}>(({panel}) + from, {factor(extent)}, rows, right, to - from, {sums});",
             "}",
         ]
         few = self._few(product, panel, sums)

@@ -118,7 +118,7 @@ template <typename T, int ROWS> INLINE void tile_rows(
         *(vector*)(sums + i * 2 * N + N) += total[i][1];
     }
 }
-template <typename T> static __attribute__((noinline)) void tile(
+template <typename T> __attribute__((noinline)) void tile(
     const T* RESTRICT left, int64_t pitch, int64_t rows, const T* RESTRICT right, int64_t depth, T* RESTRICT sums) {
     int64_t i = 0;
     for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
@@ -190,7 +190,7 @@ template <typename S, typename T> static SHORT_LOOPS __attribute__((noinline)) v
         for (int64_t l = 0; l < width; ++l)
             to[k * Tile<T>::width + l] = l < lanes ? S::one(from + l * stride + k) : 0;
 }
-template <typename S, typename T> static __attribute__((noinline)) void pack_lanes(
+template <typename S, typename T> __attribute__((noinline)) void pack_lanes(
     const typename S::element* RESTRICT from, int64_t stride, int64_t lanes, int64_t depth, T* RESTRICT to) {
     enum { W = Tile<T>::width, N = Tile<T>::count };
     int64_t l = 0;
@@ -207,7 +207,7 @@ template <typename S, typename T> static __attribute__((noinline)) void pack_lan
     }
     if (l < W) pack_rest<S, T>(from + l * stride, stride, lanes - l, 0, depth, to + l, W - l);
 }
-template <typename S, typename T> static __attribute__((noinline)) void pack_rows(
+template <typename S, typename T> __attribute__((noinline)) void pack_rows(
     const typename S::element* RESTRICT from, int64_t stride, int64_t lanes, int64_t depth, T* RESTRICT to) {
     enum { W = Tile<T>::width, N = Tile<T>::count };
     for (int64_t k = 0; k < depth; ++k) {
@@ -259,7 +259,7 @@ template <typename S, typename T, int ROWS, int LANES, int WAYS> INLINE void dot
             sums[i * width + l] = all[0] + rest;
         }
 }
-template <typename S, typename T> static __attribute__((noinline)) void dots_of_one(
+template <typename S, typename T> __attribute__((noinline)) void dots_of_one(
     const T* RESTRICT left, int64_t pitch, int64_t rows, const typename S::element* RESTRICT right, int64_t stride,
     int64_t lanes, int64_t depth, T* RESTRICT sums, int64_t width) {
     for (int64_t l = 0; l < lanes; ++l)
@@ -272,7 +272,7 @@ SEPARATE_SUMS
         ("dots",),
         """\
 FUSED_SUMS
-template <typename S, typename T> static __attribute__((noinline)) void dots(
+template <typename S, typename T> __attribute__((noinline)) void dots(
     const T* RESTRICT left, int64_t pitch, int64_t rows, const typename S::element* RESTRICT right, int64_t stride,
     int64_t lanes, int64_t depth, T* RESTRICT sums, int64_t width) {
     int64_t l = 0;
@@ -302,7 +302,7 @@ SEPARATE_SUMS
 FUSED_SUMS
 // sums[i][l] = the sum over k of left[i][k] * right[k][l], for MANY_LANES lanes at most. Stretches of the sum are added
 // up by themselves, so that a long one is as exact as a short one.
-template <typename S, typename T> static __attribute__((noinline)) void sum_rows(
+template <typename S, typename T> __attribute__((noinline)) void sum_rows(
     const T* RESTRICT left, int64_t pitch, int64_t rows, const typename S::element* RESTRICT right, int64_t stride,
     int64_t lanes, int64_t depth, T* RESTRICT sums, int64_t width) {
     typedef typename Tile<T>::vector vector;

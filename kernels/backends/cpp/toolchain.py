@@ -61,8 +61,16 @@ class Toolchain:
         parts = [*self.command, self.version, *self.flags, os.path.basename(self.runtime), self.cpu, platform.machine()]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def compile_library(self, sources: tuple[str, ...], path: Path) -> None:
+    def compile_library(
+        self, sources: tuple[str, ...], path: Path, objects: Sequence[Path] = (), shared: str = ""
+    ) -> None:
         """Compiles translation units, side by side, to the one shared library `path`.
+
+        Args:
+            sources: the units.
+            path: of the library.
+            objects: object files that it is linked with.
+            shared: another unit, whose object file is kept for other libraries, too: beside `path`, with the suffix .o.
 
         Compiled and linked in two steps: linked with -fopenmp, the compiler would add its own OpenMP runtime, and two
         runtimes in a process start twice the threads.
@@ -72,19 +80,24 @@ class Toolchain:
         """
         try:
             with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
-                self._compile(sources, Path(folder), path)
+                self._compile(sources, Path(folder), path, objects, shared)
         except OSError as error:
             raise CompileError(f"The compiler's files could not be written: {error}.") from error
 
-    def _compile(self, sources: tuple[str, ...], folder: Path, path: Path) -> None:
-        names = [str(folder / f"kernels{number}") for number in range(len(sources))]
-        for name, source in zip(names, sources, strict=True):
-            Path(f"{name}.cpp").write_text(source)
-        commands = [[*self.command, *self.flags, "-c", f"{name}.cpp", "-o", f"{name}.o"] for name in names]
+    def _compile(
+        self, sources: tuple[str, ...], folder: Path, path: Path, objects: Sequence[Path], shared: str
+    ) -> None:
+        compiled = [folder / f"kernels{number}.o" for number in range(len(sources))]
+        if shared:
+            sources, compiled = (*sources, shared), [*compiled, path.with_suffix(".o")]
+        commands = []
+        for number, (source, made) in enumerate(zip(sources, compiled, strict=True)):
+            unit = folder / f"unit{number}.cpp"
+            unit.write_text(source)
+            commands.append([*self.command, *self.flags, "-c", str(unit), "-o", str(made)])
         _call(self.command, commands, max(map(len, sources)))
-        compiled = [f"{name}.o" for name in names]
-        runtime = [self.runtime] if self.runtime else []
-        link = [*self.command, "-shared", "-Wl,--as-needed", *compiled, *runtime, "-lm", "-o", str(path)]
+        linked = map(str, [*compiled, *objects, *([self.runtime] if self.runtime else [])])
+        link = [*self.command, "-shared", "-Wl,--as-needed", *linked, "-lm", "-o", str(path)]
         _call(self.command, [link], 0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -102,11 +102,11 @@ MUTANTS = (
 def test_a_broken_kernel_is_refused_at_first_use(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_library, changes = cpp_toolchain.Toolchain.compile_library, [0]
 
-    def broken(toolchain: cpp_toolchain.Toolchain, sources: tuple[str, ...], path: Path) -> None:
+    def broken(toolchain: cpp_toolchain.Toolchain, sources: tuple[str, ...], path: Path, *shared: Any) -> None:
         most = 0 if mutant.everywhere else 1
         pairs = [re.subn(mutant.pattern, mutant.replacement, s, count=most, flags=re.S) for s in sources]
         changes[0] += sum(count for _, count in pairs)
-        compile_library(toolchain, tuple(text for text, _ in pairs), path)
+        compile_library(toolchain, tuple(text for text, _ in pairs), path, *shared)
 
     monkeypatch.setattr(cpp_toolchain.Toolchain, "compile_library", broken)
     fused = fusion.fuse(mutant.function, {"profile": False, "enable_cache": False})

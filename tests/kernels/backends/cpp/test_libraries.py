@@ -1,7 +1,7 @@
 """Libraries that cannot be used: made by a compiler, or found in the store."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -62,8 +62,10 @@ def test_a_library_that_cannot_be_used_is_not_published(
     store = Store(tmp_path / "cache")
     made = Toolchain._compile
 
-    def compiles(self: Toolchain, sources: tuple[str, ...], folder: Path, path: Path) -> None:
-        made(self, sources, folder, path)
+    def compiles(
+        self: Toolchain, sources: tuple[str, ...], folder: Path, path: Path, objects: Sequence[Path], shared: str
+    ) -> None:
+        made(self, sources, folder, path, objects, shared)
         monkeypatch.undo()  # `_another` compiles, too
         breaks(path)
 
