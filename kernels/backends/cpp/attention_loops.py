@@ -1,9 +1,10 @@
 """Attention in C++: keys and values are read once for all rows that share them, scores never reach memory.
 
-A unit is a few rows of queries that have the same keys: positions, and the heads of a group. It runs along the places
-in chunks, which it widens to float32 first. Of each it computes the scores, raises the highest one so far, scales what
-it has summed to that, and adds the chunk's weights and weighted values. Threads share the units; where there are fewer
-units than threads, they share the places too, and what each found is put together by the same scaling.
+A unit is some rows of queries that have the same keys: positions, and the heads of a group. It runs along the places
+in chunks. Of each it computes the scores, raises the highest one so far, scales what it has summed to that, and adds
+the chunk's weights and weighted values. Where rows are few, it widens a chunk to float32 first; many rows are worth
+packing it, for the tiles of matrix products. Threads share the units; where there are fewer units than threads, they
+share the places too, and what each found is put together by the same scaling.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import COLUMN, INNER, Load, Scalar, Scanned
 from fusion.patterns.symbols import Dim
 
-ROWS, CHUNK = 8, 32  # rows of a unit; places of a chunk
+FEW, CHUNK = 8, 32  # rows of a unit; places of a chunk
+MANY_CHUNK = 128  # the same where rows are many
+_MOST_FEW = 16  # rows with the same keys that are few
+_MOST_ROWS, _MOST_QUERIES = 252, 1 << 15  # of a unit where rows are many; elements of their queries
 _HEAD, _PARALLEL = "head", 1 << 16
 
 
@@ -55,8 +59,15 @@ class AttentionLoops:
             if step(load.offset, index) != 1 or step(load.offset, COLUMN) is None or load.dtype is not torch.float32:
                 raise LoweringError("primitive", f"{nest.name}: {load.argument} does not lie along a head's elements.")
         groups = (Axis(_HEAD, symbols.as_dim(form.head.extent // form.group)),) if form.head is not None else ()
+        self.many = min(_MOST_ROWS, _MOST_QUERIES // form.inner)  # rows of a unit, where they are many
         self.apart = (*form.batch, *groups)  # axes for each index of which keys and values are others
-        self.together = (*((Axis("member", form.group),) if form.head is not None else ()), *form.rows)
+        self.together = (*form.rows, *((Axis("member", form.group),) if form.head is not None else ()))
+
+    @property
+    def always_few(self) -> bool:
+        """Whether rows with the same keys are few at any size."""
+        rows = symbols.product(axis.extent for axis in self.together)
+        return isinstance(rows, int) and rows <= _MOST_FEW
 
     def functions(self) -> list[str]:
         """The function of a unit, and the one that stores what it found."""
@@ -66,23 +77,28 @@ class AttentionLoops:
         """Statements that run the kernel."""
         form = self.form
         handed = ", ".join([*arguments, "sizes"])
-        record = f"{2 * ROWS + ROWS * int(form.lane.extent)}"  # the highest score, the total and the sums of each row
+        row = 2 + int(form.lane.extent)  # the highest score, the total and the sums
+        most = FEW if self.always_few else self.many
+        even = "(together + parts - 1) / parts"
+        height = str(FEW) if self.always_few else f"together <= {_MOST_FEW} ? {FEW} : {even}"
         return [
             f"const int64_t apart = {count(self.apart)}, together = {count(self.together)};",
             f"const int64_t places = {symbols.print_c(form.places)};",
-            f"const int64_t blocks = (together + {ROWS - 1}) / {ROWS}, units = apart * blocks;",
+            *([] if self.always_few else [f"const int64_t parts = (together + {self.many - 1}) / {self.many};"]),
+            f"const int64_t height = {height}, record = {row} * height;",
+            "const int64_t blocks = (together + height - 1) / height, units = apart * blocks;",
             "int64_t pieces = 1;",
             "#if defined(_OPENMP)",
             f"const bool many = together * apart * places * {form.inner} > {_PARALLEL} && omp_get_max_threads() > 1;",
             f"if (many && units < 2 * omp_get_max_threads() && places > {8 * CHUNK})",
             f"    pieces = clamp_index(2 * omp_get_max_threads() / units, 1, places / {4 * CHUNK});",
             "#endif",
-            f"float* found = new_panel<float>(units * pieces * {record});",
+            "float* found = new_panel<float>(units * pieces * record);",
             "if (!found) {  // unit by unit, then",
-            f"    float own[{record}];",
+            f"    float own[{row * most}];",
             "    for (int64_t unit = 0; unit < units; ++unit) {",
-            f"        {self.name}_unit({handed}, unit / blocks, unit % blocks * {ROWS}, 0, places, own);",
-            f"        {self.name}_finish({handed}, unit / blocks, unit % blocks * {ROWS}, 1, own);",
+            f"        {self.name}_unit({handed}, unit / blocks, unit % blocks * height, height, 0, places, own);",
+            f"        {self.name}_finish({handed}, unit / blocks, unit % blocks * height, height, 1, own);",
             "    }",
             "    return;",
             "}",
@@ -91,12 +107,12 @@ class AttentionLoops:
             "#endif",
             "for (int64_t job = 0; job < units * pieces; ++job) {",
             "    const int64_t unit = job / pieces, piece = job % pieces;",
-            f"    {self.name}_unit({handed}, unit / blocks, unit % blocks * {ROWS}, places * piece / pieces,",
-            f"        places * (piece + 1) / pieces, found + job * {record});",
+            f"    {self.name}_unit({handed}, unit / blocks, unit % blocks * height, height, places * piece / pieces,",
+            "        places * (piece + 1) / pieces, found + job * record);",
             "}",
             "for (int64_t unit = 0; unit < units; ++unit)",
-            f"    {self.name}_finish({handed}, unit / blocks, unit % blocks * {ROWS}, pieces, found + unit * pieces * "
-            f"{record});",
+            f"    {self.name}_finish({handed}, unit / blocks, unit % blocks * height, height, pieces,",
+            "        found + unit * pieces * record);",
             "free(found);",
             "return;",
         ]
@@ -105,43 +121,83 @@ class AttentionLoops:
 
     def _unit(self) -> list[str]:
         form, lanes = self.form, int(self.form.lane.extent)
+        most, width = (FEW, CHUNK) if self.always_few else (self.many, MANY_CHUNK)
         lines = [f"static __attribute__((noinline)) void {self.name}_unit("]
-        lines += [f"    {self.parameters}, int64_t batch, int64_t top, int64_t start, int64_t stop,"]
+        lines += [f"    {self.parameters}, int64_t batch, int64_t top, int64_t height, int64_t start, int64_t stop,"]
         lines += ["    float* RESTRICT found) {", *self.sizes, *indented(self._begin())]
         lines += [
-            f"    float* RESTRICT best = found; float* RESTRICT total = found + {ROWS};",
-            f"    float* RESTRICT sums = found + {2 * ROWS};",
-            f"    float queries[{ROWS * form.inner}], scores[{ROWS * CHUNK}];",
+            f"    const int64_t length = {'' if self.always_few else f'height > {FEW} ? {MANY_CHUNK} : '}{CHUNK};",
+            "    float* RESTRICT best = found; float* RESTRICT total = found + height;",
+            "    float* RESTRICT sums = found + 2 * height;",
+            f"    float queries[{most * form.inner}], scores[{most * width}], scale[{most}];",
             f"    float chunk[{CHUNK * max(form.inner, lanes)}];",
-            f"    for (int64_t at = 0; at < {ROWS}; ++at) best[at] = -__builtin_inff(), total[at] = 0.0f;",
-            f"    for (int64_t at = 0; at < {ROWS * lanes}; ++at) sums[at] = 0.0f;",
+            "    for (int64_t at = 0; at < height; ++at) best[at] = -__builtin_inff(), total[at] = 0.0f;",
+            f"    __builtin_memset(sums, 0, sizeof(float) * height * {lanes});",
             "    for (int64_t row = top; row < bottom; ++row) {",
             *indented([*self._row_places(), *self._queries()], 2),
             "    }",
             *indented(self._ended()),
-            f"    for (int64_t from = start; from < stop; from += {CHUNK}) {{",
-            f"        const int64_t to = from + {CHUNK} < stop ? from + {CHUNK} : stop;",
-            f"        widen_rows<{self._format(form.key)}, float>({self._address(form.key)},",
-            f"            {self._stride(form.key)}, to - from, {form.inner}, chunk);",
-            f"        scores_of<Whole<float>, float>(queries, rows, chunk, {form.inner}, to - from, {form.inner},",
-            f"            scores, {CHUNK});",
-            f"        float scale[{ROWS}];",
-            "        for (int64_t row = top; row < bottom; ++row) {",
+            f"    {'const ' if form.end is None else ''}int64_t first = top;",
+            "    for (int64_t from = start; from < stop; from += length) {",
+            "        const int64_t to = from + length < stop ? from + length : stop;",
+            *indented(self._first(), 2),
+            *indented(self._scores(), 2),
+            "        for (int64_t row = first; row < bottom; ++row) {",
             *indented([*self._row_places(), *self._weights()], 3),
             "        }",
-            f"        widen_rows<{self._format(form.value)}, float>({self._address(form.value)},",
-            f"            {self._stride(form.value)}, to - from, {lanes}, chunk);",
-            f"        weighted_of<Whole<float>, float>(scores, {CHUNK}, rows, chunk, {lanes}, to - from, scale,",
-            f"            sums, {lanes});",
+            *indented(self._sums(), 2),
             "    }",
         ]
         return [*lines, "}"]
 
+    def _first(self) -> list[str]:
+        """Statements that find the first row of the unit which takes places of the chunk; it is none before it."""
+        end = self.form.end
+        if end is None:
+            return []
+        return [
+            "for (; first < bottom; ++first) {",
+            "    const int64_t row = first;",
+            *indented(self._row_places()),
+            f"    if ({symbols.print_c(end)} > from) break;",
+            "}",
+        ]
+
+    def _scores(self) -> list[str]:
+        """Statements that multiply the queries with a chunk's keys."""
+        form = self.form
+        keys, stride, kind = self._address(form.key), self._stride(form.key), self._format(form.key)
+        own = f"queries + (first - top) * {form.inner}, bottom - first"
+        scores = "scores + (first - top) * length"
+        few = [
+            f"widen_rows<{kind}, float>({keys}, {stride}, to - from, {form.inner}, chunk);",
+            f"scores_of<Whole<float>, float>({own}, chunk, {form.inner}, to - from, {form.inner}, {scores}, length);",
+        ]
+        many = [f"scores_of_many<{kind}, float>({own}, {keys}, {stride}, to - from, {form.inner}, {scores}, length);"]
+        return self._by_height(few, many)
+
+    def _sums(self) -> list[str]:
+        """Statements that add up a chunk's values, weighted."""
+        lanes, value = int(self.form.lane.extent), self.form.value
+        values, stride, kind = self._address(value), self._stride(value), self._format(value)
+        own = "scores + (first - top) * length, length, bottom - first"
+        sums = f"scale + (first - top), sums + (first - top) * {lanes}"
+        few = [
+            f"widen_rows<{kind}, float>({values}, {stride}, to - from, {lanes}, chunk);",
+            f"weighted_of<Whole<float>, float>({own}, chunk, {lanes}, to - from, {sums}, {lanes});",
+        ]
+        many = [f"weighted_of_many<{kind}, float>({own}, {values}, {stride}, to - from, {sums}, {lanes});"]
+        return self._by_height(few, many)
+
+    def _by_height(self, few: list[str], many: list[str]) -> list[str]:
+        if self.always_few:
+            return few
+        return [f"if (height <= {FEW}) {{", *indented(few), "} else {", *indented(many), "}"]
+
     def _begin(self) -> list[str]:
         return [
             *places(self.apart, "batch"),
-            f"const int64_t bottom = top + {ROWS} < {count(self.together)} ? top + {ROWS} : {count(self.together)};",
-            "const int64_t rows = bottom - top;",
+            f"const int64_t bottom = top + height < {count(self.together)} ? top + height : {count(self.together)};",
         ]
 
     def _ended(self) -> list[str]:
@@ -179,7 +235,7 @@ class AttentionLoops:
         """Turns a row's dots into weights, and tells how much what was summed before has to shrink."""
         values, interned, block = Values(plain_bfloat16=self.plain_bfloat16), Interner(), Block("row")
         at = "(row - top)"
-        line = f"scores[{at} * {CHUNK} + {COLUMN} - from]"
+        line = f"scores[{at} * length + {COLUMN} - from]"
         block.names["dot at the column"] = line
 
         def known(node: Scalar) -> Scalar | None:
@@ -192,15 +248,7 @@ class AttentionLoops:
         Column(values, interned, self.form.places, bounds=("from", "to")).each([score], finish, block)
         return [
             *block.lines,
-            f"float* RESTRICT weights = scores + {at} * {CHUNK};",
-            f"float highest = best[{at}], added[{CHUNK} + 32];",
-            "for (int64_t k = 0; k < to - from; ++k) highest = max_of(highest, weights[k]);",
-            "const float safe = highest == -__builtin_inff() ? 0.0f : highest;",
-            f"scale[{at}] = exp_of(best[{at}] - safe);",
-            "#pragma omp simd",
-            "for (int64_t k = 0; k < to - from; ++k) added[k] = weights[k] = exp_of(weights[k] - safe);",
-            f"total[{at}] = total[{at}] * scale[{at}] + (float)sum_of(added, to - from);",
-            f"best[{at}] = highest;",
+            f"scale[{at}] = weights_of<float>(scores + {at} * length, to - from, best + {at}, total + {at});",
         ]
 
     # ---- what units found
@@ -208,23 +256,24 @@ class AttentionLoops:
     def _finish(self) -> list[str]:
         """The function that puts the pieces of a unit together and stores its rows."""
         lanes = int(self.form.lane.extent)
-        record = 2 * ROWS + ROWS * lanes
         lines = [f"static __attribute__((noinline)) void {self.name}_finish("]
-        lines += [f"    {self.parameters}, int64_t batch, int64_t top, int64_t pieces, float* RESTRICT found) {{"]
+        lines += [f"    {self.parameters}, int64_t batch, int64_t top, int64_t height, int64_t pieces,"]
+        lines += ["    float* RESTRICT found) {"]
         lines += [*self.sizes, *indented(self._begin())]
         lines += [
+            f"    const int64_t record = {2 + lanes} * height;",
             "    for (int64_t row = top; row < bottom; ++row) {",
             "        float highest = -__builtin_inff(), total = 0.0f;",
             "        for (int64_t piece = 0; piece < pieces; ++piece)",
-            f"            highest = max_of(highest, found[piece * {record} + row - top]);",
+            "            highest = max_of(highest, found[piece * record + row - top]);",
             "        const float safe = highest == -__builtin_inff() ? 0.0f : highest;",
             f"        float sums[{lanes}] = {{}};",
             "        for (int64_t piece = 0; piece < pieces; ++piece) {",
-            f"            const float* RESTRICT one = found + piece * {record};",
+            "            const float* RESTRICT one = found + piece * record;",
             "            const float scale = exp_of(one[row - top] - safe);",
-            f"            total += one[{ROWS} + row - top] * scale;",
+            "            total += one[height + row - top] * scale;",
             f"            for (int64_t k = 0; k < {lanes}; ++k)",
-            f"                sums[k] += one[{2 * ROWS} + (row - top) * {lanes} + k] * scale;",
+            f"                sums[k] += one[2 * height + (row - top) * {lanes} + k] * scale;",
             "        }",
             *indented([*self._row_places(), *self._stores()], 2),
             "    }",

@@ -40,7 +40,7 @@ _MANY_ROWS = 64  # rows from which on each is one thread's; threads that share a
 _PLACEHOLDER = "KERNEL"
 _RESERVED = re.compile(
     r"(x|at|cut|part|total|sum|row|outer|batch)\d*|blocks|begin|end|step|first|last|rows|thread|threads|partials|wanted|in|out"
-    r"|sizes|given|out_shape|batches|apart|together|places|units?|pieces?|found|job|many|best|queries|scores|head|member|scale|weights|highest|added|safe|outers|lanes?|height|panel|few|across|width|right|from|to|top|bottom|[A-Z_]+"
+    r"|sizes|given|out_shape|batches|apart|together|places|units?|pieces?|parts|found|job|many|best|queries|scores|head|member|scale|weights|highest|added|safe|outers|lanes?|height|length|panel|few|across|width|right|from|to|top|bottom|[A-Z_]+"
 )
 
 

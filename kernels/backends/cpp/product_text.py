@@ -306,12 +306,11 @@ template <typename S, typename T> __attribute__((noinline)) void sum_rows(
     const T* RESTRICT left, int64_t pitch, int64_t rows, const typename S::element* RESTRICT right, int64_t stride,
     int64_t lanes, int64_t depth, T* RESTRICT sums, int64_t width) {
     typedef typename Tile<T>::vector vector;
-    enum { N = Tile<T>::count };
+    enum { N = Tile<T>::count, PART = 64 };
     T part[FEW_ROWS * MANY_LANES];
     for (int64_t i = 0; i < rows; ++i) __builtin_memset(sums + i * width, 0, sizeof(T) * lanes);
-    enum { STRETCH = 64 };
-    for (int64_t begin = 0; begin < depth; begin += STRETCH) {
-        const int64_t end = begin + STRETCH < depth ? begin + STRETCH : depth;
+    for (int64_t begin = 0; begin < depth; begin += PART) {
+        const int64_t end = begin + PART < depth ? begin + PART : depth;
         __builtin_memset(part, 0, sizeof(T) * rows * MANY_LANES);
         int64_t k = begin;
         for (; k + 4 <= end; k += 4) {

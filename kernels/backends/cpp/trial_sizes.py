@@ -34,8 +34,9 @@ _FEW, _MANY = 3, 67  # rows: more than one; more than a block of them, and odd, 
 _MOST = 1 << 19  # the largest value a symbol is given, and the most elements of a tensor: eager takes milliseconds
 # What symbols are at first: small and different; odd ones, so that vectors and halves have rests, else multiples of 4.
 FIRST_SIZES = ((11, _SHORT, 5, 7, 13), (12, 20, 8, 16, 28))
-# Places of attention: one; a chunk and one more; so many that threads share them.
-_PLACES = (1, 65, 600)
+# Rows and places of attention: one of each; few rows, with a chunk and one more, and with so many that threads share
+# them; many rows; more than a unit has.
+_ATTENDING = ((1, 1), (3, 65), (2, 600), (37, 300), (263, 140))
 
 
 def branch_sizes(nest: Nest, first: Sequence[int] = FIRST_SIZES[0]) -> list[Sizes]:
@@ -65,8 +66,9 @@ def _branches(nest: LoopNest, base: Sizes) -> Iterator[Sizes]:
         return
     attention = as_attention(nest)
     if attention is not None:
-        for length in _PLACES:
-            yield from _reaching(attention.places, length, base)
+        for count, length in _ATTENDING:
+            at_rows = _at_rows(_varying([a.extent for a in attention.rows]), count, base)
+            yield from _reaching(attention.places, length, at_rows)
         return
     columns = _varying([*(r.extent for r in nest.reductions), *([nest.column.extent] if nest.column else [])])
     lanes = row_neighbours(nest)

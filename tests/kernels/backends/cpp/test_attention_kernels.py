@@ -30,6 +30,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[int], tuple[tuple[int, 
     ),
     "few tokens": (functools.partial(attention, scale=0.5), lambda n: ((1, 3, 11, 20), (1, 3, n, 20), (1, 3, n, 36))),
     "causal": (functools.partial(attention, is_causal=True), lambda n: ((1, 3, n, 32), (1, 3, n, 32), (1, 3, n, 32))),
+    "groups": (
+        functools.partial(attention, is_causal=True, enable_gqa=True),
+        lambda n: ((2, 6, n, 32), (2, 2, n, 32), (2, 2, n, 32)),
+    ),
+    "wide heads": (attention, lambda n: ((1, 2, n, 300), (1, 2, n, 300), (1, 2, n, 40))),
     "added mask": (attention, lambda n: ((2, 3, 11, 32), (2, 3, n, 32), (2, 3, n, 32), (2, 1, 11, n))),
     "broadcast mask": (attention, lambda n: ((2, 3, 11, 32), (2, 3, n, 32), (2, 3, n, 32), (1, 1, 1, n))),
 }
