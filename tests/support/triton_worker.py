@@ -33,8 +33,7 @@ from torch.nn.functional import layer_norm
 
 from fusion.kernels.backends.triton import launch as cuda_launch
 from fusion.kernels.backends.triton import schedule as schedules
-from fusion.kernels.backends.triton.emit import Kind, launch_options
-from fusion.kernels.backends.triton.schedule import BundleSchedule, schedule_for
+from fusion.kernels.backends.triton.schedule import BundleSchedule, Kind, launch_options, schedule_for
 from fusion.kernels.backends.triton.script import standalone
 from fusion.kernels.bundle import Nest
 from fusion.kernels.loops import LoopNest
