@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fuzz_check import Outcome, check, quick
+from fuzz_check import Outcome, check
 from fuzz_failure import write
 from fuzz_generate import programs
+from fuzz_pass import quick
 from fuzz_program import Program
 from fuzz_shrink import shrunk
 from hypothesis import HealthCheck, Phase, given, settings

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from compiled_examples import needs_compiler
-from fuzz_check import Mismatch, Outcome, check, quick
+from fuzz_check import Outcome, check
+from fuzz_compare import Mismatch
 from fuzz_failure import script
 from fuzz_numerics import Unspecified, Watch
+from fuzz_pass import quick
 from fuzz_program import Group, Program, Step, Tensor
 from fuzz_run import Tally, run
 from fuzz_shrink import shrunk

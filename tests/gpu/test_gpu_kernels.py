@@ -10,10 +10,12 @@ import long_rows
 import pytest
 import torch
 import triton_nests as nests
-import triton_worker as cases
+import triton_primitive_cases as primitives
 from by_rule import make_cuda_launcher
 from graphs import EXAMPLES, LENGTH
 from reduction_cases import judge
+from triton_example_cases import lowered
+from triton_row_cases import launched
 
 from fusion.patterns import reference, verify
 
@@ -25,7 +27,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 def check(name: str, dtype: torch.dtype, lengths: tuple[int, ...]) -> None:
     """One kernel at several lengths; inputs, layouts and dtypes as eager leaves them."""
-    nest, graph = cases.lowered(name, dtype)
+    nest, graph = lowered(name, dtype)
     run = make_cuda_launcher(nest)
     for length in lengths:
         inputs = [x.to(DEVICE) for x in EXAMPLES[name].inputs(dtype, length)]
@@ -58,17 +60,17 @@ def test_no_elements_launch_nothing(name: str) -> None:
     check(name, torch.bfloat16, (0,))
 
 
-@pytest.mark.parametrize("fn", cases.UNARY)
+@pytest.mark.parametrize("fn", primitives.UNARY)
 def test_unary_primitives_keep_their_bounds(fn: str) -> None:
-    low, high, bound = cases.UNARY[fn]
+    low, high, bound = primitives.UNARY[fn]
     x = torch.rand(100000, generator=torch.Generator().manual_seed(1)) * (high - low) + low
     found = make_cuda_launcher(nests.unary(fn))(x.to(DEVICE)).cpu()
     exact = getattr(torch, fn)(x.double())
     error = (found.double() - exact).abs() / verify.ulp(exact, torch.float32)
     # erf is the vendor's: at most 2 ulp by CUDA's programming guide, appendix on mathematical functions.
     assert error.max() <= max(bound, 2 if fn == "erf" else bound) * (1 + 1e-6)
-    special = make_cuda_launcher(nests.unary(fn))(cases.SPECIAL.to(DEVICE)).cpu()
-    want = getattr(torch, fn)(cases.SPECIAL.double()).float()
+    special = make_cuda_launcher(nests.unary(fn))(primitives.SPECIAL.to(DEVICE)).cpu()
+    want = getattr(torch, fn)(primitives.SPECIAL.double()).float()
     assert torch.equal(special.isnan(), want.isnan()) and torch.equal(special.isinf(), want.isinf())
 
 
@@ -133,7 +135,7 @@ def test_few_long_rows_are_cut_into_pieces(name: str, shape: tuple[int, int]) ->
     rows, columns = shape if case.along else (64 * shape[0], shape[1] // 16)
     x = long_rows.values(name, rows, columns).to(DEVICE)
     run = make_cuda_launcher(nest)
-    with cases.launched() as grids:
+    with launched() as grids:
         made = run(x)
     assert len(grids) == case.levels + 1
     made = made if isinstance(made, tuple) else (made,)

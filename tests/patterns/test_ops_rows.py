@@ -1,7 +1,7 @@
 """Every row of the operator table means what torch's operator means.
 
 The tests follow from the table: each row is looked up in torch, and its meaning is compared on the samples that
-`row_samples` lists for its operator. A row without a sample fails, so adding a row means adding one.
+`row_samples` has for its operator. A row without a sample fails, so adding a row means adding one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import pytest
 import torch
 from evaluate import evaluate
 from graphs import trace
-from row_samples import SAMPLES, Sample, called, rows, samples_of, tensors_of, torch_result
+from row_samples import SAMPLES, called, rows, samples_of, tensors_of, torch_result
 from rows_in_numpy import BINARY, TOLERANCE, UNARY, assert_means, computed_in, element, expression_of
+from sample_values import Sample
 
 from fusion.kernels.lower import lower
 from fusion.patterns import symbols
@@ -52,7 +53,7 @@ def test_torch_has_the_operator(row: Operator) -> None:
 
 
 def test_a_row_without_a_sample_fails() -> None:
-    with pytest.raises(AssertionError, match="no sample in row_samples"):
+    with pytest.raises(AssertionError, match="no sample in pointwise_samples"):
         samples_of(Operator("aten.new_operator.default", Kind.POINTWISE))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from evaluate import shifted_left, shifted_right
-from row_samples import Sample
+from sample_values import Sample
 
 from fusion.patterns.ops import Operator, resolve
 from fusion.patterns.scalar import (

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from fusion.kernels.backends.triton import toolchain
-from fusion.kernels.backends.triton.emit import AnySchedule, Schedule, emit
-from fusion.kernels.backends.triton.schedule import in_phases, needs_int64, pieces, programs
+from fusion.kernels.backends.triton.emit import emit
+from fusion.kernels.backends.triton.schedule import AnySchedule, Schedule, in_phases, needs_int64, pieces, programs
 from fusion.kernels.bundle import Nest
 from fusion.kernels.loops import Argument, LoopNest
 from fusion.patterns import symbols

@@ -7,9 +7,11 @@ from fusion.patterns.scalar import Load, Scalar, Select
 from fusion.patterns.symbols import Dim
 
 Condition = tuple[Dim, Dim, bool]  # index, bound, and whether the index is below it
+Paths = tuple[tuple[Condition, ...], ...]  # the ways a load is reached, each a conjunction
+Guards = dict[int, Paths]  # of each load, by its id
 
 
-def guards_of(roots: tuple[Scalar, ...]) -> dict[int, tuple[tuple[Condition, ...], ...]]:
+def guards_of(roots: tuple[Scalar, ...]) -> Guards:
     """For each Load, the ways it is reached through Selects, each a conjunction; () among them: unconditionally."""
     found: dict[int, dict[tuple[Condition, ...], None]] = {}
     seen: set[tuple[int, tuple[Condition, ...]]] = set()
@@ -35,7 +37,7 @@ def guards_of(roots: tuple[Scalar, ...]) -> dict[int, tuple[tuple[Condition, ...
     return {key: ((),) if () in paths else tuple(paths) for key, paths in found.items()}
 
 
-def any_path(paths: tuple[tuple[Condition, ...], ...]) -> str:
+def any_path(paths: Paths) -> str:
     """The condition under which one of the paths is taken; "" for always."""
     if paths == ((),):
         return ""

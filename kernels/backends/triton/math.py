@@ -2,7 +2,7 @@
 
 The text is pasted into the modules that use it, so that an emitted kernel is a program that runs alone. Each function
 is made of operations that round to nearest on every target and under Triton's interpreter; the bounds below were
-measured against float64 over the ranges `tests/support/triton_worker.py` states.
+measured against float64 over the ranges `tests/support/triton_primitive_cases.py` states.
 
 Formulas: Cody and Waite, Software Manual for the Elementary Functions (1980), for the argument reductions; the
 polynomials are Taylor series, cut where the next term is below a quarter ulp.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fusion.kernels.backends.triton.emit import AnySchedule, Schedule, parameters
-from fusion.kernels.backends.triton.schedule import column_count, row_count, tensors
+from fusion.kernels.backends.triton.schedule import AnySchedule, Schedule, column_count, parameters, row_count, tensors
 from fusion.kernels.bundle import Nest, parts_of
 from fusion.kernels.loops import LoopNest
 from fusion.patterns import symbols

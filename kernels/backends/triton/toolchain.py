@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion.kernels import processes
-from fusion.kernels.backends.triton import emit as emitter
 from fusion.kernels.backends.triton import script as triton_script
-from fusion.kernels.backends.triton.schedule import tensors
+from fusion.kernels.backends.triton.emit import emit
+from fusion.kernels.backends.triton.schedule import AnySchedule, parameters, tensors
 from fusion.kernels.bundle import Nest
 from fusion.kernels.scratch import scratch_folder
 from fusion.patterns.errors import BackendUnavailable, CompileError
@@ -83,7 +83,7 @@ class TritonKernel:
     """
 
     nest: Nest
-    schedule: emitter.AnySchedule
+    schedule: AnySchedule
     target: str
     source: str
     digest: str
@@ -97,9 +97,7 @@ class TritonKernel:
         return triton_script.standalone(self.nest, self.schedule, self.source)
 
 
-def compile_ahead(
-    nest: Nest, schedule: emitter.AnySchedule, target: GPUTarget | str, *, aligned: bool = True
-) -> TritonKernel:
+def compile_ahead(nest: Nest, schedule: AnySchedule, target: GPUTarget | str, *, aligned: bool = True) -> TritonKernel:
     """Compiles `nest` for a device that need not be there.
 
     Args:
@@ -122,8 +120,8 @@ def compile_ahead(
     from triton.compiler import ASTSource
 
     device = parse_target(target)
-    source = emitter.emit(nest, schedule)
-    names = emitter.parameters(nest)
+    source = emit(nest, schedule)
+    names = parameters(nest)
     signature = {t.name: POINTERS[t.dtype] for t in tensors(nest)}
     signature |= {size.symbol: "i32" for size in nest.sizes}
     constants = block_constants(schedule, wide=False)
@@ -155,7 +153,7 @@ def compile_ahead(
     )
 
 
-def block_constants(schedule: emitter.AnySchedule, *, wide: bool) -> dict[str, Any]:
+def block_constants(schedule: AnySchedule, *, wide: bool) -> dict[str, Any]:
     """The kernel's compile-time parameters by name."""
     import triton.language as tl
 

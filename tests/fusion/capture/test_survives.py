@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from function_modules import Function
 from graphs import normal as rand
 from pair import Block
-from tiny import planned, reason
+from tiny import no_grad, planned, reason
 from torch.fx.experimental.sym_node import SymNode
 
 import fusion
@@ -291,3 +292,55 @@ def test_errors_of_the_users_own_do_not_count_against_a_plan(
         fused(x, second)
     assert fused.scope.statistics.planned[0] == before + len(good)
     assert fused.scope.statistics.fallbacks == 0
+
+
+class Picky(torch.nn.Module):
+    """Raises for negative sizes of the sum, after some work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fail = False
+
+    def forward(self, x: torch.Tensor, limit: int = 4) -> torch.Tensor:
+        y = torch.exp(x) * 2 + 1
+        if x.shape[0] > limit:
+            raise ValueError(f"at most {limit} rows")
+        return y
+
+
+def test_the_forwards_own_errors_pass_through(quick: fusion.FusionConfig) -> None:
+    module = fusion.enable(Picky().eval(), quick)
+    many, few = torch.rand(6, 8), torch.rand(3, 8)
+    with pytest.raises(ValueError, match="at most 4 rows"):
+        no_grad(module, many)
+    for rows in (few, torch.rand(2, 8), few, torch.rand(4, 8)):
+        assert torch.allclose(no_grad(module, rows), torch.exp(rows) * 2 + 1, rtol=3e-7, atol=0)
+    assert planned(module)["Picky"] >= 1
+    with pytest.raises(ValueError, match="at most 4 rows"):
+        no_grad(module, many)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        no_grad(fusion.enable(Function(lambda x, y: torch.exp(x) + y).eval(), quick), few, torch.rand(5, 7))
+    assert torch.allclose(no_grad(module, few), torch.exp(few) * 2 + 1, rtol=3e-7, atol=0)
+    with pytest.raises(TypeError, match=r"positional|argument"):
+        no_grad(module)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_while_recording_leaves_nothing_behind(
+    kind: type[BaseException], quick: fusion.FusionConfig
+) -> None:
+    fail = [True]
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        y = torch.exp(x) * 2
+        if fail[0]:
+            raise kind()
+        return y + 1
+
+    module = fusion.enable(Function(call).eval(), quick)
+    with pytest.raises(kind):
+        no_grad(module, torch.rand(3, 8))
+    assert torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
+    fail[0] = False
+    x = torch.rand(3, 8)
+    assert torch.allclose(no_grad(module, x), torch.exp(x) * 2 + 1, rtol=3e-7, atol=0)

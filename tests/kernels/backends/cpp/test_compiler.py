@@ -8,13 +8,14 @@ import sysconfig
 import time
 from pathlib import Path
 
+import graphs
 import pytest
 from compiled_examples import NAMES, needs_compiler, nests, works
 
 from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.backends.cpp import emit as cpp_emit
 from fusion.kernels.backends.cpp import toolchain as toolchain_module
-from fusion.kernels.backends.cpp.toolchain import compile_c_extension, find_toolchain, why_missing
+from fusion.kernels.backends.cpp.toolchain import compile_c_extension, find_toolchain, openmp_runtime, why_missing
 from fusion.kernels.store import Store
 from fusion.patterns.errors import BackendUnavailable, CompileError
 
@@ -162,3 +163,43 @@ def test_no_python_headers_is_an_error_that_names_the_remedy(monkeypatch, tmp_pa
     monkeypatch.setattr(toolchain_module.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     with pytest.raises(CompileError, match="python3-dev"):
         compile_c_extension(tmp_path / "x.c", tmp_path / "x.so")
+
+
+@needs_compiler
+def test_threads_are_torchs_own():
+    assert openmp_runtime()
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import graphs, os, re, torch\nfrom fusion.kernels.backends.cpp import compile as compiler\n"
+        "from fusion.kernels.lower import lower\n"
+        "def threads(): return len(os.listdir('/proc/self/task'))\n"
+        "def runtimes():\n"
+        "    files = {line.split()[-1] for line in open('/proc/self/maps')}\n"
+        "    return {f for f in files if re.match('lib(g|i)?omp', os.path.basename(f))}\n"
+        "torch.set_num_threads(3)\n"
+        "x = torch.randn(512, 4096); (x * x).sum(); before = threads(), runtimes()\n"
+        "k, = compiler.compile_cpp([lower(graphs.trace(graphs.swiglu, x, x))], None)\n"
+        "assert 'parallel' in k.source\n"
+        "compiler.run_ctypes(k, (x, x))\n"
+        "assert (threads(), runtimes()) == before, (threads(), runtimes(), before)\n"
+        "print(threads())"
+    )
+    here = os.path.dirname(graphs.__file__)
+    done = subprocess.run([sys.executable, "-c", script, here], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 3
+
+
+@needs_compiler
+def test_a_compile_error_carries_the_compilers_words(tmp_path):
+    with pytest.raises(CompileError, match=r"error: .*nonsense"):
+        find_toolchain().compile_library(("int f() { return nonsense; }",), tmp_path / "x.so")
+
+
+@needs_compiler
+def test_one_unit_in_error_is_an_error_whatever_the_others_are(tmp_path):
+    good, bad = 'extern "C" int g() { return 1; }', "int f() { return nonsense; }"
+    for units in ((good, bad), (bad, good)):
+        with pytest.raises(CompileError, match=r"error: .*nonsense"):
+            find_toolchain().compile_library(units, tmp_path / "x.so")
+    assert not (tmp_path / "x.so").exists()

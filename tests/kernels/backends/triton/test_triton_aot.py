@@ -19,11 +19,10 @@ import triton_nests as nests
 from by_rule import compile_ahead, emit, forms, make_cuda_launcher
 from graphs import EXAMPLES
 from thorough import combined
-from triton_worker import lowered
+from triton_example_cases import lowered
 
 from fusion.kernels.backends.triton import toolchain as toolchain
-from fusion.kernels.backends.triton.emit import launch_options
-from fusion.kernels.backends.triton.schedule import Kind, tensors
+from fusion.kernels.backends.triton.schedule import Kind, launch_options, tensors
 from fusion.kernels.lower import lower, lower_kernel
 from fusion.patterns import scalar
 from fusion.patterns.errors import BackendUnavailable, LoweringError

@@ -14,11 +14,13 @@ from graphs import LENGTH, trace
 
 from fusion.kernels.backends.triton import math as triton_math
 from fusion.kernels.backends.triton import primitives as triton_primitives
-from fusion.kernels.backends.triton.emit import Kind, launch_options, parameters
 from fusion.kernels.backends.triton.schedule import (
+    Kind,
     column_count,
     in_phases,
+    launch_options,
     needs_int64,
+    parameters,
     pieces,
     programs,
     row_count,

@@ -1,4 +1,4 @@
-"""Values of Triton kernels, under Triton's interpreter: no GPU needed. The cases are in `triton_worker`.
+"""Values of Triton kernels, under Triton's interpreter: no GPU needed. The cases are those of `triton_worker`.
 
 The interpreter computes with NumPy, element for element what the kernel says, but for three things: it cuts float32
 to bfloat16 off instead of rounding (the toolchain replaces that), it sums in another order than a GPU, and it does not
