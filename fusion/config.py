@@ -46,7 +46,13 @@ class FusionConfig(BaseModel):
         "auto", description="`auto` lets kernels compete with torch's matrix products; `library` leaves those to torch."
     )
     fusion_ratio: float = Field(
-        0.8, gt=0, le=1, allow_inf_nan=False, description="A kernel must take at most this share of eager's time."
+        0.8,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description=(
+            "A kernel must take at most this share of eager's time; of a millisecond and more, half way from it to 1."
+        ),
     )
     min_nodes: int = Field(1, ge=1, description="Operators a region must have to become a kernel.")
     max_graph_size: int = Field(

@@ -22,6 +22,7 @@ from fusion.patterns.reference import bind_symbols
 from fusion.patterns.shortage import is_shortage
 from fusion.runtime.measure import compare, eager_function
 
+_LONG_US = 1000.0  # from which on what surrounds a call no longer counts: a tenth of it is worth having
 _SECONDS = 0.02  # time a measurement may take, beyond its least number of samples
 
 Launcher = Callable[..., Any]
@@ -184,6 +185,12 @@ class FusionHeuristics:
         facts |= {"eager_us": times.first_us, "fused_us": times.second_us}
         counted = "lower quartiles on a noisy machine" if times.noisy else "spread counted"
         percent = f"{times.ratio:.0%} of eager's time, {counted}"
-        if times.ratio > self.config.fusion_ratio:
-            return Decision(False, "slower", f"{percent}; the bar is {self.config.fusion_ratio:.0%}", **facts)
+        bar = self._bar(times.first_us)
+        if times.ratio > bar:
+            return Decision(False, "slower", f"{percent}; the bar is {bar:.0%}", **facts)
         return Decision(True, "faster", percent, **facts)
+
+    def _bar(self, eager_us: float) -> float:
+        """The share of eager's time that a kernel may take: `fusion_ratio`; of a long call, half way from there to 1."""
+        ratio = self.config.fusion_ratio
+        return ratio if eager_us < _LONG_US else (1 + ratio) / 2

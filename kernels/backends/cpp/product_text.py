@@ -225,6 +225,7 @@ template <typename S, typename T> __attribute__((noinline)) void pack_rows(
     (
         ("dots_of", "dots_of_one"),
         """\
+#define AHEAD 1024  // bytes that a stream is read before they are needed
 FUSED_SUMS
 template <typename S, typename T> static SHORT_LOOPS __attribute__((noinline)) T rest_of(
     const T* left, const typename S::element* right, int64_t count) {
@@ -240,7 +241,9 @@ template <typename S, typename T, int ROWS, int LANES, int WAYS> INLINE void dot
     enum { N = Tile<T>::count };
     vector total[ROWS][LANES][WAYS] = {};
     int64_t k = 0;
-    for (; k + N * WAYS <= depth; k += N * WAYS)
+    for (; k + N * WAYS <= depth; k += N * WAYS) {
+        if (ROWS * LANES == 1)  // nothing but this stream: it runs on into the next lane, where those are dense
+            __builtin_prefetch((const char*)(right + k) + AHEAD);
         for (int w = 0; w < WAYS; ++w) {
             vector some[LANES];
             for (int l = 0; l < LANES; ++l) some[l] = S::lanes(right + l * stride + k + w * N);
@@ -249,6 +252,7 @@ template <typename S, typename T, int ROWS, int LANES, int WAYS> INLINE void dot
                 for (int l = 0; l < LANES; ++l) total[i][l][w] += some[l] * x;
             }
         }
+    }
     for (int i = 0; i < ROWS; ++i)
         for (int l = 0; l < LANES; ++l) {
             vector all = total[i][l][0];
