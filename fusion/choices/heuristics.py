@@ -191,6 +191,6 @@ class FusionHeuristics:
         return Decision(True, "faster", percent, **facts)
 
     def _bar(self, eager_us: float) -> float:
-        """The share of eager's time that a kernel may take: `fusion_ratio`; of a long call, half way from there to 1."""
+        """The share of eager's time that a kernel may take: `fusion_ratio`; of a long call, half way from it to 1."""
         ratio = self.config.fusion_ratio
         return ratio if eager_us < _LONG_US else (1 + ratio) / 2
