@@ -12,7 +12,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from . import symbols
+from . import known_products, symbols
 from .errors import StructureMismatch, UnsupportedOperator
 from .graph import SubGraph
 from .leaves import Leaf, Ref, leaves, map_leaves
@@ -236,7 +236,7 @@ def _called(
     given = map_leaves(real, node.args), {name: map_leaves(real, leaf) for name, leaf in node.kwargs}
     args, kwargs = change(node, *given)
     del given
-    made = resolve(node.op)(*args, **kwargs)
+    made = known_products.call(resolve(node.op), args, kwargs)
     return (made,) if isinstance(made, Tensor) else tuple(made)
 
 

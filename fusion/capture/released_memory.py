@@ -59,7 +59,8 @@ class Forgotten:
                 for name in names:
                     self._names.pop(id(self._real[name]), None)
                     self._real[name] = without_contents(self._real[name])
-                self._memory[memory].resize_(0)
+                if self._memory[memory].resizable():  # no longer so where NumPy has seen it
+                    self._memory[memory].resize_(0)
                 del self._watched[memory]
 
     def _is_alone(self, memory: int, names: list[str]) -> bool:

@@ -14,7 +14,7 @@ from fusion.capture.matched_values import Diverged, MatchedSizes, MatchedValues
 from fusion.capture.mutation import MutationTracker, storage_key, tensors_written, view_in_place
 from fusion.capture.python.opaque_calls import as_tuples
 from fusion.capture.tracer import results_of
-from fusion.patterns import symbols
+from fusion.patterns import known_products, symbols
 from fusion.patterns.leaves import Expect, Ref, map_leaves, ref_names
 from fusion.patterns.nodes import Node, OpNode
 from fusion.patterns.recorded import RecordedGraph
@@ -147,7 +147,7 @@ class OperatorMatcher(TorchDispatchMode):
             matcher.values.before_write(tensors_written(func, args, kwargs))
         if matcher.following:
             matcher.quiet(matcher.values.sweep)
-        result = func(*args, **kwargs)
+        result = known_products.call(func, args, kwargs)
         matcher.effects.after(args, kwargs, result)
         if matcher.following:
             matcher.attempt(lambda: self._compare(func, args, kwargs, result))

@@ -28,6 +28,7 @@ from fusion.capture.trace_state import TraceState
 from fusion.capture.unsupported import TENSOR_TYPES, unsupported
 from fusion.capture.user_frame import user_line
 from fusion.faults import recording_code
+from fusion.patterns import known_products
 from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops import CALLED, kind_of
 from fusion.patterns.ops.effects import draws
@@ -109,7 +110,7 @@ class OperatorTracer(TorchDispatchMode):
             self._keep_contents(func, args, kwargs)
         if self.state.recording:
             self.state.forget()
-        result = func(*real_args, **real_kwargs)
+        result = known_products.call(func, real_args, real_kwargs)
         self.state.effects.after(real_args, real_kwargs, result)
         if not self.state.recording:
             return result

@@ -253,9 +253,16 @@ def _far_from(eager: dict[str, torch.Tensor], results: Mapping[str, torch.Tensor
     for name, result in results.items():
         wanted = eager.pop(name)
         bound = _LOOSE * float(wanted.abs().nan_to_num(0, 0, 0).max()) if wanted.is_floating_point() else 0.0
-        if not torch.allclose(result, wanted, rtol=0, atol=bound, equal_nan=True):
+        if not _within(result, wanted, bound):
             return Verdict(False, reason=f"Output {name!r} differs from eager's, by more than rounding.")
     return None
+
+
+def _within(result: torch.Tensor, wanted: torch.Tensor, bound: float) -> bool:
+    """`torch.allclose` with equal NaNs, in a fifth of its time where no element is NaN or infinite."""
+    if result.is_floating_point() and result.numel() and bool((result - wanted).abs_().max() <= bound):
+        return True
+    return torch.allclose(result, wanted, rtol=0, atol=bound, equal_nan=True)
 
 
 def _bytes(graph: SubGraph, values: Sizes) -> int:

@@ -13,6 +13,7 @@ from fusion.choices.select import given_dims
 from fusion.jit.compiled import Compiled, Template
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.trust import CheckedSizes, FailureCount
+from fusion.patterns import known_products
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.guards import GuardMiss
 from fusion.patterns.reference import bind_symbols
@@ -148,7 +149,8 @@ class CacheEntry:
         source = self.pipeline.source(self.template, None, "unfused", taps=taps, log=True).telling
         kept = {} if undo is None else {"UNDO": lambda limit: undo}
         told = {"FAIL": fail, "TAP": run.tap, "SEEN": run.seen, "LOGGED": run.log}
-        plan = source.bind({**self._names, **told, **kept})
+        known = {name: known_products.linear for name, held in source.names.items() if held is torch._C._nn.linear}
+        plan = source.bind({**self._names, **told, **kept, **known})
         try:
             result = plan.run(*arguments)
         except Missed:  # of an argument that answers otherwise than a moment ago

@@ -15,6 +15,7 @@ from fusion.jit.scope_context import ScopeContext
 from fusion.jit.specialization import Specialization
 from fusion.jit.twins import Twins
 from fusion.jit.validation import PlanValidator
+from fusion.patterns.known_products import remembered
 from fusion.patterns.shortage import is_shortage
 from fusion.refusal import Refusal
 from fusion.runtime.plan import MISS
@@ -40,6 +41,10 @@ class CallRecorder:
 
     def record(self, call: BoundCall) -> Any:
         """Records a call, or follows an equal module's recording, and compiles what came of it."""
+        with remembered():  # a large product is computed once for all the runs that this takes
+            return self._recorded(call)
+
+    def _recorded(self, call: BoundCall) -> Any:
         lists = self._sizes.lists(call)
         if lists is not None:
             lists.keys.add(call.structure)  # also what is refused in the end: asking costs a recording each time

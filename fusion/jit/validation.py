@@ -18,6 +18,7 @@ from fusion.jit.cache_entry import CacheEntry, PlanStopped, same_results
 from fusion.jit.scope_context import ScopeContext
 from fusion.patterns.errors import StructureMismatch
 from fusion.patterns.forks import Lock
+from fusion.patterns.known_products import remembered
 from fusion.patterns.shortage import is_shortage, without_frames
 from fusion.refusal import Refusal
 from fusion.runtime.call_log import LoggedWrite
@@ -137,6 +138,10 @@ class PlanValidator:
         Returns:
             eager's result, or MISS where a read of an argument answered otherwise; nothing has happened then.
         """
+        with remembered():
+            return self._beside_eager(entry, call, values)
+
+    def _beside_eager(self, entry: CacheEntry, call: BoundCall, values: dict[str, int]) -> Any:
         regions = entry.template.partition.regions
         taps = frozenset(i for r in regions for i in r.subgraph.inputs) | {s.value for s in entry.graph.symbols}
         undo, given = UndoLog(), call.snapshot()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.utils import _pytree as pytree
@@ -13,6 +13,7 @@ from fusion.capture.python.argument_tree import Leaf
 from fusion.capture.python.container_proxy import is_container, is_object
 from fusion.capture.python.interception import refresh, session, unwrap_proxies, wrap_proxy
 from fusion.capture.python.registry import NativeFunction, OpaqueMethod, has_opaque_methods, opaque_kinds
+from fusion.patterns import known_products
 from fusion.runtime.call_log import LoggedContainerChange, LoggedWrite, take_over
 from fusion.runtime.plan import LoggedError
 
@@ -92,6 +93,8 @@ class Replay:
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """The logged answer for a step; other modules are run."""
         if id(module) not in self._steps or self.depth:
+            if _computes_linear(module, args, kwargs):
+                return known_products.linear(*args, module.weight, module.bias)
             return original(module, *args, **kwargs)
         args, kwargs = unwrap_proxies((args, kwargs))
         if not self._answers:
@@ -132,6 +135,24 @@ class Replay:
         return wrap_proxy(value)
 
 
+_LINEAR_FORWARD = torch.nn.Linear.forward
+_ANY = torch.nn.Identity()  # its class has `__call__` from the class of all modules
+
+
+def _computes_linear(module: torch.nn.Module, args: Any, kwargs: Any) -> TypeGuard[torch.nn.Linear]:
+    """Whether a call of a module computes `torch.nn.functional.linear` and nothing else."""
+    if type(module) is not torch.nn.Linear or kwargs or len(args) != 1 or "forward" in vars(module):
+        return False
+    if torch.nn.Linear.forward is not _LINEAR_FORWARD or known_products.active() is None:
+        return False
+    everywhere = torch.nn.modules.module
+    hooks = (
+        module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks,
+        everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks,
+    )  # fmt: skip
+    return not any(hooks)
+
+
 @contextlib.contextmanager
 def replay(log: list[Any], arguments: Iterable[Leaf] = (), steps: Iterable[torch.nn.Module] = ()) -> Iterator[Replay]:
     """A session that answers from `log`.
@@ -144,5 +165,7 @@ def replay(log: list[Any], arguments: Iterable[Leaf] = (), steps: Iterable[torch
     given = [leaf.value for leaf in arguments if has_opaque_methods(type(leaf.value))]
     steps = tuple(steps)
     handler = Replay(log, given, steps)
-    with session(handler, handler, (*opaque_kinds(given), *{type(step) for step in steps}), steps):
+    # Where products are known, calls of all modules are seen, to find those of linear ones.
+    called = steps if known_products.active() is None else (*steps, _ANY)
+    with session(handler, handler, (*opaque_kinds(given), *{type(step) for step in steps}), called):
         yield handler
