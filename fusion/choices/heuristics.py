@@ -70,7 +70,8 @@ class FusionHeuristics:
             least = self.config.min_tensor_elements
             reason = f"{elements} elements, fewer than min_tensor_elements={least}"
             return Decision(False, "few_elements", reason, bytes_before=before, bytes_after=after)
-        if expected.saved_us <= 0 and self.config.profile:
+        product = any(kind_of(n.op) is Kind.PRODUCT for n in compute)  # how fast torch's is, only measuring tells
+        if expected.saved_us <= 0 and self.config.profile and not product:
             reason = f"{before} bytes become {after}, {expected.operations} operations: no gain is expected"
             return Decision(False, "no_gain", reason, bytes_before=before, bytes_after=after)
         reason = f"{len(compute)} operators become one kernel; {before} bytes become {after}"
