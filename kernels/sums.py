@@ -25,9 +25,11 @@ def product(at: At, node: OpNode, row: Operator, call: Call, index: Index) -> Sc
     def element(operand: tuple[int, Index], column: Dim) -> Scalar:
         return scalar.cast(at(node.refs[operand[0]], operand[1], column), dtype)
 
-    total: Scalar = Reduce(
-        dtype, "sum", element(summed.left, summed.extent) * element(summed.right, summed.extent), summed.extent
-    )
+    left = element(summed.left, summed.extent)
+    zero = scalar.constant(0.0, dtype)
+    for at_index, size in summed.inside:
+        left = Select(dtype, at_index, (0, size), (zero, left, zero))
+    total: Scalar = Reduce(dtype, "sum", left * element(summed.right, summed.extent), summed.extent)
     total = total if summed.alpha == 1 else scalar.apply("mul", total, summed.alpha)
     if summed.addend is None:
         return total

@@ -1,6 +1,6 @@
 """The operator table. Importing this package fills it."""
 
-from . import activations, creation, joins, pointwise, products, reductions, transcendental, views
+from . import activations, convolutions, creation, joins, pointwise, products, reductions, transcendental, views
 from .spellings import Spelling, canonical, functional, resolve
 from .table import (
     CALLED,
@@ -22,6 +22,6 @@ from .table import (
 
 __all__ = [
     "CALLED", "FUSABLE", "TABLE", "Attention", "Call", "Contraction", "Kind", "Operator", "Read", "Run", "Spelling",
-    "activations", "call_of", "canonical", "creation", "functional", "joins", "kind_of", "lookup", "pointwise",
-    "products", "reductions", "register", "resolve", "row_of", "transcendental", "views",
+    "activations", "call_of", "canonical", "convolutions", "creation", "functional", "joins", "kind_of", "lookup",
+    "pointwise", "products", "reductions", "register", "resolve", "row_of", "transcendental", "views",
 ]  # fmt: skip

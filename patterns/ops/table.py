@@ -28,7 +28,7 @@ class Kind(enum.Enum):
     VIEW = "view"  # an element is an element of the one operand, at another index
     ELEMENT = "element"  # an element from its index and any operands' elements at any index (cat, pad, triu, arange)
     PRODUCT = "product"  # a sum of the products of two operands' elements (linear, matmul, bmm), or attention
-    LIBRARY = "library"  # called, never fused: convolutions, indexing
+    LIBRARY = "library"  # called, never fused: transposed convolutions, indexing
     EFFECT = "effect"  # writes to an existing tensor, or draws random numbers; kept in order
 
 
@@ -104,6 +104,7 @@ class Contraction:
         extent: how many products are added up.
         addend: an input that is added to the sum, with its index; None where there is none.
         alpha, beta: what the sum, and the addend, are multiplied by.
+        inside: pairs of an index and a size: where an index is less than 0, or not less than its size, `left` is 0.
     """
 
     left: tuple[int, Index]
@@ -112,6 +113,7 @@ class Contraction:
     addend: tuple[int, Index] | None = None
     alpha: float | int = 1
     beta: float | int = 1
+    inside: tuple[tuple[Dim, Dim], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
