@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,12 @@ from torch.nn import functional
 
 import fusion
 
+from . import user_models
 from .measure import Block, Rounds, Spread, calls, interleave
-from .models import QWEN3_06B, build, new_cache, tokens
+from .models import QWEN3_06B, build, new_cache, tokens, twin
 from .options import Options
 from .rows import Row, Target, make_row
-from .sides import Side, counts, kernels_in, make_sides, prefills, ran, release, steps
+from .sides import Side, caller, counts, kernels_in, make_sides, prefills, ran, release, steps
 
 _STEPS = 8  # of a decode, per round and side
 _MORE = 48  # positions past the last cached one that the steps of all rounds may reach
@@ -50,13 +52,16 @@ CASES = (
     Case("decode step behind 4,096 tokens, bf16", torch.bfloat16, 0, 4096, 4.0, 4, 8),
     Case("decode step behind 256 tokens, fp32", torch.float32, 0, 256, 1.5, 4, 8),
     Case("decode step behind 256 tokens, fp16", torch.float16, 0, 256, 1.9, 4, 8),
+    Case("prefill of 256 tokens, fp16", torch.float16, 256, 0, 6.0, 2, 4),
+    Case("prefill of 1,024 tokens, bf16", torch.bfloat16, 1024, 0, 6.0, 2, 2),
 )
 
 
 def run(options: Options) -> list[Row]:
     """Rows of every case, then those of single products."""
     cases = CASES[:2] if options.quick else CASES
-    return [row for case in cases for row in _model_rows(case, options)] + _alone(options)
+    models = [row for case in cases for row in _model_rows(case, options)]
+    return [*models, _first_call(options), *user_models.rows(options), *_alone(options)]
 
 
 @torch.inference_mode()
@@ -111,6 +116,27 @@ def _filled(side: Side, length: int) -> object:
         keys, values = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
         cache.update(keys, values, layer)
     return cache
+
+
+@torch.inference_mode()
+def _first_call(options: Options) -> Row:
+    """The first call of an enabled model, with all that is recorded, compiled and measured in it, against eager's."""
+    model = build(QWEN3_06B, torch.bfloat16, options.device, 2 if options.quick else 28)
+    ids = tokens(model, 256, "cpu")
+    fused = twin(model)
+    rounds = interleave({"eager": calls(lambda: caller(model)(ids, new_cache(model)))}, 2)
+    fusion.enable(fused, {"enable_cache": False})
+    try:
+        start = time.perf_counter()
+        caller(fused)(ids, new_cache(fused))
+        seconds = time.perf_counter() - start
+        totals = fusion.report(fused).totals
+    finally:
+        fusion.disable(fused)
+    against = seconds * 1e6 / rounds.spreads()["eager"].p50
+    facts = {"seconds": seconds, "compile_seconds": totals.compile_seconds, "profile_seconds": totals.profile_seconds}
+    measured = "first call, prefill of 256 tokens, bf16, against an eager call"
+    return _row(options, measured, against, "x", Target("at most", 1.3), [], rounds, facts)
 
 
 # ---- products alone

@@ -154,7 +154,7 @@ def _checksum(tensor: Tensor) -> int:
 
 def _digest(tensor: Tensor) -> bytes:
     copy = tensor.detach().clone()  # memory that NumPy has seen cannot be let go of early
-    return hashlib.blake2b(_bits(copy).numpy(), digest_size=16).digest()
+    return hashlib.blake2b(_bits(copy).numpy().data, digest_size=16).digest()
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class Replay:
         """The logged answer for a step; other modules are run."""
         if id(module) not in self._steps or self.depth:
             if _computes_linear(module, args, kwargs):
-                return known_products.linear(*args, module.weight, module.bias)
+                return known_products.linear(args[0], module.weight, module.bias)
             return original(module, *args, **kwargs)
         args, kwargs = unwrap_proxies((args, kwargs))
         if not self._answers:
@@ -144,6 +144,8 @@ def _computes_linear(module: torch.nn.Module, args: Any, kwargs: Any) -> TypeGua
     if type(module) is not torch.nn.Linear or kwargs or len(args) != 1 or "forward" in vars(module):
         return False
     if torch.nn.Linear.forward is not _LINEAR_FORWARD or known_products.active() is None:
+        return False
+    if module._compiled_call_impl is not None:
         return False
     everywhere = torch.nn.modules.module
     hooks = (

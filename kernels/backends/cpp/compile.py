@@ -177,27 +177,32 @@ def _digest(nest: Nest, toolchain: Toolchain) -> str:
 def _build(missing: dict[str, Nest], store: Store | None, toolchain: Toolchain) -> dict[str, Path]:
     """Compiles kernels to one library and keeps it under the digest of each."""
     unit = hashlib.sha256("".join(missing).encode()).hexdigest()
-    library = (
-        scratch_folder("kernels") / f"{unit[:32]}-{next(_numbers)}.so"
-    )  # a loaded file must not be written to again
-    nests = list(missing.values())
-    templates: Templates | None = needed("\n".join(map(cpp_emit.code, nests)), store, toolchain)
-    try:
-        units = _units(nests, shared=templates.any)
-        toolchain.compile_library(units, library, templates.objects, templates.source)
-    except CompileError:
-        if not templates.any:
-            raise
-        toolchain.compile_library(_units(nests, shared=False), library)  # the fault may be what they share
-        templates.give_up(store)
-        templates = None
+    # A loaded file must not be written to again.
+    library = scratch_folder("kernels") / f"{unit[:32]}-{next(_numbers)}.so"
+    shared = _compile(list(missing.values()), library, store, toolchain)
     wrong = why_unusable(library, [name for nest in missing.values() for name in _entry_points(nest)])
     if wrong:
         raise CompileError(f"The library that {toolchain.command[0]} made cannot be used: {wrong}.")
-    if templates is not None:
-        templates.keep(library.with_suffix(".o"), store)
+    if shared is not None:
+        shared.keep(library.with_suffix(".o"), store)
     kept = {digest: store.put_file(digest, library) if store else None for digest in missing}
     return {digest: path or library for digest, path in kept.items()}
+
+
+def _compile(nests: list[Nest], library: Path, store: Store | None, toolchain: Toolchain) -> Templates | None:
+    """Compiles kernels beside the templates that they share, and gives those; or without them, and gives None."""
+    templates = needed("\n".join(map(cpp_emit.code, nests)), store, toolchain)
+    if templates.any:
+        try:
+            units = _units(nests, shared=True)
+            toolchain.compile_library(units, library, templates.objects, templates.source)
+            return templates
+        except CompileError:
+            pass  # the fault may be what they share
+    toolchain.compile_library(_units(nests, shared=False), library)
+    if templates.any:
+        templates.give_up(store)
+    return None
 
 
 def _kept(digest: str, nest: Nest, store: Store | None) -> Path | None:
