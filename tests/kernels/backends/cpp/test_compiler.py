@@ -40,7 +40,7 @@ def test_missing_kernels_are_compiled_to_one_library_and_found_again(tmp_path):
 def test_units_hold_each_kernel_once_and_share_the_work(processors, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
     some = nests()
-    units = cpp_compile._units(some)
+    units = cpp_compile._units(some, shared=False)
     assert len(units) == min(processors, len(some))
     for nest in some:
         assert sum(cpp_emit.code(nest) in unit for unit in units) == 1
