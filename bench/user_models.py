@@ -96,7 +96,8 @@ def _row(case: Case, options: Options) -> Row:
     try:
         for _ in range(_WARM):
             result = _first(fused(**given))
-        rounds = interleave({"eager": calls(lambda: eager(**given)), "fused": calls(lambda: fused(**given))}, 5)
+        sides = {"eager": lambda: eager(**given), "fused": lambda: fused(**given)}
+        rounds = interleave({name: calls(call, samples=1) for name, call in sides.items()}, 5)
         report = fusion.report(fused)
         wanted = _first(eager(**given))
     finally:

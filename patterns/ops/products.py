@@ -83,6 +83,44 @@ _product("addmm.default", _added, _covers(2, 2, addend=True))
 _product("baddbmm.default", _added, _covers(3, 3, addend=True))
 
 
+def _letters(call: Call) -> tuple[str, str, str]:
+    """Of an equation of two operands: the letters of each one's dimensions, and those of the result's."""
+    operands, _, result = str(call.args[0]).replace(" ", "").partition("->")
+    left, _, right = operands.partition(",")
+    return left, right, result
+
+
+def _covers_einsum(call: Call) -> str | None:
+    equation = str(call.args[0])
+    left, right, result = _letters(call)
+    if len(call.inputs) != 2 or "->" not in equation or "." in equation:
+        return "an equation that is not of two operands and a result, letter by letter"
+    if {spec.dtype for spec in (*call.inputs, *call.outputs)} - set(_FLOATS):
+        return "an equation of other dtypes than float32 and half precision"
+    if any(len(set(side)) != len(side) for side in (left, right, result)):
+        return "an equation with a diagonal"
+    summed = (set(left) & set(right)) - set(result)
+    if len(summed) != 1 or (set(left) | set(right)) - set(result) != summed:
+        return "an equation that sums over none or several indices, or over one of a single operand"
+    sizes: dict[str, Dim] = {}
+    for letter, size in zip(left + right, (n for spec in call.inputs for n in spec.shape), strict=True):
+        if not symbols.same(sizes.setdefault(letter, size), size) or size == 0:
+            return "an equation of operands without elements, or of sizes that are not known to be equal"
+    return None
+
+
+def _einsum(call: Call, index: Index, k: Dim) -> Contraction:
+    """One summed letter; the others are the result's."""
+    left, right, result = _letters(call)
+    of = dict(zip(result, index, strict=True))
+    first, second = (tuple(of.get(letter, k) for letter in side) for side in (left, right))
+    (summed,) = set(left) - set(result)
+    return Contraction((0, first), (1, second), call.inputs[0].shape[left.index(summed)])
+
+
+_product("einsum.default", _einsum, _covers_einsum)
+
+
 def _covers_attention(call: Call) -> str | None:
     factors = call.inputs[:3]
     if len({spec.dtype for spec in (*factors, *call.outputs)}) > 1 or factors[0].dtype not in _FLOATS:

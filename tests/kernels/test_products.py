@@ -12,6 +12,7 @@ from graphs import trace
 
 from fusion.kernels.lower import lower
 from fusion.kernels.products import ProductNest, as_products
+from fusion.patterns.errors import LoweringError
 
 
 def products(fn: Callable[..., Any], *shapes: tuple[int, ...]) -> ProductNest | None:
@@ -69,3 +70,12 @@ def test_a_product_in_a_row_reduction_is_no_kernel() -> None:
     with pytest.raises(LoweringError) as refused:
         lower(trace(lambda x, w: F.linear(x, w).softmax(-1), torch.rand(5, 8), torch.rand(7, 8)))
     assert refused.value.code == "reduction_in_column"
+
+
+@pytest.mark.parametrize(
+    "equation", ["ij,jk", "ii,ij->j", "ij,jk,kl->il", "...j,jk->...k", "ij,kl->ijkl", "ijk,jkl->il", "ij,jk->k"]
+)
+def test_other_equations_stay_with_the_library(equation: str) -> None:
+    operands = [torch.randn([4] * len(side.strip("."))) for side in equation.split("->")[0].split(",")]
+    with pytest.raises(LoweringError):
+        lower(trace(lambda *tensors: torch.einsum(equation, *tensors), *operands))

@@ -36,6 +36,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[int, int, int], tuple[t
     "scaled": (functools.partial(torch.addmm, alpha=0.5, beta=2), lambda m, k, n: ((m, n), (m, k), (k, n))),
     "bmm": (torch.bmm, lambda m, k, n: ((3, m, k), (3, k, n))),
     "baddbmm": (torch.baddbmm, lambda m, k, n: ((3, m, n), (3, m, k), (3, k, n))),
+    "einsum": (lambda a, b: torch.einsum("bik,bjk->bij", a, b), lambda m, k, n: ((3, m, k), (3, n, k))),
+    "einsum, turned": (lambda a, b: torch.einsum("ki, bkj -> jbi", a, b), lambda m, k, n: ((k, n), (3, k, m))),
     "broadcast": (torch.matmul, lambda m, k, n: ((2, 1, m, k), (3, k, n))),
     "swiglu": (swiglu, lambda m, k, n: ((m, k), (n, k), (n, k))),
     "residual": (lambda x, w, r: F.linear(x, w) + r, lambda m, k, n: ((m, k), (n, k), (m, n))),
