@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,31 +20,18 @@ from torch import Tensor
 
 from .graph import SubGraph
 from .leaves import Ref
+from .ops.products import FLOATS
 
 LINEAR = "aten.linear.default"
 _LEAST_WORK = 1 << 25  # multiplications of a product that takes longer than to look it up
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _active = threading.local()
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A product.
-
-    Attributes:
-        result: a copy of its own, which nothing writes to.
-        seconds: that torch took for it.
-    """
-
-    result: Tensor
-    seconds: float
 
 
 class KnownProducts:
     """The products of one call. Their results take no more memory than the weights they were made with."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, _Known] = {}
+        self._known: dict[Any, Tensor] = {}  # results, of which nobody has this copy
         self._weights: dict[Any, float] = {}  # by weight, the shortest time of a product with it
         self._held: list[Tensor] = []  # weights, so that their memory stays theirs
         self._room = 0
@@ -56,7 +42,7 @@ class KnownProducts:
             key = _key(x, weight, bias)
             known = self._known.get(key) if key is not None else None
             if known is not None:
-                return known.result.clone()
+                return known.clone()
         start = time.perf_counter()
         result = torch._C._nn.linear(x, weight, bias)
         seconds = time.perf_counter() - start
@@ -77,7 +63,7 @@ class KnownProducts:
         self._weights[place] = min(seconds, self._weights.get(place, seconds))
         if result.is_contiguous() and result.nbytes <= self._room:
             self._room -= result.nbytes
-            self._known[key] = _Known(result.clone(), seconds)
+            self._known[key] = result.clone()
 
 
 def active() -> KnownProducts | None:
@@ -138,7 +124,7 @@ def _key(x: Tensor, weight: Tensor, bias: Tensor | None) -> Any | None:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    if tensor.device.type != "cpu" or tensor.layout is not torch.strided or tensor.dtype not in _DTYPES:
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided or tensor.dtype not in FLOATS:
         return False
     return not (tensor.is_neg() or tensor.is_conj())
 

@@ -25,7 +25,7 @@ DATA_READS = {
     torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__index__, torch.Tensor.__float__,
     torch.Tensor.tolist, torch.Tensor.__contains__, torch.Tensor.__format__, torch.Tensor.__repr__,
     torch.Tensor.data_ptr, torch.Tensor.storage_offset, torch.Tensor.untyped_storage, torch.Tensor.storage,
-    torch.Tensor.nbytes.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.nbytes.__get__,  # type: ignore[attr-defined]  # a descriptor, typed as its value
     torch.Tensor.__complex__, torch.equal, torch.allclose, torch.is_nonzero,
 }  # fmt: skip
 # Reads of one value: a condition of the plan.
@@ -36,7 +36,7 @@ _VALUE_READS = {
 NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__, torch.from_numpy, torch.Tensor.__dlpack__}
 _SIZE_READS = {
     torch.Tensor.size, torch.Tensor.numel, torch.Tensor.stride, torch.Tensor.nelement, torch.numel,
-    torch.Tensor.shape.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.shape.__get__,  # type: ignore[attr-defined]  # a descriptor, typed as its value
 }  # fmt: skip
 LAYOUT_READS = {torch.Tensor.is_contiguous}
 _INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}

@@ -28,7 +28,7 @@ class ModuleEntry:
         self.own = own_forward(module)  # the forward that the user put into the module, or None
         original = types.MethodType(type(module).forward, module) if self.own is None else self.own
         if is_method(self.own, module):  # wrapped is the function, which whoever unwraps it binds again
-            functools.update_wrapper(forward.__func__, original.__func__)  # type: ignore[attr-defined]
+            functools.update_wrapper(forward.__func__, original.__func__)  # type: ignore[attr-defined]  # methods
         else:
             functools.update_wrapper(forward, original)
         forward.__dict__[ENTRY_MARK] = self

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from .. import indexing, symbols
 from ..indexing import Index
 from ..symbols import Dim
+from .products import FLOATS
 from .table import Call, Contraction, Kind, Operator, register
-
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def _settings(call: Call) -> tuple[Sequence[Dim], Sequence[Dim], Sequence[Dim]]:
@@ -40,7 +37,7 @@ def _settings(call: Call) -> tuple[Sequence[Dim], Sequence[Dim], Sequence[Dim]]:
 def _covers(call: Call) -> str | None:
     x, weight = call.inputs[:2]
     dtypes = {spec.dtype for spec in (*call.inputs, *call.outputs)}
-    if len(dtypes) > 1 or not dtypes <= set(_FLOATS):
+    if len(dtypes) > 1 or not dtypes <= set(FLOATS):
         return f"a convolution of {', '.join(sorted(map(str, dtypes)))}"
     if len(x.shape) != len(weight.shape):
         return "a convolution without a batch"

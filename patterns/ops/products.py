@@ -15,7 +15,7 @@ from ..indexing import Index
 from ..symbols import Dim
 from .table import Attention, Call, Contraction, Kind, Operator, register
 
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _NOTE = "summed in float32, rounded once"
 
 
@@ -24,7 +24,7 @@ def _covers(*ranks: int, addend: bool = False) -> Callable[[Call], str | None]:
 
     def covers(call: Call) -> str | None:
         dtypes = {spec.dtype for spec in (*call.inputs, *call.outputs)}
-        if len(dtypes) > 1 or not dtypes <= set(_FLOATS):
+        if len(dtypes) > 1 or not dtypes <= set(FLOATS):
             return f"a product of {', '.join(sorted(map(str, dtypes)))}; kernels multiply float32 or half precision"
         if any(isinstance(x, torch.dtype) for x in (*call.args, *call.kwargs.values())):
             return "a product with a dtype for its result"
@@ -95,7 +95,7 @@ def _covers_einsum(call: Call) -> str | None:
     left, right, result = _letters(call)
     if len(call.inputs) != 2 or "->" not in equation or "." in equation:
         return "an equation that is not of two operands and a result, letter by letter"
-    if {spec.dtype for spec in (*call.inputs, *call.outputs)} - set(_FLOATS):
+    if {spec.dtype for spec in (*call.inputs, *call.outputs)} - set(FLOATS):
         return "an equation of other dtypes than float32 and half precision"
     if any(len(set(side)) != len(side) for side in (left, right, result)):
         return "an equation with a diagonal"
@@ -123,7 +123,7 @@ _product("einsum.default", _einsum, _covers_einsum)
 
 def _covers_attention(call: Call) -> str | None:
     factors = call.inputs[:3]
-    if len({spec.dtype for spec in (*factors, *call.outputs)}) > 1 or factors[0].dtype not in _FLOATS:
+    if len({spec.dtype for spec in (*factors, *call.outputs)}) > 1 or factors[0].dtype not in FLOATS:
         return f"attention of {', '.join(sorted({str(spec.dtype) for spec in factors}))}"
     if any(len(spec.shape) != 4 for spec in factors):
         return "an operand that has not four dimensions"

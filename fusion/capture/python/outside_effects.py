@@ -57,7 +57,7 @@ class OutsideEffects:
             for name, words in _NOTED.items():
                 self._functions[name] = getattr(builtins, name)
                 setattr(builtins, name, self._noticing(self._functions[name], words))
-            torch.SymInt.__repr__ = self._size_as_text()  # type: ignore[method-assign]
+            torch.SymInt.__repr__ = self._size_as_text()  # type: ignore[method-assign]  # put back below
             logging.setLogRecordFactory(self._log_record)
         return self
 
@@ -71,7 +71,7 @@ class OutsideEffects:
     def _put_back(self) -> None:
         for name, function in self._functions.items():
             setattr(builtins, name, function)
-        torch.SymInt.__repr__ = self._text_of_size  # type: ignore[method-assign]
+        torch.SymInt.__repr__ = self._text_of_size  # type: ignore[method-assign]  # its own again
         logging.setLogRecordFactory(self._factory)
 
     def rewind(self) -> None:

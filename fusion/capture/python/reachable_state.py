@@ -325,7 +325,7 @@ def _is_unpatched(kind: type) -> bool:
 def _own_dict(kind: type) -> dict[str, Any]:
     """The dict behind a class's `__dict__`: a snapshot tells by its version that nothing in it has changed."""
     (members,) = gc.get_referents(kind.__dict__)
-    return members  # type: ignore[no-any-return]
+    return members  # type: ignore[no-any-return]  # referents are typed as anything
 
 
 def _slots(kind: type) -> list[str]:

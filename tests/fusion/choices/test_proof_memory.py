@@ -201,6 +201,17 @@ def test_letting_go_leaves_results_alone(monkeypatch: pytest.MonkeyPatch) -> Non
                 torch.testing.assert_close(module(x), plain(x))
 
 
+def test_memory_that_numpy_has_seen_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch does not resize it any more."""
+    monkeypatch.setattr(released_memory, "_LARGE", 1)
+    real = {"v": torch.ones(8)}
+    forgotten = released_memory.Forgotten(real, {id(real["v"]): "v"})
+    forgotten.watch("v", real["v"])
+    real["v"].numpy()
+    forgotten.sweep()
+    assert not forgotten._watched and real["v"].shape == (8,)
+
+
 def test_what_a_plan_was_proved_on_is_gone_after_the_call() -> None:
     """At a new size, too, and without the garbage collector: 128 MB of it would not be there for the next call."""
     fused, rows = fusion.fuse(norm, QUICK), 4321

@@ -49,20 +49,24 @@ def test_a_recorded_call_multiplies_as_often_as_eager_does(dtype: torch.dtype) -
 def test_so_does_one_at_sizes_that_are_new() -> None:
     block = Block().eval()
     eager = copy.deepcopy(block)
-    fusion.enable(block)
+    fusion.enable(block, {"profile": False})
     block(torch.randn(ROWS, WIDTH))
     x = torch.randn(8 * ROWS, WIDTH)
     result, count = products(lambda: block(x))
     assert count == 2 and torch.equal(result, eager(x))
+    block(x)
+    (scope,) = fusion.report(block).scopes
+    assert (scope.recordings, scope.fused_calls) == (1, 1)
 
 
 def test_an_equal_module_too() -> None:
     blocks = torch.nn.Sequential(Block(), Block()).eval()
     eager, x = copy.deepcopy(blocks), torch.randn(ROWS, WIDTH)
     for block in blocks:
-        fusion.enable(block)
+        fusion.enable(block, {"profile": False})
     result, count = products(lambda: blocks(x))
     assert count == 4 and torch.equal(result, eager(x))
+    assert [fusion.report(block).scopes[0].state for block in blocks] == ["fused", "fused"]
 
 
 def test_hooks_of_a_linear_module_run_in_the_call_that_is_the_users() -> None:
