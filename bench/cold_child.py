@@ -1,5 +1,7 @@
 """One cold start in its own process: `python -m bench.cold_child fusion|torch.compile [LAYERS]`.
 
+With FUSION_COMPILE=background each call is followed by a wait for the compilers, which counts.
+
 Prints a JSON object per event as it happens: {"event": name, "seconds": since the model was handed over, ...}.
 """
 
@@ -63,6 +65,7 @@ def _fused(model: Any, run: Any, event: str, number: int, start: float, eager: t
     paused = time.perf_counter()
     got = run()
     made = time.perf_counter()
+    fusion.wait(model)
     after = fusion.report(model)
     layers = [(a, b) for a, b in zip(before.scopes, after.scopes, strict=True)]
     fused = all(b.fused_calls == a.fused_calls + 1 for a, b in layers) and any(b.state == "fused" for _, b in layers)

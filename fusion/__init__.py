@@ -20,6 +20,8 @@ from fusion.api import (
     report,
     start_recording,
     stop_recording,
+    wait,
+    warmup,
 )
 from fusion.choices.decision import Decision
 from fusion.choices.heuristics import FusionHeuristics
@@ -51,5 +53,5 @@ __all__ = [
     "FusionHeuristics", "FusionReport", "FusionScheduler", "GraphError", "OpNode", "RecordedGraph", "Recording",
     "RecordingError", "StructureMismatch", "SubGraph", "UnsupportedOperator", "create_add_rms_norm_pattern",
     "create_swiglu_pattern", "disable", "enable", "fuse", "kernels_in_use", "record", "register_island",
-    "register_made", "register_op", "report", "start_recording", "stop_recording",
+    "register_made", "register_op", "report", "start_recording", "stop_recording", "wait", "warmup",
 ]  # fmt: skip

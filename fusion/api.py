@@ -1,8 +1,9 @@
-"""The public functions: enable, disable, fuse, report, record."""
+"""The public functions: enable, disable, warmup, wait, fuse, report, record."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, overload
@@ -16,6 +17,7 @@ from fusion.frontend.fused_function import FusedFunction
 from fusion.frontend.manual_recording import Config, Recording, record, start_recording, stop_recording
 from fusion.frontend.model_session import Session
 from fusion.jit.pipeline import Pipeline
+from fusion.jit.scope import Scope
 from fusion.patterns.errors import FusionError
 from fusion.reporting.collect import kernels_of
 from fusion.reporting.model import FusionReport, joined
@@ -26,6 +28,7 @@ register_op = decompositions.register_op
 
 # Weak on both sides: a session lives in its model, in the entries that stand for the modules' forwards.
 _SESSIONS: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
+_MOST_WARM_UPS = 16  # calls of a model whose calls go on changing something
 _DEEPEST = 2  # objects inside an object that `report` looks into
 
 
@@ -154,9 +157,64 @@ def kernels_in_use(model: Any) -> tuple[Kernel, ...]:
     Raises:
         FusionError: there is no enabled model.
     """
+    return kernels_of(_scopes_of(model))
+
+
+def wait(model: Any, timeout: float | None = None) -> bool:
+    """Waits for the compilers that work for a model. With `compile="background"` its calls run eagerly until then.
+
+    Calls after it check and measure the kernels, and use those that are faster.
+
+    Args:
+        model: as for `report`.
+        timeout: seconds to wait at most; None waits as long as it takes.
+
+    Returns:
+        whether every compiler is done.
+
+    Raises:
+        FusionError: there is no enabled model.
+    """
+    until = None if timeout is None else time.monotonic() + timeout
+    pipelines = dict.fromkeys(scope.pipeline for scope in _scopes_of(model))
+    return all(p.backends.wait(None if until is None else max(0.0, until - time.monotonic())) for p in pipelines)
+
+
+def warmup(model: Any, /, *args: Any, **kwargs: Any) -> FusionReport:
+    """Calls a model until such calls run as they will from then on: recorded, compiled, proved and measured.
+
+        with torch.inference_mode():
+            fusion.warmup(model, input_ids)
+
+    It is called some four times with these very arguments. What a call changes in them, such as a cache that grows,
+    each of the calls changes.
+
+    Args:
+        model: as for `report`; it is called in the caller's mode: under autograd it runs eagerly.
+        args, kwargs: what it is called with.
+
+    Returns:
+        the report after it.
+
+    Raises:
+        FusionError: there is no enabled model.
+        Exception: what the model raises.
+    """
+    for _ in range(_MOST_WARM_UPS):
+        before = [scope.progress for scope in _scopes_of(model)]
+        model(*args, **kwargs)
+        worked = not wait(model, 0)
+        wait(model)
+        if not worked and [scope.progress for scope in _scopes_of(model)] == before:
+            break
+    return report(model)
+
+
+def _scopes_of(model: Any) -> list[Scope]:
+    """The scopes of what `report` takes."""
     if isinstance(model, FusedFunction):
-        return kernels_of([model.scope])
-    return kernels_of([scope for session in _enabled(model).values() for _, scope in session.scopes])
+        return [model.scope]
+    return [scope for session in _enabled(model).values() for _, scope in session.scopes]
 
 
 def _remedy_for(thing: Any) -> str:
@@ -217,5 +275,5 @@ def _inside(thing: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 
 __all__ = [
     "Recording", "disable", "enable", "fuse", "kernels_in_use", "record", "register_island", "register_made",
-    "register_op", "report", "start_recording", "stop_recording",
+    "register_op", "report", "start_recording", "stop_recording", "wait", "warmup",
 ]  # fmt: skip

@@ -72,6 +72,10 @@ class FusionConfig(BaseModel):
         None, ge=0, description="At most this many kernels per scope, to bisect a wrong result; 0 is the unfused plan."
     )
     max_plans: int = Field(16, ge=1, description="Plans kept per scope; further structures run eagerly.")
+    compile: Literal["blocking", "background"] = Field(
+        "blocking",
+        description="`blocking` lets a call wait for compilers; `background` runs calls eagerly while they work.",
+    )
     debug_mode: bool = Field(False, description="Write every stage's value to the logger `fusion`.")
 
     if not TYPE_CHECKING:  # type checkers keep the typed keywords that pydantic declares

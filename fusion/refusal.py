@@ -34,6 +34,7 @@ CODES: dict[str, str] = {
     "recorder_error": "the recorder failed",
     "out_of_memory": "memory ran out while the call was recorded or its kernels were proved",
     "disabled": "fusion is switched off",
+    "compiling": "its kernels are being compiled",
     "stack": "the call is near Python's recursion limit",
     # trusting a plan
     "plan_mismatch": "the plan's result differs from eager's",

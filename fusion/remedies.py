@@ -34,6 +34,7 @@ REMEDIES: dict[str, str] = {
     "recorder_error": _REPORT,
     "stack": "raise sys.setrecursionlimit(), or call the model from less deep",
     "disabled": "set enable_fusion to True",
+    "compiling": "nothing to do: later calls use them; fusion.wait(model) waits for the compilers",
     "out_of_memory": "free some memory; a later call is recorded",
     # trusting a plan
     "plan_mismatch": _REPORT,

@@ -103,9 +103,6 @@ class Isolation(Protocol[K_contra]):
     def start(self) -> FirstRuns[K_contra]:
         """Starts the process."""
 
-    def is_new(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> bool:
-        """Whether some kernel is not in the store, so that `compile` takes a while and a trial will follow."""
-
 
 class Backend(Protocol[K]):
     """A compiler of loop nests.
@@ -146,6 +143,20 @@ class Backend(Protocol[K]):
 
         Raises:
             LoweringError: it has no form for the nest.
+        """
+
+    def is_new(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> bool:
+        """Whether `compile` would call a compiler for some of them: it takes a while then, and `prepare` saves that.
+
+        Raises:
+            LoweringError: a nest has no form here.
+        """
+
+    def prepare(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> None:
+        """Calls the compiler for what `compile` is going to be asked for. It loads nothing, so any thread may do it.
+
+        Raises:
+            BackendUnavailable, CompileError, LoweringError: as `compile`.
         """
 
     def compile(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> list[K]:

@@ -9,6 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+_folders: list[tuple[int, Path]] = []  # each with the process that made it
+
 
 def scratch_folder(purpose: str) -> Path:
     """The process's folder for `purpose`, which only its user can enter. A forked child has one of its own.
@@ -21,10 +23,12 @@ def scratch_folder(purpose: str) -> Path:
 @functools.cache
 def _made_by(process: int, purpose: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=f"fusion-{purpose}-"))
-    atexit.register(_remove, process, folder)
+    _folders.append((process, folder))
     return folder
 
 
-def _remove(process: int, folder: Path) -> None:
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
+@atexit.register  # once and early: it runs after what other modules register, which may still make folders
+def _remove() -> None:
+    for process, folder in _folders:
+        if os.getpid() == process:
+            shutil.rmtree(folder, ignore_errors=True)

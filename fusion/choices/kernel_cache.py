@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from fusion import faults
-from fusion.choices import stored_decisions
+from fusion.choices import background, stored_decisions
 from fusion.choices.decision import Decision
 from fusion.choices.trial import Trials
 from fusion.config import FusionConfig
@@ -94,6 +95,11 @@ class _Job:
     nest: Nest
     schedule: Schedule
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from others."""
+        return self.digest, self.label
+
 
 @dataclass
 class Costs:
@@ -126,6 +132,8 @@ class Backends:
         self.decisions: dict[str, Decision] = {}
         self._general: dict[str, SubGraph] = {}
         self.proved: set[str] = set()  # decisions whose kernel was proved in this process
+        self._builds: dict[tuple[str, str], background.Build] = {}  # candidates that were compiled on the side
+        self._unbuilt: dict[tuple[str, str], Decision] = {}  # of them, why some did not compile
         self._lock = Lock()
         self._check_explicit()
         prepare_native(self.store)  # before the first guard is made, so that it comes from the store
@@ -194,7 +202,48 @@ class Backends:
                 self.kernels |= self._compile(fresh)
             return [self.kernels[g.digest] for g in general]
 
-    def _compile(self, fresh: Mapping[str, SubGraph]) -> dict[str, KernelChoice]:
+    def compiling(self, graphs: Sequence[SubGraph]) -> tuple[background.Build, ...]:
+        """Begins to do on the side what `compile(graphs)` would call a compiler for; what there is to wait for."""
+        with self._lock:
+            general = [self.general(g) for g in graphs]
+            _, jobs = self._jobs({g.digest: g for g in general if g.digest not in self.kernels})
+            for name, of_backend in jobs.items():
+                backend = backend_named(name)
+                new = [job for job in of_backend if job.key not in self._builds and _is_new(backend, job, self.store)]
+                if new:
+                    build = background.begin(functools.partial(self._prepare, backend, new))
+                    self._builds |= {job.key: build for job in new}
+            of = [self._builds.get(job.key) for of_backend in jobs.values() for job in of_backend]
+            return tuple(build for build in dict.fromkeys(of) if build is not None and not build.done)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits for the compilers that work on the side, for at most `timeout` seconds; whether they are done."""
+        until = None if timeout is None else time.monotonic() + timeout
+        for build in dict.fromkeys(list(self._builds.values())):
+            if not build.wait(None if until is None else max(0.0, until - time.monotonic())):
+                return False
+        return True
+
+    def _prepare(self, backend: Backend[Any], jobs: Sequence[_Job]) -> None:
+        """Compiles candidates and loads nothing, in another thread."""
+        start = time.perf_counter()
+        try:
+            backend.prepare([(job.nest, job.schedule) for job in jobs], self.store)
+        except Exception as error:
+            if len(jobs) == 1:
+                self._unbuilt[jobs[0].key] = _refused(error, jobs[0].nest)
+                return
+        else:
+            return
+        finally:
+            self.costs.compile_seconds += time.perf_counter() - start
+        for job in jobs:  # one bad kernel must not take the others with it
+            self._prepare(backend, [job])
+
+    def _jobs(
+        self, fresh: Mapping[str, SubGraph]
+    ) -> tuple[dict[str, dict[str, Kernel | Decision]], dict[str, list[_Job]]]:
+        """By digest, decisions that there is no candidate, or none of a backend; by backend, what is to be compiled."""
         found: dict[str, dict[str, Kernel | Decision]] = {digest: {} for digest in fresh}
         jobs: dict[str, list[_Job]] = {}
         for digest, graph in fresh.items():
@@ -215,7 +264,15 @@ class Backends:
                     continue
                 for schedule in schedules:
                     label = backend.name if len(schedules) == 1 else f"{backend.name} {schedule}"
-                    jobs.setdefault(backend.name, []).append(_Job(digest, label, nest, schedule))
+                    job = _Job(digest, label, nest, schedule)
+                    if job.key in self._unbuilt:
+                        found[digest][label] = self._unbuilt[job.key]
+                    else:
+                        jobs.setdefault(backend.name, []).append(job)
+        return found, jobs
+
+    def _compile(self, fresh: Mapping[str, SubGraph]) -> dict[str, KernelChoice]:
+        found, jobs = self._jobs(fresh)
         try:
             for name, of_backend in jobs.items():
                 made = self._build(backend_named(name), of_backend)
@@ -230,7 +287,7 @@ class Backends:
         pairs = [(job.nest, job.schedule) for job in jobs]
         start = time.perf_counter()
         try:
-            if self.config.verify and backend.isolation is not None and backend.isolation.is_new(pairs, self.store):
+            if self.config.verify and backend.isolation is not None and backend.is_new(pairs, self.store):
                 self.trials.prepare(backend.name)
             compiled = backend.compile(pairs, self.store)
         except Exception as error:
@@ -294,6 +351,14 @@ class Backends:
         self.decisions[key] = decision
         if self.store is not None and not known and stored_decisions.lasts(decision):
             self.store.put_json(key, asdict(decision))
+
+
+def _is_new(backend: Backend[Any], job: _Job, store: Store | None) -> bool:
+    """Whether a candidate has to be compiled. What has no form in a backend is refused by `compile`."""
+    try:
+        return backend.is_new([(job.nest, job.schedule)], store)
+    except LoweringError:
+        return False
 
 
 def _launched(compiled: Artifact, schedule: Schedule) -> Kernel | Decision:

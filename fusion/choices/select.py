@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fusion import faults
+from fusion.choices.background import Compiling
 from fusion.choices.decision import Decision, best
 from fusion.choices.heuristics import FusionHeuristics, bytes_moved
 from fusion.choices.kernel_cache import Backends, Kernel, KernelChoice
@@ -70,6 +71,9 @@ class Decider:
             partition: of `graph`.
             tensors: real tensors by value name, for proving and measuring; without them nothing new is fused.
             values: every size symbol's value in that run.
+
+        Raises:
+            Compiling: with `compile="background"`, some kernel is not compiled yet.
         """
         rows = self._decided(partition.regions, tensors, values)
         if tensors is not None:
@@ -78,6 +82,8 @@ class Decider:
             copied = frozenset(i for region in partition.regions for i in region.shared)
             try:
                 rows = self._split(graph, copied, rows, tensors, values)
+            except Compiling:
+                raise
             except Exception as error:
                 faults.noted(error, "parts of the regions that are slower than eager")
         return _fueled(rows, self.config.max_fusions)
@@ -88,6 +94,8 @@ class Decider:
         """Decisions on `regions`, in order; those that rules allow are compiled together."""
         static = [self._rule(r, values) for r in regions]
         wanted = [r.subgraph for r, s in zip(regions, static, strict=True) if s.fused]
+        if self.config.compile == "background" and (builds := self.backends.compiling(wanted)):
+            raise Compiling(builds)
         made = iter(self.backends.compile(wanted))
         return [
             self._decide(region, next(made), tensors, values) if rule.fused else Candidate(region, rule, None)

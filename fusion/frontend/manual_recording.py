@@ -38,7 +38,8 @@ class Recording:
     """
 
     def __init__(self, inputs: Mapping[str, torch.Tensor], config: Config) -> None:
-        self.pipeline = Pipeline(config)
+        # `compile` is asked for, so it is waited for.
+        self.pipeline = Pipeline(FusionConfig.resolve(config).replace(compile="blocking"))
         for name, value in inputs.items():
             if not isinstance(value, torch.Tensor):
                 raise RecordingError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -86,6 +86,19 @@ class CacheEntry:
             **self.bound.tensors, **self.bound.objects, **call_constants(recording.graph), **standing_names
         }  # fmt: skip
         self.match = pipeline.source(template, None, "match").bind(self._names).run
+
+    def waits(self, values: Mapping[str, int]) -> bool:
+        """Whether kernels are being compiled that a call with these sizes may get.
+
+        Args:
+            values: of the input symbols, as `match` gives them.
+        """
+        return self.pipeline.waits(self.template, self.pipeline.bucket(self.template, values))
+
+    def chosen(self, values: Mapping[str, int]) -> Compiled | None:
+        """What was decided for these sizes, where this entry has no plan of it yet."""
+        bucket = self.pipeline.bucket(self.template, values)
+        return None if bucket in self.plans else self.template.by_bucket.get(bucket)
 
     def release(self) -> None:
         """Lets go of the recorded run's tensors; its structure stays for twins to follow."""

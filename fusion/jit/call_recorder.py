@@ -7,6 +7,7 @@ from typing import Any
 
 from fusion.capture.record import record
 from fusion.capture.recorded_call import RecordedCall
+from fusion.choices.background import postponed
 from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import same_results
 from fusion.jit.call_differences import differed
@@ -41,7 +42,8 @@ class CallRecorder:
 
     def record(self, call: BoundCall) -> Any:
         """Records a call, or follows an equal module's recording, and compiles what came of it."""
-        with remembered():  # a large product is computed once for all the runs that this takes
+        # A large product is computed once for all the runs that this takes.
+        with remembered(), postponed():
             return self._recorded(call)
 
     def _recorded(self, call: BoundCall) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fusion.choices.background import Build
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import Candidate
 from fusion.partition.regions import Partition
@@ -80,6 +81,7 @@ class Template:
     """What is known of a structure: its partition, and its decisions by bucket.
 
     Attributes:
+        compiling: by bucket, what its decisions wait for.
         guards: made when a call is refused, by what they call what holds the parameters: "self" or "".
     """
 
@@ -87,6 +89,7 @@ class Template:
     partition: Partition
     unfused: tuple[Step, ...]
     by_bucket: dict[Bucket, Compiled] = field(default_factory=dict)
+    compiling: dict[Bucket, tuple[Build, ...]] = field(default_factory=dict)
     sources: dict[Any, Source] = field(default_factory=dict)
     guards: dict[str, GuardList] = field(default_factory=dict)
 

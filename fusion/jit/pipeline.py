@@ -15,6 +15,7 @@ import torch
 
 from fusion import faults
 from fusion.capture.recorded_call import RecordedCall
+from fusion.choices.background import Compiling
 from fusion.choices.kernel_cache import Backends
 from fusion.choices.select import Candidate, Decider, given_dims, pattern_of
 from fusion.config import FusionConfig
@@ -93,12 +94,22 @@ class Pipeline:
             template: the partition.
             tensors: real tensors by value name, for proving and measuring; without them nothing new is fused.
             values: every size symbol's value in that run.
+
+        Raises:
+            Compiling: kernels are being compiled on the side; nothing is decided yet.
         """
         bucket = self.bucket(template, values)
         known = template.by_bucket.get(bucket)
         if known is not None:
             return known
-        candidates = self.decider.candidates(template.shape.graph, template.partition, tensors, values)
+        if self.waits(template, bucket):
+            raise Compiling(template.compiling[bucket])
+        try:
+            candidates = self.decider.candidates(template.shape.graph, template.partition, tensors, values)
+        except Compiling as compiling:
+            template.compiling[bucket] = compiling.builds
+            raise
+        template.compiling.pop(bucket, None)
         compiled = self._assemble(template, candidates, bucket)
         for candidate in candidates:
             self._trace("decision", candidate.decision)
@@ -106,6 +117,10 @@ class Pipeline:
                 self._trace("kernel", candidate.kernel.nest)
         template.by_bucket[bucket] = compiled
         return compiled
+
+    def waits(self, template: Template, bucket: Bucket) -> bool:
+        """Whether kernels are being compiled that the decisions of a bucket need."""
+        return not all(build.done for build in template.compiling.get(bucket, ()))
 
     def _assemble(self, template: Template, candidates: tuple[Candidate, ...], bucket: Bucket) -> Compiled:
         chosen = [c for c in candidates if c.kernel is not None]

@@ -37,6 +37,7 @@ from fusion.runtime.plan import MISS
 
 _DEEP = Refusal("stack", "recording takes more stack than is left")
 _INSIDE = Refusal("active_mode", "a scope around this one is recorded or run again", remedy="nothing to do: it passes")
+_COMPILING = Refusal("compiling", "kernels for such calls are being compiled on the side")
 _OTHER_INPUTS = Refusal("guard", "the inputs do not have the recorded structure")
 
 
@@ -126,6 +127,12 @@ class Scope:
     def line(self) -> str:
         """ "file:line" where the user has defined the callable, or calls it."""
         return self._original.line
+
+    @property
+    def progress(self) -> tuple[object, ...]:
+        """Changes with each call that was recorded or checked, or got a plan: equal after two calls that only ran."""
+        known = [(len(one.plans), len(one.sizes.proved), one.refusal is None) for one in self.known]
+        return (self.statistics.recordings, self.lifecycle.phase, len(self.refused), len(self.cache.plans), *known)
 
     def _install(self, unchanged: Callable[[], bool]) -> None:
         self.entry.__globals__["_f_unchanged"] = unchanged
@@ -254,6 +261,12 @@ class Scope:
             self._backoff.end(call.kinds)
             if entry.refusal is not None:
                 return self._original.eager(call, entry.refusal)
+            if entry.waits(values):
+                return self._original.eager(call, _COMPILING)
+            result = self.cache.run(call) if self._validator.take_up(entry, values) else MISS
+            if result is not MISS:
+                self.statistics.planned[0] += 1
+                return result
             result = self._validator.check(entry, call, values)
             if result is not MISS:  # else a read of an argument answered otherwise; nothing has happened yet
                 return result

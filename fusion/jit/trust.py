@@ -37,6 +37,10 @@ class CheckedSizes:
         """Whether plans may take calls at all."""
         return self.generalized or bool(self.proved)
 
+    def are_proved(self, values: Mapping[str, int]) -> bool:
+        """Whether the plan agreed at these very values of the input symbols."""
+        return tuple(values[symbol] for symbol in self.symbols) in self.proved
+
     def prove(self, values: Mapping[str, int]) -> None:
         """The plan agreed at these values of the input symbols."""
         self.proved.add(tuple(values[symbol] for symbol in self.symbols))

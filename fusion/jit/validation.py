@@ -13,8 +13,10 @@ from fusion.capture.decompositions import decomposed
 from fusion.capture.python.replay import Replay, replay
 from fusion.capture.recorded_call import RecordedCall, unwrap_result
 from fusion.capture.user_frame import line_of
+from fusion.choices.background import Compiling, postponed
 from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import CacheEntry, PlanStopped, same_results
+from fusion.jit.compiled import Compiled
 from fusion.jit.scope_context import ScopeContext
 from fusion.patterns.errors import StructureMismatch
 from fusion.patterns.forks import Lock
@@ -77,16 +79,24 @@ class PlanValidator:
         tap, exact = agreed
         values = dict(recording.values)
         try:
-            compiled = self._scope.pipeline.compile(
-                entry.template, {**recording.run.real, **tap}, values
-            )  # choose kernels
+            compiled = self._choose_kernels(entry, {**recording.run.real, **tap}, values)
         finally:
             entry.release()
         del tap, agreed
         if exact and not entry.sizes.unbacked:  # else the next call is checked, before a plan takes any
             entry.sizes.prove(values)
-        entry.plan(compiled, *self._on_failure(entry))  # write it, and bind this scope's tensors
-        self._scope.cache.publish()
+        if compiled is not None:
+            entry.plan(compiled, *self._on_failure(entry))  # write it, and bind this scope's tensors
+            self._scope.cache.publish()
+
+    def _choose_kernels(
+        self, entry: CacheEntry, tensors: Mapping[str, torch.Tensor], values: Mapping[str, int]
+    ) -> Compiled | None:
+        """Kernels for the sizes of `values`; None while some are compiled on the side: a later call chooses then."""
+        try:
+            return self._scope.pipeline.compile(entry.template, tensors, values)
+        except Compiling:
+            return None
 
     def _path_of(self, module: torch.nn.Module | None) -> str | None:
         if module is None:
@@ -130,6 +140,21 @@ class PlanValidator:
             return None
         return run.tap, exact
 
+    # ---- kernels that are compiled on the side
+
+    def take_up(self, entry: CacheEntry, values: Mapping[str, int]) -> bool:
+        """Makes the plan of a call whose sizes are proved, where an equal module has chosen its kernels meanwhile.
+
+        Returns:
+            whether there is a new plan.
+        """
+        compiled = entry.chosen(values)
+        if compiled is None or not entry.sizes.are_proved(values):
+            return False
+        entry.plan(compiled, *self._on_failure(entry))
+        self._scope.cache.publish()
+        return True
+
     # ---- sizes that are new
 
     def check(self, entry: CacheEntry, call: BoundCall, values: dict[str, int]) -> Any:
@@ -138,7 +163,7 @@ class PlanValidator:
         Returns:
             eager's result, or MISS where a read of an argument answered otherwise; nothing has happened then.
         """
-        with remembered():
+        with remembered(), postponed():
             return self._beside_eager(entry, call, values)
 
     def _beside_eager(self, entry: CacheEntry, call: BoundCall, values: dict[str, int]) -> Any:
@@ -189,10 +214,10 @@ class PlanValidator:
         """The unfused plan agreed with eager: makes the fused plan for these sizes."""
         entry.sizes.compare(full)
         entry.sizes.prove(values)
-        compiled = self._scope.pipeline.compile(entry.template, {**entry.bound.tensors, **tap}, full)
-        for held, _ in list(entry.plans.values()):
-            entry.plan(held, *self._on_failure(entry))
-        entry.plan(compiled, *self._on_failure(entry))
+        compiled = self._choose_kernels(entry, {**entry.bound.tensors, **tap}, full)
+        chosen = [held for held, _ in entry.plans.values()] + ([compiled] if compiled is not None else [])
+        for one in chosen:
+            entry.plan(one, *self._on_failure(entry))
         self._scope.cache.publish()
 
     # ---- running again

@@ -433,7 +433,8 @@ static void snapshot_dealloc(Snapshot *self) {
 /* ---- Launcher ---- */
 
 typedef int32_t (*Prepare)(const DLTensor *in, const int64_t *given, int64_t *sizes, int64_t *out_shape);
-typedef void (*Run)(void *const *in, void *const *out, const int64_t *sizes);
+/* 0, or 1 where there was no memory for what it keeps meanwhile. */
+typedef int32_t (*Run)(void *const *in, void *const *out, const int64_t *sizes);
 
 typedef struct {
     int ndim;
@@ -521,14 +522,20 @@ static PyObject *launcher_call(PyObject *object, PyObject *const *args, size_t n
         if (result) PyTuple_SET_ITEM(result, k, made);
         at += self->outputs[k].ndim + self->outputs[k].n_loose;
     }
+    int32_t failed;
     if (bytes >= RELEASE_BYTES) {
         Py_BEGIN_ALLOW_THREADS
-        self->run(sources, targets, sizes);
+        failed = self->run(sources, targets, sizes);
         Py_END_ALLOW_THREADS
     } else {
-        self->run(sources, targets, sizes);
+        failed = self->run(sources, targets, sizes);
     }
-    return result ? result : made;
+    if (!result) result = made;
+    if (failed) {
+        Py_DECREF(result);
+        return PyErr_NoMemory();
+    }
+    return result;
 }
 
 static int form_parse(OutputForm *form, PyObject *tuple) {

@@ -77,6 +77,12 @@ class NumpyBackend:
     def emit(self, nest: Nest, schedule: Schedule) -> str:
         return f"# {schedule} passes\n{nest}"
 
+    def is_new(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> bool:
+        return False
+
+    def prepare(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> None:
+        """There is nothing to compile."""
+
     def compile(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> list[NumpyKernel]:
         return [NumpyKernel(nest.name, nest, schedule) for nest, schedule in jobs]
 

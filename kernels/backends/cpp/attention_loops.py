@@ -100,7 +100,7 @@ class AttentionLoops:
             f"        {self.name}_unit({handed}, unit / blocks, unit % blocks * height, height, 0, places, own);",
             f"        {self.name}_finish({handed}, unit / blocks, unit % blocks * height, height, 1, own);",
             "    }",
-            "    return;",
+            "    return 0;",
             "}",
             "#if defined(_OPENMP)",
             "#pragma omp parallel for schedule(dynamic, 1) if (many)",
@@ -114,7 +114,7 @@ class AttentionLoops:
             f"    {self.name}_finish({handed}, unit / blocks, unit % blocks * height, height, pieces,",
             "        found + unit * pieces * record);",
             "free(found);",
-            "return;",
+            "return 0;",
         ]
 
     # ---- a unit

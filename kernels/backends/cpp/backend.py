@@ -39,10 +39,6 @@ class CppIsolation:
         """Starts the process."""
         return FirstRuns()
 
-    def is_new(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> bool:
-        """Whether the compiler is going to be called."""
-        return compiler.needs_compiler([nest for nest, _ in jobs], store)
-
 
 class CppBackend:
     """Compiles kernels with this machine's C++ compiler; a nest has one schedule, which the emitter lays down."""
@@ -68,6 +64,14 @@ class CppBackend:
     def emit(self, nest: Nest, schedule: Schedule) -> str:
         """A translation unit that holds the kernel alone."""
         return emitter.translation_unit([nest])
+
+    def is_new(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> bool:
+        """Whether the compiler is going to be called."""
+        return compiler.needs_compiler([nest for nest, _ in jobs], store)
+
+    def prepare(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> None:
+        """Compiles them to one library, for `compile` to load."""
+        compiler.prepare_cpp([nest for nest, _ in jobs], store)
 
     def compile(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> list[CompiledKernel]:
         """Kernels in one library."""

@@ -28,6 +28,7 @@ from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, CompileError, StructureMismatch
 
 _numbers = itertools.count()  # of the libraries that this process made
+_ahead: dict[str, _Made] = {}  # what `prepare_cpp` made, by a kernel's digest, until it is loaded
 _MOST_UNITS = 8  # of one library: each costs a start of the compiler, which takes as long as a small kernel
 
 
@@ -86,7 +87,9 @@ def compile_cpp(nests: Sequence[Nest], store: Store | None, toolchain: Toolchain
     missing = {d: nest for d, nest in zip(digests, nests, strict=True) if libraries[d] is None}
     began = time.perf_counter()
     if missing:
-        libraries.update(_build(missing, store, toolchain))
+        libraries |= _taken(missing, store)
+        unmade = {d: nest for d, nest in missing.items() if libraries[d] is None}
+        libraries |= _make(unmade, store, toolchain).published(store) if unmade else {}
     seconds = time.perf_counter() - began
     return [
         CompiledKernel(
@@ -111,7 +114,36 @@ def needs_compiler(nests: Sequence[Nest], store: Store | None) -> bool:
         LoweringError: a kernel has no C++ form.
     """
     toolchain = find_toolchain()
-    return toolchain is not None and (store is None or not all(store.has(_digest(n, toolchain), "file") for n in nests))
+    return toolchain is not None and bool(_unmade(nests, store, toolchain))
+
+
+def prepare_cpp(nests: Sequence[Nest], store: Store | None) -> None:
+    """Calls the compiler for what `compile_cpp` is going to be asked for; that loads and keeps what was made here.
+
+    Raises:
+        BackendUnavailable: there is no compiler.
+        CompileError: a kernel did not compile.
+        LoweringError: a kernel has no C++ form.
+    """
+    toolchain = find_toolchain()
+    if toolchain is None:
+        raise BackendUnavailable(why_missing())
+    unmade = _unmade(nests, store, toolchain)
+    if unmade:
+        made = _make(unmade, store, toolchain)
+        if made.shared is not None:
+            made.shared.keep(made.library.with_suffix(".o"), None)  # for what is prepared next
+        _ahead.update(dict.fromkeys(unmade, made))
+
+
+def _unmade(nests: Sequence[Nest], store: Store | None, toolchain: Toolchain) -> dict[str, Nest]:
+    """Nests, by digest, that are neither in the store nor prepared, as far as a look tells."""
+    found = {_digest(nest, toolchain): nest for nest in nests}
+    return {
+        digest: nest
+        for digest, nest in found.items()
+        if digest not in _ahead and (store is None or not store.has(digest, "file"))
+    }
 
 
 def run_ctypes(
@@ -174,19 +206,56 @@ def _digest(nest: Nest, toolchain: Toolchain) -> str:
     return hashlib.sha256(json.dumps([prelude(code), code, toolchain.identity]).encode()).hexdigest()
 
 
-def _build(missing: dict[str, Nest], store: Store | None, toolchain: Toolchain) -> dict[str, Path]:
-    """Compiles kernels to one library and keeps it under the digest of each."""
-    unit = hashlib.sha256("".join(missing).encode()).hexdigest()
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A library that the compiler has made, and that nothing has loaded yet.
+
+    Attributes:
+        nests: its kernels, by digest.
+        library: its path.
+        shared: the templates that were compiled beside it, or None.
+        compiler: for a message.
+    """
+
+    nests: dict[str, Nest]
+    library: Path
+    shared: Templates | None
+    compiler: str
+
+    def published(self, store: Store | None) -> dict[str, Path | None]:
+        """Loads the library, and keeps it under the digest of each kernel.
+
+        Raises:
+            CompileError: it cannot be used.
+        """
+        wrong = why_unusable(self.library, [name for nest in self.nests.values() for name in _entry_points(nest)])
+        if wrong:
+            raise CompileError(f"The library that {self.compiler} made cannot be used: {wrong}.")
+        if self.shared is not None:
+            self.shared.keep(self.library.with_suffix(".o"), store)
+        kept = {digest: store.put_file(digest, self.library) if store else None for digest in self.nests}
+        return {digest: path or self.library for digest, path in kept.items()}
+
+
+def _make(unmade: dict[str, Nest], store: Store | None, toolchain: Toolchain) -> _Made:
+    """Compiles kernels to one library."""
+    unit = hashlib.sha256("".join(unmade).encode()).hexdigest()
     # A loaded file must not be written to again.
     library = scratch_folder("kernels") / f"{unit[:32]}-{next(_numbers)}.so"
-    shared = _compile(list(missing.values()), library, store, toolchain)
-    wrong = why_unusable(library, [name for nest in missing.values() for name in _entry_points(nest)])
-    if wrong:
-        raise CompileError(f"The library that {toolchain.command[0]} made cannot be used: {wrong}.")
-    if shared is not None:
-        shared.keep(library.with_suffix(".o"), store)
-    kept = {digest: store.put_file(digest, library) if store else None for digest in missing}
-    return {digest: path or library for digest, path in kept.items()}
+    shared = _compile(list(unmade.values()), library, store, toolchain)
+    return _Made(unmade, library, shared, toolchain.command[0])
+
+
+def _taken(missing: dict[str, Nest], store: Store | None) -> dict[str, Path | None]:
+    """Libraries that were prepared, by digest, published. A forked child may find that its parent has removed one."""
+    found = {id(made): made for digest in missing if (made := _ahead.get(digest)) is not None}
+    taken: dict[str, Path | None] = {}
+    for made in found.values():
+        for digest in made.nests:
+            _ahead.pop(digest, None)
+        if made.library.exists():
+            taken |= made.published(store)
+    return taken
 
 
 def _compile(nests: list[Nest], library: Path, store: Store | None, toolchain: Toolchain) -> Templates | None:

@@ -108,18 +108,17 @@ def _part_functions(bundle: Bundle) -> list[str]:
 
 def _functions(nest: LoopNest, name: str) -> list[str]:
     """The functions that `_run_function` calls."""
-    special = _special(nest, name)
-    if isinstance(special, AttentionLoops):
+    special = _special(nest, nest, name)
+    if special is not None:
         return special.functions()
-    own = ["", *special.functions()] if special is not None else []
-    return [*_rows_function(nest, name), *_shared_function(nest, name), *own]
+    return [*_rows_function(nest, name), *_shared_function(nest, name)]
 
 
-def _special(nest: LoopNest, name: str) -> ProductLoops | AttentionLoops | None:
-    """The loops of a matrix product or of attention; None for any other nest."""
+def _special(nest: LoopNest, kernel: Nest, name: str) -> ProductLoops | AttentionLoops | None:
+    """The loops of a matrix product or of attention; None for any other nest. `kernel` is what it is a part of."""
     products, attention = as_products(nest), as_attention(nest)
     if products is not None:
-        return ProductLoops(nest, products, name, _parameters(nest), _sizes(nest))
+        return ProductLoops(nest, products, name, _tensors(nest, kernel), _sizes(nest))
     if attention is not None:
         return AttentionLoops(nest, attention, name, _parameters(nest), _sizes(nest))
     if any(isinstance(node, Dot) for node in scalar.walk(*nest.roots)):
@@ -133,8 +132,9 @@ def _part_name(k: int) -> str:
 
 def _run_all_function(bundle: Bundle) -> list[str]:
     """Runs the parts one after the other; none reads what another writes."""
-    calls = [f"    {_part_name(k)}_run(in, out, sizes);" for k in range(len(bundle.parts))]
-    return [f"EXPORT void {_PLACEHOLDER}_run(void* const* in, void* const* out, const int64_t* sizes) {{", *calls, "}"]
+    calls = " || ".join(f"{_part_name(k)}_run(in, out, sizes)" for k in range(len(bundle.parts)))
+    head = f"EXPORT int32_t {_PLACEHOLDER}_run(void* const* in, void* const* out, const int64_t* sizes) {{"
+    return [head, f"    return {calls};", "}"]
 
 
 def _check(nest: LoopNest) -> None:
@@ -173,8 +173,7 @@ def _rows_function(nest: LoopNest, name: str) -> list[str]:
     """The serial kernel: rows first..last, or columns first..last of the one row."""
     block = Block()
     Row(nest, ("first", "last") if splits_column(nest) else None).write(block)
-    rare = as_products(nest) is not None  # products run otherwise, unless there is no memory for a panel
-    lines = [f"static __attribute__((noinline{', cold' if rare else ''})) void {name}_rows("]
+    lines = [f"static __attribute__((noinline)) void {name}_rows("]
     lines += [f"    {_parameters(nest)}, int64_t first, int64_t last) {{", *_sizes(nest)]
     if splits_column(nest):
         lines += [f"    const int64_t {a.name} = 0;" for a in nest.rows]
@@ -274,55 +273,69 @@ def _prepare_function(nest: Nest) -> list[str]:
     return [*lines, "    return 0;", "}"]
 
 
+def _tensors(nest: LoopNest, kernel: Nest) -> list[str]:
+    """Statements that find the tensors of a kernel or a part of it."""
+    found = [(f"const {STORAGE[a.dtype]}*", a.name, f"in[{kernel.inputs.index(a)}]") for a in nest.inputs]
+    found += [(f"{STORAGE[o.dtype]}*", o.name, f"out[{kernel.outputs.index(o)}]") for o in nest.outputs]
+    return [f"    {kind} RESTRICT {name} = ({kind}){place};" for kind, name, place in found]
+
+
 def _run_function(nest: LoopNest, name: str, kernel: Nest) -> list[str]:
-    """Calls the serial loops of a kernel or a part of it, on every thread's share where that pays."""
+    """Calls the loops of a kernel or a part of it, on every thread's share where that pays.
+
+    It returns 0, or 1 where there is no memory for what it keeps while it runs.
+    """
     arguments = [f"(const {STORAGE[a.dtype]}*)in[{kernel.inputs.index(a)}]" for a in nest.inputs]
     arguments += [f"({STORAGE[o.dtype]}*)out[{kernel.outputs.index(o)}]" for o in nest.outputs]
-    call = f"{name}_rows({', '.join(arguments)}, sizes, "
-    shared = f"{name}_shared({', '.join(arguments)}, sizes, "
     total, each = _work(nest)
-    special = _special(nest, name)
+    special = _special(nest, kernel, name)
+    if isinstance(special, ProductLoops):
+        lines = special.call()
+    else:
+        lines = special.call(arguments) if special is not None else _plain_run(nest, name, arguments, each)
     return [
-        f"{'EXPORT' if kernel is nest else 'static'} void {name}_run(",
+        f"{'EXPORT' if kernel is nest else 'static'} int32_t {name}_run(",
         "    void* const* in, void* const* out, const int64_t* sizes) {",
         *_sizes(nest),
         f"    const int64_t total = {total};",
-        "    if (total < 1) return;  // what is computed before a loop may read elements that an empty tensor lacks",
-        *("    " + line for line in (special.call(arguments) if special is not None else ())),
-        *([] if isinstance(special, AttentionLoops) else _plain_run(nest, call, shared, total, each)),
+        "    if (total < 1) return 0;  // what is computed before a loop may read elements that an empty tensor lacks",
+        *("    " + line for line in lines),
         "}",
     ]
 
 
-def _plain_run(nest: LoopNest, call: str, shared: str, total: str, each: str) -> list[str]:
-    """Calls the loops over rows."""
+def _plain_run(nest: LoopNest, name: str, arguments: Sequence[str], each: str) -> list[str]:
+    """Calls the loops over rows, each of which does `each` work."""
+    call = f"{name}_rows({', '.join(arguments)}, sizes, "
+    shared = f"{name}_shared({', '.join(arguments)}, sizes, "
     return [
         "#if defined(_OPENMP)",
         *(_share(nest, shared, each) if shares_rows(nest) else []),
-        f"    if (total > 1 && total * ({each}) > {PARALLEL_WORK} && omp_get_max_threads() > 1) {{",
-        "        #pragma omp parallel",
-        "        {",
-        "            const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();",
-        "            const int64_t first = total * thread / threads, last = total * (thread + 1) / threads;",
-        f"            {call}first, last);",
-        "        }",
-        "        return;",
+        f"if (total > 1 && total * ({each}) > {PARALLEL_WORK} && omp_get_max_threads() > 1) {{",
+        "    #pragma omp parallel",
+        "    {",
+        "        const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();",
+        "        const int64_t first = total * thread / threads, last = total * (thread + 1) / threads;",
+        f"        {call}first, last);",
         "    }",
+        "    return 0;",
+        "}",
         "#endif",
-        f"    {call}0, total);",
+        f"{call}0, total);",
+        "return 0;",
     ]
 
 
 def _share(nest: LoopNest, call: str, each: str) -> list[str]:
     """Runs few long rows, one after the other, on all threads together."""
     return [
-        f"    const int64_t wanted = omp_get_max_threads() < {_MANY_ROWS} ? omp_get_max_threads() : {_MANY_ROWS};",
-        f"    if (total > 0 && total < wanted && {each} > {PARALLEL_WORK}) {{",
-        f"        Partial partials[{2 * len(nest.reductions) * _MANY_ROWS}];",
-        "        #pragma omp parallel num_threads((int)wanted)",
-        f"        {call}total, partials, omp_get_thread_num(), omp_get_num_threads());",
-        "        return;",
-        "    }",
+        f"const int64_t wanted = omp_get_max_threads() < {_MANY_ROWS} ? omp_get_max_threads() : {_MANY_ROWS};",
+        f"if (total > 0 && total < wanted && {each} > {PARALLEL_WORK}) {{",
+        f"    Partial partials[{2 * len(nest.reductions) * _MANY_ROWS}];",
+        "    #pragma omp parallel num_threads((int)wanted)",
+        f"    {call}total, partials, omp_get_thread_num(), omp_get_num_threads());",
+        "    return 0;",
+        "}",
     ]
 
 

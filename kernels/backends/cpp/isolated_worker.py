@@ -109,7 +109,6 @@ def run_case(library: ctypes.CDLL, kernel: dict[str, Any], case: dict[str, Any],
         outputs.append(Guarded(elements * width, at_end))
         at += rank + loose
     run = library[kernel["symbol"] + "_run"]
-    run.restype = None
     pointers = [(ctypes.c_void_p * max(len(each), 1))(*(m.address for m in each)) for each in (inputs, outputs)]
     run(*pointers, sizes)
     return "" if all(m.intact() for m in outputs) else "it writes outside its outputs"

@@ -57,7 +57,7 @@ class NativeKernel:
         self._prepare = loaded[f"{symbol}_prepare"]
         self._prepare.restype = ctypes.c_int32
         self._run = loaded[f"{symbol}_run"]
-        self._run.restype = None
+        self._run.restype = ctypes.c_int32
         self._sizes = sizes
         self._outputs = outputs
 
@@ -66,6 +66,9 @@ class NativeKernel:
 
         Returns:
             0 and the outputs, or the number (from 1) of the first input that does not fit and no outputs.
+
+        Raises:
+            MemoryError: there is no memory for what the kernel keeps while it runs.
         """
         sizes = (ctypes.c_int64 * max(self._sizes, 1))()
         shape = (ctypes.c_int64 * max(sum(len(order) + len(loose) for _, order, loose in self._outputs), 1))()
@@ -86,5 +89,6 @@ class NativeKernel:
             outputs.append(output.as_strided(output.shape, strides))
         sources = (ctypes.c_void_p * max(len(inputs), 1))(*(t.data_ptr() for t in inputs))
         targets = (ctypes.c_void_p * max(len(outputs), 1))(*(t.data_ptr() for t in outputs))
-        self._run(sources, targets, sizes)
+        if self._run(sources, targets, sizes):
+            raise MemoryError
         return 0, tuple(outputs)

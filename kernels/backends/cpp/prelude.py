@@ -10,6 +10,7 @@ import re
 
 from fusion.kernels.backends.cpp.attention_text import ATTENTION
 from fusion.kernels.backends.cpp.math import MATH, Section
+from fusion.kernels.backends.cpp.panels_text import PANELS
 from fusion.kernels.backends.cpp.product_text import PRODUCTS
 
 _ALWAYS = """\
@@ -308,6 +309,7 @@ template <typename T> INLINE T whole_pow(T x, T n) {
     ),
     *MATH,
     *PRODUCTS,
+    *PANELS,
     *ATTENTION,
 )
 

@@ -23,7 +23,6 @@ from fusion.patterns.symbols import Dim
 
 FEW_ROWS = 8  # as in the C++ text
 FORMATS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
-PARALLEL_PRODUCTS = 1 << 17  # multiplications from which on threads share them: some 4 us of one
 
 
 class ProductLoops:
@@ -33,59 +32,54 @@ class ProductLoops:
         nest: the kernel.
         form: its products.
         name: what its functions are called.
-        parameters: how functions declare its tensors and sizes.
+        tensors: statements that find its tensors in `in` and `out`.
         sizes: statements that read its size symbols.
     """
 
-    def __init__(self, nest: LoopNest, form: ProductNest, name: str, parameters: str, sizes: Sequence[str]) -> None:
+    def __init__(
+        self, nest: LoopNest, form: ProductNest, name: str, tensors: Sequence[str], sizes: Sequence[str]
+    ) -> None:
         self.nest = nest
         self.form = form
         self.name = name
-        self.parameters = parameters
-        self.sizes = sizes
+        self.begin = [*tensors, *sizes]
         self.kind = COMPUTE[form.products[0].reduction.body.dtype]
         kinds = {a.dtype for a in nest.inputs if a.dtype.is_floating_point}
         self.plain_bfloat16 = kinds <= {torch.bfloat16}
 
     def functions(self) -> list[str]:
-        """The functions that `loops` calls, and itself: what one of several threads runs."""
-        return [*self._left(), "", *self._block(), "", *self._loops()]
+        """The two functions that `products_of` calls, which goes through all panels and blocks."""
+        return [*self._left(), "", *self._block()]
 
-    def call(self, arguments: Sequence[str]) -> list[str]:
-        """Statements that run the kernel; where there is no memory for a panel, they go on to what follows."""
+    def call(self) -> list[str]:
+        """Statements that run the kernel."""
         extents = {
             "batches": count(self.form.batch), "rows": count(self.form.rows), "outers": count(self.form.outer),
             "lanes": symbols.print_c(self.form.lane.extent),
         }  # fmt: skip
-        lines = [f"const int64_t {name} = {text};" for name, text in extents.items()]
+        few = f"rows <= {FEW_ROWS}" if self.takes_few() else "false"
+        few = "true" if self.always_few() else few
         depth = " + ".join(symbols.print_c(extent) for _, extent in self.form.lefts)
         passes = " + ".join(symbols.print_c(p.reduction.extent) for p in self.form.products)
-        handed = ", ".join([*arguments, "sizes", *extents, "height", "panel"])
-        work = f"batches * rows * outers * lanes * ({passes})"
+        handed = f"{', '.join(extents)}, {depth}, few, width, batches * rows * outers * lanes * ({passes})"
         return [
-            *lines,
-            f"const int64_t height = panel_height(rows, {depth}, Tile<{self.kind}>::height);",
-            f"{self.kind}* const panel = new_panel<{self.kind}>(height * ({depth}));",
-            "if (panel) {",
-            "#if defined(_OPENMP)",
-            f"    if ({work} > {PARALLEL_PRODUCTS} && omp_get_max_threads() > 1) {{",
-            "        #pragma omp parallel",
-            f"        {self.name}_loops({handed});",
-            "    } else",
-            "#endif",
-            f"    {self.name}_loops({handed});",
-            "    free(panel);",
-            "    return;",
-            "}",
+            *(f"const int64_t {name} = {text};" for name, text in extents.items()),
+            f"const bool few = {few};",
+            self._width(),
+            f"return products_of<{self.kind}>({self.name}_left, {self.name}_block, in, out, sizes, {handed});",
         ]
+
+    def _width(self) -> str:
+        """The statement that says how many lanes a block has."""
+        return f"const int64_t width = few ? {self._few_lanes()} : (int64_t)Tile<{self.kind}>::width;"
 
     # ---- left factors
 
     def _left(self) -> list[str]:
         """The function that computes left factors: rows `first` to `last` of a panel that starts at row `top`."""
-        lines = [f"static __attribute__((noinline)) void {self.name}_left("]
-        lines += [f"    {self.parameters}, int64_t batch, int64_t top, int64_t height, int64_t first, int64_t last,"]
-        lines += [f"    {self.kind}* RESTRICT panel) {{", *self.sizes, *indented(places(self.form.batch, "batch"))]
+        lines = [f"static void {self.name}_left(", "    void* const* in, void* const* out, const int64_t* sizes,"]
+        lines += ["    int64_t batch, int64_t top, int64_t height, int64_t first, int64_t last,"]
+        lines += [f"    {self.kind}* RESTRICT panel) {{", *self.begin, *indented(places(self.form.batch, "batch"))]
         lines += ["    for (int64_t row = first; row < last; ++row) {", *indented(places(self.form.rows, "row"), 2)]
         values, interned = Values(plain_bfloat16=self.plain_bfloat16), Interner()
         for number, (left, extent) in enumerate(self.form.lefts):
@@ -111,13 +105,13 @@ class ProductLoops:
 
     def _block(self) -> list[str]:
         """The function that computes lanes `begin` to `end` of the rows in the panel."""
-        lines = [f"static __attribute__((noinline)) void {self.name}_block("]
-        lines += [f"    {self.parameters}, int64_t batch, int64_t outer, int64_t begin, int64_t end, int64_t top,"]
-        lines += [f"    int64_t height, int64_t bottom, bool few, const {self.kind}* RESTRICT panel) {{", *self.sizes]
+        lines = [f"static void {self.name}_block(", "    void* const* in, void* const* out, const int64_t* sizes,"]
+        lines += ["    int64_t batch, int64_t outer, int64_t begin, int64_t end, int64_t top,"]
+        lines += [f"    int64_t height, int64_t bottom, bool few, const {self.kind}* RESTRICT panel) {{", *self.begin]
         lines += indented([*places(self.form.batch, "batch"), *places(self.form.outer, "outer")])
         lines += [
             "    const int64_t rows = bottom - top, lanes = end - begin;",
-            f"    const int64_t width = few ? {self._few_lanes()} : (int64_t)Tile<{self.kind}>::width;",
+            "    " + self._width(),
         ]
         numbers = {id(left): k for k, (left, _) in enumerate(self.form.lefts)}
         for number, product in enumerate(self.form.products):
@@ -231,41 +225,6 @@ class ProductLoops:
         return [
             "for (int64_t row = top; row < bottom; ++row) {",
             *indented([*places(self.form.rows, "row"), *block.lines]),
-            "}",
-        ]
-
-    # ---- all blocks
-
-    def _loops(self) -> list[str]:
-        """The function that one of several threads runs: its share of every panel's rows, then of its blocks."""
-        few = f"rows <= {FEW_ROWS}" if self.takes_few() else "false"
-        few = "true" if self.always_few() else few
-        names = [a.name for a in self.nest.inputs] + [o.name for o in self.nest.outputs]
-        handed = ", ".join([*names, "sizes", "batch"])
-        return [
-            f"static __attribute__((noinline)) void {self.name}_loops(",
-            f"    {self.parameters}, int64_t batches, int64_t rows, int64_t outers, int64_t lanes, int64_t height,",
-            f"    {self.kind}* panel) {{",
-            f"    const bool few = {few};",
-            f"    const int64_t width = few ? {self._few_lanes()} : (int64_t)Tile<{self.kind}>::width;",
-            "    const int64_t across = (lanes + width - 1) / width, blocks = outers * across;",
-            "    for (int64_t batch = 0; batch < batches; ++batch)",
-            "        for (int64_t top = 0; top < rows; top += height) {",
-            "            const int64_t bottom = top + height < rows ? top + height : rows;",
-            "            #pragma omp for schedule(static)",
-            "            for (int64_t row = top; row < bottom; ++row)",
-            f"                {self.name}_left({handed}, top, height, row, row + 1, panel);",
-            *indented(self._shared_blocks(handed), 3),
-            "        }",
-            "}",
-        ]
-
-    def _shared_blocks(self, handed: str) -> list[str]:
-        return [
-            "#pragma omp for schedule(dynamic, 1)",
-            "for (int64_t at = 0; at < blocks; ++at) {",
-            "    const int64_t begin = at % across * width, end = begin + width < lanes ? begin + width : lanes;",
-            f"    {self.name}_block({handed}, at / across, begin, end, top, height, bottom, few, panel);",
             "}",
         ]
 

@@ -22,7 +22,7 @@ from fusion.kernels.store import Store
 
 _NAMES = (
     "tile", "pack_lanes", "pack_rows", "dots", "dots_of_one", "sum_rows", "widen_rows", "scores_of", "weighted_of",
-    "weights_of", "scores_of_many", "weighted_of_many",
+    "weights_of", "scores_of_many", "weighted_of_many", "products_of",
 )  # fmt: skip
 _CALL = re.compile(rf"\b((?:{'|'.join(_NAMES)})<[\w, ]+(?:<\w+>[\w, ]*)*>)\(")
 _made: dict[str, Path] = {}  # object files of this process, by digest

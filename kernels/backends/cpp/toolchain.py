@@ -95,10 +95,10 @@ class Toolchain:
             unit = folder / f"unit{number}.cpp"
             unit.write_text(source)
             commands.append([*self.command, *self.flags, "-c", str(unit), "-o", str(made)])
-        _call(self.command, commands, max(map(len, sources)))
+        _call(self.command, commands, max(map(len, sources)), folder)
         linked = map(str, [*compiled, *objects, *([self.runtime] if self.runtime else [])])
         link = [*self.command, "-shared", "-Wl,--as-needed", *linked, "-lm", "-o", str(path)]
-        _call(self.command, [link], 0)
+        _call(self.command, [link], 0, folder)
 
 
 def find_toolchain() -> Toolchain | None:
@@ -205,14 +205,18 @@ def _cpu() -> str:
     return "\n".join(line for line in first.splitlines() if line.startswith(wanted))
 
 
-def _call(compiler: tuple[str, ...], commands: Sequence[Sequence[str]], characters: int) -> None:
-    """Runs calls of a compiler side by side; `characters` is the length of the longest source."""
+def _call(
+    compiler: tuple[str, ...], commands: Sequence[Sequence[str]], characters: int, temporary: Path | None = None
+) -> None:
+    """Runs calls of a compiler side by side; `characters` is the length of the longest source, `temporary` a folder for
+    its files."""
     if compiler in _hung:
         raise _hangs(compiler)
     try:
         ended = processes.run(
             commands,
             processor_s=_PROCESSOR_S + _PROCESSOR_S_PER_CHARACTER * characters,
+            temporary=temporary,
             on_look=_Suspicion(compiler).look,
         )
     except processes.Hung as hung:

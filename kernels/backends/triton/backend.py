@@ -75,6 +75,13 @@ class TritonBackend:
         """A module for the kernel, and those that take its place where its rows are cut."""
         return emitter.emit_all(nest, cast(AnySchedule, schedule))
 
+    def is_new(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> bool:
+        """Never: Triton compiles at the first launch, which needs the tensors' sizes and alignment."""
+        return False
+
+    def prepare(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> None:
+        """Nothing can be done before the first launch."""
+
     def compile(self, jobs: Sequence[tuple[Nest, Schedule]], store: Store | None) -> list[JitKernel]:
         """Kernels as text: Triton compiles them at their first launch."""
         return [JitKernel(n.name, n, cast(AnySchedule, schedule), self.emit(n, schedule)) for n, schedule in jobs]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -135,3 +138,32 @@ def test_the_weights_are_as_they_were() -> None:
     before = w.clone()
     run_ctypes(kernels("linear", False)[torch.bfloat16], [x[None], w])
     assert torch.equal(w, before)
+
+
+_SHORT = """
+import resource, sys, torch
+from fusion.kernels.backends.cpp.compile import compile_cpp
+from fusion.kernels.backends.cpp.launch import make_cpp_launcher
+from fusion.kernels.lower import lower
+from fusion.runtime.native import load_native
+from graphs import trace
+x, w = torch.ones(30, 1 << 19), torch.ones(3, 1 << 19)
+(kernel,) = compile_cpp([lower(trace(torch.nn.functional.linear, x, w))], None)
+launch = make_cpp_launcher(kernel, load_native() if sys.argv[1] == "C" else None)
+assert (launch(x, w) == 1 << 19).all()
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (16 << 20),) * 2)
+try:
+    print(launch(x, w))
+except MemoryError:
+    print("MemoryError")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit on memory is Linux's")
+@pytest.mark.parametrize("launcher", ["C", "ctypes"])
+def test_a_panel_that_finds_no_memory_raises(launcher: str) -> None:
+    command = [sys.executable, "-c", _SHORT, launcher]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (ended.stdout, ended.returncode) == ("MemoryError\n", 0), ended.stderr
