@@ -25,7 +25,8 @@ class FusionScheduler:
     """
 
     def __init__(self, config: FusionConfig | Mapping[str, Any] | str | None = None) -> None:
-        self.pipeline = Pipeline(config)
+        # Whoever dispatches a graph wants it to run as a kernel, and there is no model to wait for.
+        self.pipeline = Pipeline(FusionConfig.resolve(config).replace(compile="blocking"))
         self._dispatchers: dict[Any, Any] = {}
 
     @property

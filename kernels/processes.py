@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 import signal
 import subprocess
@@ -25,7 +26,6 @@ _FORGIVES_S = 1.0  # of quiet for each look that finds it at work: a loop of sle
 _MOST_S = 120.0  # where no /proc tells what a process does
 _LAST_WAIT_S = 2.0  # for a killed process to be gone
 _MOST_WORDS = 1 << 16  # bytes that are kept of what a compiler says
-_NICENESS = 19  # of what runs aside, where the system has no scheduling policy for what is idle
 _aside: contextvars.ContextVar[bool] = contextvars.ContextVar("aside", default=False)
 _all: set[_Running] = set()
 _ending = False  # whether the process ends
@@ -72,8 +72,6 @@ def run(
         Hung: one hangs; all were killed.
         OSError: one could not be started; the others were killed.
     """
-    if _ending and _aside.get():
-        raise OSError("the process ends")
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(_started(command, temporary)) for command in commands]
         pause, looked = 0.002, time.monotonic()
@@ -91,7 +89,12 @@ def run(
 
 @contextlib.contextmanager
 def aside() -> Iterator[None]:
-    """Inside the block, this thread starts programs that give way to all others: nobody waits for what they make."""
+    """Inside the block, this thread starts programs that run where nothing else does.
+
+    A low priority is not enough: torch's threads wait for each other after each operator, and one that shares its
+    processor with a compiler gets it back after milliseconds. A lone small operator took 200 times as long beside a
+    compiler of low priority, and 6 times beside an idle one (2 cores).
+    """
     token = _aside.set(True)
     try:
         yield
@@ -115,12 +118,16 @@ class _Running:
     ) -> None:
         self.output, self.words = output, words
         environment = None if temporary is None else {**os.environ, "TMPDIR": str(temporary)}
+        prefix = _giving_way() if _aside.get() else ()
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=words, env=environment, start_new_session=True
+            [*prefix, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=words,
+            env=environment,
+            start_new_session=True,
         )
         self._passed = self._quiet = self.used = 0.0
-        if _aside.get():
-            _give_way(self.process.pid)
 
     def look(self, passed: float, processor_s: float, quiet_s: float) -> None:
         """Looks at the process, `passed` seconds after it was looked at last.
@@ -156,18 +163,14 @@ class _Running:
                 self.process.wait(_LAST_WAIT_S)
 
 
-def _give_way(leader: int) -> None:
-    """Lets a process that has just started, and what it is going to start, run where nothing else does.
-
-    A low priority is not enough: torch's threads wait for each other after each operator, and one that shares its
-    processor with a compiler gets it back after milliseconds. A lone small operator took 200 times as long beside a
-    compiler of low priority, and 6 times beside an idle one (2 cores).
-    """
-    with contextlib.suppress(OSError):  # it has ended, or may not
-        if hasattr(os, "SCHED_IDLE"):
-            os.sched_setscheduler(leader, os.SCHED_IDLE, os.sched_param(0))
-        else:
-            os.setpriority(os.PRIO_PGRP, leader, _NICENESS)
+@functools.cache
+def _giving_way() -> tuple[str, ...]:
+    """The beginning of a command whose program, and all that it starts, runs where nothing else does; () for none."""
+    for prefix in (("chrt", "--idle", "0"), ("nice", "-n", "19")):
+        with contextlib.suppress(OSError):
+            if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0:
+                return prefix
+    return ()
 
 
 @contextlib.contextmanager
@@ -177,6 +180,8 @@ def _started(command: Sequence[str], temporary: Path | None = None) -> Iterator[
         running = _Running(command, output, words, temporary)
         _all.add(running)
         try:
+            if _ending and _aside.get():
+                raise OSError("the process ends")
             yield running
         finally:
             running.kill()

@@ -1,8 +1,8 @@
 """Compilers that work on the side, while calls run eagerly.
 
 One thread for all models of the process calls them, one batch after another: each batch has a process for every
-processor. The thread runs nothing of torch's and loads nothing. When the interpreter exits, it ends such threads
-wherever they are, and one that is inside torch's C++ then aborts the process.
+processor. The thread runs nothing of torch's and loads nothing, because the interpreter ends such threads wherever they
+are when it exits, and one that is inside torch's C++ then aborts the process.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from fusion.kernels import processes
-from fusion.patterns.forks import Lock
+from fusion.patterns.forks import Lock, changes
 
 _QUIET_S = 0.05  # after a recorded or checked call: the next layer's comes sooner, and compilers would slow it down
 _LAST_WAIT_S = 2.0  # at the process's exit, for the thread to remove its files
@@ -32,11 +32,10 @@ class Build:
     """Work that a thread does on the side.
 
     Args:
-        work: what is to be done; it raises nothing.
+        work: what is to be done. An exception that it raises is lost.
     """
 
     def __init__(self, work: Callable[[], None]) -> None:
-        self.seconds = 0.0
         self._work: Callable[[], None] | None = work
         self._process = os.getpid()
         self._done = threading.Event()
@@ -53,13 +52,15 @@ class Build:
     def run(self) -> None:
         """Does the work."""
         work, self._work = self._work, None
-        began = time.perf_counter()
-        try:
+        with suppress(Exception):
             if work is not None:
                 work()
-        finally:
-            self.seconds = time.perf_counter() - began
-            self._done.set()
+        self._done.set()
+
+    def cancel(self) -> None:
+        """Leaves the work undone."""
+        self._work = None
+        self._done.set()
 
 
 class Compiling(Exception):
@@ -75,17 +76,25 @@ def postponed() -> Iterator[None]:
     """Around what must not be slowed down: no compiler is started inside the block, and for a moment after it."""
     with _lock:
         _busy[0] += 1
-    try:
+    ended: list[bool] = []
+
+    def end() -> None:
+        if not ended:
+            ended.append(True)
+            with _lock:
+                _busy[:] = [_busy[0] - 1, time.monotonic()]
+
+    with changes(end):  # a child that another thread forks meanwhile has no such call
         yield
-    finally:
-        with _lock:
-            _busy[:] = [_busy[0] - 1, time.monotonic()]
 
 
 def begin(work: Callable[[], None]) -> Build:
     """Does `work` on the side, after what was begun before."""
     build = Build(work)
     with _lock:
+        if _ends:
+            build.cancel()
+            return build
         _waiting.append(build)
         thread = _threads.get(os.getpid())
         if thread is None or not thread.is_alive():
@@ -106,7 +115,7 @@ def _run() -> None:
 def _next() -> Build | None:
     """What comes next; None where nothing does, and the thread ends."""
     with _lock:
-        while _waiting and not _ends:
+        while _waiting:
             build = _waiting.popleft()
             if not build.done:  # else its parent's, in a forked child
                 return build
@@ -120,6 +129,8 @@ def _end() -> None:
     global _ends
     with _lock:
         _ends = True
+        while _waiting:
+            _waiting.popleft().cancel()
         thread = _threads.get(os.getpid())
     if thread is not None:
         processes.end_all()

@@ -209,12 +209,17 @@ class Backends:
             _, jobs = self._jobs({g.digest: g for g in general if g.digest not in self.kernels})
             for name, of_backend in jobs.items():
                 backend = backend_named(name)
-                new = [job for job in of_backend if job.key not in self._builds and _is_new(backend, job, self.store)]
+                new = [job for job in of_backend if self._may_begin(job) and _is_new(backend, job, self.store)]
                 if new:
                     build = background.begin(functools.partial(self._prepare, backend, new))
                     self._builds |= {job.key: build for job in new}
             of = [self._builds.get(job.key) for of_backend in jobs.values() for job in of_backend]
             return tuple(build for build in dict.fromkeys(of) if build is not None and not build.done)
+
+    def _may_begin(self, job: _Job) -> bool:
+        """Whether nobody compiles a candidate now; one that a build was to make is made again if it is not there."""
+        build = self._builds.get(job.key)
+        return build is None or build.done
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits for the compilers that work on the side, for at most `timeout` seconds; whether they are done."""
@@ -225,11 +230,13 @@ class Backends:
         return True
 
     def _prepare(self, backend: Backend[Any], jobs: Sequence[_Job]) -> None:
-        """Compiles candidates and loads nothing, in another thread."""
+        """Compiles candidates and loads nothing, in another thread. What passes, as want of memory, leaves no trace."""
         start = time.perf_counter()
         try:
             backend.prepare([(job.nest, job.schedule) for job in jobs], self.store)
         except Exception as error:
+            if faults.is_passing(error):
+                return
             if len(jobs) == 1:
                 self._unbuilt[jobs[0].key] = _refused(error, jobs[0].nest)
                 return
@@ -287,7 +294,8 @@ class Backends:
         pairs = [(job.nest, job.schedule) for job in jobs]
         start = time.perf_counter()
         try:
-            if self.config.verify and backend.isolation is not None and backend.is_new(pairs, self.store):
+            new = any(job.key in self._builds for job in jobs) or backend.is_new(pairs, self.store)
+            if self.config.verify and backend.isolation is not None and new:
                 self.trials.prepare(backend.name)
             compiled = backend.compile(pairs, self.store)
         except Exception as error:
@@ -323,6 +331,14 @@ class Backends:
             return Decision(False, "guard", "its sizes cannot be read off its inputs")
         return kernel.launch
 
+    def forget(self) -> None:
+        """Forgets every kernel and decision, in memory and on disk."""
+        with self._lock:
+            for kept in (self.kernels, self.decisions, self.trials.known, self.nests, self._builds, self._unbuilt):
+                kept.clear()
+        if self.store is not None:
+            self.store.clear()
+
     # ---- decisions
 
     def decision_key(self, graph: SubGraph, choice: KernelChoice, bucket: object) -> str:
@@ -354,10 +370,12 @@ class Backends:
 
 
 def _is_new(backend: Backend[Any], job: _Job, store: Store | None) -> bool:
-    """Whether a candidate has to be compiled. What has no form in a backend is refused by `compile`."""
+    """Whether a candidate has to be compiled. `compile` refuses what has no form in a backend, or fails there."""
     try:
         return backend.is_new([(job.nest, job.schedule)], store)
-    except LoweringError:
+    except Exception as error:
+        if faults.is_passing(error):
+            raise
         return False
 
 

@@ -183,9 +183,4 @@ class Pipeline:
         self.lists.clear()
         self.routed.clear()
         self.twins.clear()
-        self.backends.kernels.clear()
-        self.backends.decisions.clear()
-        self.backends.trials.known.clear()
-        self.backends.nests.clear()
-        if self.backends.store is not None:
-            self.backends.store.clear()
+        self.backends.forget()

@@ -37,6 +37,7 @@ from fusion.runtime.plan import MISS
 
 _DEEP = Refusal("stack", "recording takes more stack than is left")
 _INSIDE = Refusal("active_mode", "a scope around this one is recorded or run again", remedy="nothing to do: it passes")
+_WAITS = object()  # in the place of a result: the call runs eagerly, once the scope may be entered by others again
 _COMPILING = Refusal("compiling", "kernels for such calls are being compiled on the side")
 _OTHER_INPUTS = Refusal("guard", "the inputs do not have the recorded structure")
 
@@ -214,7 +215,8 @@ class Scope:
         if problem is not None:
             return self._original.passed(call, problem)
         with self._lock:
-            return self._advance(call)
+            result = self._advance(call)
+        return self._original.eager(call, _COMPILING) if result is _WAITS else result
 
     def _advance(self, call: BoundCall) -> Any:
         """Plans as things are now, then recordings whose plans are not proved for the call, then a new recording."""
@@ -252,7 +254,10 @@ class Scope:
         self.forget()
 
     def _checked(self, call: BoundCall) -> Any:
-        """The result of a recording that applies to a call, whose plan is checked for it; MISS where none does."""
+        """The result of a recording that applies to a call, whose plan is checked for it; MISS where none does.
+
+        _WAITS while kernels for the call are compiled on the side.
+        """
         routed = 0
         for entry in self.known:
             values = entry.match(*call.arguments)
@@ -262,8 +267,8 @@ class Scope:
             if entry.refusal is not None:
                 return self._original.eager(call, entry.refusal)
             if entry.waits(values):
-                return self._original.eager(call, _COMPILING)
-            result = self.cache.run(call) if self._validator.take_up(entry, values) else MISS
+                return _WAITS
+            result = self.cache.run(call) if self._validator.take_up(entry, call, values) else MISS
             if result is not MISS:
                 self.statistics.planned[0] += 1
                 return result

@@ -142,7 +142,7 @@ class PlanValidator:
 
     # ---- kernels that are compiled on the side
 
-    def take_up(self, entry: CacheEntry, values: Mapping[str, int]) -> bool:
+    def take_up(self, entry: CacheEntry, call: BoundCall, values: Mapping[str, int]) -> bool:
         """Makes the plan of a call whose sizes are proved, where an equal module has chosen its kernels meanwhile.
 
         Returns:
@@ -151,9 +151,13 @@ class PlanValidator:
         compiled = entry.chosen(values)
         if compiled is None or not entry.sizes.are_proved(values):
             return False
-        entry.plan(compiled, *self._on_failure(entry))
-        self._scope.cache.publish()
-        return True
+
+        def plan() -> None:
+            entry.plan(compiled, *self._on_failure(entry))
+            self._scope.cache.publish()
+
+        self.compile_safely(call.structure, plan)
+        return entry.chosen(values) is None
 
     # ---- sizes that are new
 

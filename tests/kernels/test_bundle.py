@@ -156,3 +156,16 @@ def test_it_is_a_program_that_runs_alone(bundle: Bundle) -> None:
 def test_its_sources_are_the_same_every_time(bundle: Bundle) -> None:
     again = lower_kernel(graph_of())
     assert kernel_sources(bundle) == kernel_sources(again)
+
+
+@needs_compiler
+def test_products_beside_other_parts_read_and_write_their_own_tensors() -> None:
+    def function(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.tanh(x), torch.nn.functional.linear(y, w), torch.nn.functional.linear(x, w.T)
+
+    given = normal(5, 20), normal(3, 7, seed=1), normal(20, 7, seed=2)
+    nest = lower_kernel(replace(trace(function, *given), bundle=(1, 1, 1)))
+    assert isinstance(nest, Bundle)
+    (kernel,) = cpp_compile.compile_cpp([nest], None)
+    for made, wanted in zip(cpp_compile.run_ctypes(kernel, given), function(*given), strict=True):
+        torch.testing.assert_close(made, wanted, rtol=1e-5, atol=1e-5)

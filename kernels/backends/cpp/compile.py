@@ -28,7 +28,7 @@ from fusion.patterns import symbols
 from fusion.patterns.errors import BackendUnavailable, CompileError, StructureMismatch
 
 _numbers = itertools.count()  # of the libraries that this process made
-_ahead: dict[str, _Made] = {}  # what `prepare_cpp` made, by a kernel's digest, until it is loaded
+_ahead: dict[tuple[str, str], _Made] = {}  # what `prepare_cpp` made, by store and digest, until it is loaded
 _MOST_UNITS = 8  # of one library: each costs a start of the compiler, which takes as long as a small kernel
 
 
@@ -133,7 +133,7 @@ def prepare_cpp(nests: Sequence[Nest], store: Store | None) -> None:
         made = _make(unmade, store, toolchain)
         if made.shared is not None:
             made.shared.keep(made.library.with_suffix(".o"), None)  # for what is prepared next
-        _ahead.update(dict.fromkeys(unmade, made))
+        _ahead.update(dict.fromkeys([(_place(store), digest) for digest in unmade], made))
 
 
 def _unmade(nests: Sequence[Nest], store: Store | None, toolchain: Toolchain) -> dict[str, Nest]:
@@ -142,8 +142,12 @@ def _unmade(nests: Sequence[Nest], store: Store | None, toolchain: Toolchain) ->
     return {
         digest: nest
         for digest, nest in found.items()
-        if digest not in _ahead and (store is None or not store.has(digest, "file"))
+        if (_place(store), digest) not in _ahead and (store is None or not store.has(digest, "file"))
     }
+
+
+def _place(store: Store | None) -> str:
+    return "" if store is None else str(store.directory)
 
 
 def run_ctypes(
@@ -248,11 +252,12 @@ def _make(unmade: dict[str, Nest], store: Store | None, toolchain: Toolchain) ->
 
 def _taken(missing: dict[str, Nest], store: Store | None) -> dict[str, Path | None]:
     """Libraries that were prepared, by digest, published. A forked child may find that its parent has removed one."""
-    found = {id(made): made for digest in missing if (made := _ahead.get(digest)) is not None}
+    place = _place(store)
+    found = {id(made): made for digest in missing if (made := _ahead.get((place, digest))) is not None}
     taken: dict[str, Path | None] = {}
     for made in found.values():
         for digest in made.nests:
-            _ahead.pop(digest, None)
+            _ahead.pop((place, digest), None)
         if made.library.exists():
             taken |= made.published(store)
     return taken

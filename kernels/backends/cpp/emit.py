@@ -91,7 +91,7 @@ def _body(nest: Nest) -> str:
     if isinstance(nest, Bundle):
         return "\n".join([*_part_functions(nest), *_prepare_function(nest), "", *_run_all_function(nest)])
     _check(nest)
-    loops = _functions(nest, _PLACEHOLDER)
+    loops = _functions(nest, nest, _PLACEHOLDER)
     return "\n".join([*loops, "", *_prepare_function(nest), "", *_run_function(nest, _PLACEHOLDER, nest)])
 
 
@@ -101,14 +101,14 @@ def _part_functions(bundle: Bundle) -> list[str]:
     for k, part in enumerate(bundle.parts):
         _check(part)
         name = _part_name(k)
-        lines += [*_functions(part, name), ""]
+        lines += [*_functions(part, bundle, name), ""]
         lines += [*_run_function(part, name, bundle), ""]
     return lines
 
 
-def _functions(nest: LoopNest, name: str) -> list[str]:
+def _functions(nest: LoopNest, kernel: Nest, name: str) -> list[str]:
     """The functions that `_run_function` calls."""
-    special = _special(nest, nest, name)
+    special = _special(nest, kernel, name)
     if special is not None:
         return special.functions()
     return [*_rows_function(nest, name), *_shared_function(nest, name)]

@@ -110,7 +110,9 @@ def run_case(library: ctypes.CDLL, kernel: dict[str, Any], case: dict[str, Any],
         at += rank + loose
     run = library[kernel["symbol"] + "_run"]
     pointers = [(ctypes.c_void_p * max(len(each), 1))(*(m.address for m in each)) for each in (inputs, outputs)]
-    run(*pointers, sizes)
+    run.restype = ctypes.c_int32
+    if run(*pointers, sizes):
+        raise MemoryError  # which says nothing of the kernel
     return "" if all(m.intact() for m in outputs) else "it writes outside its outputs"
 
 

@@ -17,6 +17,7 @@ from compiled_examples import needs_compiler
 
 import fusion
 from fusion.choices import background
+from fusion.jit import pipeline
 from fusion.kernels import processes
 from fusion.kernels.backends.cpp import compile as compiler
 from fusion.patterns.errors import CompileError, FusionError
@@ -159,6 +160,108 @@ def test_nothing_is_begun_while_a_call_is_recorded():
     assert build.wait(60) and begun.is_set()
 
 
+def test_an_error_in_the_thread_ends_nothing_but_its_own_work():
+    def fails() -> None:
+        raise MemoryError
+
+    first, done = background.begin(fails), threading.Event()
+    second = background.begin(done.set)
+    assert first.wait(60) and second.wait(60) and done.is_set()
+
+
+_FORKS = """
+import os, sys, threading
+from fusion.choices import background
+from fusion.jit import pipeline
+inside, ended = threading.Event(), threading.Event()
+
+def records():
+    with background.postponed():
+        inside.set()
+        ended.wait(60)
+
+threading.Thread(target=records).start()
+inside.wait(60)
+child = os.fork()
+if not child:
+    os._exit(0 if background.begin(lambda: None).wait(30) else 1)
+status = os.waitpid(child, 0)[1]
+held = not background.begin(lambda: None).wait(0.2)
+ended.set()
+print(status, held)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_a_child_that_is_forked_while_a_thread_records_compiles():
+    ended = subprocess.run([sys.executable, "-c", _FORKS], capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.returncode) == ("0 True\n", 0), ended.stderr
+
+
+def test_calls_of_several_threads_run_side_by_side_meanwhile(aside, gate):
+    together = threading.Barrier(2)
+
+    class Meets(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.silu(x) * 2 + x
+
+    def call() -> None:
+        with torch.no_grad():
+            results.append(fused(x))
+
+    module, results = Meets().eval(), []
+    x = torch.randn(40, 50)
+    fused = fusion.fuse(module.forward, aside)
+    fused(x)
+    original = fused.scope._original
+
+    def meets(call: Any, reason: Any = None) -> Any:
+        together.wait(60)
+        return type(original).eager(original, call, reason)
+
+    original.eager = meets
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2 and not together.broken
+
+
+def test_a_plan_that_equal_modules_cannot_be_given_leaves_them_eager(aside, gate, monkeypatch):
+    model = torch.nn.Sequential(*(Block() for _ in range(3))).eval()
+    x = torch.randn(40, 50)
+    eager = model(x)
+    fusion.enable(model, aside)
+    model(x)
+    model(x)
+    gate.open(model)
+    planned = pipeline.write_plan
+
+    def fails(shape: Any, steps: Any, *arguments: Any, **options: Any) -> Any:
+        if any(kind == "region" for kind, _ in steps):
+            raise KeyError("plan")
+        return planned(shape, steps, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "write_plan", fails)
+    for _ in range(3):
+        assert torch.equal(model(x), eager)
+    assert any("KeyError" in scope.reason for scope in fusion.report(model).scopes)
+
+
+def test_what_is_forgotten_is_compiled_on_the_side_again(aside, gate):
+    fused = fusion.fuse(gated, aside)
+    gate.opened.set()
+    x, y = torch.randn(2, 40, 50)
+    fusion.warmup(fused, x, y)
+    fused.pipeline.forget()
+    again = fusion.fuse(gated, aside)
+    again.pipeline.backends = fused.pipeline.backends
+    again.pipeline.decider.backends = fused.pipeline.backends
+    fusion.warmup(again, x, y)
+    assert gate.reached == 2 and again.report().scopes[0].state == "fused"
+
+
 def test_a_forked_child_waits_for_nothing_of_its_parent(monkeypatch):
     opened = threading.Event()
     build = background.begin(lambda: opened.wait(60) and None)
@@ -172,7 +275,7 @@ def test_a_forked_child_waits_for_nothing_of_its_parent(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="the system has no such policy")
 def test_compilers_on_the_side_run_where_nothing_else_does():
-    program = [sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"]
+    program = ["sh", "-c", f"{sys.executable} -c 'import os; print(os.sched_getscheduler(0))'; true"]
     with processes.aside():
         (told,) = processes.run([program], processor_s=60)
     (usual,) = processes.run([program], processor_s=60)
