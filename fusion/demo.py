@@ -22,7 +22,9 @@ from .demo_model import build_model
 from .reporting.model import FusionReport
 
 PREFILL_ROUNDS = 5
+PREFILL_SECONDS = 20.0  # after which no further round of prefills begins: eager ones take long in half precision
 WARM_UP_STEPS = 3
+WARM_UP_TOKENS = 16  # of the eager side, which has nothing to compile
 REFERENCE_BYTES = 6 * 2**30  # a reference run whose weights need more than this is left out, and said so
 
 
@@ -143,13 +145,14 @@ def run(options: DemoOptions, console: Console) -> DemoResult:
         model = build_model(options.model, options.config, options.dtype, options.layers, options.seed).to(device)
         step("eager warm-up")
         sides = _Sides(model, options, device)
-        sides.warm_up("eager")
+        sides.warm_up("eager", WARM_UP_TOKENS)
         step("recording, compiling, proving")
         warm_up_seconds = sides.enable()
         step("fused warm-up")
         sides.warm_up("fused")
         step("prefill")
         prefill = sides.prefill(lambda: step("prefill"))
+        step("decode", 2 * (PREFILL_ROUNDS - prefill["eager"].runs))
         decode, tokens, logits = sides.decode(lambda: step("decode"))
         step("comparing")
         report = sides.report()
@@ -192,17 +195,19 @@ class _Sides:
         report: FusionReport = fusion.report(self.model)
         return report
 
-    def warm_up(self, side: str) -> None:
-        """A prefill and a few decode steps, their times thrown away."""
-        logits, _ = self._prefill(side)
+    def warm_up(self, side: str, most: int | None = None) -> None:
+        """A prefill, of `most` tokens at most, and a few decode steps, their times thrown away."""
+        logits, _ = self._prefill(side, most)
         for _ in range(min(WARM_UP_STEPS, self.options.new_tokens)):
             logits, _ = self._call(side, logits.argmax(-1)[:, None])
 
     def prefill(self, tick: Callable[[], None]) -> dict[str, Timing]:
-        """Interleaved prefills; leaves both caches filled and the last logits in `self.last`."""
+        """Interleaved prefills, at least one of each side; leaves caches filled and the last logits in `self.last`."""
         seconds: dict[str, list[float]] = {"eager": [], "fused": []}
         self.last: dict[str, torch.Tensor] = {}
         for turn in range(PREFILL_ROUNDS):
+            if sum(map(sum, seconds.values())) > PREFILL_SECONDS:
+                break
             for side in _order(turn):
                 self.last[side], taken = self._prefill(side)
                 seconds[side].append(taken)
@@ -231,11 +236,11 @@ class _Sides:
         times = {side: Timing.of(values) for side, values in seconds.items()}
         return times, torch.cat(fed), {side: torch.cat(logits) for side, logits in kept.items()}
 
-    def _prefill(self, side: str) -> tuple[torch.Tensor, float]:
+    def _prefill(self, side: str, most: int | None = None) -> tuple[torch.Tensor, float]:
         from transformers import DynamicCache
 
         self.caches[side] = DynamicCache(config=self.model.config)
-        return self._call(side, self.prompt)
+        return self._call(side, self.prompt[:, :most])
 
     def _call(self, side: str, tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Logits after the last token, [1, vocabulary], and the seconds of the call."""
@@ -321,6 +326,8 @@ def _sentences(result: DemoResult) -> Iterator[str]:
 
 
 def _milliseconds(timing: Timing) -> str:
+    if timing.runs == 1:
+        return f"{timing.p50 * 1e3:.1f} ms (once)"
     return f"{timing.p50 * 1e3:.1f} ms ({timing.p20 * 1e3:.1f} .. {timing.p80 * 1e3:.1f})"
 
 

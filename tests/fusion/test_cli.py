@@ -81,6 +81,19 @@ def test_demo_runs_both_sides_and_writes_what_it_prints(tiny: Path, tmp_path: Pa
         assert words in result.stdout
 
 
+def test_a_demo_whose_prefills_take_long_makes_one_of_each(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion.demo.PREFILL_SECONDS", 0.0)
+    written = tmp_path / "out.json"
+    options = ["--config", str(tiny), "--prompt-len", "24", "--new-tokens", "2", "--dtype", "float32", "--layers", "1"]
+    result = call("demo", *options, "--json", str(written), FUSION_CACHE_DIR=str(tmp_path / "cache"))
+    assert result.exit_code == 0, result.output
+    seconds = json.loads(written.read_text())["seconds"]
+    assert [seconds["prefill"][side]["runs"] for side in ("eager", "fused")] == [1, 1]
+    assert result.stdout.count("ms (once)") == 2 and "2 of 2 the same" in result.stdout
+
+
 def test_weights_of_a_checkpoint_folder_are_used(tmp_path: Path, tiny: Path) -> None:
     saved = build_model("qwen3", tiny, "float32", 2, 7)
     saved.save_pretrained(tmp_path / "checkpoint")
