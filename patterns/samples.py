@@ -6,6 +6,7 @@ operator leaves undefined is not made: a division by zero or past the range of i
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import math
@@ -73,7 +74,8 @@ def made_inputs(graph: SubGraph, sizes: Mapping[str, int], draw: Draw) -> list[T
         draw: what values they hold.
     """
     generator = torch.Generator("cpu").manual_seed(len(graph.inputs))
-    with torch.device("cpu"):  # whatever the user's default device is
+    default = torch.get_default_device().type  # whatever the user's is, these are made on the CPU
+    with contextlib.nullcontext() if default == "cpu" else torch.device("cpu"):
         return [_tensor(graph, graph.spec[name], k, sizes, draw, generator) for k, name in enumerate(graph.inputs)]
 
 

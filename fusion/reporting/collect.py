@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from fusion.runtime.native import native_state
 
 def report_of(scopes: list[Scope], pipeline: Pipeline, steps: Mapping[str, Refusal] | None = None) -> FusionReport:
     """The report over scopes that share a pipeline, and over modules that run eagerly between plans."""
-    rows = [_scope_report(scope) for scope in scopes]
+    shared: dict[int, list[RegionReport]] = {}
+    rows = [_scope_report(scope, shared) for scope in scopes]
     rows += [_step_report(path, refusal) for path, refusal in (steps or {}).items()]
     costs = pipeline.backends.costs
     eager, fused = _times(rows)
@@ -81,10 +83,15 @@ def _environment(pipeline: Pipeline) -> dict[str, str]:
     }
 
 
-def _scope_report(scope: Scope) -> ScopeReport:
+def _scope_report(scope: Scope, shared: dict[int, list[RegionReport]]) -> ScopeReport:
+    """A scope's part; `shared` holds the regions' rows of what equal scopes run, by its identity."""
     statistics = scope.statistics
     compiled = [c for known in scope.known for c, _ in known.plans.values()]
-    regions = tuple(dict.fromkeys(_region_report(scope, one, c) for one in compiled for c in one.candidates))
+    for one in compiled:
+        if id(one) not in shared:
+            shared[id(one)] = list(map(_region_report, one.candidates))
+    found = dict.fromkeys(row for one in compiled for row in shared[id(one)])
+    regions = tuple(replace(row, scope=scope.name) for row in found)
     refusals = tuple(
         _refused_node(scope, one, i, r)
         for one in compiled
@@ -139,10 +146,11 @@ def _state(scope: Scope, compiled: bool) -> tuple[str, str]:
     return ("eager" if reason else "not called"), reason
 
 
-def _region_report(scope: Scope, compiled: Compiled, candidate: Candidate) -> RegionReport:
+def _region_report(candidate: Candidate) -> RegionReport:
+    """A region's row, whatever the scope."""
     graph, decision = candidate.region.subgraph, candidate.decision
     return RegionReport(
-        scope=scope.name,
+        scope="",
         name=graph.pattern or "+".join(_compute(graph)),
         pattern=graph.pattern,
         ops=graph.ops,

@@ -262,7 +262,7 @@ def _prepare_function(nest: Nest) -> list[str]:
             if read.get(("shape", k, d)) != symbols.render(size)
         ]
         strides = [
-            f"(in[{k}].shape[{d}] != 1 && stride_of(in[{k}], {d}) != {symbols.print_c(stride)})"
+            f"has_other_stride(in[{k}], {d}, {symbols.print_c(stride)})"
             for d, stride in enumerate(a.strides)
             if a.shape[d] != 1 and read.get(("stride", k, d)) != symbols.render(stride)
         ]

@@ -31,21 +31,26 @@ extern "C" int omp_get_thread_num(void);
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-INLINE bool is_kind(const DLTensor& t, int32_t ndim, int code, int bits) {
+// Checks before a kernel runs. They are called: inlined, they would be a fifth of what the compiler has to do.
+#define CHECK static __attribute__((noinline, unused))
+CHECK bool is_kind(const DLTensor& t, int32_t ndim, int code, int bits) {
     return t.ndim == ndim && t.code == code && t.bits == bits && t.lanes == 1 && t.device_type == 1;
 }
-INLINE int64_t stride_of(const DLTensor& t, int dim) {
+CHECK int64_t stride_of(const DLTensor& t, int dim) {
     if (t.strides) return t.strides[dim];
     int64_t stride = 1;  // DLPack: no strides means row-major
     for (int d = t.ndim - 1; d > dim; --d) stride *= t.shape[d];
     return stride;
 }
-INLINE int64_t clamp_index(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
-INLINE bool is_empty(const DLTensor& t) {
+CHECK bool has_other_stride(const DLTensor& t, int dim, int64_t stride) {
+    return t.shape[dim] != 1 && stride_of(t, dim) != stride;
+}
+CHECK bool is_empty(const DLTensor& t) {
     for (int d = 0; d < t.ndim; ++d)
         if (t.shape[d] == 0) return true;
     return false;
 }
+INLINE int64_t clamp_index(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 """
 
 # In order; a section may use the names that earlier ones define. Each: (names it defines, text).
