@@ -244,6 +244,7 @@ class FakeValues:
         for dim, size in enumerate(real.shape):
             if said[dim] is None and size == 1:
                 given = [o.stride(dim) for o in operands if o.ndim == real.ndim]
+                given += [step for o in operands if o.ndim != real.ndim for step in o.stride()]
                 said[dim] = next((step for step in given + steps if hint(step) == strides[dim]), None)
         return None if None in said else self.build(real, sizes, said)
 

@@ -87,6 +87,22 @@ def test_a_kernels_result_keeps_any_stride_of_a_dimension_of_size_1(stride: int)
     assert fused.report().scopes[0].fused_calls > 1
 
 
+@pytest.mark.parametrize("stride", [0, 1, 2, 9])
+def test_a_view_of_another_rank_keeps_any_stride_of_a_dimension_of_size_1(stride: int) -> None:
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        parted = x.unflatten(-1, (-1, 1))
+        return parted, parted * 3 + 1, x[None]
+
+    fused = fusion.fuse(function, {"profile": False})
+    with torch.no_grad():
+        for step in (stride, 5, stride, 3, stride):
+            x = torch.randn(8).as_strided((1,), (step,))
+            found, expected = fused(x), function(x)
+            assert [t.stride() for t in found] == [t.stride() for t in expected]
+            assert all(map(torch.equal, found[::2], expected[::2])) and torch.allclose(found[1], expected[1])
+    assert fused.report().scopes[0].fused_calls > 0
+
+
 def test_a_view_whose_strides_torch_tells_otherwise_beforehand() -> None:
     """An image from rows of its points, as attention on images makes it: of one image the first stride is another."""
 
