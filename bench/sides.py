@@ -49,7 +49,7 @@ def make_sides(model: Any, *, compiled: bool = False, floor: bool = True) -> dic
     """
     fused, unfused = twin(model), twin(model)
     fusion.enable(fused, {"enable_cache": False})
-    fusion.enable(unfused, {"enable_cache": False, "max_fusions": 0})
+    fusion.enable(unfused, {"enable_cache": False, "max_fusions": 0, "profile": False})
     sides = [
         Side("eager", caller(model), model, False),
         Side("unfused", caller(unfused), unfused, True),

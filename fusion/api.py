@@ -29,6 +29,7 @@ register_op = decompositions.register_op
 # Weak on both sides: a session lives in its model, in the entries that stand for the modules' forwards.
 _SESSIONS: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[Session]] = weakref.WeakKeyDictionary()
 _MOST_WARM_UPS = 16  # calls of a model whose calls go on changing something
+_MOST_TURNS = 64  # further calls, while plans are measured as a whole
 _DEEPEST = 2  # objects inside an object that `report` looks into
 
 
@@ -186,7 +187,8 @@ def warmup(model: Any, /, *args: Any, **kwargs: Any) -> FusionReport:
         with torch.inference_mode():
             fusion.warmup(model, input_ids)
 
-    It is called some four times with these very arguments. What a call changes in them, such as a cache that grows,
+    It is called some four times with these very arguments, and some 32 times more where its calls are so short that
+    plans are measured as a whole (`profile`). What a call changes in them, such as a cache that grows,
     each of the calls changes.
 
     Args:
@@ -200,12 +202,14 @@ def warmup(model: Any, /, *args: Any, **kwargs: Any) -> FusionReport:
         FusionError: there is no enabled model.
         Exception: what the model raises.
     """
-    for _ in range(_MOST_WARM_UPS):
-        before = [scope.progress for scope in _scopes_of(model)]
+    for number in range(_MOST_WARM_UPS + _MOST_TURNS):
+        before = [(scope.turns, scope.progress) for scope in _scopes_of(model)]
         model(*args, **kwargs)
         worked = not wait(model, 0)
         wait(model)
-        if not worked and [scope.progress for scope in _scopes_of(model)] == before:
+        after = [(scope.turns, scope.progress) for scope in _scopes_of(model)]
+        tried = [turns for turns, _ in before] != [turns for turns, _ in after]
+        if not tried and (number >= _MOST_WARM_UPS or (not worked and before == after)):
             break
     return report(model)
 

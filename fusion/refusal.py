@@ -67,6 +67,7 @@ CODES: dict[str, str] = {
     "inaccurate": "the kernel's error is larger than eager's allows",
     "unproved": "the kernel's proof could not be made",
     "slower": "the kernel did not measure faster",
+    "slower_plan": "calls took longer by the plan than without it",
     "launch_error": "the kernel could not be launched",
     # fused
     "faster": "measured faster than eager",

@@ -66,6 +66,8 @@ REMEDIES: dict[str, str] = {
     "compile_error": "mend the compiler that the message names, or choose another by backend=",
     "inaccurate": NOTHING + "eager's operators run, which round as they always did",
     "unproved": NOTHING + "a later call may prove it",
+    "slower_plan": NOTHING
+    + "the forward runs as it is; larger tensors, or fewer writes to arguments, leave more to gain",
     "slower": NOTHING + "eager is faster here; fusion_ratio is the bar",
     "launch_error": "run `fusion doctor`, which tries the compilers and the device",
     # fused

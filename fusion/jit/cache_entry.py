@@ -10,7 +10,7 @@ import torch
 from fusion.capture.recorded_call import RecordedCall
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import given_dims
-from fusion.jit.compiled import Compiled, Template
+from fusion.jit.compiled import Bucket, Compiled, Template
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.trust import CheckedSizes, FailureCount
 from fusion.patterns import known_products
@@ -99,6 +99,21 @@ class CacheEntry:
         """What was decided for these sizes, where this entry has no plan of it yet."""
         bucket = self.pipeline.bucket(self.template, values)
         return None if bucket in self.plans else self.template.by_bucket.get(bucket)
+
+    @property
+    def turns(self) -> int:
+        """Calls so far that were to tell whether a plan of it is faster than the forward."""
+        return sum(compiled.trial.taken for compiled, _ in self.plans.values())
+
+    def is_in(self, bucket: Bucket, arguments: Sequence[Any]) -> bool:
+        """Whether a call is like the recorded one, and its sizes are in a bucket."""
+        values = self.match(*arguments)
+        return values is not MISS and self.pipeline.bucket(self.template, values) == bucket
+
+    def dropped(self, values: Mapping[str, int]) -> Refusal | None:
+        """Why the plan for these sizes is not used, where it did not measure faster than the forward."""
+        known = self.plans.get(self.pipeline.bucket(self.template, values))
+        return None if known is None else known[0].trial.refusal
 
     def release(self) -> None:
         """Lets go of the recorded run's tensors; its structure stays for twins to follow."""

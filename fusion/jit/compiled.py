@@ -8,6 +8,7 @@ from typing import Any
 from fusion.choices.background import Build
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import Candidate
+from fusion.jit.plan_trial import PlanTrial
 from fusion.partition.regions import Partition
 from fusion.patterns.forks import cached_property
 from fusion.patterns.nodes import OpNode
@@ -31,6 +32,7 @@ class Compiled:
         bucket: the sizes the decisions were measured for.
         unfused: execution order without kernels.
         steps, calls, kernels: execution order with kernels; "region" steps index into `calls`.
+        trial: whether plans of these are faster than the forward.
     """
 
     shape: PlanSpec
@@ -41,6 +43,7 @@ class Compiled:
     steps: tuple[Step, ...]
     calls: tuple[KernelCall, ...]
     kernels: tuple[Kernel, ...]
+    trial: PlanTrial = field(compare=False)
 
     @cached_property
     def refusals(self) -> tuple[tuple[int, Refusal], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,9 +29,20 @@ class Original:
         self.call = call
         self.signature = Signature(call)
         self.statistics = Statistics()
+        self._plainly = self.signature.is_plain
 
     def __call__(self, call: BoundCall) -> Any:
         return self.signature.invoke(self.call, call.arguments)
+
+    def unplanned(self, arguments: Sequence[Any]) -> Any:
+        """Makes a call, with arguments in signature order, that counts as eager."""
+        self.statistics.eager += 1
+        return self.call(*arguments) if self._plainly else self.signature.invoke(self.call, arguments)
+
+    def instead(self, arguments: Sequence[Any]) -> Any:
+        """Makes such a call in a plan's place: the entry is going to count it as planned, too."""
+        self.statistics.planned[0] -= 1
+        return self.unplanned(arguments)
 
     def eager(self, call: BoundCall, reason: Refusal | None = None) -> Any:
         """Makes a call that counts as eager."""

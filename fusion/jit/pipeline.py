@@ -20,6 +20,7 @@ from fusion.choices.kernel_cache import Backends
 from fusion.choices.select import Candidate, Decider, given_dims, pattern_of
 from fusion.config import FusionConfig
 from fusion.jit.compiled import Bucket, Compiled, Lists, Template, structure_key
+from fusion.jit.plan_trial import PlanTrial
 from fusion.partition.dependence import schedule
 from fusion.partition.partitioner import partition, unfused
 from fusion.partition.regions import Partition
@@ -130,6 +131,7 @@ class Pipeline:
             for c, k in zip(chosen, kernels, strict=True)
         ]
         steps = schedule(template.shape.graph, [c.region for c in chosen])
+        on_cpu = all(device.type == "cpu" for device in template.shape.devices)  # else a clock sees launches alone
         return Compiled(
             template.shape,
             template.partition,
@@ -139,6 +141,7 @@ class Pipeline:
             steps,
             tuple(calls),
             tuple(kernels),
+            PlanTrial(measured=self.config.profile and on_cpu, copies=bool(template.shape.graph.lasting)),
         )
 
     def bucket(self, template: Template, values: Mapping[str, int]) -> Bucket:

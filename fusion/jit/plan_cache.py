@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import CacheEntry
+from fusion.jit.compiled import Compiled
+from fusion.jit.original import Original
+from fusion.jit.plan_trial import Resting, by_turns
 from fusion.jit.state_watch import StateWatch
+from fusion.patterns.forks import Lock
 from fusion.refusal import Refusal
-from fusion.runtime.plan import MISS
+from fusion.runtime.plan import MISS, Plan
 
 
 class PlanCache:
@@ -17,29 +22,54 @@ class PlanCache:
 
     Args:
         watch: what all plans depend on.
+        original: what the plans stand for.
+        lock: held while the scope changes.
 
     Attributes:
         entries: recordings, oldest first.
         refused: why calls of a structure are not recorded.
         plans: what the entry tries in order, newest first. The entry holds this very list.
+        rest: what the entry calls before it looks at anything, where all plans were dropped; else empty. The entry
+            holds this very list.
     """
 
-    def __init__(self, watch: StateWatch) -> None:
+    def __init__(self, watch: StateWatch, original: Original, lock: Lock) -> None:
         self.entries: list[CacheEntry] = []
         self.refused: dict[Any, Refusal] = {}
         self.plans: list[Callable[..., Any]] = []
         self._watch = watch
+        self._original = original
+        self._lock = lock
+        self.rest: list[Callable[..., Any]] = []
+        self._beside_plans, self._without_plans = Resting(original.instead), Resting(original.unplanned)
 
     def publish(self) -> None:
         """Makes the plans of all usable recordings those that the entry tries."""
         self._watch.arm()
-        runs = [
-            plan.run
-            for entry in self.entries
-            if entry.refusal is None and entry.sizes.any
-            for _, plan in entry.plans.values()
-        ]
-        self.plans[:] = runs[::-1]
+        self._list()
+
+    def _list(self) -> None:
+        usable = [entry for entry in self.entries if entry.refusal is None and entry.sizes.any]
+        plans = [(entry, *known) for entry in usable for known in entry.plans.values()]
+        runs = [self._run_of(*one) for one in plans if one[1].trial.refusal is None]
+        dropped = len(runs) < len(plans)
+        self.plans[:] = runs[::-1] + ([self._beside_plans.run] if dropped and runs else [])
+        self.rest[:] = [self._without_plans.run] if dropped and not runs else []
+
+    def _run_of(self, entry: CacheEntry, compiled: Compiled, plan: Plan) -> Callable[..., Any]:
+        if compiled.trial.done:
+            return plan.run
+        applies = functools.partial(entry.is_in, compiled.bucket)
+        line = functools.partial(getattr, self._original, "line")
+        return by_turns(plan.run, compiled.trial, self._original.instead, applies, self._settle, line)
+
+    def _settle(self) -> None:
+        """A plan's trial is over; where another thread changes the scope just now, a later call settles it."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._list()
+            finally:
+                self._lock.release()
 
     def run(self, call: BoundCall) -> Any:
         """The result of the first plan that takes a call, or MISS."""

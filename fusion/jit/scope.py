@@ -87,14 +87,16 @@ class Scope:
         native = dict(steps or {})
         self.watch = StateWatch(modules or {}, watch, surroundings, native, lambda: original.line, self._install)
         self.breaks = GraphBreaks(native, self.watch, pipeline.routed, functools.partial(divide, self))
-        self.cache = PlanCache(self.watch)
+        self.cache = PlanCache(self.watch, original, self._lock)
         self.lifecycle = Lifecycle(self.watch, warms=bool(native))
         self._backoff = Backoff()
         self._specialization = Specialization(self.watch, pipeline.lists)
         context = ScopeContext(original, pipeline, self.cache, self.watch, self.breaks, self.lifecycle)
         self._validator = PlanValidator(context, self._lock)
         self._recorder = CallRecorder(context, self._specialization, self._validator)
-        self.entry = original.signature.entry(self.cache.plans, self.statistics.planned, self._slow, bound)
+        self.entry = original.signature.entry(
+            self.cache.rest, self.cache.plans, self.statistics.planned, self._slow, bound
+        )
         if in_place:
             self.watch.refresh()
 
@@ -134,6 +136,11 @@ class Scope:
         """Changes with each call that was recorded or checked, or got a plan: equal after two calls that only ran."""
         known = [(len(one.plans), len(one.sizes.proved), one.refusal is None) for one in self.known]
         return (self.statistics.recordings, self.lifecycle.phase, len(self.refused), len(self.cache.plans), *known)
+
+    @property
+    def turns(self) -> int:
+        """Calls so far that were to tell whether its plans are faster than the callable."""
+        return sum(one.turns for one in self.known)
 
     def _install(self, unchanged: Callable[[], bool]) -> None:
         self.entry.__globals__["_f_unchanged"] = unchanged
@@ -268,6 +275,9 @@ class Scope:
                 return self._original.eager(call, entry.refusal)
             if entry.waits(values):
                 return _WAITS
+            slower = entry.dropped(values)
+            if slower is not None:
+                return self._original.eager(call, slower)
             result = self.cache.run(call) if self._validator.take_up(entry, call, values) else MISS
             if result is not MISS:
                 self.statistics.planned[0] += 1

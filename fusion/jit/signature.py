@@ -46,6 +46,12 @@ class Signature:
         self.parameters = parameters
         self.names = tuple(p.name for p in parameters)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every argument is given in its place, so that calls need no `invoke`."""
+        placed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return all(p.kind in placed and p.default is p.empty for p in self.parameters)
+
     def bind(self, arguments: Sequence[Any]) -> BoundCall:
         """A call with arguments in signature order."""
         return BoundCall(self.names, arguments)
@@ -72,9 +78,14 @@ class Signature:
         return call(*positional, **named)
 
     def entry(
-        self, plans: list[Callable[..., Any]], counter: list[int], slow: Callable[..., Any], bound: Any = None
+        self,
+        rest: list[Callable[..., Any]],
+        plans: list[Callable[..., Any]],
+        counter: list[int],
+        slow: Callable[..., Any],
+        bound: Any = None,
     ) -> Callable[..., Any]:
-        """The function that stands in for the callable: the mode checks, then the plans, then the slow path.
+        """The function that stands in for the callable: what rests, the mode checks, the plans, the slow path.
 
         It is a method of `bound`, where that is given, which it takes as its first argument and does not use: who
         wraps a forward, or binds it to another object, takes the function out of the method first.
@@ -82,6 +93,7 @@ class Signature:
         Whoever makes it puts the snapshot into its globals as `_f_unchanged`; no plan is tried before.
         """
         names: dict[str, Any] = {
+            "_f_rest": rest,
             "_f_plans": plans,
             "_f_counter": counter,
             "_f_slow": slow,
@@ -99,6 +111,10 @@ class Signature:
         arguments = ", ".join(f"a{i}" for i in range(len(self.parameters)))
         lines = [
             f"def entry({', '.join(listed)}):",
+            "    if _f_rest:",
+            f"        _f_result = _f_rest[0]({arguments})",
+            "        if _f_result is not _f_miss:",
+            "            return _f_result",
             "    _f_modes = _f_grad() or _f_dispatch() or _f_function() and _f_other() or _f_autocast()",
             "    _f_traced = _f_tracing() or _f_compiling()",
             "    if not _f_modes and not _f_traced and _f_unchanged():",

@@ -56,6 +56,7 @@ def kernels_of(scopes: list[Scope]) -> tuple[Kernel, ...]:
         for scope in scopes
         for known in scope.known
         for compiled, _ in known.plans.values()
+        if compiled.trial.refusal is None
         for kernel in compiled.kernels
     }
     return tuple(found.values())
@@ -86,7 +87,7 @@ def _environment(pipeline: Pipeline) -> dict[str, str]:
 def _scope_report(scope: Scope, shared: dict[int, list[RegionReport]]) -> ScopeReport:
     """A scope's part; `shared` holds the regions' rows of what equal scopes run, by its identity."""
     statistics = scope.statistics
-    compiled = [c for known in scope.known for c, _ in known.plans.values()]
+    compiled = [c for known in scope.known for c, _ in known.plans.values() if c.trial.refusal is None]
     for one in compiled:
         if id(one) not in shared:
             shared[id(one)] = list(map(_region_report, one.candidates))
@@ -132,7 +133,8 @@ def _step_report(path: str, refusal: Refusal) -> ScopeReport:
 
 
 def _state(scope: Scope, compiled: bool) -> tuple[str, str]:
-    refusals = [k.refusal for k in scope.known if k.refusal] + list(scope.refused.values())
+    dropped = [c.trial.refusal for k in scope.known for c, _ in k.plans.values() if c.trial.refusal]
+    refusals = [*(k.refusal for k in scope.known if k.refusal), *dropped, *scope.refused.values()]
     reason = str(refusals[0]) if refusals else ""
     if compiled and not all(k.refusal for k in scope.known):
         fused = any(c.kernels for k in scope.known for c, _ in k.plans.values())

@@ -63,7 +63,7 @@ def test_a_forward_of_its_own_goes_with_copies(
 
 @torch.no_grad()
 def test_a_call_before_there_is_a_snapshot() -> None:
-    entry = Signature(free).entry([], [0], free)
+    entry = Signature(free).entry([], [], [0], free)
     x = torch.ones(2)
     assert torch.equal(entry(x), free(x))
 
