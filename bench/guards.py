@@ -28,7 +28,7 @@ def run(options: Options) -> list[Row]:
     """The row of guard and dispatch for one decode call of a decoder layer."""
     model = build(TINY, torch.float32, options.device, 2)
     arguments, island = _decode_arguments(twin(model), options)
-    session = Session(model, Pipeline({"enable_cache": False}))
+    session = Session(model, Pipeline({"enable_cache": False, "profile": False}))
     try:
         _decode(model, options)
         module, scope = session.scopes[0]
@@ -105,7 +105,7 @@ def _checks(scope: Scope, arguments: dict[str, Any]) -> tuple[Callable[..., Any]
     """The checks of the plan that takes the call, as a plan that does nothing after them; and that plan."""
     for plan in (plan for known in scope.known for _, plan in known.plans.values()):
         checks = _without_body(plan)
-        entry = scope.signature.entry([checks], [0], lambda *_: MISS)
+        entry = scope.signature.entry([], [checks], [0], lambda *_: MISS)
         entry.__globals__["_f_unchanged"] = lambda: True
         if entry(**arguments) is not MISS:
             return checks, plan

@@ -17,7 +17,7 @@ from .measure import Block
 from .models import library_calls, new_cache, twin, widened
 
 ERROR_FACTOR = 1.5  # how much worse than eager's own error a fused model's may be
-MOST_WARM_UPS = 6
+MOST_WARM_UPS = 24  # plans that are measured as a whole take turns with eager in 33 calls, which equal layers share
 
 Call = Callable[[torch.Tensor, Any], torch.Tensor]  # tokens [1, n], cache -> logits [1, vocabulary] after the last
 
