@@ -18,11 +18,13 @@ from .graph import SubGraph
 from .leaves import Leaf, leaves, map_leaves
 from .nodes import OpNode
 from .ops import Kind, call_of, lookup
+from .ops.pointwise import CONVERSIONS
 from .ops.views import PERMUTATIONS
 from .specs import TensorSpec, contiguous_strides
 from .symbols import Dim
 
 _SUMMED = "summed"
+_CONVERSIONS = frozenset(f"aten.{op}" for op in CONVERSIONS)  # of whose second operand only the dtype counts
 Place = tuple[str, int]  # a value and one of its dimensions
 
 
@@ -128,7 +130,10 @@ def _operand_places(node: OpNode, graph: SubGraph) -> list[tuple[Place, Place]] 
             return None
         reads = [(node.refs[0], row.index(call, index, {f"d{d}": n for d, n in enumerate(shape)}, 0))]
     else:
-        reads = [(r, indexing.broadcast_index(index, shape, spec[r].shape)) for r in node.refs]
+        read = node.refs[:1] if node.op in _CONVERSIONS else node.refs
+        if any(len(spec[r].shape) > len(shape) for r in read):
+            return None
+        reads = [(r, indexing.broadcast_index(index, shape, spec[r].shape)) for r in read]
     pairs: list[tuple[Place, Place]] = []
     for name, at in reads:
         for d, where in enumerate(at):

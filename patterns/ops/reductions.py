@@ -159,9 +159,11 @@ def _correction(call: Call) -> float:
 
 
 def _norm(call: Call, run: Run, number: int) -> Scalar:
-    """The p-norm (aten/src/ATen/native/LinearAlgebra.cpp names the special orders)."""
+    """The p-norm; aten/src/ATen/native/LinearAlgebra.cpp names the special orders, and takes no power of one element."""
     order = float(_order(call))
     size = apply("abs", _accumulated(call, run))
+    if run.extent == 1 and order != 0:
+        return size
     if order == float("inf"):
         return highest(size, run.extent)
     if order == float("-inf"):

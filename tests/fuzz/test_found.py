@@ -39,6 +39,9 @@ FOUND = {
         "v0 = F.relu(x0).flatten().float()",
         "v1 = v0.type_as(x1)",
     ),
+    "a dtype lent by what has more dimensions": program(
+        {"x0": (("B", "N"), FLOAT), "x1": ((3, "B", "N"), HALF)}, "v0 = x0 * 2", "v1 = v0.type_as(x1) + 1"
+    ),
     "an argument that is lifted": program(
         {"x0": (("B", "N"), FLOAT)}, "v0 = torch.ops.aten.lift_fresh.default(x0)", "v1 = v0.tanh() * 2"
     ),
@@ -148,3 +151,19 @@ def test_a_value_that_equals_itself_not_or_another_one_is_a_condition(fill: floa
             assert torch.equal(module(x, other), Forward()(x, other))
     (scope,) = (scope for _, scope in api._enabled(module)[""].scopes)
     assert scope.statistics.planned[0] > 0 and all(known.refusal is None for known in scope.known)
+
+
+@pytest.mark.parametrize("order", [0, 0.5, 1, 2, 3.5, -1, math.inf, -math.inf])
+def test_the_norm_of_one_element_takes_no_power_of_it(order: float) -> None:
+    """A power of a subnormal number is zero, and its root, too: torch gives the number."""
+
+    def norms(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.linalg.vector_norm(x, order, -1) + 0, torch.linalg.vector_norm(x, order) + 0, x.norm(order, -1) * 1
+
+    fused = fusion.fuse(norms, {"profile": False, "min_nodes": 1, "enable_cache": False})
+    with torch.no_grad():
+        for value in (2.9387e-39, -2.9387e-39, -1e-30, 1e30, 0.0, -0.0, math.inf, math.nan, -3.0):
+            x = torch.tensor([value])
+            for found, expected in zip(fused(x), norms(x), strict=True):
+                assert torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True), (value, found, expected)
+    assert fused.report().scopes[0].fused_calls > 1
