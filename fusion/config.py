@@ -67,7 +67,9 @@ class FusionConfig(BaseModel):
         description="Try each CPU kernel once on made data, first in a process of its own; "
         "check each kernel against the fp64 rule before its first use.",
     )
-    profile: bool = Field(True, description="Measure kernels and plans before deciding; False fuses every legal region.")
+    profile: bool = Field(
+        True, description="Measure kernels and plans before deciding; False fuses every legal region."
+    )
     max_fusions: int | None = Field(
         None, ge=0, description="At most this many kernels per scope, to bisect a wrong result; 0 is the unfused plan."
     )

@@ -12,6 +12,7 @@ from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import given_dims
 from fusion.jit.compiled import Bucket, Compiled, Template
 from fusion.jit.pipeline import Pipeline
+from fusion.jit.plan_trial import PlanTrial
 from fusion.jit.trust import CheckedSizes, FailureCount
 from fusion.patterns import known_products
 from fusion.patterns.graph import SubGraph
@@ -110,10 +111,10 @@ class CacheEntry:
         values = self.match(*arguments)
         return values is not MISS and self.pipeline.bucket(self.template, values) == bucket
 
-    def dropped(self, values: Mapping[str, int]) -> Refusal | None:
-        """Why the plan for these sizes is not used, where it did not measure faster than the forward."""
+    def trial(self, values: Mapping[str, int]) -> PlanTrial | None:
+        """The trial of the plan for these sizes, where it has one."""
         known = self.plans.get(self.pipeline.bucket(self.template, values))
-        return None if known is None else known[0].trial.refusal
+        return None if known is None else known[0].trial
 
     def release(self) -> None:
         """Lets go of the recorded run's tensors; its structure stays for twins to follow."""

@@ -22,6 +22,7 @@ class Original:
 
     Attributes:
         signature: its parameters.
+        as_written: makes a call as users do, of the callable and the arguments one by one, and does not count it.
         statistics: of the scope that stands in for it.
     """
 
@@ -29,20 +30,18 @@ class Original:
         self.call = call
         self.signature = Signature(call)
         self.statistics = Statistics()
-        self._plainly = self.signature.is_plain
+        self.as_written = self.signature.caller()
 
     def __call__(self, call: BoundCall) -> Any:
         return self.signature.invoke(self.call, call.arguments)
 
-    def unplanned(self, arguments: Sequence[Any]) -> Any:
-        """Makes a call, with arguments in signature order, that counts as eager."""
-        self.statistics.eager += 1
-        return self.call(*arguments) if self._plainly else self.signature.invoke(self.call, arguments)
-
     def instead(self, arguments: Sequence[Any]) -> Any:
-        """Makes such a call in a plan's place: the entry is going to count it as planned, too."""
+        """Makes a call, with arguments in signature order, in a plan's place: it is eager, and the entry is going to
+        count it as planned, too."""
+        self.statistics.eager += 1
+        result = self.as_written(self.call, *arguments)
         self.statistics.planned[0] -= 1
-        return self.unplanned(arguments)
+        return result
 
     def eager(self, call: BoundCall, reason: Refusal | None = None) -> Any:
         """Makes a call that counts as eager."""

@@ -24,6 +24,7 @@ from fusion.jit.plan_trial import PlanTrial
 from fusion.partition.dependence import schedule
 from fusion.partition.partitioner import partition, unfused
 from fusion.partition.regions import Partition
+from fusion.patterns.python_nodes import ObjectRead, TensorRead
 from fusion.patterns.recorded import RecordedGraph
 from fusion.runtime.guard_writer import write_match
 from fusion.runtime.plan import KernelCall, PlanSpec, Source, input_symbols
@@ -131,7 +132,6 @@ class Pipeline:
             for c, k in zip(chosen, kernels, strict=True)
         ]
         steps = schedule(template.shape.graph, [c.region for c in chosen])
-        on_cpu = all(device.type == "cpu" for device in template.shape.devices)  # else a clock sees launches alone
         return Compiled(
             template.shape,
             template.partition,
@@ -141,8 +141,18 @@ class Pipeline:
             steps,
             tuple(calls),
             tuple(kernels),
-            PlanTrial(measured=self.config.profile and on_cpu, copies=bool(template.shape.graph.lasting)),
+            PlanTrial(measured=self._measures(template), copies=bool(template.shape.graph.lasting)),
         )
+
+    def _measures(self, template: Template) -> bool:
+        """Whether plans of a template are measured as a whole.
+
+        Of calls on GPUs a clock sees the launches alone. Where data or an object's state decides what a call does, the
+        original's turns may be calls that the plan is not for.
+        """
+        on_cpu = all(device.type == "cpu" for device in template.shape.devices)
+        reads = any(isinstance(node, (ObjectRead, TensorRead)) for node in template.shape.graph.nodes)
+        return self.config.profile and on_cpu and not reads
 
     def bucket(self, template: Template, values: Mapping[str, int]) -> Bucket:
         """The range of sizes around `values` that decisions are shared over: powers of four, per input symbol."""

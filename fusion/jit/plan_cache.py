@@ -10,7 +10,9 @@ from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import CacheEntry
 from fusion.jit.compiled import Compiled
 from fusion.jit.original import Original
-from fusion.jit.plan_trial import Resting, by_turns
+from fusion.jit.plan_trial import by_turns
+from fusion.jit.resting import Resting
+from fusion.jit.signature import Rest
 from fusion.jit.state_watch import StateWatch
 from fusion.patterns.forks import Lock
 from fusion.refusal import Refusal
@@ -29,8 +31,8 @@ class PlanCache:
         entries: recordings, oldest first.
         refused: why calls of a structure are not recorded.
         plans: what the entry tries in order, newest first. The entry holds this very list.
-        rest: what the entry calls before it looks at anything, where all plans were dropped; else empty. The entry
-            holds this very list.
+        rest: what tells the entry, before it looks at anything, that a call is the original's, where all plans were
+            dropped; else empty. The entry holds this very list.
     """
 
     def __init__(self, watch: StateWatch, original: Original, lock: Lock) -> None:
@@ -40,8 +42,8 @@ class PlanCache:
         self._watch = watch
         self._original = original
         self._lock = lock
-        self.rest: list[Callable[..., Any]] = []
-        self._beside_plans, self._without_plans = Resting(original.instead), Resting(original.unplanned)
+        self.rest: list[Rest] = []
+        self._resting = Resting(original.statistics)
 
     def publish(self) -> None:
         """Makes the plans of all usable recordings those that the entry tries."""
@@ -51,10 +53,24 @@ class PlanCache:
     def _list(self) -> None:
         usable = [entry for entry in self.entries if entry.refusal is None and entry.sizes.any]
         plans = [(entry, *known) for entry in usable for known in entry.plans.values()]
-        runs = [self._run_of(*one) for one in plans if one[1].trial.refusal is None]
-        dropped = len(runs) < len(plans)
-        self.plans[:] = runs[::-1] + ([self._beside_plans.run] if dropped and runs else [])
-        self.rest[:] = [self._without_plans.run] if dropped and not runs else []
+        kept = [one for one in reversed(plans) if one[1].trial.refusal is None]
+        kept.sort(key=lambda one: not one[1].trial.done)  # telling whether one on trial takes a call takes longer
+        dropped = len(kept) < len(plans)
+        self.plans[:] = [self._run_of(*one) for one in kept] + ([self._pass_by] if dropped and kept else [])
+        rest = (self._resting.takes, self._original.as_written, self._original.call)
+        self.rest[:] = [rest] if dropped and not kept else []
+
+    def lay_to_rest(self, call: BoundCall) -> None:
+        """A call would have taken a plan that was dropped: others like it rest."""
+        self._resting.add(call.arguments)
+
+    def _pass_by(self, *arguments: Any) -> Any:
+        """Behind the plans: the original's result for a call that rests; MISS for another one."""
+        if not self._resting.takes(*arguments):
+            return MISS
+        result = self._original.as_written(self._original.call, *arguments)
+        self._original.statistics.planned[0] -= 1  # the entry is going to count it
+        return result
 
     def _run_of(self, entry: CacheEntry, compiled: Compiled, plan: Plan) -> Callable[..., Any]:
         if compiled.trial.done:
@@ -88,4 +104,5 @@ class PlanCache:
         """Forgets every recording and refusal."""
         self.entries.clear()
         self.refused.clear()
+        self._resting.forget()
         self.publish()

@@ -7,18 +7,22 @@ the call's result, so that nothing is computed for the sake of measuring, and no
 
 from __future__ import annotations
 
+import itertools
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fusion import stack
 from fusion.refusal import Refusal
 from fusion.runtime.plan import MISS
 
 _SAMPLES = 16  # of each way
-_FEW_SAMPLES = 2  # of each way, of calls that are long
-_LONG_S = 2e-3  # a call that takes longer than this is long: only copies for undoing writes can count in it
+_FEW_SAMPLES = 6  # of each way, of calls that are long
+_LONG_S = 2e-3  # a plan that takes longer is long: only copies for undoing writes can count in it
 _TOLERATED = 1.02  # of the original's time: a plan that is not noticeably slower stays
-_TURNS = (0, 1, 1, 0, 1, 0, 0, 1)  # plan, original, ...: no period that calls of alternating sizes could have, too
+_AGAIN_AFTER = 8  # calls that ask for a dropped plan, before it is tried again; then four times as many
+_numbers = itertools.count()
 
 clock = time.perf_counter
 
@@ -38,15 +42,25 @@ class PlanTrial:
 
     def __init__(self, *, measured: bool, copies: bool) -> None:
         self.done = not measured
+        self.taken = 0
         self.refusal: Refusal | None = None
         self._copies = copies
-        self.taken = 0
         self._seconds: tuple[list[float], list[float]] = ([], [])
+        self._asked, self._again = 0, _AGAIN_AFTER
+        # Chance has no period that the sizes of calls, or the turns of a scope inside, could have, too.
+        self._chance = random.Random(next(_numbers))
+        self._second_of_pair: bool | None = None
 
     def original_is_next(self) -> bool:
-        """Whose turn a call is."""
+        """Whose turn a call is; of two calls, one each."""
         self.taken += 1
-        return bool(_TURNS[(self.taken - 2) % len(_TURNS)]) and self.taken > 1  # the first call warms the plan up
+        if self.taken == 1:
+            return False  # which warms the plan up
+        turn, self._second_of_pair = self._second_of_pair, None
+        if turn is None:
+            turn = self._chance.random() < 0.5
+            self._second_of_pair = not turn
+        return turn
 
     def add(self, original: bool, seconds: float, line: Callable[[], str]) -> None:
         """A call has taken so long.
@@ -60,13 +74,10 @@ class PlanTrial:
             return
         self._seconds[original].append(seconds)
         planned, eager = (sorted(one) for one in self._seconds)
-        if planned and planned[0] > _LONG_S:
-            if not self._copies:
-                self.done = True
-            needed = _FEW_SAMPLES
-        else:
-            needed = _SAMPLES
-        if min(len(planned), len(eager)) < needed:
+        is_long = len(planned) > 1 and planned[0] > _LONG_S
+        if is_long and not self._copies:
+            self.done = True
+        if self.done or min(len(planned), len(eager)) < (_FEW_SAMPLES if is_long else _SAMPLES):
             return
         self.done = True
         # What a busy machine adds to calls, it adds to the slow ones; a plan goes where its fast ones are slower, too.
@@ -74,6 +85,17 @@ class PlanTrial:
         if plan > _TOLERATED * forward and planned[0] > _TOLERATED * eager[0]:
             times = f"a call takes {plan * 1e6:.1f} us by the plan and {forward * 1e6:.1f} us without"
             self.refusal = Refusal("slower_plan", times, line())
+
+    def ask_again(self) -> bool:
+        """A call would take the plan, which was dropped; whether it is on trial again."""
+        self._asked += 1
+        if self._asked < self._again:
+            return False
+        self._asked, self._again = 0, 4 * self._again
+        self.done, self.taken, self.refusal = False, 0, None
+        for one in self._seconds:
+            one.clear()
+        return True
 
 
 def by_turns(
@@ -99,7 +121,9 @@ def by_turns(
         if trial.done:
             settle()
             return plan(*arguments) if trial.refusal is None else MISS
-        eagerly = trial.original_is_next() and applies(arguments)
+        if stack.is_short() or not applies(arguments):
+            return MISS
+        eagerly = trial.original_is_next()
         start = clock()
         result = original(arguments) if eagerly else plan(*arguments)
         seconds = clock() - start
@@ -108,27 +132,3 @@ def by_turns(
         return result
 
     return run
-
-
-class Resting:
-    """Passes calls on to the original once a scope's plan was dropped, and lets one in many through, for which a
-    recording or a plan is looked for.
-
-    Args:
-        original: makes a call without a plan.
-    """
-
-    _FIRST, _MOST = 64, 512  # calls that it passes on before it lets one through
-
-    def __init__(self, original: Callable[[Sequence[Any]], Any]) -> None:
-        self._original = original
-        self._span = self._left = self._FIRST
-
-    def run(self, *arguments: Any) -> Any:
-        """The original's result; MISS for one call in many."""
-        self._left -= 1
-        if self._left > 0:
-            return self._original(arguments)
-        self._span = min(2 * self._span, self._MOST)
-        self._left = self._span
-        return MISS

@@ -25,6 +25,7 @@ from fusion.jit.lifecycle import Lifecycle, Phase
 from fusion.jit.original import Original
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.plan_cache import PlanCache
+from fusion.jit.plan_trial import PlanTrial
 from fusion.jit.scope_context import ScopeContext
 from fusion.jit.signature import Signature
 from fusion.jit.specialization import Specialization
@@ -275,9 +276,9 @@ class Scope:
                 return self._original.eager(call, entry.refusal)
             if entry.waits(values):
                 return _WAITS
-            slower = entry.dropped(values)
-            if slower is not None:
-                return self._original.eager(call, slower)
+            trial = entry.trial(values)
+            if trial is not None and trial.refusal is not None:
+                return self._dropped(call, trial)
             result = self.cache.run(call) if self._validator.take_up(entry, call, values) else MISS
             if result is not MISS:
                 self.statistics.planned[0] += 1
@@ -289,6 +290,15 @@ class Scope:
             if routed >= MOST_ROUTES and self.breaks.on_data_miss(entry, call.structure):
                 return self._original.eager(call)
         return MISS
+
+    def _dropped(self, call: BoundCall, trial: PlanTrial) -> Any:
+        """The result of a call whose plan is slower than the callable; now and then the plan is tried again."""
+        reason = trial.refusal
+        if trial.ask_again():
+            self.cache.publish()
+        else:
+            self.cache.lay_to_rest(call)
+        return self._original.eager(call, reason)
 
     def _recorded(self, call: BoundCall) -> Any:
         """The result of a call that no recording applies to; it is recorded, where there is room for one more."""

@@ -87,11 +87,12 @@ def _environment(pipeline: Pipeline) -> dict[str, str]:
 def _scope_report(scope: Scope, shared: dict[int, list[RegionReport]]) -> ScopeReport:
     """A scope's part; `shared` holds the regions' rows of what equal scopes run, by its identity."""
     statistics = scope.statistics
-    compiled = [c for known in scope.known for c, _ in known.plans.values() if c.trial.refusal is None]
-    for one in compiled:
+    made = [c for known in scope.known for c, _ in known.plans.values()]
+    compiled = [c for c in made if c.trial.refusal is None]
+    for one in made:
         if id(one) not in shared:
-            shared[id(one)] = list(map(_region_report, one.candidates))
-    found = dict.fromkeys(row for one in compiled for row in shared[id(one)])
+            shared[id(one)] = [_region_report(c, one.trial.refusal) for c in one.candidates]
+    found = dict.fromkeys(row for one in made for row in shared[id(one)])
     regions = tuple(replace(row, scope=scope.name) for row in found)
     refusals = tuple(
         _refused_node(scope, one, i, r)
@@ -137,7 +138,7 @@ def _state(scope: Scope, compiled: bool) -> tuple[str, str]:
     refusals = [*(k.refusal for k in scope.known if k.refusal), *dropped, *scope.refused.values()]
     reason = str(refusals[0]) if refusals else ""
     if compiled and not all(k.refusal for k in scope.known):
-        fused = any(c.kernels for k in scope.known for c, _ in k.plans.values())
+        fused = any(c.kernels for k in scope.known for c, _ in k.plans.values() if c.trial.refusal is None)
         reasons = [reason, *map(str, scope.statistics.passing.values())]
         if not reason and scope.statistics.last_failure is not None:
             reasons.append(f"last fallback: {scope.statistics.last_failure}")
@@ -148,9 +149,11 @@ def _state(scope: Scope, compiled: bool) -> tuple[str, str]:
     return ("eager" if reason else "not called"), reason
 
 
-def _region_report(candidate: Candidate) -> RegionReport:
-    """A region's row, whatever the scope."""
+def _region_report(candidate: Candidate, dropped: Refusal | None) -> RegionReport:
+    """A region's row, whatever the scope; `dropped` is why the plan with its kernel is not used."""
     graph, decision = candidate.region.subgraph, candidate.decision
+    if dropped is not None and decision.fused:
+        decision = replace(decision, fused=False, code=dropped.code, reason=dropped.sentence)
     return RegionReport(
         scope="",
         name=graph.pattern or "+".join(_compute(graph)),
@@ -164,7 +167,7 @@ def _region_report(candidate: Candidate) -> RegionReport:
         fused_us=decision.fused_us,
         bytes_before=decision.bytes_before,
         bytes_after=decision.bytes_after,
-        backend=candidate.kernel.backend if candidate.kernel else "eager",
+        backend=candidate.kernel.backend if candidate.kernel and decision.fused else "eager",
         origin=next((n.origin for n in graph.nodes if n.origin), ""),
         remedy="" if decision.fused else REMEDIES.get(decision.code, ""),
         candidates=decision.candidates if len(decision.candidates) > 1 else (),
