@@ -91,7 +91,7 @@ def forced(side: Side, sequence: torch.Tensor, prompt: int) -> torch.Tensor:
 
 
 def warm_up(sides: Mapping[str, Side], sequence: torch.Tensor, prompt: int) -> dict[str, float]:
-    """Runs every side until all its calls run plans, twice in a row: once may be chance while plans and eager take turns.
+    """Runs every side until all its calls run plans twice in a row: once is chance, where plans and eager take turns.
 
     Returns:
         seconds taken, recording and compiling included.

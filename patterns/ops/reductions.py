@@ -159,7 +159,7 @@ def _correction(call: Call) -> float:
 
 
 def _norm(call: Call, run: Run, number: int) -> Scalar:
-    """The p-norm; aten/src/ATen/native/LinearAlgebra.cpp names the special orders, and takes no power of one element."""
+    """The p-norm. LinearAlgebra.cpp of aten/src/ATen/native names special orders, and takes no power of one element."""
     order = float(_order(call))
     size = apply("abs", _accumulated(call, run))
     if run.extent == 1 and order != 0:
