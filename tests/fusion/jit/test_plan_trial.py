@@ -257,6 +257,7 @@ def test_a_module_that_changes_while_its_plan_rests_is_seen(clock: Clock, quick:
     x = torch.randn(40, 50)
     for _ in range(2 * MANY):
         block(x)
+    assert fusion.report(block).scopes[0].reason.startswith("slower_plan")
     block.activation = torch.nn.ReLU()
     for _ in range(100):
         assert torch.equal(block(x), torch.relu(x) * 2 + x)
