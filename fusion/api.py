@@ -202,15 +202,22 @@ def warmup(model: Any, /, *args: Any, **kwargs: Any) -> FusionReport:
         FusionError: there is no enabled model.
         Exception: what the model raises.
     """
-    for number in range(_MOST_WARM_UPS + _MOST_TURNS):
-        before = [(scope.turns, scope.progress) for scope in _scopes_of(model)]
-        model(*args, **kwargs)
-        worked = not wait(model, 0)
-        wait(model)
-        after = [(scope.turns, scope.progress) for scope in _scopes_of(model)]
-        tried = [turns for turns, _ in before] != [turns for turns, _ in after]
-        if not tried and (number >= _MOST_WARM_UPS or (not worked and before == after)):
-            break
+    pipelines = dict.fromkeys(scope.pipeline for scope in _scopes_of(model))
+    for pipeline in pipelines:
+        pipeline.hurry(True)
+    try:
+        for number in range(_MOST_WARM_UPS + _MOST_TURNS):
+            before = [(scope.turns, scope.progress) for scope in _scopes_of(model)]
+            model(*args, **kwargs)
+            worked = not wait(model, 0)
+            wait(model)
+            after = [(scope.turns, scope.progress) for scope in _scopes_of(model)]
+            tried = [turns for turns, _ in before] != [turns for turns, _ in after]
+            if not tried and (number >= _MOST_WARM_UPS or (not worked and before == after)):
+                break
+    finally:
+        for pipeline in pipelines:
+            pipeline.hurry(False)
     return report(model)
 
 
@@ -244,6 +251,9 @@ def _enabled(model: Any) -> dict[str, Session]:
     Raises:
         FusionError: there is none.
     """
+    own = _session_of(model) if isinstance(model, torch.nn.Module) else None
+    if own is not None:
+        return {"": own}
     found: dict[int, tuple[str, Session]] = {}
     for name, module in _inside(model):
         session = _session_of(module)
@@ -251,8 +261,7 @@ def _enabled(model: Any) -> dict[str, Session]:
             found.setdefault(id(session), (name, session))
     if not found:
         raise FusionError("This model is not under fusion.", remedy="Call fusion.enable(model) first.")
-    own = next((session for name, session in found.values() if not name), None)
-    return {"": own} if own is not None else dict(found.values())
+    return dict(found.values())
 
 
 def _inside(thing: Any) -> Iterator[tuple[str, torch.nn.Module]]:

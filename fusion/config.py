@@ -45,6 +45,13 @@ class FusionConfig(BaseModel):
     matrix_products: Literal["auto", "library"] = Field(
         "auto", description="`auto` lets kernels compete with torch's matrix products; `library` leaves those to torch."
     )
+    product_seconds: float = Field(
+        0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="Estimated seconds that torch may spend in small matrix products of equal layers, before their "
+        "kernels are compiled, on the side; 0 compiles them at once.",
+    )
     fusion_ratio: float = Field(
         0.8,
         gt=0,

@@ -59,6 +59,7 @@ CODES: dict[str, str] = {
     "no_gain": "the cost model expects no gain on this device",
     "too_small": "fewer ops than min_nodes",
     "few_elements": "fewer elements than min_tensor_elements",
+    "few_calls": "too few calls so far for its kernel to be worth compiling",
     "fuel": "max_fusions reached",
     "no_backend": "no compiler for this device",
     "primitive": "the backend has no form for an operation in its dtype",

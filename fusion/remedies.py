@@ -59,6 +59,7 @@ REMEDIES: dict[str, str] = {
     "no_gain": NOTHING + "eager is as fast",
     "too_small": NOTHING + "one call would only replace another; min_nodes says how many operators are enough",
     "few_elements": "lower min_tensor_elements, if such small tensors are what counts",
+    "few_calls": "nothing to do: calls are counted; fusion.warmup, or product_seconds=0, has its kernel made at once",
     "fuel": "raise max_fusions",
     "no_backend": "install a C++ compiler (g++) for CPUs, Triton for GPUs, or set backend='auto'",
     "primitive": NOTHING + "the operator runs eagerly",

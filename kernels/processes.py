@@ -77,7 +77,7 @@ def run(
         pause, looked = 0.002, time.monotonic()
         while any(r.process.poll() is None for r in running):
             time.sleep(pause)
-            pause = min(2 * pause, 0.02)
+            pause = min(2 * pause, 0.005)
             now = time.monotonic()
             if now - looked >= _LOOKS_EVERY_S:
                 for r in running:

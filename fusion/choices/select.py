@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fusion import faults
-from fusion.choices.background import Compiling
+from fusion.choices.background import Build, Compiling
 from fusion.choices.decision import Decision, best
 from fusion.choices.heuristics import FusionHeuristics, bytes_moved
 from fusion.choices.kernel_cache import Backends, Kernel, KernelChoice
@@ -87,6 +87,10 @@ class Decider:
             except Exception as error:
                 faults.noted(error, "parts of the regions that are slower than eager")
         return _fueled(rows, self.config.max_fusions)
+
+    def begin(self, partition: Partition, values: Mapping[str, int]) -> tuple[Build, ...]:
+        """Starts to compile on the side what `candidates` is going to need; gives what there is to wait for."""
+        return self.backends.compiling([r.subgraph for r in partition.regions if self._rule(r, values).fused])
 
     def _decided(
         self, regions: Sequence[Region], tensors: Mapping[str, torch.Tensor] | None, values: Mapping[str, int]

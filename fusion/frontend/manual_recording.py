@@ -38,8 +38,8 @@ class Recording:
     """
 
     def __init__(self, inputs: Mapping[str, torch.Tensor], config: Config) -> None:
-        # `compile` is asked for, so it is waited for.
-        self.pipeline = Pipeline(FusionConfig.resolve(config).replace(compile="blocking"))
+        # What is recorded is asked for by name: it is waited for, and its products are not left to torch for long.
+        self.pipeline = Pipeline(FusionConfig.resolve(config).replace(compile="blocking", product_seconds=0.0))
         for name, value in inputs.items():
             if not isinstance(value, torch.Tensor):
                 raise RecordingError(

@@ -116,6 +116,17 @@ class CacheEntry:
         known = self.plans.get(self.pipeline.bucket(self.template, values))
         return None if known is None else known[0].trial
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether its plans are to be made anew, with kernels of matrix products."""
+        return self.template.first is not None and self.template.first.over
+
+    def catch_up(self) -> None:
+        """Drops its plans: those of the next calls have kernels of matrix products."""
+        assert self.template.next is not None
+        self.template = self.template.next
+        self.plans.clear()
+
     def release(self) -> None:
         """Lets go of the recorded run's tensors; its structure stays for twins to follow."""
         self.recording = self.recording.released()

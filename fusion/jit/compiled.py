@@ -9,6 +9,7 @@ from fusion.choices.background import Build
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import Candidate
 from fusion.jit.plan_trial import PlanTrial
+from fusion.jit.tiers import FirstTier
 from fusion.partition.regions import Partition
 from fusion.patterns.forks import cached_property
 from fusion.patterns.nodes import OpNode
@@ -85,12 +86,16 @@ class Template:
 
     Attributes:
         compiling: by bucket, what its decisions wait for.
+        first: counts calls where torch computes the products for now; None where kernels may hold them.
+        next: the template that follows once `first` is over.
         guards: made when a call is refused, by what they call what holds the parameters: "self" or "".
     """
 
     shape: PlanSpec
     partition: Partition
     unfused: tuple[Step, ...]
+    first: FirstTier | None = None
+    next: Template | None = None
     by_bucket: dict[Bucket, Compiled] = field(default_factory=dict)
     compiling: dict[Bucket, tuple[Build, ...]] = field(default_factory=dict)
     sources: dict[Any, Source] = field(default_factory=dict)

@@ -6,6 +6,8 @@ result, so that the second of 28 equal layers costs a binding of names.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,12 +17,13 @@ import torch
 
 from fusion import faults
 from fusion.capture.recorded_call import RecordedCall
-from fusion.choices.background import Compiling
+from fusion.choices.background import Build, Compiling
 from fusion.choices.kernel_cache import Backends
 from fusion.choices.select import Candidate, Decider, given_dims, pattern_of
 from fusion.config import FusionConfig
 from fusion.jit.compiled import Bucket, Compiled, Lists, Template, structure_key
 from fusion.jit.plan_trial import PlanTrial
+from fusion.jit.tiers import FirstTier, calls_before
 from fusion.partition.dependence import schedule
 from fusion.partition.partitioner import partition, unfused
 from fusion.partition.regions import Partition
@@ -48,9 +51,11 @@ class Pipeline:
         self.config = FusionConfig.resolve(config)
         self.backends = Backends(self.config)
         self.decider = Decider(self.config, self.backends)
-        self.templates: dict[str, Template] = {}
+        self.templates: dict[tuple[str, bool], Template] = {}  # by structure, and whether products are left to torch
         self.lists: dict[Any, dict[Any, Lists]] = {}  # of calls, by scopes' structure and the calls' form
         self.routed: dict[Any, set[str]] = {}  # modules that data leads call by call: paths, by scopes' structure
+        self.hurries = False  # whether kernels of small products are made at once
+        self._worth: set[str] = set()  # recordings whose small products are worth their kernels, by digest
         self.twins: dict[Any, list[Any]] = {}  # recordings that equal modules may follow, by their structure
 
     # ---- the pipeline
@@ -66,26 +71,75 @@ class Pipeline:
         devices = tuple(recording.devices.values())
         shape = PlanSpec(recording.graph, recording.conditions, parameters, devices, recording.tree)
         key = structure_key(shape)
-        known = self.templates.get(key)
+        values = dict(recording.values)
+        calls = self._calls_before_products(shape.graph, values)
+        known = self.templates.get((key, bool(calls)))
         if known is None:
-            split = self._partition(recording.graph, dict(recording.values))
-            regions = tuple(replace(r, subgraph=r.subgraph.with_pattern(pattern_of(r.subgraph))) for r in split.regions)
-            split = replace(split, regions=regions)
-            known = Template(shape, split, tuple(("node", i) for i in range(len(recording.graph.nodes))))
-            self._trace("recording", recording.graph)
-            for region in regions:
-                self._trace("region", region.subgraph)
-            self.templates[key] = known
+            known = self.templates[key, bool(calls)] = self._template(shape, values, calls)
+            if calls:
+                begin = functools.partial(self._begin_products, known, key, values)
+                known.first = FirstTier(calls, begin)
         return known
 
-    def _partition(self, graph: RecordedGraph, values: Mapping[str, int]) -> Partition:
-        """The regions of a graph; none where looking for them fails, so that its plan runs unfused."""
+    def _template(self, shape: PlanSpec, values: Mapping[str, int], calls_before_products: int = 0) -> Template:
+        split = self._partition(shape.graph, values, calls_before_products)
+        regions = tuple(replace(r, subgraph=r.subgraph.with_pattern(pattern_of(r.subgraph))) for r in split.regions)
+        self._trace("recording", shape.graph)
+        for region in regions:
+            self._trace("region", region.subgraph)
+        split = replace(split, regions=regions)
+        return Template(shape, split, tuple(("node", i) for i in range(len(shape.graph.nodes))))
+
+    def _partition(self, graph: RecordedGraph, values: Mapping[str, int], calls: int) -> Partition:
+        """The regions of a graph; none where looking for them fails, so that its plan runs unfused.
+
+        Args:
+            graph: a recording.
+            values: size symbols' values in it.
+            calls: how many there are before kernels may hold its matrix products.
+        """
         nodes, elements = self.config.min_nodes, self.config.min_tensor_elements
-        products = self.config.matrix_products == "auto"
+        products = self.config.matrix_products == "auto" and not calls
+        later = f"takes little time: after {calls} calls its kernel is worth compiling" if calls else ""
         try:
-            return partition(graph, min_nodes=nodes, min_elements=elements, values=values, products=products)
+            return partition(
+                graph, min_nodes=nodes, min_elements=elements, values=values, products=products, later=later
+            )
         except Exception as error:
             return unfused(graph, faults.noted(error, f"the {len(graph.nodes)} calls of a scope"))
+
+    # ---- small matrix products
+
+    def _calls_before_products(self, graph: RecordedGraph, values: Mapping[str, int]) -> int:
+        """Calls of a recording's structure before kernels may hold its products; 0 where that is settled by now."""
+        config = self.config
+        if config.matrix_products != "auto" or not config.profile or self.hurries or graph.digest in self._worth:
+            return 0
+        calls = calls_before(graph, values, config.product_seconds)
+        store = self.backends.store
+        if calls and store is not None and store.get_json(_worth_key(graph)) is not None:
+            self._worth.add(graph.digest)
+            return 0
+        return calls
+
+    def _begin_products(self, first: Template, key: str, values: Mapping[str, int]) -> tuple[Build, ...] | None:
+        """Starts the compilers for plans in which kernels hold products; None where there are to be no such plans."""
+        made = self._template(first.shape, values)
+        if not made.partition.regions:
+            return None
+        builds = self.decider.begin(made.partition, values)
+        self.templates[key, False] = first.next = made
+        self._worth.add(first.shape.graph.digest)
+        if self.backends.store is not None:
+            self.backends.store.put_json(_worth_key(first.shape.graph), True)
+        return builds
+
+    def hurry(self, hurries: bool) -> None:
+        """Whether kernels of small products are made at once, however few calls there were so far."""
+        self.hurries = hurries
+        for template in list(self.templates.values()):
+            if hurries and template.first is not None:
+                template.first.hurry()
 
     def compile(
         self, template: Template, tensors: Mapping[str, torch.Tensor] | None, values: Mapping[str, int]
@@ -196,4 +250,10 @@ class Pipeline:
         self.lists.clear()
         self.routed.clear()
         self.twins.clear()
+        self._worth.clear()
         self.backends.forget()
+
+
+def _worth_key(graph: RecordedGraph) -> str:
+    """Under which the store keeps that a recording's small products are worth their kernels."""
+    return hashlib.sha256(f"worth {graph.digest}".encode()).hexdigest()

@@ -74,7 +74,8 @@ class PlanCache:
 
     def _run_of(self, entry: CacheEntry, compiled: Compiled, plan: Plan) -> Callable[..., Any]:
         if compiled.trial.done:
-            return plan.run
+            first = entry.template.first
+            return plan.run if first is None else first.counted(plan.run)
         applies = functools.partial(entry.is_in, compiled.bucket)
         line = functools.partial(getattr, self._original, "line")
         return by_turns(plan.run, compiled.trial, self._original.instead, applies, self._settle, line)

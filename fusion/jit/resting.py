@@ -9,6 +9,9 @@ import torch
 
 from fusion.jit.statistics import Statistics
 
+RESTS = 127  # calls from one that is let through to the next; a prime, which no period divides
+_FIRST_RESTS = 61
+
 
 class Resting:
     """Tells which calls pass by a scope's plans once one of them was dropped: those as large as calls that would have
@@ -18,14 +21,13 @@ class Resting:
         statistics: where calls that rest count as eager.
     """
 
-    _SPANS = (61, 127)  # calls from one that it lets through to the next; primes, which no period divides
     _LOOKS_AT = 7  # of so many calls one is looked at, to see how large it is
     _CLOSELY = 64  # calls that are all looked at, once one was of another size
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
         self._sizes: list[tuple[int, int]] = []  # ranges
-        self._left = self._SPANS[0]
+        self._left = _FIRST_RESTS
         self._closely = 0
 
     def add(self, arguments: Sequence[Any]) -> None:
@@ -41,13 +43,13 @@ class Resting:
     def forget(self) -> None:
         """No call rests."""
         self._sizes.clear()
-        self._left = self._SPANS[0]
+        self._left = _FIRST_RESTS
 
     def takes(self, *arguments: Any) -> bool:
         """Whether a call rests."""
         self._left -= 1
         if self._left <= 0:
-            self._left = self._SPANS[1]
+            self._left = RESTS
             return False
         if self._closely or not self._left % self._LOOKS_AT:
             self._closely = max(0, self._closely - 1)

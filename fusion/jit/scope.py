@@ -26,6 +26,7 @@ from fusion.jit.original import Original
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.plan_cache import PlanCache
 from fusion.jit.plan_trial import PlanTrial
+from fusion.jit.resting import RESTS
 from fusion.jit.scope_context import ScopeContext
 from fusion.jit.signature import Signature
 from fusion.jit.specialization import Specialization
@@ -274,11 +275,14 @@ class Scope:
             self._backoff.end(call.kinds)
             if entry.refusal is not None:
                 return self._original.eager(call, entry.refusal)
+            if entry.is_behind:
+                entry.catch_up()
+                self.cache.publish()
             if entry.waits(values):
                 return _WAITS
             trial = entry.trial(values)
             if trial is not None and trial.refusal is not None:
-                return self._dropped(call, trial)
+                return self._dropped(call, entry, trial)
             result = self.cache.run(call) if self._validator.take_up(entry, call, values) else MISS
             if result is not MISS:
                 self.statistics.planned[0] += 1
@@ -291,9 +295,11 @@ class Scope:
                 return self._original.eager(call)
         return MISS
 
-    def _dropped(self, call: BoundCall, trial: PlanTrial) -> Any:
+    def _dropped(self, call: BoundCall, entry: CacheEntry, trial: PlanTrial) -> Any:
         """The result of a call whose plan is slower than the callable; now and then the plan is tried again."""
         reason = trial.refusal
+        if entry.template.first is not None:
+            entry.template.first.passed(RESTS)
         if trial.ask_again():
             self.cache.publish()
         else:

@@ -19,6 +19,7 @@ from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref, map_leaves
 from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops import Kind
+from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.scalar import Apply, Load, Reduce, Scalar
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
@@ -141,6 +142,25 @@ def _multiplications(node: OpNode, spec: Mapping[str, TensorSpec], sizes: Sizes)
     if row.attention is not None:
         return 2 * sizes.elements(made) * sizes.size(row.attention(call, index, 0, 0).places)
     return 0 if row.contraction is None else sizes.elements(made) * sizes.size(row.contraction(call, index, 0).extent)
+
+
+def products_us(graph: RecordedGraph, values: Mapping[str, int]) -> float:
+    """What torch is expected to take for those matrix products of a recording that kernels can hold.
+
+    Args:
+        graph: the recording.
+        values: as in `estimate`.
+    """
+    sizes, spec, total = Sizes(values), dict(graph.spec), 0.0
+    for node in graph.nodes:
+        if not isinstance(node, OpNode) or ops.kind_of(node.op) is not Kind.PRODUCT:
+            continue
+        constants = device(spec[node.outputs[0]].device)
+        if constants.products and ops.row_of(node.op).covers(ops.call_of(node, spec)) is None:
+            moved = sum(sizes.bytes(spec[name]) for name in (*node.refs, *node.outputs))
+            multiplied = _multiplications(node, spec, sizes) / constants.operations_per_us
+            total += constants.operator_us + max(moved / constants.bytes_per_us, multiplied)
+    return total
 
 
 def _operations(part: SubGraph, sizes: Sizes) -> int:

@@ -28,6 +28,7 @@ class Facts:
     Args:
         graph: the recording.
         products: whether kernels may hold matrix products; otherwise those are library calls.
+        later: what is said of a product where kernels are going to hold it, but not yet.
 
     Attributes:
         graph: the recording.
@@ -39,7 +40,7 @@ class Facts:
         returned: names of the values the recording hands back.
     """
 
-    def __init__(self, graph: RecordedGraph, *, products: bool = False) -> None:
+    def __init__(self, graph: RecordedGraph, *, products: bool = False, later: str = "") -> None:
         self.graph = graph
         self.dependence: Dependence = dependence(graph)
         self.refs = tuple(node.refs for node in graph.nodes)
@@ -50,7 +51,7 @@ class Facts:
         self._layouts: dict[str, tuple[Extents, Extents] | None] = {}
         written = self.dependence.written
         self.boundary = [
-            _boundary(node, refs, graph.spec, written, products)
+            _boundary(node, refs, graph.spec, written, products, later)
             for node, refs in zip(graph.nodes, self.refs, strict=True)
         ]
         self.view = [no is None and is_view(n) for no, n in zip(self.boundary, graph.nodes, strict=True)]
@@ -200,7 +201,7 @@ def _inverse(after: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
 
 
 def _boundary(
-    node: Node, refs: tuple[str, ...], spec: dict[str, TensorSpec], written: frozenset[str], products: bool
+    node: Node, refs: tuple[str, ...], spec: dict[str, TensorSpec], written: frozenset[str], products: bool, later: str
 ) -> No | None:
     """Why a node can be in no region, or None."""
     if not isinstance(node, OpNode):
@@ -209,6 +210,8 @@ def _boundary(
     if not written.isdisjoint(names):
         return "aliased", f"{node.op} touches memory that is written to"
     row = ops.lookup(node.op)
+    if row is not None and row.kind is Kind.PRODUCT and later:
+        return "few_calls", f"{node.op} {later}"
     if row is None or row.kind in _OUTSIDE or (row.kind is Kind.PRODUCT and not products):
         return "not_fusable", f"{node.op} is a library call"
     if row.kind is Kind.POINTWISE and not refs:

@@ -36,6 +36,7 @@ def partition(
     values: Mapping[str, int],
     judge: Judge | None = None,
     products: bool = False,
+    later: str = "",
 ) -> Partition:
     """Finds the regions of `graph`. Deterministic; near-linear in the number of calls.
 
@@ -46,12 +47,12 @@ def partition(
         values: the size of each symbol in the recorded call, for `min_elements` and the cost model; an output whose
             size depends on a symbol it lacks counts as large enough.
         judge: as `Legality`'s.
-        products: whether kernels may hold matrix products.
+        products, later: as for `Facts`.
 
     Raises:
         GraphError: the outcome is malformed; `verify` says how.
     """
-    search = _Search(Facts(graph, products=products), min_nodes, min_elements, values, judge)
+    search = _Search(Facts(graph, products=products, later=later), min_nodes, min_elements, values, judge)
     facts = search.facts
     search.run()
     merged = merge(facts, search.regions, search.reach, search.legality)
