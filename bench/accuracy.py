@@ -14,7 +14,7 @@ from fusion.jit.pipeline import Pipeline
 from .models import TINY, build, new_cache, tokens, twin, widened
 from .options import Options
 from .rows import Row, Target, make_row
-from .sides import ERROR_FACTOR, MOST_WARM_UPS, Side, caller, forced
+from .sides import AFTER_MANY_CALLS, ERROR_FACTOR, MOST_WARM_UPS, Side, caller, forced
 
 _STEPS = 64
 _PROMPT = 32
@@ -107,7 +107,7 @@ class _Fused:
 
     def __init__(self, model: Any) -> None:
         self.model = twin(model)
-        self.session = Session(self.model, Pipeline({"enable_cache": False}))
+        self.session = Session(self.model, Pipeline(AFTER_MANY_CALLS))
 
     def checked(self, run: Callable[[], torch.Tensor], calls: int) -> tuple[torch.Tensor, list[str]]:
         """The result of the first run in which all calls ran plans, or of the last and what speaks against that."""

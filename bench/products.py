@@ -18,7 +18,7 @@ from .measure import Block, Rounds, Spread, calls, interleave
 from .models import QWEN3_06B, build, new_cache, tokens, twin
 from .options import Options
 from .rows import Row, Target, make_row
-from .sides import Side, caller, counts, kernels_in, make_sides, prefills, ran, release, steps
+from .sides import AFTER_MANY_CALLS, Side, caller, counts, kernels_in, make_sides, prefills, ran, release, steps
 
 _STEPS = 8  # of a decode, per round and side
 _MORE = 48  # positions past the last cached one that the steps of all rounds may reach
@@ -131,7 +131,7 @@ def _first_call(options: Options) -> Row:
         return [time.perf_counter() - start]
 
     rounds = interleave({"eager": lambda: once(model)}, 2)
-    fusion.enable(fused, {"enable_cache": False})
+    fusion.enable(fused, AFTER_MANY_CALLS)
     try:
         (seconds,) = once(fused)
         totals = fusion.report(fused).totals

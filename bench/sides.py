@@ -17,6 +17,7 @@ from .measure import Block
 from .models import library_calls, new_cache, twin, widened
 
 ERROR_FACTOR = 1.5  # how much worse than eager's own error a fused model's may be
+AFTER_MANY_CALLS = {"enable_cache": False, "product_seconds": 0.0}  # config: small products are kernels' at once
 MOST_WARM_UPS = 24  # plans that are measured as a whole take turns with eager in 33 calls, which equal layers share
 
 Call = Callable[[torch.Tensor, Any], torch.Tensor]  # tokens [1, n], cache -> logits [1, vocabulary] after the last
@@ -48,7 +49,7 @@ def make_sides(model: Any, *, compiled: bool = False, floor: bool = True) -> dic
         floor: add the floor, which is the library calls alone.
     """
     fused, unfused = twin(model), twin(model)
-    fusion.enable(fused, {"enable_cache": False})
+    fusion.enable(fused, AFTER_MANY_CALLS)
     fusion.enable(unfused, {"enable_cache": False, "max_fusions": 0, "profile": False})
     sides = [
         Side("eager", caller(model), model, False),
