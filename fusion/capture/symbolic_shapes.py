@@ -238,7 +238,8 @@ class FakeValues:
             None where no sizes give such strides.
         """
         sizes, strides = list(fake.shape), real.stride()
-        said = _packed(strides, sizes, lambda dim: None)
+        told = fake.stride()
+        said = _packed(strides, sizes, lambda dim: told[dim] if hint(told[dim]) == strides[dim] else None)
         known = [(s, n) for s, n in zip(said, sizes, strict=True) if s is not None]
         steps = [s for s, _ in known] + [s * n for s, n in known]
         for dim, size in enumerate(real.shape):

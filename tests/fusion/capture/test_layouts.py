@@ -136,3 +136,23 @@ def test_the_place_of_a_size_1_stride_among_the_others_decides_the_results_layou
             assert result.stride() == forward(x).stride()
             assert torch.equal(result, forward(x))
     assert fusion.report(fused).scopes[0].fused_calls
+
+
+def test_a_step_of_heads_from_a_split_has_plans_for_every_batch() -> None:
+    """One token of query, key and value from one product, as GPT-2 makes them: a view of other strides than told."""
+
+    def function(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        parts = torch.nn.functional.linear(x, w).split(16, dim=2)
+        heads = tuple(part.view(*part.shape[:-1], -1, 4).transpose(1, 2) for part in parts)
+        return *heads, heads[0] * 2 + heads[1]
+
+    fused = fusion.fuse(function, {"profile": False, "matrix_products": "library"})
+    w = torch.randn(48, 16)
+    with torch.no_grad():
+        for batch, tokens in ((3, 1), (3, 1), (2, 1), (5, 1), (1, 1), (3, 6), (1, 6), (2, 6), (2, 1), (5, 1)):
+            x = torch.randn(batch, tokens, 16)
+            found, expected = fused(x, w), function(x, w)
+            assert [t.stride() for t in found] == [t.stride() for t in expected]
+            assert all(map(torch.equal, found, expected))
+    scope = fused.report().scopes[0]
+    assert scope.fused_calls > 2 and scope.state == "fused" and not scope.reason
