@@ -65,7 +65,7 @@ class OpaqueCall:
         nest: how the arguments nest where lists or dicts are among them: the text of a pytree structure of the
             positional and the named ones; `args` are its leaves then, and `kwargs` is empty. Else "".
         copied: whether a later call writes to the tensor that this read gives, so that a plan takes a copy.
-        lent: tensors among the arguments that are used after the call, which may write to them: their places.
+        lent: tensors among the arguments that the call writes to, or may, as they are used after it: their places.
     """
 
     callee: Method | Ref
@@ -279,7 +279,7 @@ class NewObject:
         args, kwargs: as in `OpaqueCall`.
         output: the object's name.
         origin: "file:line" of the user's code; no part of equality.
-        lent: tensors among the arguments that are used afterwards, and may be written to: their places.
+        lent: tensors among the arguments that are, or may be, written to, as they are used afterwards: their places.
     """
 
     constructor: Ref

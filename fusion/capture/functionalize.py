@@ -86,7 +86,8 @@ class Functionalized:
         return next((self.calls.nodes[i].origin for i, written in self.calls.writes if written == key), "")
 
     def _note_lent(self) -> None:
-        """What a native call is given, and used afterwards, it may write to in another call."""
+        """What a native call writes to, and what it is given and used afterwards: in another call it may write to that.
+        """
         used: dict[int, int] = {}  # the last use of each memory
         for name, i in self.last.items():
             if name in self.calls.memory:
@@ -94,7 +95,8 @@ class Functionalized:
         for i, node in enumerate(self.calls.nodes):
             if isinstance(node, OpaqueCall | NewObject) and node.effect:
                 tensors = argument_tensors(node, self.calls.memory)
-                lent = tuple(place for place, name in enumerate(tensors) if used.get(self.calls.memory[name], -1) > i)
+                memory = [self.calls.memory[name] for name in tensors]
+                lent = tuple(p for p, key in enumerate(memory) if used.get(key, -1) > i or (i, key) in self.native)
                 self.calls.nodes[i] = self.recorder.state.nodes[i] = replace(node, lent=lent)
 
     def _copy_before_unknown_writes(self) -> None:

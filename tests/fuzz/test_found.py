@@ -167,3 +167,28 @@ def test_the_norm_of_one_element_takes_no_power_of_it(order: float) -> None:
             for found, expected in zip(fused(x), norms(x), strict=True):
                 assert torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True), (value, found, expected)
     assert fused.report().scopes[0].fused_calls > 1
+
+
+def test_what_an_eager_module_writes_to_need_not_be_used_afterwards() -> None:
+    """A plan is compared with eager by what its calls were given: by what that held before they wrote to it."""
+
+    class Shift(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            y[..., 1:] = y[..., :-1] + 1
+            return x[..., : int((x > 1.5).sum()) % 3 + 2]  # what data decides, call by call, is no part of a plan
+
+    class Forward(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = Shift()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.shift(x, 3 / x)) + 1
+
+    module = fusion.enable(Forward().eval(), {"profile": False, "min_nodes": 1, "enable_cache": False})
+    with torch.no_grad():
+        for rows in (4, 4, 9, 9, 3, 300, 4) * 2:
+            x = torch.rand(rows, 8) + 1
+            assert torch.equal(module(x), Forward()(x))
+    scope = next(scope for _, scope in api._enabled(module)[""].scopes if "shift" not in scope.name)
+    assert scope.statistics.planned[0] > 2 and all(known.refusal is None for known in scope.known)
