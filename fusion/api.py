@@ -202,12 +202,13 @@ def warmup(model: Any, /, *args: Any, **kwargs: Any) -> FusionReport:
         FusionError: there is no enabled model.
         Exception: what the model raises.
     """
-    pipelines = dict.fromkeys(scope.pipeline for scope in _scopes_of(model))
-    for pipeline in pipelines:
-        pipeline.hurry(True)
-    try:
+    with contextlib.ExitStack() as stack:
+        for pipeline in dict.fromkeys(scope.pipeline for scope in _scopes_of(model)):
+            stack.enter_context(pipeline.hurrying())
         for number in range(_MOST_WARM_UPS + _MOST_TURNS):
             before = [(scope.turns, scope.progress) for scope in _scopes_of(model)]
+            for scope in _scopes_of(model):
+                scope.cache.hurry()
             model(*args, **kwargs)
             worked = not wait(model, 0)
             wait(model)
@@ -215,9 +216,6 @@ def warmup(model: Any, /, *args: Any, **kwargs: Any) -> FusionReport:
             tried = [turns for turns, _ in before] != [turns for turns, _ in after]
             if not tried and (number >= _MOST_WARM_UPS or (not worked and before == after)):
                 break
-    finally:
-        for pipeline in pipelines:
-            pipeline.hurry(False)
     return report(model)
 
 

@@ -86,8 +86,7 @@ class Functionalized:
         return next((self.calls.nodes[i].origin for i, written in self.calls.writes if written == key), "")
 
     def _note_lent(self) -> None:
-        """What a native call writes to, and what it is given and used afterwards: in another call it may write to that.
-        """
+        """What a native call writes to, or may, in another call: what it is given, and what is used afterwards."""
         used: dict[int, int] = {}  # the last use of each memory
         for name, i in self.last.items():
             if name in self.calls.memory:

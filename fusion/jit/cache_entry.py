@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from fusion.capture.recorded_call import RecordedCall
+from fusion.choices.background import Build
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import given_dims
 from fusion.jit.compiled import Bucket, Compiled, Template
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.plan_trial import PlanTrial
+from fusion.jit.tiers import LONG_US, FirstTier
 from fusion.jit.trust import CheckedSizes, FailureCount
 from fusion.patterns import known_products
 from fusion.patterns.graph import SubGraph
@@ -43,6 +47,14 @@ class CheckedRun(NamedTuple):
     miss: GuardMiss | None = None
 
 
+class Role(enum.Enum):
+    """What an entry is to another one of the same recording."""
+
+    ALONE = "there is no other"
+    SUCCESSOR = "it is to take the place of one whose plans leave products to torch"
+    STAYS = "its plans leave products to torch, and no other takes its place"
+
+
 class CacheEntry:
     """One recording of a scope, with the plans made from it.
 
@@ -62,6 +74,7 @@ class CacheEntry:
         recording: what equal modules follow.
         fingerprint: of the module, where equal ones may follow.
         plans: by bucket.
+        role: whether another entry takes its place, or it another's.
         match: tells whether a call is like the recorded one: the input symbols' values, or MISS.
     """
 
@@ -81,6 +94,7 @@ class CacheEntry:
         self.recording = recording
         self.fingerprint: Any = None
         self.plans: dict[Any, tuple[Compiled, Plan]] = {}
+        self.role = Role.ALONE
         assert recording.conditions is not None
         standing_names = standing(recording.conditions, recording.bound.parameters)
         self._names: dict[str, Any] = {
@@ -116,16 +130,38 @@ class CacheEntry:
         known = self.plans.get(self.pipeline.bucket(self.template, values))
         return None if known is None else known[0].trial
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether its plans are to be made anew, with kernels of matrix products."""
-        return self.template.first is not None and self.template.first.over
-
-    def catch_up(self) -> None:
-        """Drops its plans: those of the next calls have kernels of matrix products."""
+    def successor(self) -> CacheEntry:
+        """This recording with none of its plans, for those in which kernels hold matrix products."""
         assert self.template.next is not None
-        self.template = self.template.next
-        self.plans.clear()
+        made = copy.copy(self)
+        made.template, made.plans, made.role = self.template.next, {}, Role.SUCCESSOR
+        return made
+
+    @property
+    def first(self) -> FirstTier | None:
+        """Where its plans leave products to torch for now, when that ends."""
+        return None if self.role is Role.STAYS else self.template.first
+
+    @property
+    def tier(self) -> object:
+        """Where it is on the way to plans with kernels of products."""
+        return None if self.first is None else self.first.phase
+
+    def lags(self, values: Mapping[str, int]) -> bool:
+        """Whether second plans are to be made: it is time for them, or products take long at these sizes."""
+        first = self.first
+        if first is None:
+            return False
+        takes = self.products_us(values)
+        return first.is_over(takes) or (takes >= LONG_US and first.skip())
+
+    def products_us(self, values: Mapping[str, int]) -> float:
+        """What a call of these sizes is expected to spend in products that torch computes for now."""
+        return self.pipeline.products_us(self.template, values)
+
+    def builds(self, values: Mapping[str, int]) -> tuple[Build, ...]:
+        """Kernels that are being compiled for these sizes."""
+        return self.template.compiling.get(self.pipeline.bucket(self.template, values), ())
 
     def release(self) -> None:
         """Lets go of the recorded run's tensors; its structure stays for twins to follow."""

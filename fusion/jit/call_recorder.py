@@ -31,13 +31,14 @@ class CallRecorder:
         validator: proves what was recorded.
 
     Attributes:
+        sizes: as given.
         twins: recordings of equal modules.
     """
 
     def __init__(self, scope: ScopeContext, sizes: Specialization, validator: PlanValidator) -> None:
         self.twins = Twins(scope, validator)
         self._scope = scope
-        self._sizes = sizes
+        self.sizes = sizes
         self._validator = validator
 
     def record(self, call: BoundCall) -> Any:
@@ -47,7 +48,7 @@ class CallRecorder:
             return self._recorded(call)
 
     def _recorded(self, call: BoundCall) -> Any:
-        lists = self._sizes.lists(call)
+        lists = self.sizes.lists(call)
         if lists is not None:
             lists.keys.add(call.structure)  # also what is refused in the end: asking costs a recording each time
         self._scope.breaks.break_where_data_led(call.structure)
@@ -64,9 +65,9 @@ class CallRecorder:
                 self._scope.watch.modules,
                 steps=steps,
                 max_ops=self._scope.pipeline.config.max_graph_size,
-                varying=self._sizes.varying(call, self._scope.cache.entries),
+                varying=self.sizes.varying(call, self._scope.cache.entries),
                 outside=self._scope.watch.outside,
-                numbers=call.structure in self._sizes.numbers,
+                numbers=call.structure in self.sizes.numbers,
             )
         except Exception as error:
             if next(runs):
@@ -90,7 +91,7 @@ class CallRecorder:
         elif refusal.code == "stack" and self._scope.lifecycle.ran_out_of_stack():
             pass  # a call that is less deep may be recorded
         elif recording.failure.symbolic and recording.failure.module in (None, self._scope.watch.modules.get("")):
-            self._sizes.numbers.add(call.structure)  # a plan for each size then, up to `max_plans`
+            self.sizes.numbers.add(call.structure)  # a plan for each size then, up to `max_plans`
         elif not self._scope.breaks.divide(
             call.structure, refusal, recording.failure.module, recording.failure.changes_state
         ):
@@ -98,7 +99,7 @@ class CallRecorder:
                 lists.keys.discard(call.structure)
                 lists.full = True  # the numbers fix a size, and vary as it does
             elif refusal.code == "fixed_size" and not self._scope.breaks.divided:
-                self._sizes.every_size = True
+                self.sizes.every_size = True
             else:
                 self._scope.cache.refused[call.structure] = refusal
 
@@ -135,9 +136,9 @@ class CallRecorder:
     def _use_numbers(self, call: BoundCall, refusal: Refusal) -> None:
         """A forward did something else with symbols for sizes: the next call like it is recorded with numbers."""
         self._scope.original.statistics.last_reason = refusal
-        if call.structure in self._sizes.numbers:
+        if call.structure in self.sizes.numbers:
             self._scope.cache.refused[call.structure] = refusal
-        self._sizes.numbers.add(call.structure)
+        self.sizes.numbers.add(call.structure)
 
     def adopt(self, recording: RecordedCall, call: BoundCall) -> None:
         entry = self._validator.adopt(recording, call)

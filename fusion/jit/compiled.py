@@ -9,7 +9,7 @@ from fusion.choices.background import Build
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import Candidate
 from fusion.jit.plan_trial import PlanTrial
-from fusion.jit.tiers import FirstTier
+from fusion.jit.tiers import FirstTier, Phase
 from fusion.partition.regions import Partition
 from fusion.patterns.forks import cached_property
 from fusion.patterns.nodes import OpNode
@@ -34,6 +34,7 @@ class Compiled:
         unfused: execution order without kernels.
         steps, calls, kernels: execution order with kernels; "region" steps index into `calls`.
         trial: whether plans of these are faster than the forward.
+        products_us: what a call is expected to spend in products that torch computes for now.
     """
 
     shape: PlanSpec
@@ -45,6 +46,7 @@ class Compiled:
     calls: tuple[KernelCall, ...]
     kernels: tuple[Kernel, ...]
     trial: PlanTrial = field(compare=False)
+    products_us: float = 0.0
 
     @cached_property
     def refusals(self) -> tuple[tuple[int, Refusal], ...]:
@@ -86,8 +88,8 @@ class Template:
 
     Attributes:
         compiling: by bucket, what its decisions wait for.
-        first: counts calls where torch computes the products for now; None where kernels may hold them.
-        next: the template that follows once `first` is over.
+        first: where torch computes the products for now, when that ends; None where kernels may hold them.
+        next: the template that follows then, once it was made.
         guards: made when a call is refused, by what they call what holds the parameters: "self" or "".
     """
 
@@ -100,6 +102,12 @@ class Template:
     compiling: dict[Bucket, tuple[Build, ...]] = field(default_factory=dict)
     sources: dict[Any, Source] = field(default_factory=dict)
     guards: dict[str, GuardList] = field(default_factory=dict)
+
+    @property
+    def latest(self) -> Template:
+        """The template that new recordings of this structure have plans of."""
+        over = self.first is not None and self.first.phase is Phase.OVER
+        return self.next if over and self.next is not None else self
 
 
 @dataclass

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +25,9 @@ from fusion.choices.select import Candidate, Decider, given_dims, pattern_of
 from fusion.config import FusionConfig
 from fusion.jit.compiled import Bucket, Compiled, Lists, Template, structure_key
 from fusion.jit.plan_trial import PlanTrial
-from fusion.jit.tiers import FirstTier, calls_before
+from fusion.jit.tiers import LONG_US, FirstTier
+from fusion.kernels.backend import backends_of
+from fusion.partition import cost_model
 from fusion.partition.dependence import schedule
 from fusion.partition.partitioner import partition, unfused
 from fusion.partition.regions import Partition
@@ -54,7 +58,7 @@ class Pipeline:
         self.templates: dict[tuple[str, bool], Template] = {}  # by structure, and whether products are left to torch
         self.lists: dict[Any, dict[Any, Lists]] = {}  # of calls, by scopes' structure and the calls' form
         self.routed: dict[Any, set[str]] = {}  # modules that data leads call by call: paths, by scopes' structure
-        self.hurries = False  # whether kernels of small products are made at once
+        self.hurries = 0  # how many want kernels of small products at once
         self._worth: set[str] = set()  # recordings whose small products are worth their kernels, by digest
         self.twins: dict[Any, list[Any]] = {}  # recordings that equal modules may follow, by their structure
 
@@ -72,17 +76,20 @@ class Pipeline:
         shape = PlanSpec(recording.graph, recording.conditions, parameters, devices, recording.tree)
         key = structure_key(shape)
         values = dict(recording.values)
-        calls = self._calls_before_products(shape.graph, values)
-        known = self.templates.get((key, bool(calls)))
+        first = self._leaves_products(shape.graph, values)
+        known = self.templates.get((key, first))
         if known is None:
-            known = self.templates[key, bool(calls)] = self._template(shape, values, calls)
-            if calls:
-                begin = functools.partial(self._begin_products, known, key, values)
-                known.first = FirstTier(calls, begin)
+            known = self.templates[key, first] = self._template(shape, values, first)
+            if first:
+                known.first = FirstTier(
+                    self.config.product_seconds,
+                    succeed=functools.partial(self._succeed, known, key, values),
+                    begin=lambda: self._begin(known, values),
+                )
         return known
 
-    def _template(self, shape: PlanSpec, values: Mapping[str, int], calls_before_products: int = 0) -> Template:
-        split = self._partition(shape.graph, values, calls_before_products)
+    def _template(self, shape: PlanSpec, values: Mapping[str, int], first: bool) -> Template:
+        split = self._partition(shape.graph, values, first)
         regions = tuple(replace(r, subgraph=r.subgraph.with_pattern(pattern_of(r.subgraph))) for r in split.regions)
         self._trace("recording", shape.graph)
         for region in regions:
@@ -90,17 +97,16 @@ class Pipeline:
         split = replace(split, regions=regions)
         return Template(shape, split, tuple(("node", i) for i in range(len(shape.graph.nodes))))
 
-    def _partition(self, graph: RecordedGraph, values: Mapping[str, int], calls: int) -> Partition:
+    def _partition(self, graph: RecordedGraph, values: Mapping[str, int], first: bool) -> Partition:
         """The regions of a graph; none where looking for them fails, so that its plan runs unfused.
 
         Args:
             graph: a recording.
             values: size symbols' values in it.
-            calls: how many there are before kernels may hold its matrix products.
+            first: whether torch computes its products for now.
         """
         nodes, elements = self.config.min_nodes, self.config.min_tensor_elements
-        products = self.config.matrix_products == "auto" and not calls
-        later = f"takes little time: after {calls} calls its kernel is worth compiling" if calls else ""
+        products, later = self.config.matrix_products == "auto" and not first, self._later if first else ""
         try:
             return partition(
                 graph, min_nodes=nodes, min_elements=elements, values=values, products=products, later=later
@@ -108,38 +114,67 @@ class Pipeline:
         except Exception as error:
             return unfused(graph, faults.noted(error, f"the {len(graph.nodes)} calls of a scope"))
 
-    # ---- small matrix products
+    # ---- small matrix products, which torch computes for now
 
-    def _calls_before_products(self, graph: RecordedGraph, values: Mapping[str, int]) -> int:
-        """Calls of a recording's structure before kernels may hold its products; 0 where that is settled by now."""
+    @property
+    def _later(self) -> str:
+        """What the report says of them."""
+        return f"is torch's until equal layers have spent {self.config.product_seconds:g} s in products, by an estimate"
+
+    def _leaves_products(self, graph: RecordedGraph, values: Mapping[str, int]) -> bool:
+        """Whether the first plans of a recording leave its products to torch."""
         config = self.config
-        if config.matrix_products != "auto" or not config.profile or self.hurries or graph.digest in self._worth:
-            return 0
-        calls = calls_before(graph, values, config.product_seconds)
+        if config.matrix_products != "auto" or not (config.profile and config.product_seconds) or self.hurries:
+            return False
+        if graph.digest in self._worth or not 0 < self._estimate(graph, values) < LONG_US:
+            return False
         store = self.backends.store
-        if calls and store is not None and store.get_json(_worth_key(graph)) is not None:
-            self._worth.add(graph.digest)
-            return 0
-        return calls
+        return store is None or store.get_json(self._worth_key(graph)) is None
 
-    def _begin_products(self, first: Template, key: str, values: Mapping[str, int]) -> tuple[Build, ...] | None:
-        """Starts the compilers for plans in which kernels hold products; None where there are to be no such plans."""
-        made = self._template(first.shape, values)
-        if not made.partition.regions:
-            return None
-        builds = self.decider.begin(made.partition, values)
+    def _estimate(self, graph: RecordedGraph, values: Mapping[str, int]) -> float:
+        try:
+            return cost_model.products_us(graph, values)
+        except Exception as error:
+            faults.noted(error, "an estimate of how long products take")
+            return 0.0
+
+    def products_us(self, template: Template, values: Mapping[str, int]) -> float:
+        """What a call is expected to spend in products that torch computes for now."""
+        return self._estimate(template.shape.graph, values) if template.first is not None else 0.0
+
+    def _succeed(self, first: Template, key: str, values: Mapping[str, int]) -> bool:
+        """Makes the template that follows a first one; whether there is one."""
+        made = self.templates.get((key, False)) or self._template(first.shape, values, first=False)
+        if first.partition.regions and not made.partition.regions:
+            return False  # for a fault: there were regions before
+        self.templates.pop((key, True), None)
         self.templates[key, False] = first.next = made
         self._worth.add(first.shape.graph.digest)
-        if self.backends.store is not None:
-            self.backends.store.put_json(_worth_key(first.shape.graph), True)
-        return builds
+        return True
 
-    def hurry(self, hurries: bool) -> None:
-        """Whether kernels of small products are made at once, however few calls there were so far."""
-        self.hurries = hurries
-        for template in list(self.templates.values()):
-            if hurries and template.first is not None:
-                template.first.hurry()
+    def _begin(self, first: Template, values: Mapping[str, int]) -> tuple[Build, ...]:
+        """Starts the compilers for the template that follows a first one."""
+        assert first.next is not None
+        return self.decider.begin(first.next.partition, values)
+
+    def was_worth(self, graph: RecordedGraph) -> None:
+        """A recording has plans in which kernels hold small products: later processes make them at once."""
+        store, key = self.backends.store, self._worth_key(graph)
+        if store is not None and store.get_json(key) is None:
+            store.put_json(key, True)
+
+    def _worth_key(self, graph: RecordedGraph) -> str:
+        settings = (self.config.numerics, self.config.backend, [one.identity() for one in backends_of("cpu")])
+        return hashlib.sha256(json.dumps(["worth", graph.digest, *settings]).encode()).hexdigest()
+
+    @contextmanager
+    def hurrying(self) -> Iterator[None]:
+        """Inside the block new recordings leave no products to torch for now."""
+        self.hurries += 1
+        try:
+            yield
+        finally:
+            self.hurries -= 1
 
     def compile(
         self, template: Template, tensors: Mapping[str, torch.Tensor] | None, values: Mapping[str, int]
@@ -166,7 +201,7 @@ class Pipeline:
             template.compiling[bucket] = compiling.builds
             raise
         template.compiling.pop(bucket, None)
-        compiled = self._assemble(template, candidates, bucket)
+        compiled = self._assemble(template, candidates, bucket, values)
         for candidate in candidates:
             self._trace("decision", candidate.decision)
             if candidate.kernel is not None:
@@ -178,7 +213,9 @@ class Pipeline:
         """Whether kernels are being compiled that the decisions of a bucket need."""
         return not all(build.done for build in template.compiling.get(bucket, ()))
 
-    def _assemble(self, template: Template, candidates: tuple[Candidate, ...], bucket: Bucket) -> Compiled:
+    def _assemble(
+        self, template: Template, candidates: tuple[Candidate, ...], bucket: Bucket, values: Mapping[str, int]
+    ) -> Compiled:
         chosen = [c for c in candidates if c.kernel is not None]
         kernels = [c.kernel for c in chosen if c.kernel is not None]
         calls = [
@@ -196,6 +233,7 @@ class Pipeline:
             tuple(calls),
             tuple(kernels),
             PlanTrial(measured=self._measures(template), copies=bool(template.shape.graph.lasting)),
+            self.products_us(template, values),
         )
 
     def _measures(self, template: Template) -> bool:
@@ -252,8 +290,3 @@ class Pipeline:
         self.twins.clear()
         self._worth.clear()
         self.backends.forget()
-
-
-def _worth_key(graph: RecordedGraph) -> str:
-    """Under which the store keeps that a recording's small products are worth their kernels."""
-    return hashlib.sha256(f"worth {graph.digest}".encode()).hexdigest()

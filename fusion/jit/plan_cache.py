@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fusion.jit.bound_call import BoundCall
-from fusion.jit.cache_entry import CacheEntry
+from fusion.jit.cache_entry import CacheEntry, Role
 from fusion.jit.compiled import Compiled
 from fusion.jit.original import Original
 from fusion.jit.plan_trial import by_turns
@@ -26,6 +26,8 @@ class PlanCache:
         watch: what all plans depend on.
         original: what the plans stand for.
         lock: held while the scope changes.
+        upgrade: makes a call that a plan would take, when another is to take its place: of the recording, the plan and
+            the arguments.
 
     Attributes:
         entries: recordings, oldest first.
@@ -35,13 +37,16 @@ class PlanCache:
             dropped; else empty. The entry holds this very list.
     """
 
-    def __init__(self, watch: StateWatch, original: Original, lock: Lock) -> None:
+    def __init__(
+        self, watch: StateWatch, original: Original, lock: Lock, upgrade: Callable[..., Any] = lambda *_: MISS
+    ) -> None:
         self.entries: list[CacheEntry] = []
         self.refused: dict[Any, Refusal] = {}
         self.plans: list[Callable[..., Any]] = []
         self._watch = watch
         self._original = original
         self._lock = lock
+        self._upgrade = upgrade
         self.rest: list[Rest] = []
         self._resting = Resting(original.statistics)
 
@@ -74,8 +79,9 @@ class PlanCache:
 
     def _run_of(self, entry: CacheEntry, compiled: Compiled, plan: Plan) -> Callable[..., Any]:
         if compiled.trial.done:
-            first = entry.template.first
-            return plan.run if first is None else first.counted(plan.run)
+            if entry.first is None:
+                return plan.run
+            return entry.first.counted(plan.run, compiled.products_us, functools.partial(self._upgrade, entry))
         applies = functools.partial(entry.is_in, compiled.bucket)
         line = functools.partial(getattr, self._original, "line")
         return by_turns(plan.run, compiled.trial, self._original.instead, applies, self._settle, line)
@@ -95,6 +101,23 @@ class PlanCache:
             if result is not MISS:
                 return result
         return MISS
+
+    def replace(self, entry: CacheEntry, successor: CacheEntry) -> None:
+        """Puts a recording's second plans in the place of its first ones."""
+        self.entries[self.entries.index(entry)] = successor
+        successor.role, entry.plans = Role.ALONE, {}  # equal modules still follow the entry
+        self.publish()
+
+    def hurry(self) -> None:
+        """Where products are left to torch for now, the next call does what is to be done about it."""
+        for entry in self.entries:
+            if entry.first is not None:
+                entry.first.hurry()
+
+    @property
+    def rests(self) -> bool:
+        """Whether some calls pass by the plans."""
+        return self._resting.any
 
     def drop(self, path: str, structure: Any) -> None:
         """Forgets recordings of calls of a structure in which the module at `path` read tensors' data."""

@@ -40,6 +40,11 @@ class Resting:
             low, high = near or (size, size)
             self._sizes.append((min(low, size), max(high, size)))
 
+    @property
+    def any(self) -> bool:
+        """Whether some calls rest."""
+        return bool(self._sizes)
+
     def forget(self) -> None:
         """No call rests."""
         self._sizes.clear()

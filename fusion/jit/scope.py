@@ -32,6 +32,7 @@ from fusion.jit.signature import Signature
 from fusion.jit.specialization import Specialization
 from fusion.jit.state_watch import StateWatch, Surroundings
 from fusion.jit.statistics import Statistics
+from fusion.jit.upgrade import Upgrades
 from fusion.jit.validation import MOST_ROUTES, PlanValidator
 from fusion.patterns.forks import Lock
 from fusion.refusal import Refusal
@@ -89,13 +90,13 @@ class Scope:
         native = dict(steps or {})
         self.watch = StateWatch(modules or {}, watch, surroundings, native, lambda: original.line, self._install)
         self.breaks = GraphBreaks(native, self.watch, pipeline.routed, functools.partial(divide, self))
-        self.cache = PlanCache(self.watch, original, self._lock)
+        self.cache = PlanCache(self.watch, original, self._lock, lambda *given: self._upgrades.in_place_of(*given))
         self.lifecycle = Lifecycle(self.watch, warms=bool(native))
         self._backoff = Backoff()
-        self._specialization = Specialization(self.watch, pipeline.lists)
         context = ScopeContext(original, pipeline, self.cache, self.watch, self.breaks, self.lifecycle)
         self._validator = PlanValidator(context, self._lock)
-        self._recorder = CallRecorder(context, self._specialization, self._validator)
+        self._upgrades = Upgrades(context, self._validator, self._lock)
+        self._recorder = CallRecorder(context, Specialization(self.watch, pipeline.lists), self._validator)
         self.entry = original.signature.entry(
             self.cache.rest, self.cache.plans, self.statistics.planned, self._slow, bound
         )
@@ -136,7 +137,7 @@ class Scope:
     @property
     def progress(self) -> tuple[object, ...]:
         """Changes with each call that was recorded or checked, or got a plan: equal after two calls that only ran."""
-        known = [(len(one.plans), len(one.sizes.proved), one.refusal is None) for one in self.known]
+        known = [(len(one.plans), len(one.sizes.proved), one.refusal is None, one.tier) for one in self.known]
         return (self.statistics.recordings, self.lifecycle.phase, len(self.refused), len(self.cache.plans), *known)
 
     @property
@@ -195,7 +196,7 @@ class Scope:
 
     def forget(self) -> None:
         """Every recording is void."""
-        self._specialization.forget()
+        self._recorder.sizes.forget()
         self._backoff.forget()
         self.cache.forget()
 
@@ -246,7 +247,7 @@ class Scope:
             self.lifecycle.passed()
             return self._original.eager(call, reason)
         try:
-            refusal = self.refused.get(call.structure) or self._specialization.refusal(call)
+            refusal = self.refused.get(call.structure) or self._recorder.sizes.refusal(call)
         except Exception as error:  # an argument that holds itself, or answers no question
             what = f"{type(error).__name__} where it is looked into"
             return self._original.eager(call, Refusal("opaque_argument", what))
@@ -275,14 +276,19 @@ class Scope:
             self._backoff.end(call.kinds)
             if entry.refusal is not None:
                 return self._original.eager(call, entry.refusal)
-            if entry.is_behind:
-                entry.catch_up()
-                self.cache.publish()
+            if entry.lags(values):
+                result = self._upgrades.make(entry, call, values)
+                if result is not MISS:
+                    return result
+                result = self.cache.run(call)
+                if result is not MISS:
+                    self.statistics.planned[0] += 1
+                    return result
             if entry.waits(values):
                 return _WAITS
             trial = entry.trial(values)
             if trial is not None and trial.refusal is not None:
-                return self._dropped(call, entry, trial)
+                return self._dropped(call, entry, values, trial)
             result = self.cache.run(call) if self._validator.take_up(entry, call, values) else MISS
             if result is not MISS:
                 self.statistics.planned[0] += 1
@@ -295,11 +301,11 @@ class Scope:
                 return self._original.eager(call)
         return MISS
 
-    def _dropped(self, call: BoundCall, entry: CacheEntry, trial: PlanTrial) -> Any:
+    def _dropped(self, call: BoundCall, entry: CacheEntry, values: Mapping[str, int], trial: PlanTrial) -> Any:
         """The result of a call whose plan is slower than the callable; now and then the plan is tried again."""
         reason = trial.refusal
-        if entry.template.first is not None:
-            entry.template.first.passed(RESTS)
+        if entry.first is not None:
+            entry.first.left_us -= entry.products_us(values) * (RESTS if self.cache.rests else 1)
         if trial.ask_again():
             self.cache.publish()
         else:

@@ -1,95 +1,134 @@
-"""Small matrix products: torch computes them at first, kernels do once there were many calls.
+"""Small matrix products: torch computes them at first, kernels do once that has taken a while.
 
-To compile a kernel of a product takes as long as thousands of small products. So the first plans of a structure leave
-those to torch, and its calls are counted. Once torch has spent as long in them as a kernel is worth, the compilers work
-on the side while calls go on, and plans with such kernels take the place of the first ones.
+A compiler takes as long for the kernel of a product as torch does for thousands of small products. So the first plans
+of a structure leave those to torch. What its calls spend in products is added up, by an estimate; once it comes to
+`FusionConfig.product_seconds`, the kernels are compiled on the side, and then new plans take the place of the first.
 """
 
 from __future__ import annotations
 
+import enum
 import math
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fusion import faults, stack
 from fusion.choices.background import Build
-from fusion.partition import cost_model
 from fusion.patterns.forks import Lock
-from fusion.patterns.recorded import RecordedGraph
 from fusion.runtime.plan import MISS
 
-_LONG_US = 200.0  # from which on the products of one call are worth their kernels at once
-_ASKS_AGAIN = 64  # calls from one that asks whether the compilers are done to the next
+LONG_US = 200.0  # products of one call that take so long are worth their kernels at once
+_ASKS_AGAIN = 64  # calls from one question whether the compilers are done to the next
 
 
-def calls_before(graph: RecordedGraph, values: Mapping[str, int], seconds: float) -> int:
-    """Calls of a structure that leave its products to torch; 0 where it has none, or long ones.
+class Phase(enum.Enum):
+    """What becomes of the first plans of a structure."""
 
-    Args:
-        graph: a recording.
-        values: size symbols' values in it.
-        seconds: how long torch may spend in the products of all these calls, by an estimate.
-    """
-    expected = cost_model.products_us(graph, values)
-    return math.ceil(seconds * 1e6 / expected) if 0 < expected < _LONG_US else 0
+    COUNTING = "what their calls spend in products is added up"
+    COMPILING = "kernels of products are being compiled"
+    OVER = "plans with kernels of products take their places"
+    NEVER = "they stay, for such plans cannot be made"
 
 
 class FirstTier:
-    """Counts the calls of a structure until kernels of its products are worth compiling, and are compiled.
+    """What the calls of a structure spend in products that torch computes, and what follows from it.
+
+    Scopes of one structure share it, and count together. Threads may lose some of what they count at the same time,
+    which only makes the count longer.
 
     Args:
-        calls: how many calls that takes.
-        begin: starts the compilers and gives what there is to wait for; None where plans are to stay as they are.
+        seconds: what may be spent.
+        succeed: makes the partition that new plans follow; whether there is one.
+        begin: starts the compilers for it; gives what there is to wait for.
 
     Attributes:
-        over: whether plans with kernels of products are to be made.
+        phase: where it is.
+        left_us: microseconds until something is to be done: in a call that begins when none are left.
     """
 
-    def __init__(self, calls: int, begin: Callable[[], tuple[Build, ...] | None]) -> None:
-        self.over = False
-        self._left = calls
+    def __init__(self, seconds: float, succeed: Callable[[], bool], begin: Callable[[], tuple[Build, ...]]) -> None:
+        self.phase = Phase.COUNTING
+        self.left_us = seconds * 1e6
+        self._succeed = succeed
         self._begin = begin
-        self._builds: tuple[Build, ...] | None = None
+        self._builds: tuple[Build, ...] = ()
+        self._pause_us = 0.0
         self._lock = Lock()
 
-    def counted(self, plan: Callable[..., Any]) -> Callable[..., Any]:
-        """A plan's function that counts its calls, and takes none once the tier is over."""
+    def counted(
+        self, plan: Callable[..., Any], products_us: float, upgrade: Callable[[Callable[..., Any], Sequence[Any]], Any]
+    ) -> Callable[..., Any]:
+        """A plan's function that adds up what its calls spend in products.
+
+        Args:
+            plan: the plan's function.
+            products_us: what one call spends.
+            upgrade: called instead of the plan, with it and a call's arguments, once another plan is to take its place.
+        """
 
         def run(*arguments: Any) -> Any:
-            self._left -= 1
-            if self._left > 0 or not self._ends():
-                return plan(*arguments)
-            return MISS
+            if self.left_us <= 0 and self.is_over(products_us):
+                return upgrade(plan, arguments)
+            result = plan(*arguments)
+            if result is not MISS:
+                self.left_us -= products_us
+            return result
 
         return run
 
-    def passed(self, calls: int) -> None:
-        """So many calls were made without a plan."""
-        self._left -= calls
-        if self._left <= 0:
-            self._ends()
+    def is_over(self, products_us: float) -> bool:
+        """Whether new plans are to be made now; starts the compilers where it is time for them.
 
-    def hurry(self) -> None:
-        """The next call starts the compilers, if none has."""
-        self._left = 0
-
-    def _ends(self) -> bool:
-        """Whether the compilers are done; the first to ask starts them."""
-        if self.over or stack.is_short() or not self._lock.acquire(blocking=False):
-            return self.over
+        Args:
+            products_us: what a call spends, which says when to ask again.
+        """
+        if self.left_us > 0 or stack.is_short() or not self._lock.acquire(blocking=False):
+            return False
         try:
-            self._left = _ASKS_AGAIN
-            if self._builds is None:
-                self._builds = self._begin()
-            if self._builds is None:
-                self._left = sys.maxsize
-            elif all(build.done for build in self._builds):
-                self.over, self._left = True, 0
+            self._pause_us = _ASKS_AGAIN * products_us
+            self._advance()
         except Exception as error:
-            if not faults.is_passing(error):
+            if faults.is_passing(error):
+                self.postpone()
+            else:
                 faults.noted(error, "kernels of matrix products")
-                self._left = sys.maxsize
+                self._move(Phase.NEVER)
         finally:
             self._lock.release()
-        return self.over
+        return self.phase is Phase.OVER
+
+    def _advance(self) -> None:
+        if self.phase is Phase.COUNTING:
+            if not self._succeed():
+                self._move(Phase.NEVER)
+                return
+            self._builds = self._begin()
+            self._move(Phase.COMPILING)
+        if self.phase is Phase.COMPILING and all(build.done for build in self._builds):
+            self._move(Phase.OVER)
+
+    def _move(self, phase: Phase) -> None:
+        self.phase = phase
+        self.left_us = {Phase.COMPILING: self._pause_us, Phase.OVER: 0.0, Phase.NEVER: math.inf}[phase]
+
+    def wait_for(self, builds: tuple[Build, ...]) -> None:
+        """Further kernels are being compiled."""
+        self._builds = builds
+        self._move(Phase.COMPILING)
+
+    def postpone(self) -> None:
+        """New plans could not be made just now."""
+        self.left_us = self._pause_us
+
+    def hurry(self) -> None:
+        """What is to be done next is to be done in the next call."""
+        if self.phase is not Phase.NEVER:
+            self.left_us = 0.0
+
+    def skip(self) -> bool:
+        """A call's products take long: plans with kernels of them are to be made at once. Whether they can be."""
+        if self.phase is Phase.COUNTING and not self._succeed():
+            self._move(Phase.NEVER)
+        if self.phase is not Phase.NEVER:
+            self._move(Phase.OVER)
+        return self.phase is Phase.OVER

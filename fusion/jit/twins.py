@@ -80,6 +80,6 @@ class Twins:
             return result
         statistics.recordings += 1
         statistics.recording_seconds += recording.seconds
-        entry = CacheEntry(recording, twin.template, self._scope.pipeline, twin.reader)
+        entry = CacheEntry(recording, twin.template.latest, self._scope.pipeline, twin.reader)
         self._validator.compile_safely(call.structure, lambda: self._validator.prove(entry, recording, call))
         return result

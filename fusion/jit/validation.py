@@ -15,7 +15,7 @@ from fusion.capture.recorded_call import RecordedCall, unwrap_result
 from fusion.capture.user_frame import line_of
 from fusion.choices.background import Compiling, postponed
 from fusion.jit.bound_call import BoundCall
-from fusion.jit.cache_entry import CacheEntry, PlanStopped, same_results
+from fusion.jit.cache_entry import CacheEntry, PlanStopped, Role, same_results
 from fusion.jit.compiled import Compiled
 from fusion.jit.scope_context import ScopeContext
 from fusion.patterns.errors import StructureMismatch
@@ -156,7 +156,7 @@ class PlanValidator:
             entry.plan(compiled, *self._on_failure(entry))
             self._scope.cache.publish()
 
-        self.compile_safely(call.structure, plan)
+        self.compile_safely(None if entry.role is Role.SUCCESSOR else call.structure, plan)
         return entry.chosen(values) is None
 
     # ---- sizes that are new
@@ -211,7 +211,8 @@ class PlanValidator:
             self._scope.cache.publish()
             return eager
         full = {**values, **{s.symbol: _read(s, tap) for s in entry.graph.symbols}}
-        self.compile_safely(call.structure, lambda: self._trust(entry, values, full, tap))
+        structure = None if entry.role is Role.SUCCESSOR else call.structure
+        self.compile_safely(structure, lambda: self._trust(entry, values, full, tap))
         return eager
 
     def _trust(self, entry: CacheEntry, values: dict[str, int], full: dict[str, int], tap: Mapping[str, Any]) -> None:
@@ -244,7 +245,12 @@ class PlanValidator:
     # ---- failures
 
     def compile_safely(self, structure: Any, step: Callable[[], None]) -> None:
-        """Compiles after a call whose result is known already: what goes wrong is noted, the result stands."""
+        """Compiles after a call whose result is known already: what goes wrong is noted, the result stands.
+
+        Args:
+            structure: of the call, which is not recorded again then; None where another plan takes such calls.
+            step: what may go wrong.
+        """
         try:
             step()
         except Exception as error:
@@ -255,7 +261,8 @@ class PlanValidator:
                 return
             refusal = self._plan_error(error)
             self._statistics.last_reason = refusal
-            if not (isinstance(error, RecursionError) and self._scope.lifecycle.ran_out_of_stack()):
+            deep = isinstance(error, RecursionError) and self._scope.lifecycle.ran_out_of_stack()
+            if structure is not None and not deep:
                 self._scope.cache.refused[structure] = refusal
 
     def ran_out_of_memory(self, error: BaseException) -> None:

@@ -210,9 +210,7 @@ def _boundary(
     if not written.isdisjoint(names):
         return "aliased", f"{node.op} touches memory that is written to"
     row = ops.lookup(node.op)
-    if row is not None and row.kind is Kind.PRODUCT and later:
-        return "few_calls", f"{node.op} {later}"
-    if row is None or row.kind in _OUTSIDE or (row.kind is Kind.PRODUCT and not products):
+    if row is None or row.kind in _OUTSIDE or (row.kind is Kind.PRODUCT and not (products or later)):
         return "not_fusable", f"{node.op} is a library call"
     if row.kind is Kind.POINTWISE and not refs:
         return "operator_use", f"{node.op} is given no tensor"
@@ -228,6 +226,8 @@ def _boundary(
     devices = sorted({spec[name].device for name in names})
     if row.kind is Kind.PRODUCT and not all(cost_model.device(name).products for name in devices):
         return "not_fusable", f"{node.op} is a library call on {devices[0]}"
+    if row.kind is Kind.PRODUCT and later:
+        return "few_calls", f"{node.op} {later}"
     if len(devices) > 1:
         return "device", f"{node.op} has tensors on {' and '.join(devices)}; a kernel runs on one device"
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from fusion.choices import heuristics
 from fusion.choices.select import Decider
 from fusion.jit.pipeline import Pipeline
 from fusion.jit.resting import RESTS
-from fusion.jit.tiers import FirstTier, calls_before
+from fusion.jit.tiers import FirstTier, Phase
 from fusion.kernels.backends.cpp import compile as compiler
+from fusion.partition import cost_model
 from fusion.refusal import Refusal
 from fusion.runtime.measure import Comparison
 from fusion.runtime.plan import MISS
@@ -71,7 +74,7 @@ def test_torch_computes_a_small_product_until_there_were_many_calls(counted):
         torch.testing.assert_close(fused(x, w), gated(x, w))
     scope = fused.report().scopes[0]
     assert (scope.state, scope.fused_calls) == ("fused", 3) and not holds_product(fused)
-    assert len(left_to_torch(fused)) == 1 and "after " in left_to_torch(fused)[0]
+    assert left_to_torch(fused)[0].startswith("aten.linear.default is torch's until equal layers have spent 5e-05 s")
     assert 5 <= run_until_it_changes(fused, x, w) < 400
     before = fused.report().scopes[0]
     fused(x, w)
@@ -250,18 +253,147 @@ def test_passing_errors_are_tried_again() -> None:
             raise MemoryError
         return ()
 
-    tier = FirstTier(3, begin)
-    run = tier.counted(lambda: "plan")
-    taken = [run() for _ in range(100)]
-    assert set(taken[:66]) == {"plan"} and set(taken[66:]) == {MISS} and len(asked) == 2 and tier.over
+    tier = FirstTier(30e-6, lambda: True, begin)
+    run = tier.counted(lambda: "plan", 10.0, lambda plan, arguments: "upgrade")
+    taken = [run() for _ in range(300)]
+    assert taken == ["plan"] * (3 + 64) + ["upgrade"] * 233 and len(asked) == 2
+    assert tier.phase is Phase.OVER
 
 
-def test_how_many_calls_come_first_follows_from_what_they_take(counted):
-    graphs = {}
-    for rows in (2, 64):
-        fused, (x, w) = fusion.fuse(gated, counted), operands(rows)
+def test_calls_that_a_plan_does_not_take_are_not_counted() -> None:
+    tier = FirstTier(1.0, lambda: True, tuple)
+    run = tier.counted(lambda x: x, 10.0, lambda *_: "upgrade")
+    assert [run(x) for x in ("a", MISS, "b", MISS, MISS)].count(MISS) == 3
+    assert tier.left_us == 1e6 - 20
+
+
+def test_large_products_of_a_structure_that_was_small_wait_for_nothing(counted):
+    fused, (x, w) = fusion.fuse(gated, counted.replace(product_seconds=1000.0)), operands()
+    for _ in range(4):
         fused(x, w)
-        graphs[rows] = fused.scope.known[0]
-    few, many = (calls_before(e.graph, e.recording.values, 0.5) for e in graphs.values())
-    assert few > many > 0
-    assert calls_before(graphs[2].graph, graphs[2].recording.values, 0.0) == 0
+    assert not holds_product(fused)
+    large, _ = operands(20_000)
+    for _ in range(2):
+        torch.testing.assert_close(fused(large, w), gated(large, w))
+    assert holds_product(fused)
+    before = fused.report().scopes[0].fused_calls
+    for one in (large, x, x):
+        torch.testing.assert_close(fused(one, w), gated(one, w))
+    assert fused.report().scopes[0].fused_calls >= before + 2
+
+
+def test_a_call_counts_as_what_its_own_sizes_take(counted):
+    fused, (x, w) = fusion.fuse(gated, counted.replace(product_seconds=1000.0)), operands()
+    (wide, _), spent = operands(700), []
+    for one in (x, wide):
+        for _ in range(4):
+            fused(one, w)
+        (first,) = (t.first for t in fused.scope.pipeline.templates.values())
+        before = first.left_us
+        fused(one, w)
+        spent.append(before - first.left_us)
+    assert spent[1] > 2 * spent[0] > 0
+
+
+def test_warmup_ends_the_count_of_a_model_that_was_called(tmp_path, counted):
+    fused, (x, w) = fusion.fuse(gated, counted.replace(product_seconds=1000.0, cache_dir=tmp_path / "own")), operands()
+    for _ in range(40):
+        fused(x, w)
+    fusion.warmup(fused, x, w)
+    assert holds_product(fused) and not left_to_torch(fused)
+    before = fused.report().scopes[0].eager_calls
+    for _ in range(100):
+        torch.testing.assert_close(fused(x, w), gated(x, w))
+    assert fused.report().scopes[0].eager_calls == before
+
+
+def test_calls_that_no_plan_takes_do_not_keep_the_second_plan_away(counted):
+    fused, (x, w) = fusion.fuse(gated, counted.replace(max_plans=1)), operands()
+    for _ in range(5):
+        fused(x, w)
+    for _ in range(200):
+        fused(x, w)
+        fused(x[None], w)  # there is no room for a plan of it
+        fusion.wait(fused)
+    assert holds_product(fused)
+    before = fused.report().scopes[0].fused_calls
+    for _ in range(50):
+        fused(x, w)
+        fused(x[None], w)
+    assert fused.report().scopes[0].fused_calls == before + 50
+
+
+@pytest.mark.parametrize("error", [KeyError("a fault of ours"), MemoryError()])
+def test_where_the_second_plan_cannot_be_made_the_first_stays(counted, monkeypatch, error):
+    fused, (x, w) = fusion.fuse(gated, counted), operands()
+    for _ in range(5):
+        fused(x, w)
+    raised, choose = [], Decider.candidates
+
+    def fails(*given: Any) -> Any:
+        if not raised:
+            raised.append(1)
+            raise error
+        return choose(*given)
+
+    monkeypatch.setattr(Decider, "candidates", fails)
+    for _ in range(300):
+        torch.testing.assert_close(fused(x, w), gated(x, w))
+        fusion.wait(fused)
+    scope = fused.report().scopes[0]
+    assert raised and scope.state == "fused" and scope.eager_calls <= 4
+    assert holds_product(fused) is isinstance(error, MemoryError), "which passes, and is tried again"
+
+
+def test_deep_calls_keep_the_first_plan(counted):
+    fused, (x, w) = fusion.fuse(gated, counted), operands()
+    for _ in range(4):
+        fused(x, w)
+
+    def deep(frames: int) -> torch.Tensor:
+        return deep(frames - 1) if frames else fused(x, w)
+
+    frames = sys.getrecursionlimit() - 200 - len(inspect.stack(0))
+    before = fused.report().scopes[0].fused_calls
+    for _ in range(100):
+        torch.testing.assert_close(deep(frames), gated(x, w))
+        fusion.wait(fused)
+    assert fused.report().scopes[0].fused_calls == before + 100 and not holds_product(fused)
+    run_until_it_changes(fused, x, w)
+
+
+def test_regions_that_are_refused_otherwise_say_so_in_the_end(counted):
+    fused, (x, w) = fusion.fuse(gated, counted.replace(min_nodes=50)), operands()
+    for _ in range(300):
+        fused(x, w)
+        fusion.wait(fused)
+    codes = [row.code for row in fused.report().scopes[0].refusals]
+    assert codes and set(codes) == {"too_small"}
+
+
+def test_a_fault_in_the_estimate_costs_nothing_but_the_count(counted, monkeypatch):
+    def fails(*_: Any) -> Any:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(cost_model, "products_us", fails)
+    fused, (x, w) = fusion.fuse(gated, counted), operands()
+    for _ in range(3):
+        torch.testing.assert_close(fused(x, w), gated(x, w))
+    assert fused.report().scopes[0].state == "fused" and holds_product(fused)
+
+
+def test_first_templates_are_let_go(counted):
+    fused, (x, w) = fusion.fuse(gated, counted), operands()
+    run_until_it_changes(fused, x, w)
+    assert [t.first for t in fused.scope.pipeline.templates.values()] == [None]
+
+
+def test_a_process_that_began_and_ended_leaves_the_count_to_others(counted, gate):
+    fused, (x, w) = fusion.fuse(gated, counted), operands()
+    for _ in range(100):
+        fused(x, w)
+    other = fusion.fuse(gated, counted.replace(product_seconds=1000.0))
+    for _ in range(3):
+        other(x, w)
+    assert not holds_product(other) and left_to_torch(other)
+    gate.set()
