@@ -34,6 +34,8 @@ class Case:
         prompt: tokens of a prefill; cached: tokens behind which steps run. One of the two is 0.
         target: fused against eager.
         rounds: how often each side takes its turn.
+        layers: of the model.
+        growing: whether the fused side has a `fusion.growing_cache`; eager is then measured with each kind.
     """
 
     measured: str
@@ -43,6 +45,7 @@ class Case:
     target: float
     rounds: int
     layers: int
+    growing: bool = False
 
 
 CASES = (
@@ -50,6 +53,8 @@ CASES = (
     Case("decode step behind 256 tokens, bf16", torch.bfloat16, 0, 256, 1.9, 6, 28),
     Case("decode step behind 1,024 tokens, bf16", torch.bfloat16, 0, 1024, 2.2, 4, 8),
     Case("decode step behind 4,096 tokens, bf16", torch.bfloat16, 0, 4096, 4.0, 4, 8),
+    Case("decode step behind 1,024 tokens, growing cache, bf16", torch.bfloat16, 0, 1024, 2.2, 4, 8, growing=True),
+    Case("decode step behind 4,096 tokens, growing cache, bf16", torch.bfloat16, 0, 4096, 4.0, 4, 8, growing=True),
     Case("decode step behind 256 tokens, fp32", torch.float32, 0, 256, 1.5, 4, 8),
     Case("decode step behind 256 tokens, fp16", torch.float16, 0, 256, 1.9, 4, 8),
     Case("prefill of 256 tokens, fp16", torch.float16, 256, 0, 6.0, 2, 4),
@@ -70,6 +75,8 @@ def _model_rows(case: Case, options: Options) -> Iterator[Row]:
     model = build(QWEN3_06B, case.dtype, options.device, 2 if options.quick else case.layers)
     every = make_sides(model, compiled=options.compiled, floor=False)
     sides = {k: side for k, side in every.items() if k != "unfused"}
+    if case.growing:
+        sides["eager, growing cache"] = sides["eager"]
     try:
         rounds, why = _timed(case, sides, 2 if options.quick else case.rounds)
         facts = {
@@ -97,7 +104,7 @@ def _timed(case: Case, sides: dict[str, Side], rounds: int) -> tuple[Rounds, lis
     ids = tokens(sides["eager"].model, case.prompt or _MORE, "cpu")
     blocks: dict[str, Block] = {}
     for name, side in sides.items():
-        cache = _filled(side, case.cached)
+        cache = _filled(side, case.cached, growing=case.growing and name != "eager")
         blocks[name] = prefills(side, ids) if case.prompt else steps(side, cache, ids[:, :_STEPS])
         for _ in range(3 if side.planned else 1):
             blocks[name]()
@@ -106,9 +113,10 @@ def _timed(case: Case, sides: dict[str, Side], rounds: int) -> tuple[Rounds, lis
     return made, ran(sides["fused"], before, rounds * (1 if case.prompt else _STEPS))
 
 
-def _filled(side: Side, length: int) -> object:
-    """A cache that holds `length` random keys and values for each layer."""
-    cache, config = new_cache(side.model), side.model.config
+def _filled(side: Side, length: int, *, growing: bool) -> object:
+    """A cache that holds `length` random keys and values for each layer; a growing one, or transformers' own."""
+    config = side.model.config
+    cache = fusion.growing_cache(config) if growing else new_cache(side.model)
     dtype = next(side.model.parameters()).dtype
     shape = (1, config.num_key_value_heads, length, config.head_dim)
     generator = torch.Generator().manual_seed(length)

@@ -26,6 +26,7 @@ from fusion.api import (
 from fusion.choices.decision import Decision
 from fusion.choices.heuristics import FusionHeuristics
 from fusion.config import FusionConfig
+from fusion.integrations.growing_cache import growing_cache
 from fusion.patterns import (
     OpNode,
     RecordedGraph,
@@ -52,6 +53,6 @@ __all__ = [
     "BackendUnavailable", "CompileError", "ConfigError", "Decision", "FusionConfig", "FusionError",
     "FusionHeuristics", "FusionReport", "FusionScheduler", "GraphError", "OpNode", "RecordedGraph", "Recording",
     "RecordingError", "StructureMismatch", "SubGraph", "UnsupportedOperator", "create_add_rms_norm_pattern",
-    "create_swiglu_pattern", "disable", "enable", "fuse", "kernels_in_use", "record", "register_island",
-    "register_made", "register_op", "report", "start_recording", "stop_recording", "wait", "warmup",
+    "create_swiglu_pattern", "disable", "enable", "fuse", "growing_cache", "kernels_in_use", "record",
+    "register_island", "register_made", "register_op", "report", "start_recording", "stop_recording", "wait", "warmup",
 ]  # fmt: skip

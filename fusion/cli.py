@@ -88,7 +88,10 @@ def demo(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Element type.")] = Dtype.bfloat16,
     layers: Annotated[int | None, typer.Option(min=1, help="Decoder layers; default: the model's own.")] = None,
-    prompt_len: Annotated[int, typer.Option(min=1, help="Tokens of the prefill.")] = 256,
+    prompt_len: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of the prefill; as many as eager runs in 7 s, 256 at most, if unset."),
+    ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Greedy decode steps.")] = 32,
     json_path: Annotated[Path, typer.Option("--json", help="Where the report is written.")] = Path("demo-report.json"),
     seed: Annotated[int, typer.Option(help="Of the random weights and prompt.")] = 0,

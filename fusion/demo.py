@@ -22,7 +22,9 @@ from .demo_model import build_model
 from .reporting.model import FusionReport
 
 PREFILL_ROUNDS = 5
-PREFILL_SECONDS = 20.0  # after which no further round of prefills begins: eager ones take long in half precision
+PREFILL_SECONDS = 10.0  # after which no further round of prefills begins
+EAGER_SECONDS = 7.0  # what an eager prefill takes at most, where no length is asked for: half precision may be slow
+MOST_TOKENS, LEAST_TOKENS = 256, 32  # of a prefill where no length is asked for
 WARM_UP_STEPS = 3
 FUSED_WARM_UPS = 2  # after the first calls: with a cache, the third prefill still checks its plans beside eager
 WARM_UP_TOKENS = 16  # of the eager side, which has nothing to compile
@@ -38,7 +40,8 @@ class DemoOptions:
         config: a transformers config.json, or a folder that holds one (and weights, which are then used).
         dtype: "bfloat16", "float16" or "float32".
         layers: decoder layers, or None for the model's own number.
-        prompt_len, new_tokens: tokens of the prefill and of the greedy decode.
+        prompt_len: tokens of the prefill, or None for as many as this machine runs eagerly in a few seconds.
+        new_tokens: tokens of the greedy decode.
         seed: of the random weights and prompt.
         json_path: where the report goes.
     """
@@ -47,7 +50,7 @@ class DemoOptions:
     config: Path | None = None
     dtype: str = "bfloat16"
     layers: int | None = None
-    prompt_len: int = 256
+    prompt_len: int | None = None
     new_tokens: int = 32
     seed: int = 0
     json_path: Path = Path("demo-report.json")
@@ -146,7 +149,10 @@ def run(options: DemoOptions, console: Console) -> DemoResult:
         model = build_model(options.model, options.config, options.dtype, options.layers, options.seed).to(device)
         step("eager warm-up")
         sides = _Sides(model, options, device)
-        sides.warm_up("eager", WARM_UP_TOKENS)
+        seconds = sides.warm_up("eager", WARM_UP_TOKENS)
+        if options.prompt_len is None:
+            options = dataclasses.replace(options, prompt_len=tokens_within(EAGER_SECONDS, seconds / WARM_UP_TOKENS))
+            sides.prompt = sides.prompt[:, : options.prompt_len]
         step("recording, compiling, proving")
         warm_up_seconds = sides.enable()
         step("fused warm-up")
@@ -166,12 +172,17 @@ def run(options: DemoOptions, console: Console) -> DemoResult:
     return DemoResult(options, _device_name(device), parameters, warm_up_seconds, timings, agreement, report)
 
 
+def tokens_within(seconds: float, per_token: float) -> int:
+    """Tokens of a prefill that takes at most so long: a multiple of 32 between LEAST_TOKENS and MOST_TOKENS."""
+    return max(LEAST_TOKENS, min(MOST_TOKENS, int(seconds / per_token) // 32 * 32))
+
+
 class _Sides:
     """One model that runs eagerly or fused, by its config's switch, each side with a cache of its own."""
 
     def __init__(self, model: Any, options: DemoOptions, device: str) -> None:
         generator = torch.Generator().manual_seed(options.seed)
-        shape = (1, options.prompt_len)
+        shape = (1, options.prompt_len or MOST_TOKENS)
         self.model, self.options, self.device = model, options, device
         self.prompt = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
         self.caches: dict[str, Any] = {}
@@ -197,11 +208,12 @@ class _Sides:
         report: FusionReport = fusion.report(self.model)
         return report
 
-    def warm_up(self, side: str, most: int | None = None) -> None:
-        """A prefill, of `most` tokens at most, and a few decode steps, their times thrown away."""
-        logits, _ = self._prefill(side, most)
+    def warm_up(self, side: str, most: int | None = None) -> float:
+        """A prefill, of `most` tokens at most, and a few decode steps. Returns the prefill's seconds."""
+        logits, seconds = self._prefill(side, most)
         for _ in range(min(WARM_UP_STEPS, self.options.new_tokens)):
             logits, _ = self._call(side, logits.argmax(-1)[:, None])
+        return seconds
 
     def prefill(self, tick: Callable[[], None]) -> dict[str, Timing]:
         """Interleaved prefills, at least one of each side; leaves caches filled and the last logits in `self.last`."""

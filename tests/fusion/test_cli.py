@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from fusion import demo_model, doctor
 from fusion.cli import app
-from fusion.demo import DemoOptions, Timing, compare
+from fusion.demo import DemoOptions, Timing, compare, tokens_within
 from fusion.demo_model import build_model
 from fusion.kernels.backend import Finding
 from fusion.kernels.backends.cpp.backend import KERNELS as CPU_KERNELS
@@ -86,7 +86,7 @@ def test_a_demo_whose_prefills_take_long_makes_one_of_each(
 ) -> None:
     monkeypatch.setattr("fusion.demo.PREFILL_SECONDS", 0.0)
     written = tmp_path / "out.json"
-    options = ["--config", str(tiny), "--prompt-len", "24", "--new-tokens", "2", "--dtype", "float32", "--layers", "1"]
+    options = ["--config", str(tiny), "--new-tokens", "2", "--dtype", "float32", "--layers", "1"]
     result = call("demo", *options, "--json", str(written), FUSION_CACHE_DIR=str(tmp_path / "cache"))
     assert result.exit_code == 0, result.output
     seconds = json.loads(written.read_text())["seconds"]
@@ -117,6 +117,11 @@ def test_layers_and_seed_are_honoured(tiny: Path) -> None:
     weights = [m.model.embed_tokens.weight for m in (one, two, same)]
     assert len(one.model.layers) == 2 and weights[0].dtype is torch.bfloat16 and not one.training
     assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize(("per_token", "tokens"), [(1e-4, 256), (0.04, 160), (0.11, 32), (3.0, 32)])
+def test_a_slow_machine_has_a_short_prefill(per_token: float, tokens: int) -> None:
+    assert tokens_within(7.0, per_token) == tokens
 
 
 def test_a_differing_token_is_shown_with_its_distance(tiny: Path) -> None:
