@@ -130,7 +130,6 @@ class AttentionLoops:
             "    float* RESTRICT best = found; float* RESTRICT total = found + height;",
             "    float* RESTRICT sums = found + 2 * height;",
             f"    float queries[{most * form.inner}], scores[{most * width}], scale[{most}];",
-            f"    float chunk[{CHUNK * max(form.inner, lanes)}];",
             "    for (int64_t at = 0; at < height; ++at) best[at] = -__builtin_inff(), total[at] = 0.0f;",
             f"    __builtin_memset(sums, 0, sizeof(float) * height * {lanes});",
             "    for (int64_t row = top; row < bottom; ++row) {",
@@ -170,8 +169,8 @@ class AttentionLoops:
         own = f"queries + (first - top) * {form.inner}, bottom - first"
         scores = "scores + (first - top) * length"
         few = [
-            f"widen_rows<{kind}, float>({keys}, {stride}, to - from, {form.inner}, chunk);",
-            f"scores_of<Whole<float>, float>({own}, chunk, {form.inner}, to - from, {form.inner}, {scores}, length);",
+            f"scores_of<{kind}, float>({own}, {keys}, {stride}, to - from, {form.inner}, {scores}, length,",
+            f"    {self._next(form.value, 'from', int(form.lane.extent))});",
         ]
         many = [f"scores_of_many<{kind}, float>({own}, {keys}, {stride}, to - from, {form.inner}, {scores}, length);"]
         return self._by_height(few, many)
@@ -183,8 +182,8 @@ class AttentionLoops:
         own = "scores + (first - top) * length, length, bottom - first"
         sums = f"scale + (first - top), sums + (first - top) * {lanes}"
         few = [
-            f"widen_rows<{kind}, float>({values}, {stride}, to - from, {lanes}, chunk);",
-            f"weighted_of<Whole<float>, float>({own}, chunk, {lanes}, to - from, {sums}, {lanes});",
+            f"weighted_of<{kind}, float>({own}, {values}, {stride}, to - from, {sums}, {lanes},",
+            f"    {self._next(self.form.key, 'to', self.form.inner)});",
         ]
         many = [f"weighted_of_many<{kind}, float>({own}, {values}, {stride}, to - from, {sums}, {lanes});"]
         return self._by_height(few, many)
@@ -307,6 +306,11 @@ class AttentionLoops:
             symbols.index_symbol(self.form.lane.name): 0,
         }
         return f"{load.argument} + {factor(symbols.substitute(self._shared(load).offset, by))}"
+
+    def _next(self, load: Load, place: str, length: int) -> str:
+        """Keys or values of `length` elements from a place on, to be fetched."""
+        size = load.storage.itemsize
+        return f"Next{{{self._address(load, place)}, {self._stride(load)} * {size}, {length * size}}}"
 
     def _shared(self, load: Load) -> Load:
         """A load with the heads of a group as one."""

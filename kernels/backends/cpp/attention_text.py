@@ -13,46 +13,68 @@ ATTENTION: tuple[Section, ...] = (
 """,
     ),
     (
-        ("scores_of", "weighted_of", "widen_rows"),
+        ("scores_of", "weighted_of", "Next"),
         """\
-// Rows of `length` elements as the type they are added up in, one after the other; memory is read as one stream.
-template <typename S, typename T> __attribute__((noinline)) void widen_rows(
-    const typename S::element* RESTRICT from, int64_t stride, int64_t count, int64_t length, T* RESTRICT to) {
-    enum { N = Tile<T>::count };
-    for (int64_t i = 0; i < count; ++i) {
-        const typename S::element* line = from + i * stride;
-        int64_t k = 0;
-        for (; k + N <= length; k += N) *(typename Tile<T>::vector*)(to + i * length + k) = S::lanes(line + k);
-        for (; k < length; ++k) to[i * length + k] = S::one(line + k);
+// Rows that are needed next: on their way to the cache while others are computed with.
+struct Next {
+    const void* from;
+    int64_t pitch, bytes;  // from one row to the next; of a row
+    INLINE_MEMBER void fetch(int64_t row, int64_t end) const {
+        for (; row < end; ++row)
+            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)from + row * pitch + at);
+    }
+};
+FUSED_SUMS
+// scores[i][n] = the sum over k of queries[i][k] * keys[n][k], for ROWS rows and as many keys as fill a vector of sums.
+template <typename S, typename T, int ROWS> INLINE void scores_rows(
+    const T* RESTRICT queries, const typename S::element* RESTRICT keys, int64_t stride, int64_t depth,
+    T* RESTRICT scores, int64_t width) {
+    typedef typename Tile<T>::vector vector;
+    enum { N = Tile<T>::count, KEYS = N / ROWS };
+    const int64_t whole = depth / N * N;
+    vector total[N] = {};
+    for (int64_t begin = 0; begin < whole; begin += STRETCH) {
+        const int64_t end = begin + STRETCH < whole ? begin + STRETCH : whole;
+        vector part[N] = {};
+        for (int64_t k = begin; k < end; k += N)
+            for (int n = 0; n < KEYS; ++n) {
+                const vector some = S::lanes(keys + n * stride + k);
+                for (int i = 0; i < ROWS; ++i)
+                    part[i * KEYS + n] += some * *(const vector*)(queries + i * depth + k);
+            }
+        for (int n = 0; n < N; ++n) total[n] += part[n];
+    }
+    const vector sums = sums_of<T>(total);
+    for (int i = 0; i < ROWS; ++i) {
+        for (int n = 0; n < KEYS; ++n) {
+            T rest = 0;
+            for (int64_t k = whole; k < depth; ++k) rest += queries[i * depth + k] * S::one(keys + n * stride + k);
+            scores[i * width + n] = sums[i * KEYS + n] + rest;
+        }
     }
 }
-FUSED_SUMS
-// scores[i][l] = the sum over k of queries[i][k] * keys[l][k], for keys in the first cache: N of them at a time.
+// The same for any number of rows and keys.
 template <typename S, typename T> __attribute__((noinline)) void scores_of(
     const T* RESTRICT queries, int64_t rows, const typename S::element* RESTRICT keys, int64_t stride, int64_t count,
-    int64_t depth, T* RESTRICT scores, int64_t width) {
+    int64_t depth, T* RESTRICT scores, int64_t width, Next next) {
     typedef typename Tile<T>::vector vector;
     enum { N = Tile<T>::count };
     const int64_t whole = depth / N * N;
     int64_t l = 0;
-    for (; l + N <= count; l += N)
-        for (int64_t i = 0; i < rows; ++i) {
-            vector total[N] = {};
-            for (int64_t begin = 0; begin < whole; begin += STRETCH) {
-                const int64_t end = begin + STRETCH < whole ? begin + STRETCH : whole;
-                vector part[N] = {};
-                for (int64_t k = begin; k < end; k += N) {
-                    const vector x = *(const vector*)(queries + i * depth + k);
-                    for (int n = 0; n < N; ++n) part[n] += S::lanes(keys + (l + n) * stride + k) * x;
-                }
-                for (int n = 0; n < N; ++n) total[n] += part[n];
-            }
-            vector* to = (vector*)(scores + i * width + l);
-            *to = sums_of<T>(total);
-            for (int64_t k = whole; k < depth; ++k)
-                for (int n = 0; n < N; ++n)
-                    scores[i * width + l + n] += queries[i * depth + k] * S::one(keys + (l + n) * stride + k);
-        }
+    for (; l + N <= count; l += N) {
+        next.fetch(l, l + N);
+        int64_t i = 0;
+        for (; i + 4 <= rows; i += 4)
+            for (int n = 0; n < N; n += N / 4)
+                scores_rows<S, T, 4>(
+                    queries + i * depth, keys + (l + n) * stride, stride, depth, scores + i * width + l + n, width);
+        for (; i + 2 <= rows; i += 2)
+            for (int n = 0; n < N; n += N / 2)
+                scores_rows<S, T, 2>(
+                    queries + i * depth, keys + (l + n) * stride, stride, depth, scores + i * width + l + n, width);
+        for (; i < rows; ++i)
+            scores_rows<S, T, 1>(queries + i * depth, keys + l * stride, stride, depth, scores + i * width + l, width);
+    }
     for (; l < count; ++l)
         for (int64_t i = 0; i < rows; ++i) {
             vector total = {};
@@ -86,11 +108,16 @@ template <typename S, typename T, int ROWS, int VECTORS> INLINE void weighted_ro
 }
 template <typename S, typename T> __attribute__((noinline)) void weighted_of(
     const T* RESTRICT weights, int64_t width, int64_t rows, const typename S::element* RESTRICT values, int64_t stride,
-    int64_t depth, const T* scale, T* RESTRICT sums, int64_t lanes) {
+    int64_t depth, const T* scale, T* RESTRICT sums, int64_t lanes, Next next) {
     enum { N = Tile<T>::count };
     int64_t l = 0;
     for (; l + 4 * N <= lanes; l += 4 * N) {
+        next.fetch(depth * l / lanes, depth * (l + 4 * N) / lanes);
         int64_t i = 0;
+        for (; i + 4 <= rows; i += 4)
+            for (int64_t at = l; at < l + 4 * N; at += 2 * N)
+                weighted_rows<S, T, 4, 2>(
+                    weights + i * width, width, values + at, stride, depth, scale + i, sums + i * lanes + at, lanes);
         for (; i + 2 <= rows; i += 2)
             weighted_rows<S, T, 2, 4>(
                 weights + i * width, width, values + l, stride, depth, scale + i, sums + i * lanes + l, lanes);

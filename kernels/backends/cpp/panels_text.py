@@ -24,6 +24,9 @@ __attribute__((noinline)) void panels_of(
     PanelRows<T>* left, ResultBlock<T>* block, void* const* in, void* const* out, const int64_t* sizes, int64_t batches,
     int64_t rows, int64_t outers, int64_t lanes, int64_t height, bool few, int64_t width, T* panel) {
     const int64_t across = (lanes + width - 1) / width, blocks = outers * across;
+#if defined(_OPENMP)  // blocks of few rows are read from memory: a thread takes some that follow each other
+    const int64_t run = few ? clamp_index(blocks / (4 * omp_get_num_threads()), 1, 16) : 1;
+#endif
     for (int64_t batch = 0; batch < batches; ++batch)
         for (int64_t top = 0; top < rows; top += height) {
             const int64_t bottom = top + height < rows ? top + height : rows;
@@ -33,7 +36,7 @@ __attribute__((noinline)) void panels_of(
             for (int64_t row = top; row < bottom; ++row)
                 left(in, out, sizes, batch, top, height, row, row + 1, panel);
 #if defined(_OPENMP)
-            #pragma omp for schedule(dynamic, 1)
+            #pragma omp for schedule(dynamic, run)
 #endif
             for (int64_t at = 0; at < blocks; ++at) {
                 const int64_t begin = at % across * width, end = begin + width < lanes ? begin + width : lanes;

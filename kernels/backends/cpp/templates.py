@@ -21,7 +21,7 @@ from fusion.kernels.backends.cpp.toolchain import Toolchain
 from fusion.kernels.store import Store
 
 _NAMES = (
-    "tile", "pack_lanes", "pack_rows", "dots", "dots_of_one", "sum_rows", "widen_rows", "scores_of", "weighted_of",
+    "tile", "pack_lanes", "pack_rows", "dots", "dots_of_one", "sum_rows", "scores_of", "weighted_of",
     "weights_of", "scores_of_many", "weighted_of_many", "products_of",
 )  # fmt: skip
 _CALL = re.compile(rf"\b((?:{'|'.join(_NAMES)})<[\w, ]+(?:<\w+>[\w, ]*)*>)\(")
