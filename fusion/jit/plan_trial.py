@@ -20,6 +20,7 @@ from fusion.runtime.plan import MISS
 _SAMPLES = 16  # of each way
 _FEW_SAMPLES = 6  # of each way, of calls that are long
 _LONG_S = 2e-3  # a plan that takes longer is long: only copies for undoing writes can count in it
+_PLANS_FIRST = 3  # turns: one warms the plan up, two tell whether it is long, so that nothing is left to find out
 _TOLERATED = 1.02  # of the original's time: a plan that is not noticeably slower stays
 _AGAIN_AFTER = 8  # calls that ask for a dropped plan, before it is tried again; then four times as many
 _numbers = itertools.count()
@@ -54,8 +55,8 @@ class PlanTrial:
     def original_is_next(self) -> bool:
         """Whose turn a call is; of two calls, one each."""
         self.taken += 1
-        if self.taken == 1:
-            return False  # which warms the plan up
+        if self.taken <= _PLANS_FIRST:
+            return False
         turn, self._second_of_pair = self._second_of_pair, None
         if turn is None:
             turn = self._chance.random() < 0.5

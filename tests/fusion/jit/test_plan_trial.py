@@ -81,7 +81,7 @@ def take(one: PlanTrial, plan: float, forward: float, calls: int = MANY) -> list
 def test_the_faster_way_stays_and_both_take_their_turns() -> None:
     fast, slow = trial(), trial()
     turns = take(fast, 10e-6, 20e-6)
-    assert fast.done and fast.refusal is None and abs(2 * sum(turns) - len(turns)) <= 1
+    assert fast.done and fast.refusal is None and abs(2 * sum(turns) - len(turns)) <= 3
     take(slow, 20e-6, 10e-6)
     assert slow.done and slow.refusal is not None
     assert str(slow.refusal).startswith(
@@ -108,7 +108,7 @@ def test_noise_on_some_calls_decides_nothing() -> None:
 def test_of_long_calls_few_or_none_are_measured(longer: str) -> None:
     plan, forward = (9e-3, 5e-3) if longer == "plan" else (5e-3, 9e-3)
     plain, copying = trial(), trial(copies=True)
-    assert len(take(plain, plan, forward)) <= 6 and plain.refusal is None  # what its kernels do was measured before
+    assert take(plain, plan, forward) == [False] * 3 and plain.refusal is None  # its kernels were measured before
     assert len(take(copying, plan, forward)) <= 15
     assert (copying.refusal is not None) is (longer == "plan")
 
@@ -126,7 +126,7 @@ def test_calls_whose_sizes_alternate_are_compared_with_their_like(period: int) -
 
 
 def test_turns_have_no_period_and_no_other_trials_turns() -> None:
-    turns = [[one.original_is_next() for _ in range(65)][1:] for one in (trial(), trial(), trial())]
+    turns = [[one.original_is_next() for _ in range(67)][3:] for one in (trial(), trial(), trial())]
     assert all(sum(taken) == 32 for taken in turns) and len(set(map(tuple, turns))) == 3
     assert all(taken[:-period] != taken[period:] for taken in turns for period in range(1, 33))
 
