@@ -187,7 +187,7 @@ def warmup(model: Any, /, *args: Any, **kwargs: Any) -> FusionReport:
         with torch.inference_mode():
             fusion.warmup(model, input_ids)
 
-    It is called some four times with these very arguments, and some 32 times more where its calls are so short that
+    It is called some four times with these very arguments, and some 30 times more where its calls are so short that
     plans are measured as a whole (`profile`). What a call changes in them, such as a cache that grows,
     each of the calls changes.
 

@@ -49,11 +49,11 @@ def growing_cache(config: Any = None) -> Any:
 def _growing_layer() -> Any:
     from transformers.cache_utils import DynamicLayer
 
-    class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # its module has no annotations
+    class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # a hook of its base has no annotations
         """Keys and values of one layer, shape [batch, heads, tokens, head size] each, with room behind the tokens."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
             self._rooms = _Room(), _Room()
 
         def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -74,12 +74,13 @@ class _Room:
         self._memory: Tensor | None = None
         self._held: Tensor | None = None  # the tensor that was given out last
 
-    def extended(self, held: Tensor, new: Tensor) -> Tensor:
+    def extended(self, held: Tensor | None, new: Tensor) -> Tensor:
         """`held` and behind it `new`, along the last dimension but one.
 
         Written in place only where `held` is the very tensor that was given out last: then nobody sees what lies behind
         it. Anything else - a cache that was cropped, reordered, copied or filled by hand - is copied to new memory.
         """
+        assert held is not None  # the layer has been given its first tensors
         if torch.is_grad_enabled() and (held.requires_grad or new.requires_grad):
             return torch.cat([held, new], dim=-2)
         start = held.shape[-2] if held.numel() else 0

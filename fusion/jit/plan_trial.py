@@ -18,7 +18,7 @@ from fusion.refusal import Refusal
 from fusion.runtime.plan import MISS
 
 _SAMPLES = 16  # of each way
-_FEW_SAMPLES = 6  # of each way, of calls that are long
+_FEW_SAMPLES = 6  # of each way, of calls that are long, or where no plan's was as slow as any of the original's
 _LONG_S = 2e-3  # a plan that takes longer is long: only copies for undoing writes can count in it
 _PLANS_FIRST = 3  # turns: one warms the plan up, two tell whether it is long, so that nothing is left to find out
 _TOLERATED = 1.02  # of the original's time: a plan that is not noticeably slower stays
@@ -78,7 +78,10 @@ class PlanTrial:
         is_long = len(planned) > 1 and planned[0] > _LONG_S
         if is_long and not self._copies:
             self.done = True
-        if self.done or min(len(planned), len(eager)) < (_FEW_SAMPLES if is_long else _SAMPLES):
+        samples = min(len(planned), len(eager))
+        if samples >= _FEW_SAMPLES and planned[-1] < eager[0]:
+            self.done = True  # the slowest of the plan's is faster than the fastest of the original's
+        if self.done or samples < (_FEW_SAMPLES if is_long else _SAMPLES):
             return
         self.done = True
         # What a busy machine adds to calls, it adds to the slow ones; a plan goes where its fast ones are slower, too.
