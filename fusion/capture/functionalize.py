@@ -86,7 +86,7 @@ class Functionalized:
         return next((self.calls.nodes[i].origin for i, written in self.calls.writes if written == key), "")
 
     def _note_lent(self) -> None:
-        """What a native call writes to, or may, in another call: what it is given, and what is used afterwards."""
+        """Which tensors a native call is given that it wrote to, or may in another call, as they are used after it."""
         used: dict[int, int] = {}  # the last use of each memory
         for name, i in self.last.items():
             if name in self.calls.memory:

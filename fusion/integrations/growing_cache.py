@@ -28,7 +28,7 @@ def growing_cache(config: Any = None) -> Any:
         config: the model's, which says what kind each layer is; without it every layer attends to all tokens.
 
     Raises:
-        FusionError: transformers is not installed, or has no `DynamicCache` of layers (before version 4.56).
+        FusionError: transformers is not installed, or has no `DynamicCache` of layers.
     """
     try:
         from transformers.cache_utils import DynamicCache, DynamicLayer

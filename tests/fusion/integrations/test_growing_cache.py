@@ -174,7 +174,7 @@ def test_memory_goes_with_the_cache(model: Any) -> None:
         put(other, 4)
     del other
     gc.collect()
-    assert len(gc.get_objects()) < before + 400
+    assert len(gc.get_objects()) < before + 400  # 50 caches that stayed would be some 750
 
 
 def test_without_transformers_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
