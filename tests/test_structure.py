@@ -85,11 +85,12 @@ def test_what_tests_share_is_in_one_folder() -> None:
     assert {path.relative_to(ROOT / "tests").parts[0] for path in files} == OWN_FOLDERS - {"gpu"}
 
 
-def sources() -> Iterator[tuple[Path, str]]:
-    """Every file that people read, with its text: the package, its tests, the benchmarks."""
-    for folder in ("fusion", *FLOORS, "tests", "bench"):
-        for path in (ROOT / folder).rglob("*.py"):
-            yield path.relative_to(ROOT), path.read_text()
+@cache
+def sources() -> list[tuple[Path, str, ast.Module]]:
+    """Every file that people read, with its text and syntax tree: the package, its tests, the benchmarks."""
+    folders = (ROOT / folder for folder in ("fusion", *FLOORS, "tests", "bench"))
+    texts = ((path, path.read_text()) for folder in folders for path in folder.rglob("*.py"))
+    return [(path.relative_to(ROOT), text, ast.parse(text)) for path, text in texts]
 
 
 MOST_LINES = {ast.ClassDef: 300, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}
@@ -97,13 +98,13 @@ MOST_LINES_OF_A_FILE = 400
 
 
 def test_files_classes_and_functions_are_short() -> None:
-    files = list(sources())
+    files = sources()
     assert len(files) > 400, "the files were not found: the test would show nothing"
     long = []
-    for path, text in files:
+    for path, text, tree in files:
         if text.count("\n") > MOST_LINES_OF_A_FILE:
             long.append(str(path))
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree):
             if isinstance(node, tuple(MOST_LINES)) and node.end_lineno - node.lineno + 1 > MOST_LINES[type(node)]:
                 long.append(f"{path}: {node.name}")
     assert long == []
@@ -128,6 +129,5 @@ def attributes(kind: ast.ClassDef) -> set[str]:
 
 
 def test_classes_have_few_attributes() -> None:
-    trees = [ast.parse(text) for _, text in sources()]
-    kinds = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    kinds = [node for _, _, tree in sources() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     assert {kind.name for kind in kinds if len(attributes(kind)) > MOST_ATTRIBUTES} == set(RICHER)

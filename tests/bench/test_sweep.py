@@ -16,7 +16,7 @@ from bench.sweep_one import measure
 from fusion.kernels.backends.cpp.toolchain import find_toolchain
 
 pytestmark = pytest.mark.slow
-_SEVERAL = 3
+_SEVERAL = 2
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Random programs, fused against eager: 50, with `make test-all` 500. And that the fuzzer finds what is wrong."""
+"""Random programs, fused against eager: 30, with `make test-all` 500. And that the fuzzer finds what is wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fusion.kernels.loops import LoopNest
 from fusion.patterns.scalar import Apply
 
 pytestmark = pytest.mark.slow
-COUNT = 500 if FULL else 50
+COUNT = 500 if FULL else 30
 SEED = 20250
 
 

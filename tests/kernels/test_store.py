@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -259,7 +260,7 @@ def _write(directory, start, number):
 
 
 def test_two_processes_write_the_same_key_at_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     start = context.Barrier(2)
     workers = [context.Process(target=_write, args=(tmp_path / "cache", start, n)) for n in (1, 2)]
     for worker in workers:

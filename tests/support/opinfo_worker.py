@@ -3,7 +3,7 @@
 A process of its own with TRITON_INTERPRET=1, as `triton_worker`. By name of the case: the operators it tests, why it is
 wrong ("" where it is right), and which primitive Triton has no form of, if that is why it did not run.
 
-By default an operator is taken in float32 and in one dtype of each other group; FUSION_OPINFO=full takes it in all.
+By default an operator is taken in float32 and in one other dtype; FUSION_OPINFO=full takes it in all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.ops import Kind, kind_of
 
 _BOUNDED = ("aten.sin.default", "aten.cos.default")
-GROUPS = ((torch.float32,), (torch.bfloat16, torch.int64), (torch.uint8, torch.bool))
+GROUPS = ((torch.float32,), (torch.bfloat16, torch.int64, torch.uint8, torch.bool))
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """Calls of every reduction row, for every backend: dimensions, dtypes, layouts and lengths.
 
+By default a row is taken in one dtype, the next row in the next; `make test-all` takes all rows in all dtypes.
+
 Tests of any folder import it by name, as `graphs`.
 """
 
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from graphs import normal, trace
+from thorough import combined
 
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.lower import lower
@@ -200,38 +203,30 @@ Case = tuple[Callable[..., Any], tuple[torch.Tensor, ...]]
 
 def cases() -> Iterator[tuple[str, list[Case]]]:
     """Functions and their inputs, by what they have in common."""
-    for name, fn in OVER_ANY.items():
-        for dtype in FLOATS:
-            yield (
-                f"{name} {dtype}",
-                [
-                    ((lambda x, f=fn, d=dims, k=keep: f(x, d, k)), (x,))
-                    for keep, (layout, x) in zip((False, True, True, False), layouts(dtype).items(), strict=True)
-                    for dims in (0, 1, -1, (0, 2), (1, 2), (-3, -2), (0, 1, 2))
-                ],
-            )
-    for name, fn in OVER_ONE.items():
-        for dtype in FLOATS:
-            yield (
-                f"{name} {dtype}",
-                [
-                    ((lambda x, f=fn, d=dim: f(x, d, d == 0)), (x,))
-                    for x in layouts(dtype).values()
-                    for dim in (0, 1, -1)
-                ],
-            )
-    for name, along in ALONG.items():
-        for dtype in FLOATS:
-            yield (
-                f"{name} {dtype}",
-                [((lambda x, f=along, d=dim: f(x, d)), (x,)) for x in layouts(dtype).values() for dim in (0, 1, -1)],
-            )
-    for name, whole in OF_WHOLE.items():
-        for dtype in WHOLE:
-            yield (
-                f"{name} {dtype}",
-                [((lambda x, f=whole, d=dim: f(x, d)), (x,)) for x in layouts(dtype).values() for dim in (0, -1)],
-            )
+    for (name, fn), dtype in combined(OVER_ANY.items(), FLOATS):
+        yield (
+            f"{name} {dtype}",
+            [
+                ((lambda x, f=fn, d=dims, k=keep: f(x, d, k)), (x,))
+                for keep, (layout, x) in zip((False, True, True, False), layouts(dtype).items(), strict=True)
+                for dims in (0, 1, -1, (0, 2), (1, 2), (-3, -2), (0, 1, 2))
+            ],
+        )
+    for (name, fn), dtype in combined(OVER_ONE.items(), FLOATS):
+        yield (
+            f"{name} {dtype}",
+            [((lambda x, f=fn, d=dim: f(x, d, d == 0)), (x,)) for x in layouts(dtype).values() for dim in (0, 1, -1)],
+        )
+    for (name, along), dtype in combined(ALONG.items(), FLOATS):
+        yield (
+            f"{name} {dtype}",
+            [((lambda x, f=along, d=dim: f(x, d)), (x,)) for x in layouts(dtype).values() for dim in (0, 1, -1)],
+        )
+    for (name, whole), dtype in combined(OF_WHOLE.items(), WHOLE):
+        yield (
+            f"{name} {dtype}",
+            [((lambda x, f=whole, d=dim: f(x, d)), (x,)) for x in layouts(dtype).values() for dim in (0, -1)],
+        )
     for name, every in OVER_ALL.items():
         yield f"{name} of all", [(every, (x,)) for x in layouts(torch.float32).values()]
     for name, region in (regions() | flattened()).items():

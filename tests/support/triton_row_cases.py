@@ -66,7 +66,7 @@ def long_looped(fn: Callable[[torch.Tensor], object], loops: int) -> Outcome:
     if schedule.kind is not Kind.LOOPED or count != loops:
         return {"ok": False, "why": f"{count} loops of a {schedule.kind} kernel"}
     run = make_cuda_launcher(nest, schedule=schedule)
-    for columns in (1, 100, 1024, 2500):
+    for columns in (1, 1024, 1500):
         x = normal(6, columns) * 4 + 3
         x[1], x[2, columns // 2] = float("-inf"), float("-inf")
         x[3, -1], x[4, 0] = float("inf"), float("nan")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from thorough import combined
 
 import fusion
 
@@ -38,8 +39,7 @@ def _layouts(batch: int, channels: int) -> list[torch.Tensor]:
     return [plain, last, wide, rows, turned, odd]
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(("name", "channels"), combined(FUNCTIONS, (1, 2)))
 def test_strides_are_eagers(name: str, channels: int) -> None:
     function = FUNCTIONS[name]
     fused = fusion.fuse(function, {"profile": False})

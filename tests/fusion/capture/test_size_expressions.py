@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("without_gradients")
 
 Number = Callable[[Any, Any], Any]  # of two sizes
 
-SIZES = [(3, 5), (7, 64), (5, 3), (1, 7), (7, 1), (64, 5), (3, 3), (0, 5), (3, 0), (4, 9)]
+SIZES = [(3, 5), (7, 64), (1, 7), (7, 1), (3, 3), (0, 5), (3, 0)]
 
 # Each is multiplied with a tensor.
 NUMBERS: dict[str, Number] = {

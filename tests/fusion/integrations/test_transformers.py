@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from thorough import combined
+from thorough import FULL, combined
 from tiny import assert_fused, assert_untouched, bits, close, planned, recordings, scopes, transformer
 
 import fusion
@@ -108,8 +108,7 @@ def chunks(model: Any, cache: Any, ids: torch.Tensor, sizes: tuple[int, ...]) ->
     return torch.cat(out, dim=1)
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "cache"), combined(KINDS, ("dynamic", "static")))
 def test_chunks_and_decode_write_the_cache_once(kind: str, cache: str, quick: fusion.FusionConfig) -> None:
     eager = transformer(kind)
     exact = copy.deepcopy(eager).double()
@@ -201,7 +200,7 @@ def test_sliding_window(quick: fusion.FusionConfig) -> None:
 # ---- generate
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS if FULL else KINDS[:1])
 def test_greedy_tokens_are_eagers(kind: str, quick: fusion.FusionConfig) -> None:
     eager = transformer(kind)
     model = fusion.enable(transformer(kind), quick)

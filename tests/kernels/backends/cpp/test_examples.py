@@ -1,4 +1,7 @@
-"""Examples as C++ kernels: values against eager by the acceptance rule, on threads and in vectors."""
+"""Examples as C++ kernels: values against eager by the acceptance rule, on threads and in vectors.
+
+By default an example is compiled in one dtype, the next one in the next; `make test-all` takes all in all.
+"""
 
 import contextlib
 import os
@@ -12,6 +15,7 @@ from cpp_nests import DTYPES, compiled
 from graphs import DYNAMIC, EXAMPLES, LENGTH, normal, trace
 from random_programs import OTHER_LENGTH, start
 from random_programs import program as random_program
+from thorough import combined
 
 from fusion.kernels.backends.cpp import compile as cpp_compile
 from fusion.kernels.backends.cpp.toolchain import find_toolchain
@@ -21,23 +25,28 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.verify import accept
 
 pytestmark = [pytest.mark.slow, needs_compiler]
+POINTWISE = ("where_positive", "cat_sizes", "strided", "rope")
+SPECIAL = ("swiglu", "add_rms_norm", "gelu_bias", "where_positive", "log_softmax", "row_statistics", "layer_norm")
+IN_VECTORS = ("swiglu", "add_rms_norm", "rope", "qk_norm_rope", "gelu_bias", "masked_softmax", "layer_norm")
+CASES = combined(EXAMPLES, DTYPES)
+OF_SPECIAL_VALUES = combined(SPECIAL, DTYPES)
+OF_VECTORS = combined(IN_VECTORS, DTYPES)
 
 
 @pytest.fixture(scope="module")
 def kernels():
-    """Every example in every dtype, compiled as one unit: (graph, kernel)."""
+    """The examples in the dtypes that tests need, compiled as one unit: (graph, kernel)."""
+    needed = dict.fromkeys([*CASES, *OF_SPECIAL_VALUES, *OF_VECTORS, *((name, torch.float32) for name in POINTWISE)])
     graphs = {
-        (name, dtype): trace(example.fn, *example.inputs(dtype), dynamic=DYNAMIC)
-        for name, example in EXAMPLES.items()
-        for dtype in DTYPES
+        (name, dtype): trace(EXAMPLES[name].fn, *EXAMPLES[name].inputs(dtype), dynamic=DYNAMIC)
+        for name, dtype in needed
     }
     made = compiled(*(lower(graph) for graph in graphs.values()))
     return {key: (graph, kernel) for (key, graph), kernel in zip(graphs.items(), made, strict=True)}
 
 
 @pytest.mark.parametrize("length", [LENGTH, 1, 2, 33, 0])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 def test_examples_meet_the_rule_at_every_length_with_one_kernel(kernels, name, dtype, length):
     if name == "qk_norm_rope" and length == 0:
         pytest.skip("eager itself refuses view(2, 0, -1, 16)")
@@ -71,7 +80,7 @@ def test_large_rows_run_on_threads_and_meet_the_rule(numerics):
 
 
 def test_pointwise_float32_is_bit_equal_to_eager(kernels):
-    for name in ("where_positive", "cat_sizes", "strided", "rope"):
+    for name in POINTWISE:
         inputs = EXAMPLES[name].inputs(torch.float32, 33)
         expected = EXAMPLES[name].fn(*inputs)
         expected = expected if isinstance(expected, tuple) else (expected,)
@@ -79,29 +88,20 @@ def test_pointwise_float32_is_bit_equal_to_eager(kernels):
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_special_values_come_out_where_eager_has_them(kernels, dtype):
+@pytest.mark.parametrize(("name", "dtype"), OF_SPECIAL_VALUES, ids=str)
+def test_special_values_come_out_where_eager_has_them(kernels, name, dtype):
     values = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 0.0, 1e-40, -1e-40, 1e4, -1e4, 3e38, -3e38])
-    for name in (
-        "swiglu",
-        "add_rms_norm",
-        "gelu_bias",
-        "where_positive",
-        "log_softmax",
-        "row_statistics",
-        "layer_norm",
+    inputs = [t.clone() for t in EXAMPLES[name].inputs(dtype, len(values))]
+    for k, value in enumerate(values.to(dtype)):
+        inputs[0][0, k, 5 + k] = value
+    eager = EXAMPLES[name].fn(*inputs)
+    for ours, theirs in zip(
+        cpp_compile.run_ctypes(kernels[name, dtype][1], inputs),
+        eager if isinstance(eager, tuple) else (eager,),
+        strict=True,
     ):
-        inputs = [t.clone() for t in EXAMPLES[name].inputs(dtype, len(values))]
-        for k, value in enumerate(values.to(dtype)):
-            inputs[0][0, k, 5 + k] = value
-        eager = EXAMPLES[name].fn(*inputs)
-        for ours, theirs in zip(
-            cpp_compile.run_ctypes(kernels[name, dtype][1], inputs),
-            eager if isinstance(eager, tuple) else (eager,),
-            strict=True,
-        ):
-            assert torch.equal(ours.isnan(), theirs.isnan()), name
-            assert torch.equal(ours.isinf(), theirs.isinf()), name
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        assert torch.equal(ours.isinf(), theirs.isinf())
 
 
 def test_random_programs_give_exactly_what_eager_gives():
@@ -117,22 +117,21 @@ def test_random_programs_give_exactly_what_eager_gives():
             assert torch.equal(result, fn(start(length))), nest
 
 
-def test_loops_of_every_example_vectorise(kernels, tmp_path):
+@pytest.mark.parametrize(("name", "dtype"), OF_VECTORS, ids=str)
+def test_loops_of_examples_vectorise(kernels, tmp_path, name, dtype):
     toolchain = find_toolchain()
     if "clang" in toolchain.version or not os.path.exists("/proc/cpuinfo"):
         pytest.skip("reads gcc's -fopt-info")
     wanted = "loop vectorized|library calls"  # a loop that only copies becomes memcpy
-    for name in ("swiglu", "add_rms_norm", "rope", "qk_norm_rope", "gelu_bias", "masked_softmax", "layer_norm"):
-        for dtype in DTYPES:
-            source = kernels[name, dtype][1].source
-            path = tmp_path / "unit.cpp"
-            path.write_text(source)
-            command = [*toolchain.command, *toolchain.flags, "-fopt-info-optimized", "-c", str(path), "-o", os.devnull]
-            told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-            vectorised = {int(line.split(":")[1]) for line in told.splitlines() if re.search(wanted, line)}
-            lines = source.splitlines()
-            loops = [n + 1 for n, line in enumerate(lines) if line.strip() == "#pragma omp simd"]
-            assert loops
-            for first in loops:  # gcc names the pragma, the loop, or a line of its body
-                end = next(n for n in range(first, len(lines)) if lines[n].strip() == "}") + 1
-                assert vectorised & set(range(first, end + 1)), (name, dtype, lines[first])
+    source = kernels[name, dtype][1].source
+    path = tmp_path / "unit.cpp"
+    path.write_text(source)
+    command = [*toolchain.command, *toolchain.flags, "-fopt-info-optimized", "-c", str(path), "-o", os.devnull]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    vectorised = {int(line.split(":")[1]) for line in told.splitlines() if re.search(wanted, line)}
+    lines = source.splitlines()
+    loops = [n + 1 for n, line in enumerate(lines) if line.strip() == "#pragma omp simd"]
+    assert loops
+    for first in loops:  # gcc names the pragma, the loop, or a line of its body
+        end = next(n for n in range(first, len(lines)) if lines[n].strip() == "}") + 1
+        assert vectorised & set(range(first, end + 1)), lines[first]

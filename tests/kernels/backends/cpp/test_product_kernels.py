@@ -149,21 +149,21 @@ from fusion.runtime.native import load_native
 from graphs import trace
 x, w = torch.ones(30, 1 << 19), torch.ones(3, 1 << 19)
 (kernel,) = compile_cpp([lower(trace(torch.nn.functional.linear, x, w))], None)
-launch = make_cpp_launcher(kernel, load_native() if sys.argv[1] == "C" else None)
-assert (launch(x, w) == 1 << 19).all()
+launchers = [make_cpp_launcher(kernel, extension) for extension in (load_native(), None)]
+assert all((launch(x, w) == 1 << 19).all() for launch in launchers)
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (16 << 20),) * 2)
-try:
-    print(launch(x, w))
-except MemoryError:
-    print("MemoryError")
+for launch in launchers:
+    try:
+        print(launch(x, w))
+    except MemoryError:
+        print("MemoryError")
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit on memory is Linux's")
-@pytest.mark.parametrize("launcher", ["C", "ctypes"])
-def test_a_panel_that_finds_no_memory_raises(launcher: str) -> None:
-    command = [sys.executable, "-c", _SHORT, launcher]
+def test_a_panel_that_finds_no_memory_raises_by_either_launcher() -> None:
+    command = [sys.executable, "-c", _SHORT]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert (ended.stdout, ended.returncode) == ("MemoryError\n", 0), ended.stderr
+    assert (ended.stdout, ended.returncode) == ("MemoryError\n" * 2, 0), ended.stderr
