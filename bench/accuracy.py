@@ -9,7 +9,7 @@ import torch
 
 from fusion.choices.decision import Decision
 from fusion.frontend.model_session import Session
-from fusion.jit.pipeline import Pipeline
+from fusion.jit.stages import Stages
 
 from .models import TINY, build, new_cache, tokens, twin, widened
 from .options import Options
@@ -107,7 +107,7 @@ class _Fused:
 
     def __init__(self, model: Any) -> None:
         self.model = twin(model)
-        self.session = Session(self.model, Pipeline(AFTER_MANY_CALLS))
+        self.session = Session(self.model, Stages(AFTER_MANY_CALLS))
 
     def checked(self, run: Callable[[], torch.Tensor], calls: int) -> tuple[torch.Tensor, list[str]]:
         """The result of the first run in which all calls ran plans, or of the last and what speaks against that."""

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from fusion.frontend.model_session import Session
-from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
+from fusion.jit.stages import Stages
 from fusion.runtime.plan import MISS, Plan
 
 from .measure import Spread, calls, interleave
@@ -28,7 +28,7 @@ def run(options: Options) -> list[Row]:
     """The row of guard and dispatch for one decode call of a decoder layer."""
     model = build(TINY, torch.float32, options.device, 2)
     arguments, island = _decode_arguments(twin(model), options)
-    session = Session(model, Pipeline({"enable_cache": False, "profile": False}))
+    session = Session(model, Stages({"enable_cache": False, "profile": False}))
     try:
         _decode(model, options)
         module, scope = session.scopes[0]

@@ -126,7 +126,7 @@ def _launcher(recording: Any, inputs: Tensors) -> tuple[Callable[[], object] | N
     (graph,) = graphs
     paths = {i.name: str(i.path[0]) for i in recording.graph.inputs}
     tensors = [inputs[paths[name]] for name in graph.inputs]
-    kernel = recording.pipeline.backends.launcher(graph)
+    kernel = recording.stages.backends.launcher(graph)
     if isinstance(kernel, Decision):
         return None, facts, [f"no kernel: {kernel.reason}"]
     values = bind_symbols(graph, dict(zip(graph.inputs, tensors, strict=True)))

@@ -16,7 +16,7 @@ import torch
 
 from fusion.frontend.model_session import Session
 from fusion.jit.compiled import Compiled
-from fusion.jit.pipeline import Pipeline
+from fusion.jit.stages import Stages
 from fusion.kernels.backends.cpp import emit as cpp_emit
 from fusion.patterns.nodes import OpNode
 from fusion.patterns.ops import FUSABLE, kind_of
@@ -206,7 +206,7 @@ def _partition_and_emit_seconds(watch: Watch, ran: list[Compiled]) -> float:
 
 def _recompiled(watch: Watch, pairs: int) -> dict[str, int]:
     """Kernels compiled and forwards recorded over many (batch, length) pairs, after the shapes met so far."""
-    costs = watch.session.pipeline.backends.costs
+    costs = watch.session.stages.backends.costs
     sizes = list(itertools.product(range(2, 7), range(3, 43)))
     chosen = [sizes[i] for i in torch.randperm(len(sizes), generator=torch.Generator().manual_seed(3))[:pairs]]
 
@@ -308,9 +308,9 @@ class Watch:
 
     def __init__(self, model: Any, config: Mapping[str, Any]) -> None:
         self.model = model
-        self.session = Session(model, Pipeline(config))
+        self.session = Session(model, Stages(config))
         self.partition_seconds: dict[int, float] = {}
-        pipeline, template = self.session.pipeline, self.session.pipeline.template
+        stages, template = self.session.stages, self.session.stages.template
 
         def timed(*args: Any) -> Any:
             start = time.perf_counter()
@@ -318,7 +318,7 @@ class Watch:
             self.partition_seconds.setdefault(id(made.partition), time.perf_counter() - start)
             return made
 
-        pipeline.template = timed  # type: ignore[method-assign]  # observed from outside
+        stages.template = timed  # type: ignore[method-assign]  # observed from outside
 
     @contextmanager
     def observed(self) -> Iterator[list[Compiled]]:

@@ -16,8 +16,8 @@ from fusion.choices.kernel_cache import Kernel
 from fusion.frontend.fused_function import FusedFunction
 from fusion.frontend.manual_recording import Config, Recording, record, start_recording, stop_recording
 from fusion.frontend.model_session import Session
-from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
+from fusion.jit.stages import Stages
 from fusion.patterns.errors import FusionError
 from fusion.reporting.collect import kernels_of
 from fusion.reporting.model import FusionReport, joined
@@ -65,10 +65,10 @@ def enable(model: Any, config: Config = None) -> Any:
                 f"enable() takes no scripted or traced module ({type(module).__name__}): it has no forward to replace.",
                 remedy="Enable the module that it was made from.",
             )
-    pipeline = Pipeline(config)
+    stages = Stages(config)
     for module in modules.values():
         disable(module)
-        _SESSIONS[module] = weakref.ref(Session(module, pipeline))
+        _SESSIONS[module] = weakref.ref(Session(module, stages))
     return model
 
 
@@ -177,8 +177,8 @@ def wait(model: Any, timeout: float | None = None) -> bool:
         FusionError: there is no enabled model.
     """
     until = None if timeout is None else time.monotonic() + timeout
-    pipelines = dict.fromkeys(scope.pipeline for scope in _scopes_of(model))
-    return all(p.backends.wait(None if until is None else max(0.0, until - time.monotonic())) for p in pipelines)
+    several = dict.fromkeys(scope.stages for scope in _scopes_of(model))
+    return all(s.backends.wait(None if until is None else max(0.0, until - time.monotonic())) for s in several)
 
 
 def warmup(model: Any, /, *args: Any, **kwargs: Any) -> FusionReport:
@@ -203,8 +203,8 @@ def warmup(model: Any, /, *args: Any, **kwargs: Any) -> FusionReport:
         Exception: what the model raises.
     """
     with contextlib.ExitStack() as stack:
-        for pipeline in dict.fromkeys(scope.pipeline for scope in _scopes_of(model)):
-            stack.enter_context(pipeline.hurrying())
+        for stages in dict.fromkeys(scope.stages for scope in _scopes_of(model)):
+            stack.enter_context(stages.small_products.hurrying())
         for number in range(_MOST_WARM_UPS + _MOST_TURNS):
             before = [(scope.turns, scope.progress) for scope in _scopes_of(model)]
             for scope in _scopes_of(model):

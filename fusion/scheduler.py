@@ -9,7 +9,7 @@ import torch
 
 from fusion.config import FusionConfig
 from fusion.frontend.subgraph_dispatch import dispatcher_for
-from fusion.jit.pipeline import Pipeline
+from fusion.jit.stages import Stages
 from fusion.patterns.graph import SubGraph
 
 
@@ -26,13 +26,13 @@ class FusionScheduler:
 
     def __init__(self, config: FusionConfig | Mapping[str, Any] | str | None = None) -> None:
         # Whoever dispatches a graph wants it to run as a kernel, and there is no model to wait for.
-        self.pipeline = Pipeline(FusionConfig.resolve(config).replace(compile="blocking"))
+        self.stages = Stages(FusionConfig.resolve(config).replace(compile="blocking"))
         self._dispatchers: dict[Any, Any] = {}
 
     @property
     def config(self) -> FusionConfig:
         """What it was made with, resolved."""
-        return self.pipeline.config
+        return self.stages.config
 
     def dispatch(self, graph: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Runs a SubGraph (or a recording) on named inputs, fused where that is proved and faster, else eagerly.
@@ -50,18 +50,18 @@ class FusionScheduler:
         key = graph if isinstance(graph, SubGraph) else id(graph)
         known = self._dispatchers.get(key)
         if known is None:
-            known = self._dispatchers[key] = (dispatcher_for(graph, self.pipeline), graph)
+            known = self._dispatchers[key] = (dispatcher_for(graph, self.stages), graph)
         result: dict[str, torch.Tensor] = known[0](dict(inputs))
         return result
 
     def cache_stats(self) -> dict[str, int | float]:
         """Counts since this scheduler was made: kernels found on disk and compiled, decisions held, seconds spent."""
-        costs = self.pipeline.backends.costs
+        costs = self.stages.backends.costs
         return {
             "hits": costs.cache_hits,
             "misses": costs.cache_misses,
-            "kernels": sum(len(choice.kernels) for choice in self.pipeline.backends.kernels.values()),
-            "decisions": len(self.pipeline.backends.decisions),
+            "kernels": sum(len(choice.kernels) for choice in self.stages.backends.kernels.values()),
+            "decisions": len(self.stages.backends.decisions),
             "compile_seconds": costs.compile_seconds,
             "profile_seconds": costs.profile_seconds,
         }
@@ -69,4 +69,4 @@ class FusionScheduler:
     def clear_cache(self) -> None:
         """Forgets every kernel and decision, in memory and on disk. Scopes that run already keep their plans."""
         self._dispatchers.clear()
-        self.pipeline.forget()
+        self.stages.forget()

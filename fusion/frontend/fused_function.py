@@ -9,8 +9,8 @@ from typing import Any
 
 from fusion.capture.python.free_variables import Outside, of_function
 from fusion.config import FusionConfig
-from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
+from fusion.jit.stages import Stages
 from fusion.patterns.errors import FusionError
 from fusion.reporting.collect import report_of
 from fusion.reporting.model import FusionReport
@@ -33,15 +33,15 @@ class FusedFunction:
             raise FusionError(f"fuse() takes a function, not a {type(function).__name__}.", remedy="Pass a callable.")
         functools.update_wrapper(self, function)
         self.function = function
-        self.pipeline = Pipeline(config)
+        self.stages = Stages(config)
         outside = Outside()
         name = getattr(function, "__qualname__", type(function).__name__)
         try:
             self.scope = Scope(
                 name,
                 function,
-                self.pipeline,
-                enabled=lambda: self.pipeline.config.enable_fusion,
+                self.stages,
+                enabled=lambda: self.stages.config.enable_fusion,
                 surroundings=lambda: of_function(function, outside),
             )
         except (TypeError, ValueError) as error:
@@ -56,4 +56,4 @@ class FusedFunction:
 
     def report(self) -> FusionReport:
         """What was fused and why."""
-        return report_of([self.scope], self.pipeline)
+        return report_of([self.scope], self.stages)

@@ -14,8 +14,8 @@ from fusion.capture.recorded_call import RecordedCall
 from fusion.capture.recorder import Recorder
 from fusion.choices.kernel_cache import Kernel
 from fusion.config import FusionConfig
-from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
+from fusion.jit.stages import Stages
 from fusion.patterns.errors import RecordingError, StructureMismatch
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.recorded import RecordedGraph
@@ -39,7 +39,7 @@ class Recording:
 
     def __init__(self, inputs: Mapping[str, torch.Tensor], config: Config) -> None:
         # What is recorded is asked for by name: it is waited for, and its products are not left to torch for long.
-        self.pipeline = Pipeline(FusionConfig.resolve(config).replace(compile="blocking", product_seconds=0.0))
+        self.stages = Stages(FusionConfig.resolve(config).replace(compile="blocking", product_seconds=0.0))
         for name, value in inputs.items():
             if not isinstance(value, torch.Tensor):
                 raise RecordingError(
@@ -63,7 +63,7 @@ class Recording:
             raise RecordingError("This recording is over.", remedy="Start a new one with fusion.record().")
         self._start = time.perf_counter()
         named = [(f"x{i}", (name,), value) for i, (name, value) in enumerate(self._inputs.items())]
-        self._recorder = Recorder(named, {}, {}, adopts=not named, max_ops=self.pipeline.config.max_graph_size)
+        self._recorder = Recorder(named, {}, {}, adopts=not named, max_ops=self.stages.config.max_graph_size)
         self._context = self._recorder.active()
         self._context.__enter__()
         _ACTIVE.append(self)
@@ -123,7 +123,7 @@ class Recording:
     def subgraphs(self) -> tuple[SubGraph, ...]:
         """The regions that could be one kernel each."""
         recorded = self._done()
-        return tuple(r.subgraph for r in self.pipeline.template(recorded, self._names).partition.regions)
+        return tuple(r.subgraph for r in self.stages.template(recorded, self._names).partition.regions)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ class Recording:
     def report(self) -> FusionReport:
         """What was fused and why, once `compile()` was called."""
         self.compile()
-        return report_of([self._scope], self.pipeline)
+        return report_of([self._scope], self.stages)
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -184,7 +184,7 @@ class Recording:
                 )
             return result
 
-        self._scope = Scope("recording", with_parameters(self._names, eager), self.pipeline, records=False)
+        self._scope = Scope("recording", with_parameters(self._names, eager), self.stages, records=False)
         inputs = {str(i.path[0]): recorded.run.real[i.name] for i in recorded.graph.inputs}
         self._scope.adopt(recorded, [self._inputs.get(name, inputs.get(name)) for name in self._names])
         entry = self._scope.entry

@@ -15,9 +15,9 @@ from fusion.capture.unsupported import holders
 from fusion.frontend.module_entries import ModuleEntry, is_method, own_forward
 from fusion.integrations import standard, transformers
 from fusion.jit.blocks import find_blocks, parts
-from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
 from fusion.jit.signature import ClassForward
+from fusion.jit.stages import Stages
 from fusion.refusal import Refusal
 from fusion.reporting.collect import report_of
 from fusion.reporting.model import FusionReport
@@ -35,14 +35,14 @@ class Session:
 
     Args:
         model: the model.
-        pipeline: compiles for it.
+        stages: compiles for it.
     """
 
-    def __init__(self, model: torch.nn.Module, pipeline: Pipeline) -> None:
+    def __init__(self, model: torch.nn.Module, stages: Stages) -> None:
         standard.register()
         transformers.register()
         self.model = model
-        self.pipeline = pipeline
+        self.stages = stages
         self.scopes: list[tuple[torch.nn.Module, Scope]] = []
         self.eager: dict[str, Refusal] = {}  # modules that run eagerly as steps, by path, and why
         self._entries: list[ModuleEntry] = []
@@ -56,7 +56,7 @@ class Session:
 
     def _enabled(self) -> bool:
         switch = getattr(getattr(self.model, "config", None), "enable_fusion", True)
-        return bool(switch) and self.pipeline.config.enable_fusion
+        return bool(switch) and self.stages.config.enable_fusion
 
     def _add(self, path: str, module: torch.nn.Module, inside: Mapping[str, torch.nn.Module]) -> None:
         """Makes a module a scope; of the modules `inside` it, by their paths in the model, those become its steps."""
@@ -66,7 +66,7 @@ class Session:
         scope = Scope(
             path or type(self.model).__name__,
             own or ClassForward(module),
-            self.pipeline,
+            self.stages,
             {"": module},
             enabled=self._enabled,
             watch=self._watch,
@@ -142,4 +142,4 @@ class Session:
 
     def report(self) -> FusionReport:
         """What was fused, what was not, and why."""
-        return report_of([scope for _, scope in self.scopes], self.pipeline, self.eager)
+        return report_of([scope for _, scope in self.scopes], self.stages, self.eager)

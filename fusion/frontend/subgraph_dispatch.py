@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from fusion.frontend.manual_recording import Recording, with_parameters
-from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
+from fusion.jit.stages import Stages
 from fusion.patterns.errors import FusionError, StructureMismatch
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.ops import Kind, kind_of
@@ -18,7 +18,7 @@ from fusion.patterns.reference import bind_symbols
 from fusion.runtime.measure import eager_function
 
 
-def dispatcher_for(graph: Any, pipeline: Pipeline) -> Callable[[dict[str, torch.Tensor]], dict[str, Any]]:
+def dispatcher_for(graph: Any, stages: Stages) -> Callable[[dict[str, torch.Tensor]], dict[str, Any]]:
     """What `FusionScheduler.dispatch` runs for a graph: a function from inputs by name to outputs by name.
 
     Raises:
@@ -38,10 +38,10 @@ def dispatcher_for(graph: Any, pipeline: Pipeline) -> Callable[[dict[str, torch.
             f"dispatch() takes a SubGraph or a Recording, not a {type(graph).__name__}.",
             remedy="Make one with create_swiglu_pattern() or fusion.record().",
         )
-    return _subgraph_dispatcher(graph, pipeline)
+    return _subgraph_dispatcher(graph, stages)
 
 
-def _subgraph_dispatcher(graph: SubGraph, pipeline: Pipeline) -> Callable[..., dict[str, Any]]:
+def _subgraph_dispatcher(graph: SubGraph, stages: Stages) -> Callable[..., dict[str, Any]]:
     eager = eager_function(graph)
     polymorphic = not graph.symbols or all(
         kind_of(n.op) in (Kind.POINTWISE, Kind.REDUCTION) and n.op not in CONVERSIONS for n in graph.nodes
@@ -57,7 +57,7 @@ def _subgraph_dispatcher(graph: SubGraph, pipeline: Pipeline) -> Callable[..., d
             values = dict.fromkeys(graph.symbols, 0)  # no operator of the graph takes a size
         return eager(*tensors, *(values[s] for s in graph.symbols))
 
-    scope = Scope(graph.pattern or "+".join(graph.ops), with_parameters(graph.inputs, call), pipeline)
+    scope = Scope(graph.pattern or "+".join(graph.ops), with_parameters(graph.inputs, call), stages)
 
     def run(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
         _check_names(graph.inputs, inputs)

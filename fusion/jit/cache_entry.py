@@ -14,8 +14,8 @@ from fusion.choices.background import Build
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import given_dims
 from fusion.jit.compiled import Bucket, Compiled, Template
-from fusion.jit.pipeline import Pipeline
 from fusion.jit.plan_trial import PlanTrial
+from fusion.jit.stages import Stages
 from fusion.jit.tiers import LONG_US, FirstTier
 from fusion.jit.trust import CheckedSizes, FailureCount
 from fusion.patterns import known_products
@@ -61,7 +61,7 @@ class CacheEntry:
     Args:
         recording: one that was not refused.
         template: what scopes of its structure share.
-        pipeline: made the template.
+        stages: made the template.
         reader: path of the module whose forward went by numbers that tensors held, or None.
 
     Attributes:
@@ -78,15 +78,13 @@ class CacheEntry:
         match: tells whether a call is like the recorded one: the input symbols' values, or MISS.
     """
 
-    def __init__(
-        self, recording: RecordedCall, template: Template, pipeline: Pipeline, reader: str | None = None
-    ) -> None:
+    def __init__(self, recording: RecordedCall, template: Template, stages: Stages, reader: str | None = None) -> None:
         assert recording.graph is not None
         self.graph = recording.graph
         self.template = template
         self.reader = reader
         self.structure: Any = None
-        self.pipeline = pipeline
+        self.stages = stages
         self.bound = recording.bound
         self.sizes = CheckedSizes(recording.graph, recording.values)
         self.failures = FailureCount()
@@ -100,7 +98,7 @@ class CacheEntry:
         self._names: dict[str, Any] = {
             **self.bound.tensors, **self.bound.objects, **call_constants(recording.graph), **standing_names
         }  # fmt: skip
-        self.match = pipeline.source(template, None, "match").bind(self._names).run
+        self.match = stages.source(template, None, "match").bind(self._names).run
 
     def waits(self, values: Mapping[str, int]) -> bool:
         """Whether kernels are being compiled that a call with these sizes may get.
@@ -108,11 +106,11 @@ class CacheEntry:
         Args:
             values: of the input symbols, as `match` gives them.
         """
-        return self.pipeline.waits(self.template, self.pipeline.bucket(self.template, values))
+        return self.stages.waits(self.template, self.stages.bucket(self.template, values))
 
     def chosen(self, values: Mapping[str, int]) -> Compiled | None:
         """What was decided for these sizes, where this entry has no plan of it yet."""
-        bucket = self.pipeline.bucket(self.template, values)
+        bucket = self.stages.bucket(self.template, values)
         return None if bucket in self.plans else self.template.by_bucket.get(bucket)
 
     @property
@@ -123,11 +121,11 @@ class CacheEntry:
     def is_in(self, bucket: Bucket, arguments: Sequence[Any]) -> bool:
         """Whether a call is like the recorded one, and its sizes are in a bucket."""
         values = self.match(*arguments)
-        return values is not MISS and self.pipeline.bucket(self.template, values) == bucket
+        return values is not MISS and self.stages.bucket(self.template, values) == bucket
 
     def trial(self, values: Mapping[str, int]) -> PlanTrial | None:
         """The trial of the plan for these sizes, where it has one."""
-        known = self.plans.get(self.pipeline.bucket(self.template, values))
+        known = self.plans.get(self.stages.bucket(self.template, values))
         return None if known is None else known[0].trial
 
     def successor(self) -> CacheEntry:
@@ -157,11 +155,11 @@ class CacheEntry:
 
     def products_us(self, values: Mapping[str, int]) -> float:
         """What a call of these sizes is expected to spend in products that torch computes for now."""
-        return self.pipeline.products_us(self.template, values)
+        return self.stages.small_products.spent_us(self.template, values)
 
     def builds(self, values: Mapping[str, int]) -> tuple[Build, ...]:
         """Kernels that are being compiled for these sizes."""
-        return self.template.compiling.get(self.pipeline.bucket(self.template, values), ())
+        return self.template.compiling.get(self.stages.bucket(self.template, values), ())
 
     def release(self) -> None:
         """Lets go of the recorded run's tensors; its structure stays for twins to follow."""
@@ -174,7 +172,7 @@ class CacheEntry:
             fail: the plan's `FAIL`.
             note: told of a kernel that failed and was stood in for by the eager operators.
         """
-        source = self.pipeline.source(self.template, compiled, "fused", pinned=not self.sizes.generalized)
+        source = self.stages.source(self.template, compiled, "fused", pinned=not self.sizes.generalized)
         graphs = [c.region.subgraph for c in compiled.candidates if c.kernel is not None]
         launchers = {
             f"kernel{i}": self._launcher(kernel, graph, note)
@@ -222,7 +220,7 @@ class CacheEntry:
                 return MISS
             raise PlanStopped(error, log)
 
-        source = self.pipeline.source(self.template, None, "unfused", taps=taps, log=True).telling
+        source = self.stages.source(self.template, None, "unfused", taps=taps, log=True).telling
         kept = {} if undo is None else {"UNDO": lambda limit: undo}
         told = {"FAIL": fail, "TAP": run.tap, "SEEN": run.seen, "LOGGED": run.log}
         known = {name: known_products.linear for name, held in source.names.items() if held is torch._C._nn.linear}

@@ -12,6 +12,7 @@ from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import same_results
 from fusion.jit.call_differences import differed
 from fusion.jit.compiled import Lists
+from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope_context import ScopeContext
 from fusion.jit.specialization import Specialization
 from fusion.jit.twins import Twins
@@ -36,10 +37,12 @@ class CallRecorder:
     """
 
     def __init__(self, scope: ScopeContext, sizes: Specialization, validator: PlanValidator) -> None:
-        self.twins = Twins(scope, validator)
+        pipeline = Pipeline(scope, validator)
+        self.twins = Twins(scope, validator, pipeline)
         self._scope = scope
         self.sizes = sizes
         self._validator = validator
+        self._pipeline = pipeline
 
     def record(self, call: BoundCall) -> Any:
         """Records a call, or follows an equal module's recording, and compiles what came of it."""
@@ -64,7 +67,7 @@ class CallRecorder:
                 lambda: (next(runs), self._scope.original(call))[1],
                 self._scope.watch.modules,
                 steps=steps,
-                max_ops=self._scope.pipeline.config.max_graph_size,
+                max_ops=self._scope.stages.config.max_graph_size,
                 varying=self.sizes.varying(call, self._scope.cache.entries),
                 outside=self._scope.watch.outside,
                 numbers=call.structure in self.sizes.numbers,
@@ -141,6 +144,6 @@ class CallRecorder:
         self.sizes.numbers.add(call.structure)
 
     def adopt(self, recording: RecordedCall, call: BoundCall) -> None:
-        entry = self._validator.adopt(recording, call)
+        entry = self._pipeline.adopt(recording, call)
         if not self._scope.breaks.of(call.structure):
             self.twins.add(entry)

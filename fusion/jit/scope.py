@@ -23,13 +23,13 @@ from fusion.jit.call_recorder import CallRecorder
 from fusion.jit.graph_breaks import GraphBreaks
 from fusion.jit.lifecycle import Lifecycle, Phase
 from fusion.jit.original import Original
-from fusion.jit.pipeline import Pipeline
 from fusion.jit.plan_cache import PlanCache
 from fusion.jit.plan_trial import PlanTrial
 from fusion.jit.resting import RESTS
 from fusion.jit.scope_context import ScopeContext
 from fusion.jit.signature import Signature
 from fusion.jit.specialization import Specialization
+from fusion.jit.stages import Stages
 from fusion.jit.state_watch import StateWatch, Surroundings
 from fusion.jit.statistics import Statistics
 from fusion.jit.upgrade import Upgrades
@@ -51,7 +51,7 @@ class Scope:
     Args:
         name: for the report.
         call: the callable.
-        pipeline: compiles its recordings.
+        stages: compiles its recordings.
         modules: modules whose tensors it may use, by path prefix.
         enabled: asked at every slow call; False runs eagerly.
         watch: objects whose plain attributes the callable depends on.
@@ -70,7 +70,7 @@ class Scope:
         self,
         name: str,
         call: Callable[..., Any],
-        pipeline: Pipeline,
+        stages: Stages,
         modules: Mapping[str, torch.nn.Module] | None = None,
         enabled: Callable[[], bool] = lambda: True,
         watch: Sequence[Any] = (),
@@ -83,20 +83,20 @@ class Scope:
     ) -> None:
         self.name = name
         self.enabled = enabled
-        self.pipeline = pipeline
+        self.stages = stages
         self.records = records
         self._lock = Lock()
         self._original = original = Original(call)
         native = dict(steps or {})
         self.watch = StateWatch(modules or {}, watch, surroundings, native, lambda: original.line, self._install)
-        self.breaks = GraphBreaks(native, self.watch, pipeline.routed, functools.partial(divide, self))
+        self.breaks = GraphBreaks(native, self.watch, stages.routed, functools.partial(divide, self))
         self.cache = PlanCache(self.watch, original, self._lock, lambda *given: self._upgrades.in_place_of(*given))
         self.lifecycle = Lifecycle(self.watch, warms=bool(native))
         self._backoff = Backoff()
-        context = ScopeContext(original, pipeline, self.cache, self.watch, self.breaks, self.lifecycle)
+        context = ScopeContext(original, stages, self.cache, self.watch, self.breaks, self.lifecycle)
         self._validator = PlanValidator(context, self._lock)
         self._upgrades = Upgrades(context, self._validator, self._lock)
-        self._recorder = CallRecorder(context, Specialization(self.watch, pipeline.lists), self._validator)
+        self._recorder = CallRecorder(context, Specialization(self.watch, stages.lists), self._validator)
         self.entry = original.signature.entry(
             self.cache.rest, self.cache.plans, self.statistics.planned, self._slow, bound
         )
@@ -321,7 +321,7 @@ class Scope:
         if not self.records:
             self._backoff.end(call.kinds)
             return self._original.passed(call, _OTHER_INPUTS)
-        if len(self.known) >= self.pipeline.config.max_plans:
+        if len(self.known) >= self.stages.config.max_plans:
             full = self.statistics.passing.get("too_many_plans")  # which takes longer to tell than a call may
             self._backoff.begin(call.kinds)
             return self._original.passed(call, full or too_many_plans(self.known, call.tree))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fusion.jit.graph_breaks import GraphBreaks
 from fusion.jit.lifecycle import Lifecycle
 from fusion.jit.original import Original
-from fusion.jit.pipeline import Pipeline
 from fusion.jit.plan_cache import PlanCache
+from fusion.jit.stages import Stages
 from fusion.jit.state_watch import StateWatch
 
 
@@ -18,7 +18,7 @@ class ScopeContext:
 
     Attributes:
         original: the callable.
-        pipeline: compiles its recordings.
+        stages: compiles its recordings.
         cache: its recordings, refusals and plans.
         watch: what the callable depends on beside its arguments.
         breaks: where recordings end.
@@ -26,7 +26,7 @@ class ScopeContext:
     """
 
     original: Original
-    pipeline: Pipeline
+    stages: Stages
     cache: PlanCache
     watch: StateWatch
     breaks: GraphBreaks

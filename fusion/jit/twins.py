@@ -10,6 +10,7 @@ from fusion.capture.recorded_call import unwrap_result
 from fusion.capture.retrace import follow
 from fusion.jit.bound_call import BoundCall
 from fusion.jit.cache_entry import CacheEntry
+from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope_context import ScopeContext
 from fusion.jit.validation import PlanValidator
 from fusion.refusal import Refusal
@@ -21,30 +22,32 @@ class Twins:
 
     Args:
         scope: what follows.
-        validator: proves what was followed.
+        validator: notes what goes wrong.
+        pipeline: makes plans of what was followed.
 
     Attributes:
         diverged: whether the scope did something else than its twins; it is recorded in full then.
     """
 
-    def __init__(self, scope: ScopeContext, validator: PlanValidator) -> None:
+    def __init__(self, scope: ScopeContext, validator: PlanValidator, pipeline: Pipeline) -> None:
         self.diverged = False
         self._scope = scope
         self._validator = validator
+        self._pipeline = pipeline
 
     def add(self, entry: CacheEntry) -> None:
         """Offers a recording to equal modules."""
         fingerprint = self._scope.watch.fingerprint
         if fingerprint is not None and entry.refusal is None:
             entry.fingerprint = fingerprint
-            self._scope.pipeline.twins.setdefault(fingerprint.structure, []).append(entry)
+            self._scope.stages.twins.setdefault(fingerprint.structure, []).append(entry)
 
     def find(self, call: BoundCall) -> tuple[CacheEntry, dict[str, int]] | None:
         """A recording of an equal module that applies to this call, and the input symbols' values in it."""
         fingerprint = self._scope.watch.fingerprint
         if fingerprint is None or self.diverged:
             return None
-        for entry in self._scope.pipeline.twins.get(fingerprint.structure, ()):
+        for entry in self._scope.stages.twins.get(fingerprint.structure, ()):
             if not entry.graph.items and isomorphic(entry.fingerprint, fingerprint, entry.graph):
                 values = entry.match(*call.arguments)
                 if values is not MISS:
@@ -80,6 +83,5 @@ class Twins:
             return result
         statistics.recordings += 1
         statistics.recording_seconds += recording.seconds
-        entry = CacheEntry(recording, twin.template.latest, self._scope.pipeline, twin.reader)
-        self._validator.compile_safely(call.structure, lambda: self._validator.prove(entry, recording, call))
+        self._validator.compile_safely(call.structure, lambda: self._pipeline.adopt(recording, call, twin))
         return result

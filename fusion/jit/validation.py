@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,19 @@ _MOST_FAILURES = 3  # a plan that failed this often is dropped
 _MOST_EVICTIONS = 4  # recordings that may make room for others before a scope's failing plans are refused instead
 
 
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """A plan without kernels did what the recorded run did.
+
+    Attributes:
+        tensors: values that kernels are proved on and the recorded run has let go of, by name.
+        exact: whether the results agreed to the bit, not only but for rounding.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    exact: bool
+
+
 class PlanValidator:
     """Runs a scope's plans beside what they stand for.
 
@@ -54,63 +68,20 @@ class PlanValidator:
 
     # ---- a new recording
 
-    def adopt(self, recording: RecordedCall, call: BoundCall) -> CacheEntry:
-        """From a recording to plans that the entry tries: the loop, a line for each stage.
-
-        Args:
-            recording: one that was not refused.
-            call: the recorded one.
-        """
-        names = self._scope.original.signature.names
-        template = self._scope.pipeline.template(recording, names)  # partition, and name the regions
-        entry = CacheEntry(recording, template, self._scope.pipeline, self._path_of(recording.reader))
-        self.prove(entry, recording, call)
-        return entry
-
-    def prove(self, entry: CacheEntry, recording: RecordedCall, call: BoundCall) -> None:
-        """The stages that an equal module's recording goes through, too."""
-        entry.structure = call.structure
-        if self._scope.watch.add(recording.functions):
-            self._scope.cache.publish()
-        self._scope.cache.entries.append(entry)
-        agreed = self._agreed(entry, recording, call)  # the plan without kernels does what the recorded run did
-        if agreed is None:
-            return
-        tap, exact = agreed
-        values = dict(recording.values)
-        try:
-            compiled = self._choose_kernels(entry, {**recording.run.real, **tap}, values)
-        finally:
-            entry.release()
-        del tap, agreed
-        if exact and not entry.sizes.unbacked:  # else the next call is checked, before a plan takes any
-            entry.sizes.prove(values)
-        if compiled is not None:
-            entry.plan(compiled, *self._on_failure(entry))  # write it, and bind this scope's tensors
-            self._scope.cache.publish()
-
-    def _choose_kernels(
+    def choose_kernels(
         self, entry: CacheEntry, tensors: Mapping[str, torch.Tensor], values: Mapping[str, int]
     ) -> Compiled | None:
         """Kernels for the sizes of `values`; None while some are compiled on the side: a later call chooses then."""
         try:
-            return self._scope.pipeline.compile(entry.template, tensors, values)
+            return self._scope.stages.compile(entry.template, tensors, values)
         except Compiling:
             return None
 
-    def _path_of(self, module: torch.nn.Module | None) -> str | None:
-        if module is None:
-            return None
-        return next((path for path, held in self._scope.watch.modules[""].named_modules() if held is module), None)
-
-    def _agreed(
-        self, entry: CacheEntry, recording: RecordedCall, call: BoundCall
-    ) -> tuple[dict[str, torch.Tensor], bool] | None:
+    def agreed(self, entry: CacheEntry, recording: RecordedCall, call: BoundCall) -> Agreed | None:
         """Runs the plan without kernels on the recorded call, with opaque calls answering from the recording.
 
         Returns:
-            tensors that kernels are proved on and the recorded run has let go of, and whether the results agreed to the
-            bit, not only but for rounding; None where the entry is refused.
+            what came of it; None where the entry is refused.
         """
         try:
             with (
@@ -138,7 +109,7 @@ class PlanValidator:
         if not agrees:
             entry.refusal = Refusal("plan_mismatch", "the plan's result differs from the recorded run's", line)
             return None
-        return run.tap, exact
+        return Agreed(run.tap, exact)
 
     # ---- kernels that are compiled on the side
 
@@ -153,7 +124,7 @@ class PlanValidator:
             return False
 
         def plan() -> None:
-            entry.plan(compiled, *self._on_failure(entry))
+            entry.plan(compiled, *self.on_failure(entry))
             self._scope.cache.publish()
 
         self.compile_safely(None if entry.role is Role.SUCCESSOR else call.structure, plan)
@@ -219,10 +190,10 @@ class PlanValidator:
         """The unfused plan agreed with eager: makes the fused plan for these sizes."""
         entry.sizes.compare(full)
         entry.sizes.prove(values)
-        compiled = self._choose_kernels(entry, {**entry.bound.tensors, **tap}, full)
+        compiled = self.choose_kernels(entry, {**entry.bound.tensors, **tap}, full)
         chosen = [held for held, _ in entry.plans.values()] + ([compiled] if compiled is not None else [])
         for one in chosen:
-            entry.plan(one, *self._on_failure(entry))
+            entry.plan(one, *self.on_failure(entry))
         self._scope.cache.publish()
 
     # ---- running again
@@ -244,7 +215,7 @@ class PlanValidator:
 
     # ---- failures
 
-    def compile_safely(self, structure: Any, step: Callable[[], None]) -> None:
+    def compile_safely(self, structure: Any, step: Callable[[], object]) -> None:
         """Compiles after a call whose result is known already: what goes wrong is noted, the result stands.
 
         Args:
@@ -254,7 +225,7 @@ class PlanValidator:
         try:
             step()
         except Exception as error:
-            if not self._scope.pipeline.config.fallback_on_error:
+            if not self._scope.stages.config.fallback_on_error:
                 raise
             if is_shortage(error):
                 self.ran_out_of_memory(error)
@@ -272,11 +243,11 @@ class PlanValidator:
         reason = Refusal("out_of_memory", f"{type(error).__name__}: {error}")
         self._statistics.last_reason = self._statistics.last_failure = reason
 
-    def _on_failure(self, entry: CacheEntry) -> tuple[Callable[..., Any], Callable[[Exception], None]]:
+    def on_failure(self, entry: CacheEntry) -> tuple[Callable[..., Any], Callable[[Exception], None]]:
         """What a plan does when it fails, and when a kernel of it does that eager operators then stand in for."""
 
         def note(error: Exception) -> None:
-            if not self._scope.pipeline.config.fallback_on_error:
+            if not self._scope.stages.config.fallback_on_error:
                 raise error
             with self._lock:
                 self._count_failure(entry, error)
@@ -287,7 +258,7 @@ class PlanValidator:
             if undo is not None:
                 undo.rewind()
             users = _opaque_call_raised(log)  # which the user's code may catch
-            if not (users or self._scope.pipeline.config.fallback_on_error or isinstance(error, Deoptimized)):
+            if not (users or self._scope.stages.config.fallback_on_error or isinstance(error, Deoptimized)):
                 raise error
             if not users:
                 self._statistics.guards.left(error)

@@ -13,8 +13,8 @@ from fusion.choices.decision import Decision
 from fusion.choices.kernel_cache import Kernel
 from fusion.choices.select import Candidate
 from fusion.jit.compiled import Compiled
-from fusion.jit.pipeline import Pipeline
 from fusion.jit.scope import Scope
+from fusion.jit.stages import Stages
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.nodes import Node, OpNode
 from fusion.patterns.ops import Kind, kind_of
@@ -25,12 +25,12 @@ from fusion.reporting.rows import GuardReport, RegionReport, ScopeReport, Totals
 from fusion.runtime.native import native_state
 
 
-def report_of(scopes: list[Scope], pipeline: Pipeline, steps: Mapping[str, Refusal] | None = None) -> FusionReport:
-    """The report over scopes that share a pipeline, and over modules that run eagerly between plans."""
+def report_of(scopes: list[Scope], stages: Stages, steps: Mapping[str, Refusal] | None = None) -> FusionReport:
+    """The report over scopes with the same stages, and over modules that run eagerly between plans."""
     shared: dict[int, list[RegionReport]] = {}
     rows = [_scope_report(scope, shared) for scope in scopes]
     rows += [_step_report(path, refusal) for path, refusal in (steps or {}).items()]
-    costs = pipeline.backends.costs
+    costs = stages.backends.costs
     eager, fused = _times(rows)
     totals = Totals(
         scopes=len(rows),
@@ -46,7 +46,7 @@ def report_of(scopes: list[Scope], pipeline: Pipeline, steps: Mapping[str, Refus
         fallbacks=sum(r.fallbacks for r in rows),
         guard_misses=sum(r.guard_misses for r in rows),
     )
-    return FusionReport(tuple(rows), totals, _environment(pipeline), pipeline.config.model_dump(mode="json"))
+    return FusionReport(tuple(rows), totals, _environment(stages), stages.config.model_dump(mode="json"))
 
 
 def kernels_of(scopes: list[Scope]) -> tuple[Kernel, ...]:
@@ -72,8 +72,8 @@ def _times(rows: list[ScopeReport]) -> tuple[float | None, float | None]:
     return (sum(m[0] for m in measured), sum(m[1] for m in measured)) if measured else (None, None)
 
 
-def _environment(pipeline: Pipeline) -> dict[str, str]:
-    store = pipeline.backends.store
+def _environment(stages: Stages) -> dict[str, str]:
+    store = stages.backends.store
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

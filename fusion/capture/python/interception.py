@@ -10,9 +10,11 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from types import CodeType, FrameType
 from typing import Any, Protocol
 
 import torch
@@ -20,12 +22,13 @@ import torch
 from fusion.capture.python.container_proxy import asks_for_classes, is_container, is_object, looked_into, real
 from fusion.capture.python.registry import FUNCTIONS, REGISTRY, NativeFunction, OpaqueMethod, opaque_method_of
 from fusion.capture.python.symbolic_min_max import EXTREMES
-from fusion.capture.user_frame import user_frame
+from fusion.capture.user_frame import is_ours, user_frame
 from fusion.patterns.forks import Lock, changes
 
 _MODULE_INTERNAL = frozenset(vars(torch.nn.Module())) - {"training"}
 # Attributes through which all of an object's state is read at once: copies, `vars`.
 _WHOLE = frozenset({"__dict__", "__reduce_ex__", "__reduce__", "__getstate__", "__copy__", "__deepcopy__"})
+_SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _SESSION = threading.local()
 _LOCK = Lock()
 # By registered function: how many modules were loaded and which was the last, and names of those that hold it.
@@ -82,49 +85,62 @@ def session(
         modules: modules, calls of which (and of others of their classes) are answered.
     """
     with _LOCK:
-        saved: list[tuple[type, str, Any]] = []
-        previous = _SESSION.__dict__.copy()
-        watched: set[type] = set()
+        previous, wrappers = _SESSION.__dict__.copy(), _Wrappers()
 
-        def put(owner: Any, name: str, wrapper: Any) -> None:
-            saved.append((owner, name, vars(owner).get(name)))
-            setattr(owner, name, wrapper)
+        def end() -> None:
+            wrappers.put_back()
+            _SESSION.__dict__.clear()
+            _SESSION.__dict__.update(previous)
 
-        def put_back() -> None:
-            while saved:
-                owner, name, original = saved[-1]
-                if original is not None:
-                    setattr(owner, name, original)
-                elif name in vars(owner):
-                    delattr(owner, name)
-                saved.pop()
-
-        def watch(kind: type) -> None:
-            if kind not in watched:
-                watched.add(kind)
-                put(kind, "__getattribute__", _spy(kind.__getattribute__))
-                for name in ("__setattr__", "__delattr__"):
-                    put(kind, name, _watched_write(getattr(kind, name)))
-
-        _SESSION.calls, _SESSION.reads, _SESSION.watch, _SESSION.shown = calls, reads, watch, {}
-        with changes(put_back):
+        _SESSION.calls, _SESSION.reads, _SESSION.watch, _SESSION.shown = calls, reads, wrappers.watch, {}
+        _SESSION.caller, _SESSION.end = _caller(), end
+        with changes(wrappers.put_back):
             try:
                 for method in REGISTRY.values():
-                    put(method.owner, method.method, _wrapped(method, vars(method.owner)[method.method]))
+                    wrappers.put(method.owner, method.method, _wrapped(method, vars(method.owner)[method.method]))
                 for registered in FUNCTIONS.values():
                     for module in _modules_with(registered.function):
-                        put(module, registered.function.__name__, function_call(registered))
+                        wrappers.put(module, registered.function.__name__, function_call(registered))
                 for kind in kinds:
-                    watch(kind)
+                    wrappers.watch(kind)
                 for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
-                    put(owner, "__call__", _module_call(vars(owner)["__call__"]))
-                put(torch.nn.Module, "__init__", _module_made(torch.nn.Module.__init__))
+                    wrappers.put(owner, "__call__", _module_call(vars(owner)["__call__"]))
+                wrappers.put(torch.nn.Module, "__init__", _module_made(torch.nn.Module.__init__))
                 for name, wrapper in EXTREMES.items():
-                    put(builtins, name, wrapper)
+                    wrappers.put(builtins, name, wrapper)
                 yield
             finally:
                 _SESSION.__dict__.clear()
                 _SESSION.__dict__.update(previous)
+
+
+class _Wrappers:
+    """What a session replaces in classes and modules for its time, and what was there before."""
+
+    def __init__(self) -> None:
+        self._saved: list[tuple[Any, str, Any]] = []
+        self._watched: set[type] = set()
+
+    def put(self, owner: Any, name: str, wrapper: Any) -> None:
+        self._saved.append((owner, name, vars(owner).get(name)))
+        setattr(owner, name, wrapper)
+
+    def put_back(self) -> None:
+        """May be called again after it was cut short."""
+        while self._saved:
+            owner, name, original = self._saved[-1]
+            if original is not None:
+                setattr(owner, name, original)
+            elif name in vars(owner):
+                delattr(owner, name)
+            self._saved.pop()
+
+    def watch(self, kind: type) -> None:
+        if kind not in self._watched:
+            self._watched.add(kind)
+            self.put(kind, "__getattribute__", _spy(kind.__getattribute__))
+            for name in ("__setattr__", "__delattr__"):
+                self.put(kind, name, _watched_write(getattr(kind, name)))
 
 
 def _modules_with(function: Callable[..., Any]) -> list[Any]:
@@ -235,8 +251,39 @@ def current() -> Any:
 
 
 def in_session() -> bool:
-    """Whether this thread is recording a call, or running one again."""
+    """Whether this thread is recording a call, or running one again.
+
+    An interrupt such as Ctrl-C may arrive where a session begins or ends, and keep its end from being run. Such a
+    session is ended here: the function that it was for is no longer on the stack.
+    """
+    while current() is not None and not _may_go_on(_SESSION.caller):
+        _SESSION.end()
     return current() is not None
+
+
+def _caller() -> FrameType | None:
+    """The function for which a session begins, which is on the stack until it ends; None where that is not known.
+
+    It is the innermost that is neither a context manager nor enters one. A generator or coroutine of the user's may be
+    off the stack in between.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _enters(frame.f_code):
+        frame = frame.f_back
+    return None if frame is None or frame.f_code.co_flags & _SUSPENDABLE else frame
+
+
+def _enters(code: CodeType) -> bool:
+    ours = bool(code.co_flags & _SUSPENDABLE) and is_ours(code.co_filename)
+    return ours or code.co_name == "__enter__" or code.co_filename == contextlib.__file__
+
+
+def _may_go_on(caller: FrameType | None) -> bool:
+    """Whether a session's function is on the stack, as far as is known."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame is not caller:
+        frame = frame.f_back
+    return frame is caller
 
 
 def watch_kind(kind: type) -> None:

@@ -118,7 +118,7 @@ def test_what_fails_in_one_region_refuses_it_alone(
 def test_a_partition_that_fails_leaves_the_plan_unfused(
     monkeypatch: pytest.MonkeyPatch, quick: fusion.FusionConfig
 ) -> None:
-    monkeypatch.setattr("fusion.jit.pipeline.partition", fail)
+    monkeypatch.setattr("fusion.jit.stages.partition", fail)
     scope = checked(two_chains, quick)
     assert scope.state == "unfused plan" and scope.fused_calls > 0
     assert {r.code for r in scope.refusals} == {"compiler_fault"}
@@ -133,7 +133,7 @@ def test_running_out_of_memory_is_remembered_of_nothing(
     fused = fusion.fuse(two_chains, quick)
     x = torch.randn(3, 8)
     with monkeypatch.context() as patched:
-        patched.setattr("fusion.jit.pipeline.partition", exhausted)
+        patched.setattr("fusion.jit.stages.partition", exhausted)
         torch.testing.assert_close(fused(x), two_chains(x))
     for _ in range(_PAUSE + 4):
         torch.testing.assert_close(fused(x), two_chains(x))

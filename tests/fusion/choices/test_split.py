@@ -15,7 +15,7 @@ from fusion.choices import select
 from fusion.choices.decision import Decision
 from fusion.choices.heuristics import FusionHeuristics
 from fusion.choices.split import splits
-from fusion.jit.pipeline import Pipeline
+from fusion.jit.stages import Stages
 from fusion.partition.node_facts import Facts
 from fusion.partition.regions import make_region
 from fusion.refusal import CODES
@@ -156,8 +156,8 @@ def test_every_call_is_fused_or_has_its_reason(
         return torch.softmax(y.transpose(0, 1) + 1, -1), torch.sort(y).values * 3, y.sin()
 
     recording = recorded(fn, tensor(ROWS, WIDTH), tensor(WIDTH, WIDTH))
-    pipeline = Pipeline({"cache_dir": tmp_path, "profile": slow, "max_fusions": most})
-    compiled = pipeline.compile(pipeline.template(recording, ("x", "w")), recording.run.real, recording.values)
+    stages = Stages({"cache_dir": tmp_path, "profile": slow, "max_fusions": most})
+    compiled = stages.compile(stages.template(recording, ("x", "w")), recording.run.real, recording.values)
     fused = [i for c in compiled.candidates if c.kernel is not None for i in c.region.nodes]
     refused = [i for i, _ in compiled.refusals]
     assert fused, "a kernel is used"

@@ -17,7 +17,7 @@ from compiled_examples import needs_compiler
 
 import fusion
 from fusion.choices import background
-from fusion.jit import pipeline
+from fusion.jit import stages
 from fusion.kernels import processes
 from fusion.kernels.backends.cpp import compile as compiler
 from fusion.patterns.errors import CompileError, FusionError
@@ -172,7 +172,7 @@ def test_an_error_in_the_thread_ends_nothing_but_its_own_work():
 _FORKS = """
 import os, sys, threading
 from fusion.choices import background
-from fusion.jit import pipeline
+from fusion.jit import stages
 inside, ended = threading.Event(), threading.Event()
 
 def records():
@@ -236,14 +236,14 @@ def test_a_plan_that_equal_modules_cannot_be_given_leaves_them_eager(aside, gate
     model(x)
     model(x)
     gate.open(model)
-    planned = pipeline.write_plan
+    planned = stages.write_plan
 
     def fails(shape: Any, steps: Any, *arguments: Any, **options: Any) -> Any:
         if any(kind == "region" for kind, _ in steps):
             raise KeyError("plan")
         return planned(shape, steps, *arguments, **options)
 
-    monkeypatch.setattr(pipeline, "write_plan", fails)
+    monkeypatch.setattr(stages, "write_plan", fails)
     for _ in range(3):
         assert torch.equal(model(x), eager)
     assert any("KeyError" in scope.reason for scope in fusion.report(model).scopes)
@@ -254,10 +254,10 @@ def test_what_is_forgotten_is_compiled_on_the_side_again(aside, gate):
     gate.opened.set()
     x, y = torch.randn(2, 40, 50)
     fusion.warmup(fused, x, y)
-    fused.pipeline.forget()
+    fused.stages.forget()
     again = fusion.fuse(gated, aside)
-    again.pipeline.backends = fused.pipeline.backends
-    again.pipeline.decider.backends = fused.pipeline.backends
+    again.stages.backends = fused.stages.backends
+    again.stages.decider.backends = fused.stages.backends
     fusion.warmup(again, x, y)
     assert gate.reached == 2 and again.report().scopes[0].state == "fused"
 

@@ -14,21 +14,21 @@ from tiny import scopes
 
 import fusion
 from fusion.choices import kernel_cache
-from fusion.jit.pipeline import Pipeline
+from fusion.jit.stages import Stages
 from fusion.runtime.native import native_available
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, allowed: int) -> list[int]:
-    """Makes the pipeline's compile raise OSError after `allowed` calls; the list grows by one for each."""
-    compile_, calls = Pipeline.compile, []
+    """Makes the compile stage raise OSError after `allowed` calls; the list grows by one for each."""
+    compile_, calls = Stages.compile, []
 
-    def compiles(self: Pipeline, *args: Any, **kwargs: Any) -> Any:
+    def compiles(self: Stages, *args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         if len(calls) > allowed:
             raise OSError("the library cannot be loaded")
         return compile_(self, *args, **kwargs)
 
-    monkeypatch.setattr(Pipeline, "compile", compiles)
+    monkeypatch.setattr(Stages, "compile", compiles)
     return calls
 
 
@@ -87,4 +87,4 @@ def test_the_report_names_an_unusable_cache_and_the_c_runtime(tmp_path: pathlib.
     environment = json.loads(fusion.report(module).to_json())["environment"]
     assert "cannot be used" in environment["cache"] and str(tmp_path) in environment["cache"]
     assert environment["C runtime"] == (native_available() or "in use")
-    assert scopes(module)["Module"].pipeline.backends.store.reason == environment["cache"]
+    assert scopes(module)["Module"].stages.backends.store.reason == environment["cache"]

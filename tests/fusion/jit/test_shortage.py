@@ -118,7 +118,7 @@ def test_a_planned_call_that_finds_no_memory_does_not_cost_the_plan(tmp_path: Pa
     fusion.enable(model, config(tmp_path))
     assert settles(model, Plain(), 6) == "fused"
     scope = fusion.api._enabled(model)[""].scopes[0][1]
-    fail, _ = scope._validator._on_failure(scope.known[0])
+    fail, _ = scope._validator.on_failure(scope.known[0])
     x = torch.randn(3, 64)
     for _ in range(5):
         torch.testing.assert_close(fail(MemoryError(), [], (x,), None), Plain()(x))

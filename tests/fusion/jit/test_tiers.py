@@ -15,8 +15,8 @@ from compiled_examples import needs_compiler
 import fusion
 from fusion.choices import heuristics
 from fusion.choices.select import Decider
-from fusion.jit.pipeline import Pipeline
 from fusion.jit.resting import RESTS
+from fusion.jit.stages import Stages
 from fusion.jit.tiers import FirstTier, Phase
 from fusion.kernels.backends.cpp import compile as compiler
 from fusion.partition import cost_model
@@ -32,7 +32,7 @@ def every_kernel_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """No clock decides what a test exercises."""
     times = Comparison(10.0, 1.0, 10.0, 1.0, 0.0, 0.0)
     monkeypatch.setattr(heuristics, "compare", lambda *_, **__: times)
-    monkeypatch.setattr(Pipeline, "_measures", lambda *_: False)
+    monkeypatch.setattr(Stages, "_measures", lambda *_: False)
 
 
 @pytest.fixture
@@ -144,13 +144,13 @@ def test_without_products_nothing_is_counted(counted):
     x, _ = operands()
     for _ in range(3):
         fused(x)
-    assert [t.first for t in fused.scope.pipeline.templates.values()] == [None]
+    assert [t.first for t in fused.scope.stages.templates.values()] == [None]
 
 
 def test_a_later_process_does_not_count_again(counted):
     first, (x, w) = fusion.fuse(gated, counted), operands()
     run_until_it_changes(first, x, w)
-    later = fusion.fuse(gated, counted)  # with a pipeline of its own, which shares the cache alone
+    later = fusion.fuse(gated, counted)  # with stages of its own, which share the cache alone
     for _ in range(3):
         torch.testing.assert_close(later(x, w), gated(x, w))
     assert holds_product(later)
@@ -291,7 +291,7 @@ def test_a_call_counts_as_what_its_own_sizes_take(counted):
     for one in (x, wide):
         for _ in range(4):
             fused(one, w)
-        (first,) = (t.first for t in fused.scope.pipeline.templates.values())
+        (first,) = (t.first for t in fused.scope.stages.templates.values())
         before = first.left_us
         fused(one, w)
         spent.append(before - first.left_us)
@@ -385,7 +385,7 @@ def test_a_fault_in_the_estimate_costs_nothing_but_the_count(counted, monkeypatc
 def test_first_templates_are_let_go(counted):
     fused, (x, w) = fusion.fuse(gated, counted), operands()
     run_until_it_changes(fused, x, w)
-    assert [t.first for t in fused.scope.pipeline.templates.values()] == [None]
+    assert [t.first for t in fused.scope.stages.templates.values()] == [None]
 
 
 def test_a_process_that_began_and_ended_leaves_the_count_to_others(counted, gate):

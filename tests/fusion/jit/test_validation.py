@@ -150,7 +150,7 @@ def test_recordings_whose_guards_do_not_hold_make_room_a_few_times(checked: Chec
 
 def test_what_cannot_be_taken_back_is_not_run_again(checked: Checked) -> None:
     checked(3)
-    fail, _ = checked.validator._on_failure(checked.scope.known[0])
+    fail, _ = checked.validator.on_failure(checked.scope.known[0])
     undo = UndoLog()
     undo.partial = True
     with pytest.raises(ValueError, match="broken"):
