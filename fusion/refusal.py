@@ -56,6 +56,7 @@ CODES: dict[str, str] = {
     "index": "an index expression that cannot be simplified",
     "output_layout": "an output's memory layout is not dense",
     "footprint": "the kernel would hold more operators than its instructions and registers allow",
+    "too_deep": "the region's expressions are too many, or too deep, for one kernel",
     "no_gain": "the cost model expects no gain on this device",
     "too_small": "fewer ops than min_nodes",
     "few_elements": "fewer elements than min_tensor_elements",
@@ -72,7 +73,7 @@ CODES: dict[str, str] = {
     "launch_error": "the kernel could not be launched",
     # fused
     "faster": "measured faster than eager",
-    "unmeasured": "fused by rule; measuring is switched off",
+    "unmeasured": "not measured: fused by rule, or eager until a call measures it",
 }
 
 

@@ -56,6 +56,7 @@ REMEDIES: dict[str, str] = {
     "index": NOTHING + "the operator runs eagerly",
     "output_layout": "call contiguous() on the result",
     "footprint": NOTHING + "what is left over has a kernel of its own",
+    "too_deep": NOTHING + "its operators run in smaller kernels or eagerly",
     "no_gain": NOTHING + "eager is as fast",
     "too_small": NOTHING + "one call would only replace another; min_nodes says how many operators are enough",
     "few_elements": "lower min_tensor_elements, if such small tensors are what counts",
@@ -73,5 +74,5 @@ REMEDIES: dict[str, str] = {
     "launch_error": "run `fusion doctor`, which tries the compilers and the device",
     # fused
     "faster": NOTHING + "it is fused",
-    "unmeasured": NOTHING + "the rule decided; profile=True measures",
+    "unmeasured": NOTHING + "with profile=True a call like this one measures it",
 }

@@ -135,7 +135,8 @@ class Backend(Protocol[K]):
     def schedules(self, nest: Nest) -> tuple[Schedule, ...]:
         """The ways to run a nest that are worth a kernel each, the most promising first; at least one.
 
-        This is the only place where schedules come from: everything else is handed one.
+        Schedules come from here only. Where there are several, `emit` and `compile` have to use the one they are given,
+        and a kernel's digest has to tell it.
         """
 
     def emit(self, nest: Nest, schedule: Schedule) -> str:

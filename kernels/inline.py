@@ -85,7 +85,7 @@ class Elements:
                 raise LoweringError(
                     "too_large",
                     f"The region needs more than {LIMIT} different elements of its values per result.",
-                    remedy="Lower max_graph_size, so that the region is cut.",
+                    remedy="Make several kernels of it, each of fewer operators.",
                 )
             found = self._memo[key] = self._build(name, index, column)
         return found

@@ -52,8 +52,8 @@ class Output:
         dtype: element type in memory.
         shape: Dims over the nest's size symbols.
         order: dimensions from outermost to innermost in memory; the tensor is dense in that order.
-        loose: strides of dimensions of size 1 that are others than of a tensor that is dense; no element depends on
-            them, but eager gives them so.
+        loose: (dimension, stride) of dimensions of size 1 whose stride in eager's result is not that of a dense tensor.
+            No element depends on them; they are set so that `stride()` is eager's.
     """
 
     name: str

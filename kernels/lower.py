@@ -155,7 +155,7 @@ def _inputs(canonical: SubGraph) -> tuple[Argument, ...]:
     return tuple(Argument(name, spec.dtype, spec.shape, spec.strides) for name, spec in specs)
 
 
-_CUT = "Lower max_graph_size, so that the region is cut."
+_CUT = "Make several kernels of it, each of fewer operators."
 
 
 def given_symbols(nest: Nest) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from fusion.patterns.reference import bind_symbols
 from fusion.patterns.shortage import is_shortage
 from fusion.runtime.measure import compare, eager_function
 
-_LONG_US = 1000.0  # from which on what surrounds a call no longer counts: a tenth of it is worth having
+_LONG_US = 1000.0  # eager time from which a call's overhead is negligible, so that a gain of a tenth is worth having
 _SECONDS = 0.02  # time a measurement may take, beyond its least number of samples
 
 Launcher = Callable[..., Any]

@@ -11,7 +11,7 @@ from fusion.choices.decision import Decision, Outcome
 
 _Measure = Annotated[float, Field(ge=0, le=1e300, allow_inf_nan=False)]
 _Bytes = Annotated[int, Field(ge=0, le=1 << 62)]
-_Label = Annotated[str, Field(max_length=256)]
+_Label = Annotated[str, Field(max_length=4096)]  # a bundle's schedule prints those of all its parts
 _Reason = Annotated[str, Field(max_length=4096)]
 _PASSING = frozenset(("launch_error", "unproved", "unmeasured"))  # codes of what another process may see otherwise
 

@@ -88,9 +88,10 @@ class Template:
 
     Attributes:
         compiling: by bucket, what its decisions wait for.
-        first: where torch computes the products for now, when that ends; None where kernels may hold them.
+        first: while torch computes the small products, what ends that; None where kernels may hold them.
         next: the template that follows then, once it was made.
-        guards: made when a call is refused, by what they call what holds the parameters: "self" or "".
+        guards: made when a first call misses, by the name that a miss shows for the owner of the parameters: "self" for
+            a module's forward, "" for a function.
     """
 
     shape: PlanSpec

@@ -50,7 +50,7 @@ class GraphBreaks:
         self._further.setdefault(structure, {})[path] = module
 
     def break_where_data_led(self, structure: Any) -> None:
-        """Makes opaque what data led elsewhere in an equal module, before a call is recorded."""
+        """Before a call is recorded: calls natively those modules that branched on data in an equal module."""
         fingerprint = self._watch.fingerprint
         known = set() if fingerprint is None else self._routed.get(fingerprint.structure, set())
         for path in sorted(known - self.of(structure).keys()):

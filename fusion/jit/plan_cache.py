@@ -33,8 +33,8 @@ class PlanCache:
         entries: recordings, oldest first.
         refused: why calls of a structure are not recorded.
         plans: what the entry tries in order, newest first. The entry holds this very list.
-        rest: what tells the entry, before it looks at anything, that a call is the original's, where all plans were
-            dropped; else empty. The entry holds this very list.
+        rest: one function once every plan was dropped for being slower; else empty. The entry asks it before any guard
+            whether a call is the original's. The entry holds this very list.
     """
 
     def __init__(

@@ -43,7 +43,8 @@ class FirstTier:
 
     Attributes:
         phase: where it is.
-        left_us: microseconds until something is to be done: in a call that begins when none are left.
+        left_us: estimated microseconds in products until the next step: starting the compilers, asking whether they
+            are done, or making new plans. The first call that begins with none left takes it.
     """
 
     def __init__(self, seconds: float, succeed: Callable[[], bool], begin: Callable[[], tuple[Build, ...]]) -> None:

@@ -28,7 +28,7 @@ from fusion.runtime.call_log import LoggedWrite
 from fusion.runtime.plan import MISS, Deoptimized, LoggedError
 from fusion.runtime.rollback import UndoLog
 
-MOST_ROUTES = 1  # recordings that data led elsewhere before the module that reads it becomes an eager step
+MOST_ROUTES = 1  # recordings left because data differed, before the module that reads it is called natively
 _MOST_FAILURES = 3  # a plan that failed this often is dropped
 _MOST_EVICTIONS = 4  # recordings that may make room for others before a scope's failing plans are refused instead
 

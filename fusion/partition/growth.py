@@ -253,8 +253,8 @@ class Grower:
     def _worth_sharing(self, i: int, grown: Growth) -> bool:
         """Whether the region computes call `i` for itself alone, though others compute it too.
 
-        Where everyone else who reads it could do the same, it need not run at all; where nothing has to be read for
-        it, that is always so. Else it must not read more than it makes.
+        Yes where it reads no memory (`arange`). Otherwise every other reader has to be able to compute it too, so that
+        the call itself is dropped, and computing it must not read more bytes than loading its result.
         """
         facts, spec = self.facts, self.facts.graph.spec
         if spec[facts.op(i).outputs[0]].device != grown.device or not facts.repeatable(i):

@@ -19,7 +19,7 @@ from fusion.refusal import CODES
 Judge = Callable[[SubGraph], object]  # raises LoweringError where a SubGraph is not one kernel
 
 # Codes of a LoweringError that go by another name in a report.
-_LOWERING_CODES = {"domain": "different_domain", "index": "operator_use"}
+_LOWERING_CODES = {"domain": "different_domain", "index": "operator_use", "too_large": "too_deep"}
 
 
 class Legality:

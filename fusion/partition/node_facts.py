@@ -84,7 +84,7 @@ class Facts:
         return self.computes(i) and self.kind(i) is Kind.PRODUCT
 
     def rowwise(self, i: int) -> bool:
-        """Whether node `i` reads elements of its operands at other places than its own: no product may be one."""
+        """Whether node `i` is a reduction or an element operator (cat, pad): a kernel with a product holds neither."""
         return self.computes(i) and self.kind(i) in (Kind.REDUCTION, Kind.ELEMENT)
 
     def creates(self, i: int) -> bool:

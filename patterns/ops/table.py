@@ -1,6 +1,8 @@
 """The operator table: everything the compiler knows about an operator, one row each.
 
-Legality, lowering, both emitters and the documentation read these rows; nothing else lists operators.
+Legality, lowering, the cost model and the documentation read these rows; emitters see the scalar expressions that are
+made of them. Short lists of special cases are in `match.py`, `reference.py`, `agree.py` and `samples.py` here, and in
+`fusion/choices/trial.py`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class _Launch:
         outputs: shape, strides and dtype of each output.
         grid: number of programs.
         wide: whether offsets need 64 bits.
-        pieces: how few long rows are cut, as `triton_schedule.pieces` says; () where they are not.
+        pieces: how few long rows are cut, as `schedule.pieces` says; () where they are not.
         divisible: what a specialisation of the kernel may assume of each size: (it is 1, it is a multiple of 16, it
             needs 64 bits).
     """

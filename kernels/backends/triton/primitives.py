@@ -16,8 +16,8 @@ TYPES = {
     torch.int8: "tl.int8", torch.uint8: "tl.uint8", torch.bool: "tl.int1",
 }  # fmt: skip
 
-# Primitive -> expression, by kind of operand: "any", or "float32", "float64", "int", "bool" where they differ.
-# Division and square root round to nearest; tl.exp and the like are approximations in float32 (see triton_math).
+# Primitive -> expression, by the operand's dtype: its name ("float32"), its family ("float", "int", "bool"), or "any".
+# Division and square root round to nearest; tl.exp and the like are approximations in float32 (see math.py).
 EXPRESSIONS: dict[str, dict[str, str]] = {
     "neg": {"float": "(-1.0 * {0})", "int": "(-{0})"},  # 0 - x, which is what Triton makes of -x, loses the sign of 0
     "abs": {"any": "tl.abs({0})"},

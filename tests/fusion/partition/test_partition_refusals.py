@@ -16,8 +16,11 @@ from partitions import (
     tensor,
 )
 
+from fusion.patterns.errors import LoweringError
+from fusion.patterns.graph import SubGraph
 from fusion.patterns.nodes import OpNode
 from fusion.patterns.python_nodes import OpaqueCall
+from fusion.remedies import REMEDIES
 
 # ---- refusing
 
@@ -130,3 +133,15 @@ def test_a_tensor_that_an_island_hands_out_again_counts_as_written_to() -> None:
     assert codes(graph, parts) == {"mul": "aliased", "add": "aliased", "relu": "too_small"}
     assert names(graph, parts) == ["tanh mul"]
     assert [k for kind, k in parts.order if kind == "node"] == [0, 1, 2, 3, 4]
+
+
+def test_a_region_that_one_kernel_cannot_express_says_so() -> None:
+    """Lowering calls it too large, as recordings are; max_graph_size, the remedy for those, would change nothing."""
+
+    def judge(region: SubGraph) -> None:
+        if "sum" in "".join(region.ops):
+            raise LoweringError("too_large", "Too many different elements.")
+
+    graph, parts = divided(lambda x: (x * 2).sum(-1).softmax(-1), tensor(ROWS, WIDTH), judge=judge)
+    assert "too_deep" in codes(graph, parts).values()
+    assert "max_graph_size" not in REMEDIES["too_deep"]
