@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion.kernels import processes
+from fusion.kernels.backends.triton import interpreter
 from fusion.kernels.backends.triton import script as triton_script
 from fusion.kernels.backends.triton.emit import emit
 from fusion.kernels.backends.triton.schedule import AnySchedule, parameters, tensors
@@ -199,7 +200,7 @@ def _module(source: str) -> ModuleType:
     path = scratch_folder("triton") / f"kernel_{digest}.py"
     path.write_text(source)
     if interpreted():
-        _round_to_nearest_when_interpreting()
+        interpreter.correct()
     spec = importlib.util.spec_from_file_location(f"fusion_triton_{digest}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -239,24 +240,3 @@ def _cuobjdump() -> str | None:
 
     bundled = Path(backends.__file__).parent / "nvidia" / "bin" / "cuobjdump"
     return str(bundled) if bundled.is_file() else shutil.which("cuobjdump")
-
-
-@functools.cache
-def _round_to_nearest_when_interpreting() -> None:
-    """Triton's interpreter cuts float32 to bfloat16 off where every GPU rounds to nearest even: makes it round."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    original = getattr(interpreter, "_convert_float", None)
-    if original is None:
-        return
-
-    def convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:
-        if source == tl.float32 and target == tl.bfloat16:
-            rounded = torch.from_numpy(data.copy()).to(torch.bfloat16)
-            return rounded.view(torch.int16).numpy().view("uint16")
-        if source == tl.bfloat16 and target == tl.float32:
-            return (data.view("uint16").astype("uint32") << 16).reshape(data.shape)
-        return original(data, source, target, rounding)
-
-    interpreter._convert_float = convert
