@@ -27,14 +27,11 @@ from fusion.patterns.ops import Call, Kind, Operator, Run
 from fusion.patterns.scalar import (
     COLUMN,
     HALF_TYPES,
-    Apply,
-    Constant,
     Load,
     Reduce,
     Reduced,
     Scalar,
     Scan,
-    Select,
     Size,
 )
 from fusion.patterns.specs import TensorSpec

@@ -1,7 +1,7 @@
 """The Triton emitter: a LoopNest as the text of a Python module with one kernel.
 
 The module needs nothing but Triton. The kernel's parameters are the inputs, the outputs, the sizes, then the constants
-of the compilation: ROWS and COLS (block sizes, see `Schedule`; of products also DEPTH and GROUP, see `ProductSchedule`),
+of the compilation: ROWS and COLS (block sizes, see `Schedule`; of products DEPTH and GROUP too, see `ProductSchedule`),
 INDEX (tl.int32, or tl.int64 where offsets need it). A bundle's kernel has those of each part, and calls the function
 of the part that a program belongs to.
 """

@@ -10,7 +10,7 @@ import torch
 
 @functools.cache
 def correct() -> None:
-    """Makes it round float32 to bfloat16, which it cuts off, and multiply bfloat16, whose bits it takes for integers."""
+    """Makes it round to bfloat16, where it cuts off, and multiply bfloat16, whose bits it takes for integers."""
     from triton.runtime import interpreter
 
     _round(interpreter)

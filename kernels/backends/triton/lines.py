@@ -65,7 +65,7 @@ class Lines:
             yield
 
     def forget(self) -> None:
-        """Starts over: what is written from here on uses none of the variables so far, whose blocks have other shapes."""
+        """What is written from here on uses none of the variables so far, whose blocks have other shapes."""
         self._fixed, self._columns = Scope(), {}
 
     @contextmanager

@@ -18,7 +18,6 @@ from fusion.kernels.backends.triton.load_masks import guards_of
 from fusion.kernels.backends.triton.primitives import TYPES
 from fusion.kernels.backends.triton.product_schedule import (
     ProductSchedule,
-    batches,
     column_places,
     operand_type,
     products_of,
@@ -73,9 +72,7 @@ class Operands:
         shape: of a block that `tl.dot` takes; "" where factors are multiplied one by one, so that any may be narrower.
     """
 
-    def __init__(
-        self, factors: Sequence[Scalar], axes: Sequence[Axis], plane: Plane, lines: Lines, shape: str
-    ) -> None:
+    def __init__(self, factors: Sequence[Scalar], axes: Sequence[Axis], plane: Plane, lines: Lines, shape: str) -> None:
         guards = guards_of(tuple(factors))
         terms = Side(plane.column, frozenset((plane.column,)))
         self._variance = Variance((axis.name for axis in axes), guards, row=plane.row, columns=terms)
