@@ -17,7 +17,6 @@ from rich.table import Table
 from fusion.kernels.backends.triton import toolchain
 from fusion.kernels.backends.triton.product_schedule import ProductSchedule
 from fusion.kernels.backends.triton.schedule import schedule_for
-from fusion.kernels.bundle import Nest
 from fusion.kernels.lower import lower_kernel
 from fusion.patterns import symbols
 from fusion.patterns.graph import SubGraph
@@ -31,6 +30,7 @@ from .options import Options
 from .rows import Row, Target, make_row
 
 TARGETS = ("sm_80", "sm_90")
+NAMES = ("up", "down + residual", "swiglu", "q/k/v")
 HIDDEN, INNER, QUERIES, KEYS = 1024, 3072, 2048, 1024
 _MOST_NARROW = 0.15  # of the loaded bytes: one row's activations and residuals are narrow, weights are not
 _WIDTH = 190  # columns of the table where there is no terminal
@@ -89,28 +89,28 @@ class _Calls:
         return name
 
 
-def nest_of(case: Case) -> Nest:
-    """The loops of a case."""
+def graph_of(case: Case) -> SubGraph:
+    """The calls of a case: of its inputs, the activations come first, then a residual, then the weights."""
     calls = _Calls(case)
     x = calls.given(case.rows, INNER if case.name == "down + residual" else HIDDEN)
     if case.name == "up":
-        return lower_kernel(calls.graph(calls.linear(x, INNER)))
+        return calls.graph(calls.linear(x, INNER))
     if case.name == "down + residual":
         residual = calls.given(case.rows, HIDDEN)
-        return lower_kernel(calls.graph(calls.call("add.Tensor", HIDDEN, residual, calls.linear(x, HIDDEN))))
+        return calls.graph(calls.call("add.Tensor", HIDDEN, residual, calls.linear(x, HIDDEN)))
     if case.name == "swiglu":
         gate = calls.call("silu.default", INNER, calls.linear(x, INNER))
-        return lower_kernel(calls.graph(calls.call("mul.Tensor", INNER, gate, calls.linear(x, INNER))))
+        return calls.graph(calls.call("mul.Tensor", INNER, gate, calls.linear(x, INNER)))
     queries, keys, values = (calls.linear(x, outputs) for outputs in (QUERIES, KEYS, KEYS))
-    return lower_kernel(calls.graph(queries, keys, values, bundle=(1, 2)))
+    return calls.graph(queries, keys, values, bundle=(1, 2))
 
 
 def cases() -> Iterator[Case]:
-    """Every kernel: prefill and decode in each dtype; in bfloat16 a few rows, and any number of them, too."""
+    """Every kernel: prefill and decode in each dtype; in bfloat16 a few rows, many, and any number of them, too."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        few = (8, symbols.symbol("s0")) if dtype is torch.bfloat16 else ()
-        for rows in (256, 1, *few):
-            for name in ("up", "down + residual", "swiglu", "q/k/v"):
+        other = (8, 4096, symbols.symbol("s0")) if dtype is torch.bfloat16 else ()
+        for rows in (256, 1, *other):
+            for name in NAMES:
                 yield Case(name, rows, dtype)
 
 
@@ -126,7 +126,7 @@ def run(options: Options) -> list[Row]:
 
 
 def _row(case: Case, target: str, options: Options) -> Row:
-    nest = nest_of(case)
+    nest = lower_kernel(graph_of(case))
     schedule = schedule_for(nest)
     kernel = toolchain.compile_ahead(nest, schedule, target, even=isinstance(case.rows, int))
     held = kernel.instructions

@@ -92,6 +92,7 @@ _HALVES = (
     _Tile(64, 32, 64, 4, 4), _Tile(32, 64, 128, 4, 3), _Tile(32, 32, 128, 4, 4), _Tile(16, 64, 128, 4, 4),
     _Tile(16, 32, 128, 4, 4), _Tile(16, 16, 128, 2, 4),
 )  # fmt: skip
+_WIDEST_SHARED = 128
 # Of float32, which no tensor core multiplies without cutting it: threads do, with sums of 4x4 to 4x8 each.
 _FLOATS = (_Tile(64, 64, 32, 4, 3), _Tile(64, 32, 32, 4, 3), _Tile(32, 32, 32, 2, 3), _Tile(16, 32, 32, 2, 3))
 
@@ -161,6 +162,8 @@ def _tiled(form: ProductNest) -> ProductSchedule:
     halves = all(operand_type(p) in HALF_TYPES for p in form.products)
     height = max(LEAST, _power_above(rows))
     tiles = [t for t in (_HALVES if halves else _FLOATS) if min(64, height) <= t.rows <= height]
+    if shared > 1:  # what is stored of several sums needs registers beside them: the widest tile spilled on sm_80
+        tiles = [t for t in tiles if t.columns <= _WIDEST_SHARED]
     tile = tiles[-1]
     for tried in tiles:
         width = max(LEAST, tried.columns // shared)
