@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.nn import functional
@@ -12,6 +12,7 @@ from fusion.kernels.backends.triton.launch import make_cuda_launcher
 from fusion.kernels.backends.triton.schedule import schedule_for
 from fusion.kernels.lower import lower_kernel
 from fusion.patterns import reference, verify
+from fusion.patterns.symbols import Dim
 
 from .measure import calls, interleave
 from .options import Options
@@ -65,9 +66,8 @@ def _measure(case: Case, bound: float, options: Options) -> Row:
     )  # fmt: skip
 
 
-def _inputs(shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, device: str) -> Tensors:
+def _inputs(shapes: Sequence[tuple[Dim, ...]], dtype: torch.dtype, device: str) -> Tensors:
     """Random matrices whose products are about 1."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(
-        (torch.randn(shape, generator=generator) * shape[-1] ** -0.25).to(dtype).to(device) for shape in shapes
-    )
+    sizes = [tuple(map(int, shape)) for shape in shapes]
+    return tuple((torch.randn(s, generator=generator) * s[-1] ** -0.25).to(dtype).to(device) for s in sizes)
