@@ -15,7 +15,7 @@ from fusion.kernels.half_values import HalfValues
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.products import Factors, ProductNest, as_products, step
 from fusion.patterns import scalar, symbols
-from fusion.patterns.scalar import COLUMN, HALF_TYPES, Load
+from fusion.patterns.scalar import COLUMN, HALF_TYPES, Apply, Load, Reduced
 from fusion.patterns.symbols import Dim
 
 FEW_ROWS = 4  # up to here each weight meets so few rows that reading it is all that takes time
@@ -92,7 +92,7 @@ _HALVES = (
     _Tile(64, 32, 64, 4, 4), _Tile(32, 64, 128, 4, 3), _Tile(32, 32, 128, 4, 4), _Tile(16, 64, 128, 4, 4),
     _Tile(16, 32, 128, 4, 4), _Tile(16, 16, 128, 2, 4),
 )  # fmt: skip
-_WIDEST_SHARED = 128
+_WIDEST_COMPUTED = 128  # where something is computed of the sums, which needs registers beside them: wider ones spilled
 # Of float32, which no tensor core multiplies without cutting it: threads do, with sums of 4x4 to 4x8 each.
 _FLOATS = (_Tile(64, 64, 32, 4, 3), _Tile(64, 32, 32, 4, 3), _Tile(32, 32, 32, 2, 3), _Tile(16, 32, 32, 2, 3))
 
@@ -107,7 +107,7 @@ def product_schedule(nest: LoopNest) -> ProductSchedule | None:
     rows = row_places(form)
     if isinstance(rows, int) and rows <= FEW_ROWS:
         return _few(form, max(1, rows))
-    return _tiled(form)
+    return _tiled(nest, form)
 
 
 def products_of(nest: LoopNest) -> ProductNest:
@@ -154,7 +154,7 @@ def _few(form: ProductNest, rows: int) -> ProductSchedule:
     return ProductSchedule(True, rows, columns, depth, 1, warps, 1)
 
 
-def _tiled(form: ProductNest) -> ProductSchedule:
+def _tiled(nest: LoopNest, form: ProductNest) -> ProductSchedule:
     """The first tile of which there are enough programs, or the one that makes the most."""
     rows = _known(row_places(form), UNKNOWN_ROWS)
     columns = _known(column_places(form), UNKNOWN_COLUMNS)
@@ -162,8 +162,8 @@ def _tiled(form: ProductNest) -> ProductSchedule:
     halves = all(operand_type(p) in HALF_TYPES for p in form.products)
     height = max(LEAST, _power_above(rows))
     tiles = [t for t in (_HALVES if halves else _FLOATS) if min(64, height) <= t.rows <= height]
-    if shared > 1:  # what is stored of several sums needs registers beside them: the widest tile spilled on sm_80
-        tiles = [t for t in tiles if t.columns <= _WIDEST_SHARED]
+    if shared > 1 or not _stores_sums(nest):
+        tiles = [t for t in tiles if t.columns <= _WIDEST_COMPUTED]
     tile = tiles[-1]
     for tried in tiles:
         width = max(LEAST, tried.columns // shared)
@@ -174,6 +174,14 @@ def _tiled(form: ProductNest) -> ProductSchedule:
     depth = min(tile.depth, max(LEAST, _power_above(terms)))
     width = max(LEAST, min(tile.columns // shared, _power_above(columns)))
     return ProductSchedule(False, tile.rows, width, depth, GROUP, tile.num_warps, tile.num_stages)
+
+
+def _stores_sums(nest: LoopNest) -> bool:
+    """Whether sums are stored as they are, but for their rounding."""
+    return all(
+        isinstance(node, Reduced) or (isinstance(node, Apply) and node.fn.startswith(("cast", "round_")))
+        for node in scalar.walk(*(s.value for s in nest.stores))
+    )
 
 
 def _lies_along_lanes(form: ProductNest, product: Factors) -> bool:
