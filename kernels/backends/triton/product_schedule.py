@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fusion.kernels.bundle import Nest
 from fusion.kernels.half_values import HalfValues
 from fusion.kernels.loops import LoopNest
 from fusion.kernels.products import Factors, ProductNest, as_products, step
@@ -66,7 +67,7 @@ class ProductSchedule:
         form = products_of(nest)
         return (batches(form), ""), (row_places(form), "ROWS"), (column_places(form), "COLS")
 
-    def options(self, nest: LoopNest, warp_size: int = 32) -> dict[str, int | bool]:
+    def options(self, nest: Nest, warp_size: int = 32) -> dict[str, int | bool]:
         """Compiler options. AMD's GPUs, whose warps are of 64 threads, have 64 KiB of shared memory: two stages."""
         return {
             "num_warps": max(1, self.num_warps * 32 // warp_size),

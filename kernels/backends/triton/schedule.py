@@ -94,9 +94,9 @@ class BundleSchedule:
         """Block sizes by the name of the kernel's parameter: ROWS0, COLS0, ROWS1, ..."""
         return {f"{name}{k}": size for k, part in enumerate(self.parts) for name, size in part.constants.items()}
 
-    def options(self, nest: Bundle, warp_size: int = 32) -> dict[str, int | bool]:
+    def options(self, nest: Nest, warp_size: int = 32) -> dict[str, int | bool]:
         """Compiler options that are right for all parts: the most warps, the fewest stages."""
-        every = [part.options(own, warp_size) for own, part in zip(nest.parts, self.parts, strict=True)]
+        every = [part.options(own, warp_size) for own, part in zip(parts_of(nest), self.parts, strict=True)]
         stages = [options["num_stages"] for options in every if "num_stages" in options]
         return {
             "num_warps": max(options["num_warps"] for options in every),
