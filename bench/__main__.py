@@ -23,7 +23,7 @@ NAMES = (
     "cold",
     "sweep",
 )  # without names: these, in this order
-ALL = (*NAMES, "gpu")
+ALL = (*NAMES, "gpu", "triton_products")
 _FILE_WIDTH = 170  # columns of the table where there is no terminal
 
 
@@ -32,7 +32,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help=f"Which of {', '.join(ALL)}; all but gpu without.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Which of {', '.join(ALL)}; by default {len(NAMES)}.")
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write all rows here instead of bench/results/.")
     ] = None,

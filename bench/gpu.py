@@ -1,4 +1,4 @@
-"""Decode, prefill and kernels on CUDA; says why and measures nothing where there is none."""
+"""Decode, prefill, kernels and products on CUDA; says why and measures nothing where there is none."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 
 from fusion.kernels.backends.triton import toolchain as triton_toolchain
 
-from . import decode, kernels, prefill
+from . import decode, gpu_products, kernels, prefill
 from .options import Options
 from .rows import Row
 
 
 def run(options: Options) -> list[Row]:
-    """The rows of the three, or none without CUDA."""
+    """The rows of the four, or none without CUDA."""
     reason = why_not()
     if reason:
         print(f"Nothing was measured on a GPU: {reason}")
         return []
     here = replace(options, device="cuda")
-    return [row for module in (kernels, decode, prefill) for row in module.run(here)]
+    return [row for module in (kernels, gpu_products, decode, prefill) for row in module.run(here)]
 
 
 def why_not() -> str | None:

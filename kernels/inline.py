@@ -14,6 +14,7 @@ from typing import Any
 import sympy
 import torch
 
+from fusion.kernels.half_values import HalfValues
 from fusion.kernels.sums import attention, product
 from fusion.patterns import indexing, ops, scalar, symbols
 from fusion.patterns.errors import LoweringError
@@ -26,14 +27,11 @@ from fusion.patterns.ops import Call, Kind, Operator, Run
 from fusion.patterns.scalar import (
     COLUMN,
     HALF_TYPES,
-    Apply,
-    Constant,
     Load,
     Reduce,
     Reduced,
     Scalar,
     Scan,
-    Select,
     Size,
 )
 from fusion.patterns.specs import TensorSpec
@@ -44,9 +42,6 @@ from fusion.patterns.symbols import Dim
 LIMIT = 4096
 
 DTYPES = (*HALF_TYPES, torch.float32, torch.float64, torch.int64, torch.int32, torch.bool, *scalar.NARROW_TYPES)
-
-# Primitives whose result is one of their operands, or its negation: of half-precision operands no rounding is due.
-_CHOOSING = ("neg", "abs", "max", "min")
 
 
 class Elements:
@@ -70,7 +65,7 @@ class Elements:
         self._memo: dict[tuple[str, Index, Dim], Scalar] = {}
         self._loads: dict[tuple[str, Dim], Load] = {}
         self._row_results: dict[tuple[str, Index], tuple[tuple[Scalar, ...], tuple[Scalar, ...], Scalar]] = {}
-        self._exact: dict[tuple[int, torch.dtype], tuple[Scalar, bool]] = {}  # by identity; holding it keeps it unique
+        self._halves = HalfValues()
 
     def at(self, name: str, index: Index, column: Dim) -> Scalar:
         """The element of `name` at `index`, which may name the column index, running to `column`.
@@ -128,27 +123,7 @@ class Elements:
 
     def exact(self, x: Scalar, dtype: torch.dtype) -> bool:
         """Whether `x` is a value of the half-precision `dtype` already, so that rounding would change nothing."""
-        key = (id(x), dtype)
-        if key not in self._exact:
-            self._exact[key] = x, self._is_exact(x, dtype)
-        return self._exact[key][1]
-
-    def _is_exact(self, x: Scalar, dtype: torch.dtype) -> bool:
-        match x:
-            case Load(storage=storage):
-                return storage == dtype
-            case Constant(value=value):
-                return torch.tensor(value, dtype=dtype).item() == value
-            case Select(cases=cases):
-                return all(self.exact(c, dtype) for c in cases)
-            case Apply(fn="where", args=(_, a, b)):
-                return self.exact(a, dtype) and self.exact(b, dtype)
-            case Apply(fn=fn, args=args) if fn in _CHOOSING:
-                return all(self.exact(a, dtype) for a in args)
-            case Apply(fn=fn):
-                return fn == f"round_{str(dtype).removeprefix('torch.')}"
-            case _:
-                return False
+        return self._halves.holds(x, dtype)
 
     def _pointwise(self, node: OpNode, row: Operator, call: Call, index: Index, column: Dim) -> Scalar:
         result = call.outputs[0]

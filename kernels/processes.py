@@ -55,6 +55,7 @@ def run(
     quiet_s: float | None = None,
     temporary: Path | None = None,
     on_look: Callable[[float], None] = lambda used: None,
+    kept: int = _MOST_WORDS,
 ) -> list[Ended]:
     """Runs commands side by side, each in a session of its own, until all have ended.
 
@@ -64,6 +65,7 @@ def run(
         quiet_s: seconds that each may spend asleep; `QUIET_S` by default.
         temporary: a folder for their temporary files, which one that is killed leaves behind.
         on_look: called every now and then with the processor seconds that the busiest has used; may raise Hung.
+        kept: bytes of each output that are read; what follows is left out.
 
     Returns:
         how each one ended, in order.
@@ -84,7 +86,7 @@ def run(
                     r.look(now - looked, processor_s, QUIET_S if quiet_s is None else quiet_s)
                 on_look(max(r.used for r in running))
                 looked = now
-        return [Ended(r.process.returncode, _text(r.output), _text(r.words)) for r in running]
+        return [Ended(r.process.returncode, _text(r.output, kept), _text(r.words, kept)) for r in running]
 
 
 @contextlib.contextmanager
@@ -188,9 +190,9 @@ def _started(command: Sequence[str], temporary: Path | None = None) -> Iterator[
             _all.discard(running)
 
 
-def _text(file: IO[bytes]) -> str:
+def _text(file: IO[bytes], most: int) -> str:
     file.seek(0)
-    return file.read(_MOST_WORDS).decode(errors="replace")
+    return file.read(most).decode(errors="replace")
 
 
 def _session(leader: int) -> tuple[float, bool] | None:

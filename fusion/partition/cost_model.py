@@ -73,7 +73,7 @@ class Device:
 # either way; 2 TB/s and 20 T operations/s lie between an A100 and an H100.
 DEVICES: dict[str, Device] = {
     "cpu": Device(2.5, 0.8, 2e4, 3e4, lone_operators=True, products=True),
-    "cuda": Device(5.0, 4.0, 2e6, 2e7, lone_operators=False, products=False),
+    "cuda": Device(5.0, 4.0, 2e6, 2e7, lone_operators=False, products=True),
 }
 
 

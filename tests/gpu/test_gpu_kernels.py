@@ -11,9 +11,11 @@ import pytest
 import torch
 import triton_nests as nests
 import triton_primitive_cases as primitives
+import triton_product_cases as products
 from by_rule import make_cuda_launcher
 from graphs import EXAMPLES, LENGTH
 from reduction_cases import judge
+from torch.nn import functional
 from triton_example_cases import lowered
 from triton_row_cases import launched
 
@@ -143,3 +145,52 @@ def test_few_long_rows_are_cut_into_pieces(name: str, shape: tuple[int, int]) ->
     again = again if isinstance(again, tuple) else (again,)
     assert not judge(graph, made, (x,))
     assert all(torch.equal(a.nan_to_num(9e9), b.nan_to_num(9e9)) for a, b in zip(made, again, strict=True))
+
+
+def moved(x: torch.Tensor) -> torch.Tensor:
+    """A tensor on the GPU, with its strides and whatever else its storage holds."""
+    storage = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+    return storage.to(DEVICE).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 8, 16, 17, 64, 100, 256, 1000])
+@pytest.mark.parametrize(("columns", "terms"), [(3072, 1024), (1024, 3072), (300, 1000), (77, 129), (2, 16384)])
+def test_products_of_every_size_class_meet_the_fp64_rule(
+    rows: int, columns: int, terms: int, dtype: torch.dtype
+) -> None:
+    x, w = products.matrix(rows, terms, dtype), products.matrix(columns, terms, dtype, 1)
+    bias = torch.randn(columns, generator=torch.Generator().manual_seed(2)).to(dtype)
+    inputs = tuple(map(moved, (x, w, bias)))
+    assert not products.judged(lambda x, w, b: functional.gelu(functional.linear(x, w, b)), inputs, times=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("schedule", [None, *products.SCHEDULES.values()], ids=["rule", *products.SCHEDULES])
+@pytest.mark.parametrize("name", products.REGIONS)
+def test_what_stands_around_products_meets_the_fp64_rule(
+    name: str, schedule: products.ProductSchedule | None, dtype: torch.dtype
+) -> None:
+    region = products.regions(dtype)[name]
+    assert not products.judged(region.fn, tuple(map(moved, region.inputs)), schedule, times=2)
+
+
+def test_one_kernel_of_products_takes_any_sizes() -> None:
+    graph, nest = products.sized_by_a_call()
+    run = make_cuda_launcher(nest)
+    for rows, columns, terms in ((17, 31, 23), (1, 70, 129), (16, 32, 64), (256, 1024, 1024), (0, 3, 5), (4, 5, 0)):
+        x, w = products.matrix(rows, terms, torch.bfloat16), products.matrix(columns, terms, torch.bfloat16, 1)
+        for _ in range(2):
+            assert not judge(graph, (run(moved(x), moved(w)),), (moved(x), moved(w)))
+
+
+def test_nan_and_infinity_reach_only_the_outputs_that_they_are_terms_of() -> None:
+    for rows in (18, 2):
+        x, w = (torch.full((40, 60), float("nan"), dtype=torch.bfloat16, device=DEVICE)[1:-1, 3:36] for _ in range(2))
+        x = x[:rows]
+        x.copy_(products.matrix(rows, 33, torch.bfloat16)), w.copy_(products.matrix(38, 33, torch.bfloat16, 1))
+        x[1, 7], w[34, 0] = float("nan"), float("-inf")
+        nest = products.lower(products.trace(functional.linear, x, w))
+        finite = torch.ones(rows, 38, dtype=torch.bool, device=DEVICE)
+        finite[1], finite[:, 34] = False, False
+        assert torch.equal(make_cuda_launcher(nest)(x, w).isfinite(), finite)

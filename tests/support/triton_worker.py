@@ -16,12 +16,13 @@ import interpreting
 import triton_example_cases
 import triton_kernel_cases
 import triton_primitive_cases
+import triton_product_cases
 import triton_row_cases
 from triton_outcomes import Case, Outcome
 
 from fusion.kernels.backends.triton import schedule as schedules
 
-MODULES = (triton_primitive_cases, triton_kernel_cases, triton_row_cases, triton_example_cases)
+MODULES = (triton_primitive_cases, triton_kernel_cases, triton_row_cases, triton_product_cases, triton_example_cases)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusion.kernels.backends.triton.schedule import AnySchedule, Kind, Schedule, column_count, parameters, row_count
+from fusion.kernels.backends.triton.schedule import AnySchedule, PartSchedule, parameters
 from fusion.kernels.bundle import Bundle
 from fusion.kernels.loops import LoopNest
 from fusion.patterns import symbols
@@ -23,18 +23,19 @@ def divided(bundle: Bundle, schedule: AnySchedule) -> str:
         before = f"end{k - 1} + " if k else ""
         if k < last:
             lines.append(f"end{k} = {before}{_count(part, own, str(k))}")
-    for k, part in enumerate(bundle.parts):
+    for k, (part, own) in enumerate(zip(bundle.parts, schedule.parts, strict=True)):
         own_program = f"program - end{k - 1}" if k else "program"
-        given = ", ".join((own_program, *parameters(part), f"ROWS{k}", f"COLS{k}", "INDEX"))
+        given = ", ".join((own_program, *parameters(part), *(f"{name}{k}" for name in own.constants), "INDEX"))
         lines.append(f"{'elif' if k else 'if'} program < end{k}:" if k < last else "else:")
         lines.append(f"    {bundle.name}_part{k}({given})")
     body = "\n".join(f"    {line}" for line in lines)
     return f"@triton.jit\ndef {bundle.name}({', '.join((*parameters(bundle), *constants))}):\n{body}\n"
 
 
-def _count(part: LoopNest, schedule: Schedule, suffix: str) -> str:
-    """How many programs a part has, as `Schedule.programs` counts them."""
-    rows, columns = symbols.print_python(row_count(part)), symbols.print_python(column_count(part))
-    down = f"(({rows} + (ROWS{suffix} - 1)) // ROWS{suffix})"
-    across = f"(({columns} + (COLS{suffix} - 1)) // COLS{suffix})"
-    return f"{down} * {across}" if schedule.kind in (Kind.FLAT, Kind.TILE) else down
+def _count(part: LoopNest, schedule: PartSchedule, suffix: str) -> str:
+    """How many programs a part has, as `schedule.programs` counts them."""
+    counts = []
+    for size, constant in schedule.grid(part):
+        text, block = symbols.print_python(size), f"{constant}{suffix}"
+        counts.append(f"(({text} + ({block} - 1)) // {block})" if constant else f"({text})")
+    return " * ".join(counts)

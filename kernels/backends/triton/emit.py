@@ -1,8 +1,9 @@
 """The Triton emitter: a LoopNest as the text of a Python module with one kernel.
 
 The module needs nothing but Triton. The kernel's parameters are the inputs, the outputs, the sizes, then the constants
-of the compilation: ROWS and COLS (block sizes, see `Schedule`), INDEX (tl.int32, or tl.int64 where offsets need it). A
-bundle's kernel has those of each part, and calls the function of the part that a program belongs to.
+of the compilation: ROWS and COLS (block sizes, see `Schedule`; of products DEPTH and GROUP too, see `ProductSchedule`),
+INDEX (tl.int32, or tl.int64 where offsets need it). A bundle's kernel has those of each part, and calls the function
+of the part that a program belongs to.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from fusion.kernels.backends.triton import math as triton_math
 from fusion.kernels.backends.triton.bundle import divided
 from fusion.kernels.backends.triton.kernel import Kernel
 from fusion.kernels.backends.triton.names import check_names, printable
-from fusion.kernels.backends.triton.schedule import AnySchedule, forms
+from fusion.kernels.backends.triton.product_kernel import ProductKernel
+from fusion.kernels.backends.triton.product_schedule import ProductSchedule
+from fusion.kernels.backends.triton.schedule import AnySchedule, PartSchedule, forms
 from fusion.kernels.bundle import Bundle, Nest, parts_of
+from fusion.kernels.loops import LoopNest
 
 
 def emit(nest: Nest, schedule: AnySchedule) -> str:
@@ -31,7 +35,7 @@ def emit(nest: Nest, schedule: AnySchedule) -> str:
     for part in parts_of(nest):
         check_names(part)
     texts = [
-        Kernel(part, own, f"{nest.name}_part{k}" if isinstance(nest, Bundle) else nest.name).text()
+        _function(part, own, f"{nest.name}_part{k}" if isinstance(nest, Bundle) else nest.name)
         for k, (part, own) in enumerate(zip(parts_of(nest), schedule.parts, strict=True))
     ]
     body = "\n\n".join([*texts, *([divided(nest, schedule)] if isinstance(nest, Bundle) else [])])
@@ -41,6 +45,12 @@ def emit(nest: Nest, schedule: AnySchedule) -> str:
     head = f"{loop_nest}\n# made of\n{origin}\n" if origin else f"{loop_nest}\n"
     imports = "import triton\nimport triton.language as tl\n"
     return "\n\n".join(filter(None, (f"{head}\n{imports}", helpers, body)))
+
+
+def _function(nest: LoopNest, schedule: PartSchedule, name: str) -> str:
+    if isinstance(schedule, ProductSchedule):
+        return ProductKernel(nest, schedule, name).text()
+    return Kernel(nest, schedule, name).text()
 
 
 def emit_all(nest: Nest, schedule: AnySchedule) -> str:

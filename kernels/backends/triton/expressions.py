@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from fusion.kernels.backends.triton import primitives
-from fusion.kernels.backends.triton.blocks import Blocks
 from fusion.kernels.backends.triton.lines import Lines
 from fusion.kernels.backends.triton.load_masks import Guards, any_path, uses_of
 from fusion.kernels.backends.triton.primitives import TYPES
@@ -13,19 +14,44 @@ from fusion.kernels.backends.triton.variance import COLUMN, ROW, Variance
 from fusion.patterns import symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import Apply, Constant, Load, Reduced, Scalar, Scanned, Select, Size
+from fusion.patterns.symbols import Dim
 
 _LONG = 60  # an expression longer than this gets a name
 
 
-class Expressions:
-    """Writes the expressions of one kernel, each once for the place it is used in."""
+class Edges(Protocol):
+    """The shape of the blocks that expressions are, and where they end."""
 
-    def __init__(self, blocks: Blocks, lines: Lines, guards: Guards, variance: Variance) -> None:
+    @property
+    def ones(self) -> str:
+        """The shape of a block of one element, which stands for any number of them."""
+
+    def row_mask(self) -> str:
+        """The condition that an element's row exists; "" where all do."""
+
+    def column_mask(self, extent: Dim) -> str:
+        """The condition that an element's column is one of `extent`; "" where all are."""
+
+
+class Expressions:
+    """Writes expressions of one kernel, each once for the place it is used in.
+
+    Args:
+        roots: the expressions.
+        blocks: the blocks that they are.
+        lines: where variables are written.
+        guards: when the expressions' loads count.
+        variance: what the expressions vary with.
+    """
+
+    def __init__(
+        self, roots: tuple[Scalar, ...], blocks: Edges, lines: Lines, guards: Guards, variance: Variance
+    ) -> None:
         self._blocks = blocks
         self._lines = lines
         self._guards = guards
         self._variance = variance
-        self._uses = uses_of(blocks.nest.roots)
+        self._uses = uses_of(roots)
 
     def operand(self, node: Scalar, typed: bool = False) -> str:
         """The node as text; a constant stands as a literal unless `typed`, where its dtype has to show."""
@@ -59,7 +85,15 @@ class Expressions:
             case _:
                 raise LoweringError("primitive", f"Triton kernels have no form for a {type(node).__name__}.")
 
+    def stored(self, load: Load) -> str:
+        """An element as it is in memory, and 0 beyond the edges."""
+        return self._loaded(load, self._variance.of(load), ", other=0.0")
+
     def _load(self, load: Load, varies: int) -> str:
+        loaded = self._loaded(load, varies)
+        return loaded if load.storage == load.dtype else f"{loaded}.to({TYPES[load.dtype]})"
+
+    def _loaded(self, load: Load, varies: int, otherwise: str = "") -> str:
         masks = []
         if varies & ROW:
             masks.append(self._blocks.row_mask())
@@ -68,8 +102,7 @@ class Expressions:
         masks.append(any_path(self._guards[id(load)]))
         mask = " & ".join(filter(None, masks))
         offset = self._variance.offset(load.offset, varies)
-        loaded = f"tl.load({load.argument} + {offset}{', mask=' + mask if mask else ''})"
-        return loaded if load.storage == load.dtype else f"{loaded}.to({TYPES[load.dtype]})"
+        return f"tl.load({load.argument} + {offset}{', mask=' + mask + otherwise if mask else ''})"
 
     def _size(self, node: Size) -> str:
         text = symbols.print_python(node.dim)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fusion.kernels.backends.triton.blocks import Blocks
 from fusion.kernels.backends.triton.expressions import Expressions
@@ -13,8 +13,6 @@ from fusion.kernels.backends.triton.schedule import Kind, Schedule, column_count
 from fusion.kernels.backends.triton.variance import COLUMN, ROW, Variance
 from fusion.kernels.loops import LoopNest, Store
 
-_CONSTANTS = ("ROWS: tl.constexpr", "COLS: tl.constexpr", "INDEX: tl.constexpr")
-
 
 class Kernel:
     """Writes one kernel. `name` is another than the nest's where it is a part of a bundle."""
@@ -23,28 +21,24 @@ class Kernel:
         guards = guards_of(nest.roots)
         self._nest = nest
         self._kind = schedule.kind
+        self._constants = (*schedule.constants, "INDEX")
         self._name = name
         self._blocks = Blocks(nest, schedule)
         self._lines = Lines()
-        self._variance = Variance(nest, guards)
-        self._expressions = Expressions(self._blocks, self._lines, guards, self._variance)
+        self._variance = Variance((axis.name for axis in nest.rows), guards)
+        self._expressions = Expressions(nest.roots, self._blocks, self._lines, guards, self._variance)
         self._reductions = Reductions(self._blocks, self._lines, self._expressions, self._variance)
 
     def text(self) -> str:
         """The kernel's source."""
-        is_part = self._name != self._nest.name  # then it is handed its program's number, among those of the part
         outer = self._lines.outer
-        outer += [f"{s.symbol} = tl.cast({s.symbol}, INDEX)" for s in self._nest.sizes]
-        if not is_part:
-            outer.append("program = tl.program_id(0).to(INDEX)")
+        outer += opening(self._nest, self._name)
         outer += self._blocks.indices()
         self._reductions.write()
         if self._kind is Kind.TILE and self._nest.reductions:
             outer.append(self._blocks.columns())
         self._stores()
-        arguments = ", ".join((*(["program"] if is_part else []), *parameters(self._nest), *_CONSTANTS))
-        lines = "\n".join(f"    {line}" for line in outer)
-        return f"@triton.jit\ndef {self._name}({arguments}):\n{lines}\n"
+        return function(self._nest, self._name, self._constants, outer)
 
     def _stores(self) -> None:
         per_row = [s for s in self._nest.stores if s.per_row]
@@ -69,3 +63,28 @@ class Kernel:
             offset = self._variance.offset(store.offset, needed)
             mask = " & ".join(filter(None, masks))
             self._lines.add(needed, f"tl.store({store.output} + {offset}, {value}{', mask=' + mask if mask else ''})")
+
+
+def opening(nest: LoopNest, name: str) -> list[str]:
+    """The first lines of a kernel's function: sizes and the number of the program in the type of indices.
+
+    Args:
+        nest: the kernel.
+        name: of the function; a part of a bundle, which has another name than its nest, is handed its program's number.
+    """
+    lines = [f"{s.symbol} = tl.cast({s.symbol}, INDEX)" for s in nest.sizes]
+    return lines if name != nest.name else [*lines, "program = tl.program_id(0).to(INDEX)"]
+
+
+def function(nest: LoopNest, name: str, constants: Iterable[str], lines: Iterable[str]) -> str:
+    """The text of a kernel's function.
+
+    Args:
+        nest, name: as of `opening`.
+        constants: names of its compile-time parameters.
+        lines: its body.
+    """
+    arguments = [*(["program"] if name != nest.name else []), *parameters(nest)]
+    arguments += [f"{constant}: tl.constexpr" for constant in constants]
+    body = "\n".join(f"    {line}" for line in lines)
+    return f"@triton.jit\ndef {name}({', '.join(arguments)}):\n{body}\n"

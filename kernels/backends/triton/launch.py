@@ -189,7 +189,7 @@ def prepare(
     sizes = tuple(values[s.symbol] for s in nest.sizes)
     divisible = tuple((n == 1, n % 16 == 0, n >= 2**31) for n in sizes)
     cut = pieces(nest, schedule, values, processors)
-    grid, wide = programs(nest, schedule, values), needs_int64(nest, values)
+    grid, wide = programs(nest, schedule, values), needs_int64(nest, schedule, values)
     return _Launch(sizes, tuple(outputs), grid, wide, cut, divisible)
 
 

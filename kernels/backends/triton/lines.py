@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from fusion.kernels.backends.triton.variance import COLUMN
 from fusion.patterns import symbols
 from fusion.patterns.symbols import Dim
+
+CHUNK = ("j = start + tl.arange(0, COLS).to(INDEX)[None, :]",)
 
 
 class Scope:
@@ -62,17 +64,26 @@ class Lines:
         with self._using(extent, self._columns.setdefault(extent, Scope())):
             yield
 
+    def forget(self) -> None:
+        """What is written from here on uses none of the variables so far, whose blocks have other shapes."""
+        self._fixed, self._columns = Scope(), {}
+
     @contextmanager
-    def loop(self, extent: Dim) -> Iterator[None]:
-        """Expressions written inside vary over columns up to `extent`, in chunks of COLS."""
+    def loop(self, extent: Dim, step: str = "COLS", indices: Sequence[str] = CHUNK) -> Iterator[None]:
+        """Expressions written inside vary over columns up to `extent`, in chunks.
+
+        Args:
+            extent: how many columns there are.
+            step: how many are a chunk.
+            indices: the lines that say which columns a chunk has, which begins at `start`.
+        """
         lines: list[str] = []
         self._inner = lines
         with self._using(extent, Scope()):
             yield
         self._inner = None
-        self.outer.append(f"for start in range(0, {symbols.print_python(extent)}, COLS):")
-        self.outer.append("    j = start + tl.arange(0, COLS).to(INDEX)[None, :]")
-        self.outer += [f"    {line}" for line in lines]
+        self.outer.append(f"for start in range(0, {symbols.print_python(extent)}, {step}):")
+        self.outer += [f"    {line}" for line in (*indices, *lines)]
 
     @contextmanager
     def _using(self, extent: Dim, scope: Scope) -> Iterator[None]:

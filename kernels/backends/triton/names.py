@@ -10,7 +10,10 @@ from fusion.kernels.loops import LoopNest
 from fusion.patterns.errors import LoweringError
 
 _OF_OURS = re.compile(r"(v|end)\d+|\w+_(block|carry|mean|count|next|off)")
-_OURS = {"j", "row", "program", "blocks", "start", "tl", "triton", "ROWS", "COLS", "INDEX", "range", "float"}
+_OURS = {"j", "row", "program", "blocks", "start", "tl", "triton", "ROWS", "COLS", "INDEX", "range", "float"} | {
+    "rows", "columns", "column", "depth", "down", "across", "batch", "place", "band", "above", "height", "inside",
+    "DEPTH", "GROUP",
+}  # fmt: skip
 
 
 def check_names(nest: LoopNest) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from fusion.kernels.backends.triton.product_schedule import ProductSchedule, product_schedule
 from fusion.kernels.bundle import Bundle, Nest, parts_of
 from fusion.kernels.loops import Argument, LoopNest, Output
 from fusion.kernels.memory_order import row_neighbours
@@ -64,6 +66,11 @@ class Schedule:
         down = -(-rows // self.rows)
         return down * -(-columns // self.columns) if self.kind in (Kind.FLAT, Kind.TILE) else down
 
+    def grid(self, nest: LoopNest) -> tuple[tuple[Dim, str], ...]:
+        """Sizes, and the constant that says how many of each a program covers."""
+        down = ((row_count(nest), "ROWS"),)
+        return (*down, (column_count(nest), "COLS")) if self.kind in (Kind.FLAT, Kind.TILE) else down
+
     def options(self, nest: Nest, warp_size: int = 32) -> dict[str, int | bool]:
         """Compiler options: warps of `warp_size` threads, and no fused multiply-add where eager rounds twice."""
         return {
@@ -80,7 +87,7 @@ class BundleSchedule:
         parts: of each part.
     """
 
-    parts: tuple[Schedule, ...]
+    parts: tuple[PartSchedule, ...]
 
     @property
     def constants(self) -> dict[str, int]:
@@ -88,11 +95,18 @@ class BundleSchedule:
         return {f"{name}{k}": size for k, part in enumerate(self.parts) for name, size in part.constants.items()}
 
     def options(self, nest: Nest, warp_size: int = 32) -> dict[str, int | bool]:
-        """Compiler options, with the warps of the part that needs the most."""
-        return max((part.options(nest, warp_size) for part in self.parts), key=lambda options: options["num_warps"])
+        """Compiler options that are right for all parts: the most warps, the fewest stages."""
+        every = [part.options(own, warp_size) for own, part in zip(parts_of(nest), self.parts, strict=True)]
+        stages = [options["num_stages"] for options in every if "num_stages" in options]
+        return {
+            "num_warps": max(options["num_warps"] for options in every),
+            "enable_fp_fusion": all(options["enable_fp_fusion"] for options in every),
+            **({"num_stages": min(stages)} if stages else {}),
+        }
 
 
-AnySchedule = Schedule | BundleSchedule
+PartSchedule = Schedule | ProductSchedule  # of one loop nest
+AnySchedule = PartSchedule | BundleSchedule
 
 
 def schedule_for(nest: Nest) -> AnySchedule:
@@ -105,13 +119,18 @@ def schedule_for(nest: Nest) -> AnySchedule:
 def programs(nest: Nest, schedule: AnySchedule, values: Mapping[str, int]) -> int:
     """How many programs cover a kernel at the given sizes: those of its parts together."""
     return sum(
-        part.programs(symbols.evaluate(row_count(loops), values), symbols.evaluate(column_count(loops), values))
+        math.prod(-(-symbols.evaluate(size, values) // part.constants.get(name, 1)) for size, name in part.grid(loops))
         for loops, part in zip(parts_of(nest), schedule.parts, strict=True)
     )
 
 
-def launch_options(nest: LoopNest) -> Schedule:
+def launch_options(nest: LoopNest) -> PartSchedule:
     """The schedule for `nest`, by rule; the same nest always gets the same one."""
+    return product_schedule(nest) or row_options(nest)
+
+
+def row_options(nest: LoopNest) -> Schedule:
+    """The schedule for a nest that is taken row by row, whatever it computes."""
     columns = _width(nest)
     if not nest.reductions:
         return _pointwise(nest, columns)
@@ -187,7 +206,7 @@ def column_count(nest: LoopNest) -> Dim:
     return nest.column.extent if nest.column is not None else 1
 
 
-def needs_int64(nest: Nest, values: Mapping[str, int]) -> bool:
+def needs_int64(nest: Nest, schedule: AnySchedule, values: Mapping[str, int]) -> bool:
     """Whether an element offset or a loop index may exceed 32 bits at the given sizes."""
 
     def span(shape: tuple[Dim, ...], strides: tuple[Dim, ...]) -> int:
@@ -195,10 +214,11 @@ def needs_int64(nest: Nest, values: Mapping[str, int]) -> bool:
         return sum(max(size - 1, 0) * symbols.evaluate(s, values) for size, s in zip(sizes, strides, strict=True))
 
     spans: list[int] = []
-    for part in parts_of(nest):
+    for part, own in zip(parts_of(nest), schedule.parts, strict=True):
         rows = symbols.evaluate(row_count(part), values)
-        widths = [column_count(part), *(r.extent for r in part.reductions)]
-        spans += [rows * symbols.evaluate(width, values) for width in widths]
+        widths = [symbols.evaluate(size, values) for size in (column_count(part), *(r.extent for r in part.reductions))]
+        # A product's terms are counted by themselves.
+        spans += [rows, *widths] if isinstance(own, ProductSchedule) else [rows * width for width in widths]
     spans += [span(tensor.shape, tensor.strides) for tensor in tensors(nest)]
     return max(spans) >= INT32_LIMIT
 

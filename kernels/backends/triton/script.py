@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fusion.kernels.backends.triton.schedule import AnySchedule, Schedule, column_count, parameters, row_count, tensors
+from fusion.kernels.backends.triton.schedule import AnySchedule, PartSchedule, parameters, tensors
 from fusion.kernels.bundle import Nest, parts_of
 from fusion.kernels.loops import LoopNest
 from fusion.patterns import symbols
@@ -62,11 +62,12 @@ def standalone(nest: Nest, schedule: AnySchedule, source: str) -> str:
     )
 
 
-def _programs(nest: LoopNest, schedule: Schedule) -> str:
-    rows, columns = (symbols.print_python(d) for d in (row_count(nest), column_count(nest)))
-    down = f"triton.cdiv({rows}, {schedule.rows})"
-    flat = schedule.kind.value in ("flat", "tile")
-    return f"{down} * triton.cdiv({columns}, {schedule.columns})" if flat else down
+def _programs(nest: LoopNest, schedule: PartSchedule) -> str:
+    counts = []
+    for size, constant in schedule.grid(nest):
+        text = symbols.print_python(size)
+        counts.append(f"triton.cdiv({text}, {schedule.constants[constant]})" if constant else f"({text})")
+    return " * ".join(counts)
 
 
 def _dims(dims: tuple[Dim, ...]) -> str:

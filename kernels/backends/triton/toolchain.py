@@ -11,22 +11,21 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion.kernels import processes
+from fusion.kernels.backends.triton import binary, interpreter
 from fusion.kernels.backends.triton import script as triton_script
 from fusion.kernels.backends.triton.emit import emit
 from fusion.kernels.backends.triton.schedule import AnySchedule, parameters, tensors
 from fusion.kernels.bundle import Nest
 from fusion.kernels.scratch import scratch_folder
 from fusion.patterns.errors import BackendUnavailable, CompileError
+from fusion.patterns.forks import cached_property
 
 if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget
@@ -36,7 +35,6 @@ POINTERS = {
     torch.int64: "*i64", torch.int32: "*i32", torch.int16: "*i16", torch.int8: "*i8", torch.uint8: "*u8",
     torch.bool: "*i1",
 }  # fmt: skip
-_LISTING_S = 60.0  # of a processor, for a binary's resources
 ALIGNED = [["tt.divisibility", 16]]  # an address, or a size, that is a multiple of 16
 
 
@@ -80,6 +78,7 @@ class TritonKernel:
         registers: per thread, or None where the tool that tells is missing.
         spills: bytes of local memory per thread (NVIDIA), or spilled registers (AMD); None where unknown.
         shared: bytes of shared memory per program.
+        cubin: the binary (NVIDIA), else empty.
     """
 
     nest: Nest
@@ -91,20 +90,29 @@ class TritonKernel:
     registers: int | None
     spills: int | None
     shared: int
+    cubin: bytes
+
+    @cached_property
+    def instructions(self) -> binary.Instructions:
+        """What its assembly and binary hold; for NVIDIA only."""
+        return binary.instructions(self.asm["ptx"], self.cubin)
 
     def to_script(self) -> str:
         """A program that runs the kernel alone on random inputs and prints checksums; needs torch and Triton only."""
         return triton_script.standalone(self.nest, self.schedule, self.source)
 
 
-def compile_ahead(nest: Nest, schedule: AnySchedule, target: GPUTarget | str, *, aligned: bool = True) -> TritonKernel:
+def compile_ahead(
+    nest: Nest, schedule: AnySchedule, target: GPUTarget | str, *, aligned: bool = True, even: bool = True
+) -> TritonKernel:
     """Compiles `nest` for a device that need not be there.
 
     Args:
         nest: the kernel.
         schedule: its launch data.
         target: a GPUTarget, or its name: "sm_80", "sm_90", "sm_100", "gfx942".
-        aligned: whether pointers and sizes are known to be multiples of 16, as `make_cuda_launcher` finds out per call.
+        aligned: whether pointers, and sizes that are `even`, are multiples of 16: Triton finds it out at each launch.
+        even: whether sizes are.
 
     Raises:
         BackendUnavailable: Triton is not installed, is interpreting, or the target's name is unknown.
@@ -125,7 +133,8 @@ def compile_ahead(nest: Nest, schedule: AnySchedule, target: GPUTarget | str, *,
     signature = {t.name: POINTERS[t.dtype] for t in tensors(nest)}
     signature |= {size.symbol: "i32" for size in nest.sizes}
     constants = block_constants(schedule, wide=False)
-    attrs = {(i,): ALIGNED for i in range(len(names))} if aligned else {}
+    known = len(names) if even else len(tensors(nest))
+    attrs = {(i,): ALIGNED for i in range(known)} if aligned else {}
     kernel = load(source, nest.name)
     try:
         compiled = triton.compile(
@@ -137,7 +146,7 @@ def compile_ahead(nest: Nest, schedule: AnySchedule, target: GPUTarget | str, *,
         raise CompileError(
             f"Triton {triton.__version__} refused {nest.name} for {target_name(device)}: {error}",
         ) from error
-    registers, spills = _resources(compiled.asm)
+    registers, spills = binary.resources(compiled.asm)
     texts = {stage: text for stage, text in compiled.asm.items() if isinstance(text, str)}
     key = "\0".join((source, repr(schedule), target_name(device), triton.__version__))
     return TritonKernel(
@@ -150,6 +159,7 @@ def compile_ahead(nest: Nest, schedule: AnySchedule, target: GPUTarget | str, *,
         registers=registers,
         spills=spills,
         shared=int(compiled.metadata.shared),
+        cubin=compiled.asm.get("cubin", b""),
     )
 
 
@@ -199,7 +209,7 @@ def _module(source: str) -> ModuleType:
     path = scratch_folder("triton") / f"kernel_{digest}.py"
     path.write_text(source)
     if interpreted():
-        _round_to_nearest_when_interpreting()
+        interpreter.correct()
     spec = importlib.util.spec_from_file_location(f"fusion_triton_{digest}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -208,55 +218,3 @@ def _module(source: str) -> ModuleType:
     except Exception as error:
         raise CompileError(f"An emitted Triton module did not load: {error!r}") from error
     return module
-
-
-def _resources(asm: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Registers per thread and spills, from the binary (NVIDIA) or the assembly's notes (AMD)."""
-    if "amdgcn" in asm:
-        counts = {k: int(n) for k, n in re.findall(r"\.(vgpr_count|[sv]gpr_spill_count):\s*(\d+)", asm["amdgcn"])}
-        return counts.get("vgpr_count"), counts.get("vgpr_spill_count", 0) + counts.get("sgpr_spill_count", 0)
-    tool = _cuobjdump()
-    if tool is None or "cubin" not in asm:
-        return None, None
-    path = scratch_folder("triton") / f"{hashlib.sha256(asm['cubin']).hexdigest()[:16]}.cubin"
-    path.write_bytes(asm["cubin"])
-    try:
-        usage = processes.run([[tool, "-res-usage", str(path)]], processor_s=_LISTING_S)[0].output
-    except (processes.Hung, OSError):
-        return None, None
-    finally:
-        path.unlink()
-    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage))
-    if "REG" not in found:
-        return None, None
-    return int(found["REG"]), int(found.get("STACK", 0)) + int(found.get("LOCAL", 0))
-
-
-@functools.cache
-def _cuobjdump() -> str | None:
-    """NVIDIA's binary lister, which Triton's wheel brings along."""
-    from triton import backends
-
-    bundled = Path(backends.__file__).parent / "nvidia" / "bin" / "cuobjdump"
-    return str(bundled) if bundled.is_file() else shutil.which("cuobjdump")
-
-
-@functools.cache
-def _round_to_nearest_when_interpreting() -> None:
-    """Triton's interpreter cuts float32 to bfloat16 off where every GPU rounds to nearest even: makes it round."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    original = getattr(interpreter, "_convert_float", None)
-    if original is None:
-        return
-
-    def convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:
-        if source == tl.float32 and target == tl.bfloat16:
-            rounded = torch.from_numpy(data.copy()).to(torch.bfloat16)
-            return rounded.view(torch.int16).numpy().view("uint16")
-        if source == tl.bfloat16 and target == tl.float32:
-            return (data.view("uint16").astype("uint32") << 16).reshape(data.shape)
-        return original(data, source, target, rounding)
-
-    interpreter._convert_float = convert

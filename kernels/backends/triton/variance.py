@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from fusion.kernels.backends.triton.load_masks import Guards
-from fusion.kernels.loops import LoopNest
 from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import Load, Reduced, Scalar, Scanned, Select, Size
 from fusion.patterns.symbols import Dim
@@ -11,11 +13,39 @@ from fusion.patterns.symbols import Dim
 ROW, COLUMN = 1, 2  # bits
 
 
-class Variance:
-    """What the values of one kernel vary with, as bits."""
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The rows, or the columns, of a block.
 
-    def __init__(self, nest: LoopNest, guards: Guards) -> None:
-        self._rows = {axis.name for axis in nest.rows}
+    Attributes:
+        variable: the block of their numbers.
+        indices: names of the indices that are told from it.
+    """
+
+    variable: str
+    indices: frozenset[str]
+
+
+COLUMNS = Side(scalar.COLUMN, frozenset((scalar.COLUMN,)))
+
+
+class Variance:
+    """What the values of some expressions vary with, as bits.
+
+    Args:
+        rows: names of the indices that are told from the row.
+        guards: when the expressions' loads count.
+        row: the variable that holds the row.
+        columns: the column, and what is told from it.
+        reduced: what the result of a reduction varies with.
+    """
+
+    def __init__(
+        self, rows: Iterable[str], guards: Guards, *, row: str = "row", columns: Side = COLUMNS, reduced: int = ROW
+    ) -> None:
+        self._rows = Side(row, frozenset(rows))
+        self._columns = columns
+        self._reduced = reduced
         self._guards = guards
         self._known: dict[int, int] = {}  # by the id of the node
 
@@ -32,7 +62,7 @@ class Variance:
                     for dim in (index, *bounds):
                         own |= self.of_size(dim)
                 case Reduced():
-                    own = ROW
+                    own = self._reduced
                 case Scanned():
                     own = ROW | COLUMN
                 case _:
@@ -45,13 +75,15 @@ class Variance:
     def of_size(self, dim: Dim) -> int:
         """What an offset, an index or a size varies with."""
         names = {s.name for s in symbols.free_symbols([dim])}
-        return (ROW if names & self._rows else 0) | (COLUMN if scalar.COLUMN in names else 0)
+        return (ROW if names & self._rows.indices else 0) | (COLUMN if names & self._columns.indices else 0)
 
     def offset(self, offset: Dim, needed: int) -> str:
         """An element offset as a block that varies with `needed`, even where the numbers do not."""
         text = symbols.print_python(offset)
         missing = needed & ~self.of_size(offset)
-        return text + (" + 0 * row" if missing & ROW else "") + (" + 0 * j" if missing & COLUMN else "")
+        for bit, side in ((ROW, self._rows), (COLUMN, self._columns)):
+            text += f" + 0 * {side.variable}" if missing & bit else ""
+        return text
 
     def _of_guards(self, load: Load) -> int:
         varies = 0

@@ -216,10 +216,11 @@ def test_64_thread_warps_are_half_as_many() -> None:
 
 def test_offsets_get_64_bits_where_they_need_them() -> None:
     nest = nests.row_sum(4096)
-    assert not needs_int64(nest, {"s0": 1000})
-    assert needs_int64(nest, {"s0": 2**19})
-    assert not needs_int64(nests.far_rows(), {"s0": 2, "s1": 2**30})
-    assert needs_int64(nests.far_rows(), {"s0": 3, "s1": 2**30})
+    schedule = schedule_for(nest)
+    assert not needs_int64(nest, schedule, {"s0": 1000})
+    assert needs_int64(nest, schedule, {"s0": 2**19})
+    assert not needs_int64(nests.far_rows(), schedule_for(nests.far_rows()), {"s0": 2, "s1": 2**30})
+    assert needs_int64(nests.far_rows(), schedule_for(nests.far_rows()), {"s0": 3, "s1": 2**30})
 
 
 @pytest.mark.parametrize(
