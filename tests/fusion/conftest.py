@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_once import without_optimisation
 from pair import Pair
 
 import fusion
@@ -22,6 +23,13 @@ def products_left_to_the_library() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("FUSION_MATRIX_PRODUCTS", "library")
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels_compiled_without_optimisation() -> Iterator[None]:
+    """Tests of other folders, those of kernels, architectures and random programs among them, compile as users do."""
+    with without_optimisation():
         yield
 
 

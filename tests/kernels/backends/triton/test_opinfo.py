@@ -44,7 +44,7 @@ def interpreted() -> dict[str, dict[str, Any]]:
 
 def test_triton_kernels_are_right(interpreted: dict[str, dict[str, Any]]) -> None:
     assert not [f"{name}: {found['wrong']}" for name, found in interpreted.items() if found["wrong"]]
-    assert sum(not found["refused"] for found in interpreted.values()) > 450
+    assert sum(not found["refused"] for found in interpreted.values()) > 400
 
 
 def test_triton_refuses_only_what_it_lacks(interpreted: dict[str, dict[str, Any]]) -> None:
