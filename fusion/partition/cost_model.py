@@ -58,6 +58,7 @@ class Device:
         operations_per_us: simple element-wise operations.
         lone_operators: whether one operator alone gains by becoming a kernel, through a cheaper call.
         products: whether kernels may hold matrix products.
+        attention: whether they may hold attention.
     """
 
     operator_us: float
@@ -66,14 +67,15 @@ class Device:
     operations_per_us: float
     lone_operators: bool
     products: bool
+    attention: bool
 
 
 # CPU: `torch.add` on small tensors takes 2 to 3 us through the dispatcher, the native launcher 0.8 us with its output
 # allocated; 20 GB/s and 8 lanes at 3 to 4 GHz are one core's. CUDA: launching takes 4 to 5 us of the host's time
 # either way; 2 TB/s and 20 T operations/s lie between an A100 and an H100.
 DEVICES: dict[str, Device] = {
-    "cpu": Device(2.5, 0.8, 2e4, 3e4, lone_operators=True, products=True),
-    "cuda": Device(5.0, 4.0, 2e6, 2e7, lone_operators=False, products=True),
+    "cpu": Device(2.5, 0.8, 2e4, 3e4, lone_operators=True, products=True, attention=True),
+    "cuda": Device(5.0, 4.0, 2e6, 2e7, lone_operators=False, products=True, attention=False),
 }
 
 

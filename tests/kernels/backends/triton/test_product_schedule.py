@@ -60,10 +60,10 @@ def test_few_rows_are_multiplied_in_registers(rows: int, few: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float32])
-@pytest.mark.parametrize("rows", [1, 2, 4, 5, 16, 17, 33, 64, 100, 256, 5000])
-@pytest.mark.parametrize("columns", [2, 33, 1024, 50000])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 16, 17, 33, 64, 100, 256, 2000])
+@pytest.mark.parametrize("columns", [2, 33, 1024, 5000])
 def test_blocks_are_powers_of_two_that_fit(rows: int, columns: int, dtype: torch.dtype) -> None:
-    schedule = chosen(nest_of(rows, columns, 1024, dtype))
+    schedule = chosen(nest_of(rows, columns, 128, dtype))
     sizes = (schedule.rows, schedule.columns, schedule.depth, schedule.num_warps)
     assert all(size.bit_count() == 1 for size in sizes)
     operands = (schedule.rows + schedule.columns) * schedule.depth * dtype.itemsize * schedule.num_stages
@@ -75,10 +75,10 @@ def test_blocks_are_powers_of_two_that_fit(rows: int, columns: int, dtype: torch
 
 
 def test_small_products_make_more_programs_of_smaller_tiles() -> None:
-    small, large = (chosen(nest_of(rows, 1024, 1024)) for rows in (256, 8192))
+    small, large = (chosen(nest_of(rows, 1024, 128)) for rows in (256, 8192))
     assert small.rows * small.columns < large.rows * large.columns
     for rows in (256, 8192):
-        nest = nest_of(rows, 1024, 1024)
+        nest = nest_of(rows, 1024, 128)
         assert programs(nest, schedule_for(nest), {}) >= PROGRAMS
 
 
