@@ -72,12 +72,12 @@ def test_products_of_other_dtypes_are_library_calls() -> None:
 
 def test_attention_on_a_gpu_is_a_library_call_beside_products_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        heads = F.linear(x, w).view(1, ROWS, 2, WIDTH // 2).transpose(1, 2)
+        heads = F.relu(F.linear(x, w)).view(1, ROWS, 2, WIDTH // 2).transpose(1, 2)
         return F.scaled_dot_product_attention(heads, heads, heads) + 1
 
     arguments = (tensor(1, ROWS, WIDTH), square())
-    assert {"linear", "scaled_dot_product_attention add"} <= set(regions(fn, *arguments))
+    assert {"linear relu", "scaled_dot_product_attention add"} <= set(regions(fn, *arguments))
     monkeypatch.setitem(cost_model.DEVICES, "cpu", cost_model.DEVICES["cuda"])
     graph, parts = divided(fn, *arguments, products=True, min_nodes=1)
-    assert "linear" in names(graph, parts)
+    assert "linear relu" in names(graph, parts)
     assert codes(graph, parts)["scaled_dot_product_attention"] == "not_fusable"
