@@ -14,9 +14,10 @@ def splits(
 ) -> Iterator[tuple[Region, Region]]:
     """Ways to cut a region in two, the most promising first; none for one operator.
 
-    A region that was merged falls apart into what it was merged from. Any other is cut where the least bytes cross:
-    values that the first part would store for the second, and inputs that both would read. The first part never reads
-    from the second, so that both can run where the region could.
+    Matrix products come apart from what is computed of them: if a library computes them faster, the rest still is a
+    kernel. A region that was merged falls apart into what it was merged from. Any other is cut where the least bytes
+    cross: values that the first part would store for the second, and inputs that both would read. The first part never
+    reads from the second, so that both can run where the region could.
 
     Args:
         facts: of the recording.
@@ -31,6 +32,9 @@ def splits(
 def _cuts(facts: Facts, region: Region, values: Mapping[str, int]) -> Iterator[tuple[set[int], set[int]]]:
     """Owned nodes of the first and the second part."""
     owned = region.owned
+    products = {i for i in owned if facts.multiplies(i)}
+    if products and len(products) < len(owned):  # their operands are read from memory: they need nothing of the rest
+        yield products, set(owned) - products
     if len(region.parts) > 1:
         early = {i for part in region.parts[: len(region.parts) // 2] for i in part}
         first = {i for i in owned if i in early}

@@ -54,7 +54,9 @@ class Pipeline:
             compiled = prove.choose_kernels(entry, {**recording.run.real, **agreed.tensors}, values)
         finally:
             entry.release()
-        if agreed.exact and not entry.sizes.unbacked:  # else the next call is checked, before a plan takes any
+        exact = agreed.exact
+        del agreed  # its tensors are as large as activations
+        if exact and not entry.sizes.unbacked:  # else the next call is checked, before a plan takes any
             entry.sizes.prove(values)
         # Write the plan, and bind this scope's tensors.
         if compiled is not None:

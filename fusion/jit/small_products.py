@@ -28,17 +28,17 @@ class SmallProducts:
     def __init__(self, config: FusionConfig, backends: Backends) -> None:
         self._config = config
         self._backends = backends
-        self._hurries = 0  # how many want kernels of small products at once
+        self._hurries = 0  # blocks of `hurrying` that are open
         self._worth: set[str] = set()  # recordings whose small products are worth their kernels, by digest
 
     @property
-    def said(self) -> str:
+    def reason(self) -> str:
         """What the report says of such a product."""
         return (
             f"is torch's until equal layers have spent {self._config.product_seconds:g} s in products, by an estimate"
         )
 
-    def are_torchs(self, graph: RecordedGraph, values: Mapping[str, int]) -> bool:
+    def left_to_torch(self, graph: RecordedGraph, values: Mapping[str, int]) -> bool:
         """Whether the first plans of a recording leave its products to torch.
 
         Args:
@@ -57,12 +57,12 @@ class SmallProducts:
         """What a call is expected to spend in products that torch computes for now, in microseconds."""
         return self._estimate(template.shape.graph, values) if template.first is not None else 0.0
 
-    def are_worth(self, graph: RecordedGraph) -> None:
-        """New plans of a recording have kernels of its products at once, in this process."""
+    def mark_worth(self, graph: RecordedGraph) -> None:
+        """From now on, new plans of such a recording in this process have kernels of its products at once."""
         self._worth.add(graph.digest)
 
-    def were_worth(self, graph: RecordedGraph) -> None:
-        """A recording has plans with kernels of small products: later processes make them at once."""
+    def store_worth(self, graph: RecordedGraph) -> None:
+        """Writes to the cache that a recording's products became kernels: later processes make them at once."""
         store, key = self._backends.store, self._key(graph)
         if store is not None and store.get_json(key) is None:
             store.put_json(key, True)

@@ -71,7 +71,7 @@ class Stages:
         shape = PlanSpec(recording.graph, recording.conditions, parameters, devices, recording.tree)
         key = structure_key(shape)
         values = dict(recording.values)
-        first = self.small_products.are_torchs(shape.graph, values)
+        first = self.small_products.left_to_torch(shape.graph, values)
         known = self.templates.get((key, first))
         if known is None:
             known = self.templates[key, first] = self._template(shape, values, first)
@@ -102,7 +102,7 @@ class Stages:
         """
         nodes, elements = self.config.min_nodes, self.config.min_tensor_elements
         products = self.config.matrix_products == "auto" and not first
-        later = self.small_products.said if first else ""
+        later = self.small_products.reason if first else ""
         try:
             return partition(
                 graph, min_nodes=nodes, min_elements=elements, values=values, products=products, later=later
@@ -117,7 +117,7 @@ class Stages:
             return False  # for a fault: there were regions before
         self.templates.pop((key, True), None)
         self.templates[key, False] = first.next = made
-        self.small_products.are_worth(first.shape.graph)
+        self.small_products.mark_worth(first.shape.graph)
         return True
 
     def _begin(self, first: Template, values: Mapping[str, int]) -> tuple[Build, ...]:

@@ -68,7 +68,7 @@ class Upgrades:
             result = self._validator.check(successor, call, values)
         if successor.plans:
             self._scope.cache.replace(entry, successor)
-            self._scope.stages.small_products.were_worth(successor.graph)
+            self._scope.stages.small_products.store_worth(successor.graph)
         else:
             self._keep(entry, successor, values)
         return result

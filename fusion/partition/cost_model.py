@@ -18,7 +18,7 @@ from fusion.patterns import ops, scalar, symbols
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.leaves import Ref, map_leaves
 from fusion.patterns.nodes import OpNode
-from fusion.patterns.ops import Kind
+from fusion.patterns.ops import Kind, Operator
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.scalar import Apply, Load, Reduce, Scalar
 from fusion.patterns.specs import TensorSpec
@@ -137,6 +137,12 @@ def estimate(graph: SubGraph, values: Mapping[str, int]) -> Estimate:
     )
 
 
+def multiplies_on(device_type: str, row: Operator) -> bool:
+    """Whether kernels of a device may hold a row of matrix products, or of attention."""
+    costs = device(device_type)
+    return costs.products if row.attention is None else costs.attention
+
+
 def _multiplications(node: OpNode, spec: Mapping[str, TensorSpec], sizes: Sizes) -> int:
     """Multiplications of a matrix product, which libraries and kernels both take their time for; 0 for other calls."""
     row, made = ops.row_of(node.op), spec[node.outputs[0]].shape
@@ -157,8 +163,8 @@ def products_us(graph: RecordedGraph, values: Mapping[str, int]) -> float:
     for node in graph.nodes:
         if not isinstance(node, OpNode) or ops.kind_of(node.op) is not Kind.PRODUCT:
             continue
-        constants = device(spec[node.outputs[0]].device)
-        if constants.products and ops.row_of(node.op).covers(ops.call_of(node, spec)) is None:
+        row, constants = ops.row_of(node.op), device(spec[node.outputs[0]].device)
+        if multiplies_on(spec[node.outputs[0]].device, row) and row.covers(ops.call_of(node, spec)) is None:
             moved = sum(sizes.bytes(spec[name]) for name in (*node.refs, *node.outputs))
             multiplied = _multiplications(node, spec, sizes) / constants.operations_per_us
             total += constants.operator_us + max(moved / constants.bytes_per_us, multiplied)

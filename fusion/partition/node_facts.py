@@ -11,7 +11,7 @@ from fusion.patterns import ops, symbols
 from fusion.patterns.errors import LoweringError
 from fusion.patterns.leaves import Ref, leaves
 from fusion.patterns.nodes import Node, OpNode, made_by
-from fusion.patterns.ops import Kind, Operator
+from fusion.patterns.ops import Kind
 from fusion.patterns.recorded import RecordedGraph
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
@@ -224,16 +224,10 @@ def _boundary(
         if spec[name].dtype not in DTYPES:
             return "dtype", f"{node.op} touches {spec[name].text()}; kernels hold no {spec[name].dtype}"
     devices = sorted({spec[name].device for name in names})
-    if row.kind is Kind.PRODUCT and not all(_multiplies_on(name, row) for name in devices):
+    if row.kind is Kind.PRODUCT and not all(cost_model.multiplies_on(name, row) for name in devices):
         return "not_fusable", f"{node.op} is a library call on {devices[0]}"
     if row.kind is Kind.PRODUCT and later:
         return "few_calls", f"{node.op} {later}"
     if len(devices) > 1:
         return "device", f"{node.op} has tensors on {' and '.join(devices)}; a kernel runs on one device"
     return None
-
-
-def _multiplies_on(device: str, row: Operator) -> bool:
-    """Whether a device has kernels for a row of matrix products."""
-    costs = cost_model.device(device)
-    return costs.products if row.attention is None else costs.attention

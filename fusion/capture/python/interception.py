@@ -84,34 +84,39 @@ def session(
         kinds: classes whose instances' attributes it is told of.
         modules: modules, calls of which (and of others of their classes) are answered.
     """
-    with _LOCK:
-        previous, wrappers = _SESSION.__dict__.copy(), _Wrappers()
+    caller, wrappers, ended = _caller(), _Wrappers(), False
+    previous = _SESSION.__dict__.copy()
 
-        def end() -> None:
-            wrappers.put_back()
+    def end() -> None:
+        """May be called twice: by `in_session`, and when what is left of this block is collected, in any thread."""
+        nonlocal ended
+        wrappers.put_back()
+        if _SESSION.__dict__.get("end") is end:
             _SESSION.__dict__.clear()
             _SESSION.__dict__.update(previous)
+        if not ended:
+            ended = True
+            _LOCK.release()
 
-        _SESSION.calls, _SESSION.reads, _SESSION.watch, _SESSION.shown = calls, reads, wrappers.watch, {}
-        _SESSION.caller, _SESSION.end = _caller(), end
+    _LOCK.acquire()
+    try:
+        _SESSION.__dict__.update(calls=calls, reads=reads, watch=wrappers.watch, shown={}, caller=caller, end=end)
         with changes(wrappers.put_back):
-            try:
-                for method in REGISTRY.values():
-                    wrappers.put(method.owner, method.method, _wrapped(method, vars(method.owner)[method.method]))
-                for registered in FUNCTIONS.values():
-                    for module in _modules_with(registered.function):
-                        wrappers.put(module, registered.function.__name__, function_call(registered))
-                for kind in kinds:
-                    wrappers.watch(kind)
-                for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
-                    wrappers.put(owner, "__call__", _module_call(vars(owner)["__call__"]))
-                wrappers.put(torch.nn.Module, "__init__", _module_made(torch.nn.Module.__init__))
-                for name, wrapper in EXTREMES.items():
-                    wrappers.put(builtins, name, wrapper)
-                yield
-            finally:
-                _SESSION.__dict__.clear()
-                _SESSION.__dict__.update(previous)
+            for method in REGISTRY.values():
+                wrappers.put(method.owner, method.method, _wrapped(method, vars(method.owner)[method.method]))
+            for registered in FUNCTIONS.values():
+                for module in _modules_with(registered.function):
+                    wrappers.put(module, registered.function.__name__, function_call(registered))
+            for kind in kinds:
+                wrappers.watch(kind)
+            for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
+                wrappers.put(owner, "__call__", _module_call(vars(owner)["__call__"]))
+            wrappers.put(torch.nn.Module, "__init__", _module_made(torch.nn.Module.__init__))
+            for name, wrapper in EXTREMES.items():
+                wrappers.put(builtins, name, wrapper)
+            yield
+    finally:
+        end()
 
 
 class _Wrappers:
@@ -262,20 +267,22 @@ def in_session() -> bool:
 
 
 def _caller() -> FrameType | None:
-    """The function for which a session begins, which is on the stack until it ends; None where that is not known.
+    """The function whose `with` statement opens a session, and which stays on the stack until it ends.
 
-    It is the innermost that is neither a context manager nor enters one. A generator or coroutine of the user's may be
-    off the stack in between.
+    None where that is not known: a user's generator or coroutine is off the stack while it is suspended, and whoever
+    calls `__enter__` may return before `__exit__` is called.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _enters(frame.f_code):
+    while frame is not None and _opens(frame.f_code):
         frame = frame.f_back
-    return None if frame is None or frame.f_code.co_flags & _SUSPENDABLE else frame
+    if frame is None or frame.f_code.co_flags & _SUSPENDABLE or frame.f_code.co_name == "__enter__":
+        return None
+    return frame
 
 
-def _enters(code: CodeType) -> bool:
-    ours = bool(code.co_flags & _SUSPENDABLE) and is_ours(code.co_filename)
-    return ours or code.co_name == "__enter__" or code.co_filename == contextlib.__file__
+def _opens(code: CodeType) -> bool:
+    """Whether code is a context manager of ours, or Python's that enters one."""
+    return code.co_filename == contextlib.__file__ or bool(code.co_flags & _SUSPENDABLE and is_ours(code.co_filename))
 
 
 def _may_go_on(caller: FrameType | None) -> bool:

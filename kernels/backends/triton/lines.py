@@ -65,7 +65,7 @@ class Lines:
             yield
 
     def forget(self) -> None:
-        """What is written from here on uses none of the variables so far, whose blocks have other shapes."""
+        """Drops the table of variables: those so far are blocks of other shapes than what is written from here on."""
         self._fixed, self._columns = Scope(), {}
 
     @contextmanager

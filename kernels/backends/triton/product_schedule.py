@@ -1,8 +1,9 @@
 """How a nest of matrix products is spread over Triton programs: tiles for tensor cores, or few rows in registers.
 
 Tiles are chosen by rule from the sizes that are known; those in the tables were not measured on a GPU. What the tables
-hold to: operands of a tile in all stages fit the shared memory of every NVIDIA GPU since sm_80 (163 KiB), and the sums
-fit the registers (`python -m bench triton_products` reads both from the binaries).
+hold to: operands of a tile fit a program's shared memory, in all stages where GPUs of data centres have 163 KiB (sm_80,
+sm_90), in all but one where others have 99 KiB (sm_86, sm_89), as Triton needs there; and the sums fit the registers
+(`python -m bench triton_products` reads both from the binaries).
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from fusion.patterns import scalar, symbols
 from fusion.patterns.scalar import COLUMN, HALF_TYPES, Apply, Load, Reduced
 from fusion.patterns.symbols import Dim
 
-FEW_ROWS = 4  # up to here each weight meets so few rows that reading it is all that takes time
+FEW_ROWS = 4  # up to here a product takes as long as reading its weights
 LEAST = 16  # rows and terms of the smallest tile that tensor cores multiply
 MOST_PRODUCTS = 4  # whose sums share the registers
 PROGRAMS = 128  # that a device is to have at least: an A100 has 108 multiprocessors, an H100 132
 UNKNOWN_ROWS, UNKNOWN_COLUMNS = 512, 2048  # what sizes count as that only a call knows
 LOADED = 4096  # elements of the right factors that a program of few rows reads at a time: 64 bytes a thread in halves
 NEIGHBOURS = 64  # of one term's right factors that are read together where they lie side by side: 128 bytes in halves
+SHARED, SHARED_ELSEWHERE = 163 * 1024, 99 * 1024  # bytes of shared memory: data centres' GPUs, and others
 GROUP = 8  # blocks of rows that use a block of columns while it is in the L2 cache
 
 
@@ -68,17 +70,18 @@ class ProductSchedule:
         return (batches(form), ""), (row_places(form), "ROWS"), (column_places(form), "COLS")
 
     def options(self, nest: Nest, warp_size: int = 32) -> dict[str, int | bool]:
-        """Compiler options. AMD's GPUs, whose warps are of 64 threads, have 64 KiB of shared memory: two stages."""
+        """Compiler options. AMD's GPUs have 64 KiB of shared memory: two stages."""
+        amd = warp_size == 64 or torch.version.hip is not None
         return {
             "num_warps": max(1, self.num_warps * 32 // warp_size),
-            "num_stages": self.num_stages if warp_size == 32 else min(2, self.num_stages),
+            "num_stages": min(2, self.num_stages) if amd else self.num_stages,
             "enable_fp_fusion": nest.numerics != "eager",  # sums of products are fused anyway, as the library's are
         }
 
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """A tile for one product; several of them share its columns."""
+    """A tile of one product's sums. Where a kernel holds several products, each has a part of the columns."""
 
     rows: int
     columns: int
@@ -87,7 +90,7 @@ class _Tile:
     num_stages: int
 
 
-# From the one that reads least per multiplication to the one that makes most programs.
+# From the largest, which reads least for each multiplication, to the smallest, of which there are most programs.
 _HALVES = (
     _Tile(128, 256, 64, 8, 3), _Tile(128, 128, 64, 8, 3), _Tile(128, 64, 64, 4, 4), _Tile(64, 64, 64, 4, 4),
     _Tile(64, 32, 64, 4, 4), _Tile(32, 64, 128, 4, 3), _Tile(32, 32, 128, 4, 4), _Tile(16, 64, 128, 4, 4),
@@ -174,7 +177,10 @@ def _tiled(nest: LoopNest, form: ProductNest) -> ProductSchedule:
     terms = max(_known(p.reduction.extent, tile.depth) for p in form.products)
     depth = min(tile.depth, max(LEAST, _power_above(terms)))
     width = max(LEAST, min(tile.columns // shared, _power_above(columns)))
-    return ProductSchedule(False, tile.rows, width, depth, GROUP, tile.num_warps, tile.num_stages)
+    size = 2 if halves else 4
+    chunk = (tile.rows * len(form.lefts) + width * len(form.products)) * depth * size
+    stages = min(tile.num_stages, SHARED // chunk, SHARED_ELSEWHERE // chunk + 1)
+    return ProductSchedule(False, tile.rows, width, depth, GROUP, tile.num_warps, max(1, stages))
 
 
 def _stores_sums(nest: LoopNest) -> bool:

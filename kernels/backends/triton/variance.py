@@ -19,7 +19,7 @@ class Side:
 
     Attributes:
         variable: the block of their numbers.
-        indices: names of the indices that are told from it.
+        indices: names of the indices that are computed from it.
     """
 
     variable: str
@@ -33,10 +33,10 @@ class Variance:
     """What the values of some expressions vary with, as bits.
 
     Args:
-        rows: names of the indices that are told from the row.
+        rows: names of the indices that are computed from the row.
         guards: when the expressions' loads count.
         row: the variable that holds the row.
-        columns: the column, and what is told from it.
+        columns: the column, and what is computed from it.
         reduced: what the result of a reduction varies with.
     """
 

@@ -1,4 +1,7 @@
-"""Results have eager's strides, in dimensions of size 1 too: what follows may read them, or choose a layout by them."""
+"""Results have eager's strides, in dimensions of size 1 too: what follows may read them, or choose a layout by them.
+
+By default a function is called with one channel or two, the next function with the other; `make test-all` does both.
+"""
 
 from __future__ import annotations
 

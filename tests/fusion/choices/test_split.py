@@ -66,6 +66,25 @@ def test_the_parts_that_win_are_kept(tmp_path: Path, slow_softmax: list[tuple[st
 
 
 @needs_compiler
+def test_what_is_computed_of_products_that_lose_is_one_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(self: Any, graph: Any, *args: Any, **kwargs: Any) -> Decision:
+        loses = any("linear" in op for op in graph.ops)
+        return Decision(not loses, "slower" if loses else "faster", "a test says so")
+
+    monkeypatch.setattr(FusionHeuristics, "judge", judge)
+    x, gate, up = tensor(ROWS, WIDTH), tensor(WIDTH, WIDTH), tensor(WIDTH, WIDTH)
+    settings = {"cache_dir": tmp_path, "matrix_products": "auto"}
+    with fusion.record(x=x, gate=gate, up=up, config=settings) as recording:
+        torch.nn.functional.silu(torch.nn.functional.linear(x, gate)) * torch.nn.functional.linear(x, up)
+    compiled = recording.compile()
+    eager = torch.nn.functional.silu(torch.nn.functional.linear(x, gate)) * torch.nn.functional.linear(x, up)
+    torch.testing.assert_close(compiled(x=x, gate=gate, up=up), eager, rtol=1e-6, atol=1e-6)
+    regions = recording.report().scopes[0].regions
+    assert len(regions[0].ops) == 4 and regions[0].code == "slower", "products and what is computed of them"
+    assert [row.ops for row in regions if row.decision == "fused"] == [("silu", "mul")]
+
+
+@needs_compiler
 def test_decisions_on_parts_are_remembered(tmp_path: Path, slow_softmax: list[tuple[str, ...]]) -> None:
     first, _, _ = run(tmp_path)
     asked = len(slow_softmax)

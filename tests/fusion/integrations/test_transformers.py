@@ -1,6 +1,7 @@
 """Qwen3 and Llama as transformers has them: prefill, chunks, decode, caches, masks and generate().
 
-By default each is taken in one dtype where one model serves several tests; `make test-all` takes both in both.
+By default each is taken in one dtype where one model serves several tests, with one kind of cache, and Qwen3 alone in
+`generate`; `make test-all` takes both in all.
 """
 
 from __future__ import annotations
