@@ -1,4 +1,4 @@
-"""From a recording to plans: one function, a line for each stage."""
+"""From a recording to plans: one function, a comment for each stage."""
 
 from __future__ import annotations
 
