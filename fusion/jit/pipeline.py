@@ -36,7 +36,7 @@ class Pipeline:
         Returns:
             the recording with its plans.
         """
-        scope, prove, values = self._scope, self._validator, dict(recording.values)
+        scope, validator, values = self._scope, self._validator, dict(recording.values)
         # Partition the graph, and name the regions.
         template = twin.template.latest if twin else scope.stages.template(recording, scope.original.signature.names)
         # Write the function that tells whether a call is like the recorded one, and watch what else it depends on.
@@ -46,12 +46,12 @@ class Pipeline:
             scope.cache.publish()
         scope.cache.entries.append(entry)
         # Run the plan without kernels on the recorded call: it has to do what the recorded run did.
-        agreed = prove.agreed(entry, recording, call)
+        agreed = validator.agreed(entry, recording, call)
         if agreed is None:
             return entry
         # Choose kernels: by rule, then each is lowered, compiled, proved and timed. Put the steps in order.
         try:
-            compiled = prove.choose_kernels(entry, {**recording.run.real, **agreed.tensors}, values)
+            compiled = validator.choose_kernels(entry, {**recording.run.real, **agreed.tensors}, values)
         finally:
             entry.release()
         exact = agreed.exact
@@ -60,7 +60,7 @@ class Pipeline:
             entry.sizes.prove(values)
         # Write the plan, and bind this scope's tensors.
         if compiled is not None:
-            entry.plan(compiled, *prove.on_failure(entry))
+            entry.plan(compiled, *validator.on_failure(entry))
             scope.cache.publish()
         return entry
 

@@ -78,6 +78,7 @@ def test_what_is_computed_of_products_that_lose_is_one_kernel(tmp_path: Path, mo
         torch.nn.functional.silu(torch.nn.functional.linear(x, gate)) * torch.nn.functional.linear(x, up)
     compiled = recording.compile()
     eager = torch.nn.functional.silu(torch.nn.functional.linear(x, gate)) * torch.nn.functional.linear(x, up)
+    # The products are the library's own; the kernel of the rest is within some ulp of float32 (1.2e-7).
     torch.testing.assert_close(compiled(x=x, gate=gate, up=up), eager, rtol=1e-6, atol=1e-6)
     regions = recording.report().scopes[0].regions
     assert len(regions[0].ops) == 4 and regions[0].code == "slower", "products and what is computed of them"

@@ -24,6 +24,7 @@ def test_products_are_regions_that_are_measured_against_the_library() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     by_rule, measured = found["by rule"], found["measured"]
+    # Sums of 48 terms in another order, none above 4: at most 48 half ulps of 1.2e-7.
     assert max(by_rule["error"], measured["error"]) < 1e-5
     names = {name for name, _, _ in by_rule["regions"]}
     assert names == {"linear*2+SwiGLU", "linear+add"}, "with what is computed of the products"
