@@ -27,6 +27,7 @@ _MOST_S = 120.0  # where no /proc tells what a process does
 _LAST_WAIT_S = 2.0  # for a killed process to be gone
 _MOST_WORDS = 1 << 16  # bytes that are kept of what a compiler says
 _aside: contextvars.ContextVar[bool] = contextvars.ContextVar("aside", default=False)
+_meanwhile: contextvars.ContextVar[list[Callable[[], None]]] = contextvars.ContextVar("meanwhile")
 _all: set[_Running] = set()
 _ending = False  # whether the process ends
 
@@ -76,6 +77,8 @@ def run(
     """
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(_started(command, temporary)) for command in commands]
+        for work in _taken():
+            work()
         pause, looked = 0.002, time.monotonic()
         while any(r.process.poll() is None for r in running):
             time.sleep(pause)
@@ -102,6 +105,24 @@ def aside() -> Iterator[None]:
         yield
     finally:
         _aside.reset(token)
+
+
+@contextlib.contextmanager
+def meanwhile(work: Callable[[], None]) -> Iterator[None]:
+    """Inside the block, the first `run` of this thread does `work`, too, after it has started its programs."""
+    token = _meanwhile.set([work])
+    try:
+        yield
+    finally:
+        _meanwhile.reset(token)
+
+
+def _taken() -> list[Callable[[], None]]:
+    """What is to be done while the programs run; nobody else gets it."""
+    waiting = _meanwhile.get([])
+    taken = waiting[:]
+    waiting.clear()
+    return taken
 
 
 def end_all() -> None:

@@ -11,7 +11,7 @@ import ast
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
@@ -44,6 +44,13 @@ _NODES = frozenset({
 _CHECKED = frozenset({
     ast.FunctionDef, ast.arg, ast.ExceptHandler, ast.Name, ast.Attribute, ast.keyword, ast.Constant,
 })  # fmt: skip
+
+# Fields of syntax that hold no further syntax to look at: words, values, and operators, each of which is allowed.
+_NO_SYNTAX = frozenset({"ctx", "op", "ops", "id", "attr", "arg", "name", "value", "kind", "type_comment"})
+_FIELDS = {
+    kind: tuple(f for f in kind._fields if f not in _NO_SYNTAX or (f == "value" and kind is not ast.Constant))
+    for kind in _NODES | _CHECKED
+}
 
 
 def define(text: str, function: str, names: Mapping[str, Any], filename: str) -> Callable[..., Any]:
@@ -87,20 +94,30 @@ def parse(text: str) -> ast.Module:
     return tree
 
 
-def _check(tree: ast.Module) -> None:
-    nodes: list[ast.AST] = [tree]
+def walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """A tree of allowed syntax, node by node, but for its operators: some times faster than `ast.walk`.
+
+    Raises:
+        GraphError: a node is of another kind.
+    """
+    nodes = [tree]
     for node in nodes:
-        kind = type(node)
-        if kind in _CHECKED:
-            _check_words(node)
-        elif kind not in _NODES:
-            raise _refused(kind.__name__)
-        for field in kind._fields:
+        fields = _FIELDS.get(type(node))
+        if fields is None:
+            raise _refused(type(node).__name__)
+        yield node
+        for field in fields:
             value = getattr(node, field, None)
-            if isinstance(value, ast.AST):
-                nodes.append(value)
-            elif type(value) is list:
+            if type(value) is list:
                 nodes += filter(None, value)  # a dict's key or a default may be missing
+            elif value is not None:
+                nodes.append(value)
+
+
+def _check(tree: ast.Module) -> None:
+    for node in walk(tree):
+        if type(node) in _CHECKED:
+            _check_words(node)
 
 
 def _check_words(node: ast.AST) -> None:

@@ -120,8 +120,9 @@ def _compare(
 
 
 def _comparison(first: list[float], second: list[float]) -> Comparison:
-    """Of at least two samples each, in microseconds."""
-    low, high = zip(*((q[0], q[2]) for q in (statistics.quantiles(s, n=4) for s in (first, second))), strict=True)
+    """Of at least two samples each, in microseconds. A quartile is no shorter than the shortest of them."""
+    quartiles = [statistics.quantiles(samples, n=4, method="inclusive") for samples in (first, second)]
+    low, high = zip(*((q[0], q[2]) for q in quartiles), strict=True)
     return Comparison(
         statistics.median(first), statistics.median(second), low[0], low[1], high[0] - low[0], high[1] - low[1]
     )

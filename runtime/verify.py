@@ -10,7 +10,7 @@ from fusion.patterns.errors import GraphError
 from fusion.patterns.leaves import Ref, leaves
 from fusion.patterns.nodes import Node, OpNode, made_by, writes
 from fusion.patterns.recorded import RecordedGraph
-from fusion.patterns.source import BUILTINS
+from fusion.patterns.source import BUILTINS, walk
 
 _REMEDY = "This is a fault of the scheduler: run with max_fusions=0 and report it."
 
@@ -108,7 +108,7 @@ def _check_statement(statement: ast.stmt, local: set[str], bound: Collection[str
                 _check_statement(inner, local | held, bound)
         return
     stored: set[str] = set()
-    for node in ast.walk(statement):
+    for node in walk(statement):
         if isinstance(node, ast.Name):
             if isinstance(node.ctx, ast.Store):
                 stored.add(node.id)

@@ -282,7 +282,7 @@ class Backends:
         found, jobs = self._jobs(fresh)
         try:
             for name, of_backend in jobs.items():
-                made = self._build(backend_named(name), of_backend)
+                made = self._build(backend_named(name), of_backend, fresh)
                 made = self._tried(backend_named(name), made, fresh)
                 for job, kernel in made.items():
                     found[job.digest][job.label] = kernel
@@ -290,17 +290,19 @@ class Backends:
             self.trials.close()
         return {digest: KernelChoice(candidates) for digest, candidates in found.items()}
 
-    def _build(self, backend: Backend[Any], jobs: Sequence[_Job]) -> dict[_Job, Kernel | Decision]:
+    def _build(
+        self, backend: Backend[Any], jobs: Sequence[_Job], graphs: Mapping[str, SubGraph]
+    ) -> dict[_Job, Kernel | Decision]:
         pairs = [(job.nest, job.schedule) for job in jobs]
         start = time.perf_counter()
         try:
             new = any(job.key in self._builds for job in jobs) or backend.is_new(pairs, self.store)
-            if self.config.verify and backend.isolation is not None and new:
-                self.trials.prepare(backend.name)
-            compiled = backend.compile(pairs, self.store)
+            tried = [(graphs[job.digest], job.nest) for job in jobs] if self.config.verify and new else []
+            with self.trials.ahead(backend.name, tried):
+                compiled = backend.compile(pairs, self.store)
         except Exception as error:
             if len(jobs) > 1:  # one bad kernel must not take the others with it
-                return {job: made for one in jobs for job, made in self._build(backend, [one]).items()}
+                return {job: made for one in jobs for job, made in self._build(backend, [one], graphs).items()}
             return {jobs[0]: _refused(error, jobs[0].nest)}
         finally:
             self.costs.compile_seconds += time.perf_counter() - start

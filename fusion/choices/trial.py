@@ -6,16 +6,19 @@ kernel is tried only on what they allow; then it runs in a process of its own; t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from fusion.kernels import processes
 from fusion.kernels.backend import Artifact, FirstRuns, backend_named
+from fusion.kernels.bundle import Nest
 from fusion.kernels.lower import given_symbols
 from fusion.kernels.store import Store
 from fusion.patterns import symbols
@@ -65,15 +68,37 @@ class Trials:
         self.store = store
         self.known: dict[str, Verdict] = {}
         self._first_runs: dict[str, FirstRuns[Any]] = {}  # by the backend's name
+        self._cases: dict[tuple[str, int], tuple[Nest, list[Case]]] = {}  # by graph and nest, of kernels to come
 
-    def prepare(self, backend: str) -> None:
+    @contextlib.contextmanager
+    def ahead(self, backend: str, kernels: Sequence[tuple[SubGraph, Nest]]) -> Iterator[None]:
+        """Inside, kernels are compiled; meanwhile what their trials need is made.
+
+        Args:
+            backend: its name.
+            kernels: each the graph it computes and its loops.
+        """
+        if not kernels or backend_named(backend).isolation is None:
+            yield
+            return
+        self._prepare(backend)
+        with processes.meanwhile(lambda: self._foresee(backend, kernels)):
+            yield
+
+    def _prepare(self, backend: str) -> None:
         """Starts the process that runs a backend's new kernels first, so that it is ready when they are compiled."""
         isolation = backend_named(backend).isolation
         if isolation is not None and backend not in self._first_runs:
             self._first_runs[backend] = isolation.start()
 
+    def _foresee(self, backend: str, kernels: Sequence[tuple[SubGraph, Nest]]) -> None:
+        for graph, nest in kernels:
+            with contextlib.suppress(Exception):  # met again, and told, when the kernel is tried
+                self._cases[graph.digest, id(nest)] = nest, made_cases(graph.canonical, nest, backend)
+
     def close(self) -> None:
-        """Ends such processes where no kernel came."""
+        """Ends such processes where no kernel came, and forgets the calls that were made for it."""
+        self._cases.clear()
         while self._first_runs:
             self._first_runs.popitem()[1].close()
 
@@ -86,14 +111,14 @@ class Trials:
         keys = [_key(graph, kernel) for graph, kernel, _ in kernels]
         fresh = {key: k for key, k in zip(keys, kernels, strict=True) if self._remembered(key) is None}
         for backend in dict.fromkeys(kernel.target for _, kernel, _ in fresh.values()):
-            self.prepare(backend)
+            self._prepare(backend)
             of_backend = {key: made for key, made in fresh.items() if made[1].target == backend}
             self._try(of_backend, self._first_runs[backend])
         self.close()
         return [self.known[key] for key in keys]
 
     def _try(self, fresh: Mapping[str, tuple[SubGraph, Artifact, Launcher]], first_runs: FirstRuns[Any]) -> None:
-        cases = {key: made_cases(graph.canonical, kernel) for key, (graph, kernel, _) in fresh.items()}
+        cases = {key: self._cases_of(graph, kernel) for key, (graph, kernel, _) in fresh.items()}
         at = [(fresh[key][1], _distinct([c.sizes for c in made])) for key, made in cases.items()]
         faults = first_runs.outcome(at)
         for k, (key, (graph, kernel, launch)) in enumerate(fresh.items()):
@@ -108,6 +133,10 @@ class Trials:
                     raise
                 self._remember(key, Verdict("unproved", f"the trial failed: {type(error).__name__}: {error}"), False)
 
+    def _cases_of(self, graph: SubGraph, kernel: Artifact) -> list[Case]:
+        _, foreseen = self._cases.get((graph.digest, id(kernel.nest)), (None, None))
+        return made_cases(graph.canonical, kernel.nest, kernel.target) if foreseen is None else foreseen
+
     def _remembered(self, key: str) -> Verdict | None:
         if key not in self.known and self.store is not None:
             found = self.store.get_json(key)
@@ -121,18 +150,19 @@ class Trials:
             self.store.put_json(key, {"code": verdict.code, "reason": verdict.reason})
 
 
-def made_cases(graph: SubGraph, kernel: Artifact) -> list[Case]:
+def made_cases(graph: SubGraph, nest: Nest, backend: str) -> list[Case]:
     """The calls that a kernel is tried on: those of its branches' sizes that the graph's operators allow.
 
     Args:
         graph: canonical.
-        kernel: what computes it.
+        nest: its loops.
+        backend: the name of the one that compiles them.
     """
     kinds = draws(graph)
     everywhere = _EVERYWHERE if reduces(graph) else _EVERYWHERE[:1]
     repeated = not _NEED_MORE.isdisjoint(node.op.split(".")[1] for node in graph.nodes)
-    isolation = backend_named(kernel.target).isolation
-    for of_branches in isolation.sizes(kernel.nest) if isolation is not None else ():
+    isolation = backend_named(backend).isolation
+    for of_branches in isolation.sizes(nest) if isolation is not None else ():
         cases: list[Case] = []
         for sizes in of_branches:
             full = {**dict.fromkeys(graph.symbols, _REST), **sizes}

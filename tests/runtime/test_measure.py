@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 import fusion
 from fusion.patterns.reference import bind_symbols, run
+from fusion.runtime import measure
 from fusion.runtime.measure import Comparison, compare, eager_function
 
 
-def test_both_are_called_in_turns_and_the_slower_measures_slower() -> None:
+def test_both_are_called_in_turns_and_the_slower_measures_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
+    now = [0.0]
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def busy(name: str, seconds: float) -> None:
         order.append(name)
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            pass
+        now[0] += seconds
 
     times = compare(lambda: busy("a", 2e-4), lambda: busy("b", 2e-3), wait=lambda: None, seconds=0.0)
-    assert times.first_us >= 200 and times.second_us >= 2000 and times.ratio > 1
+    assert times.first_us == pytest.approx(200) and times.second_us == pytest.approx(2000) and times.ratio > 1
     assert order.count("a") >= 7 and order.count("b") >= 7
     tail = order[-8:]
     assert tail == ["a", "b"] * 4, "samples alternate, so that a slow phase of the machine hits both"
+
+
+def test_no_quartile_is_shorter_than_the_shortest_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second once waited for another program: it is not the faster one for that."""
+    now, waits = [0.0], iter([0.0, 20.0])
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def takes(seconds: float) -> None:
+        now[0] += seconds
+
+    times = compare(lambda: takes(1.0), lambda: takes(2.0 + next(waits, 0.0)), wait=lambda: None, seconds=0.0)
+    assert times.second_best_us >= 2e6 and times.ratio > 1
 
 
 def test_time_spent_is_bounded() -> None:
