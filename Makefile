@@ -6,19 +6,25 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LAYOUT := build/layout
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: docs demo test test-all replay lint bench fuzz clean
+.PHONY: docs demo test test-slow test-all replay lint bench fuzz clean
 
 demo: $(READY)
 	$(BIN)/fusion demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
-# All of torch's samples, and all combinations of what `test` takes one by one. Hours.
+# The modules marked slow.
+test-slow: $(READY)
+	$(PYTEST) -m slow $(ARGS)
+
+# Both, with all of torch's samples, and all combinations of what they take one by one. Hours.
 test-all: export FUSION_OPINFO = full
-test-all: test
+test-all: $(READY)
+	$(PYTEST) $(ARGS)
 
 replay: $(READY)
 	$(BIN)/python tests/replay $(if $(ACCEPT),--accept) $(ARGS)

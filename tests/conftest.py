@@ -20,5 +20,5 @@ def compiler_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow modules come first: `make test` hands whole files to its workers, and one at the end would run alone."""
+    """Slow modules come first: whole files are handed to workers, and one at the end would run alone."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

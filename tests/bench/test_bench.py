@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 pytest.importorskip("transformers", reason="the benchmarks' models need transformers; pip install 'opfusion[hf]'")
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 FIELDS = {
     "benchmark", "measured", "value", "unit", "target", "status", "why", "spread", "microseconds", "facts", "command",

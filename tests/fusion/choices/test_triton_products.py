@@ -12,6 +12,7 @@ import pytest
 import triton_model_worker
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
     pytest.mark.timeout(0),  # a process of its own, and a busy machine is no fault
 ]

@@ -19,6 +19,8 @@ from fusion.kernels.backends.cpp.toolchain import compile_c_extension, find_tool
 from fusion.kernels.store import Store
 from fusion.patterns.errors import BackendUnavailable, CompileError
 
+pytestmark = pytest.mark.slow
+
 
 @needs_compiler
 def test_missing_kernels_are_compiled_to_one_library_and_found_again(tmp_path):
