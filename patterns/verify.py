@@ -71,8 +71,8 @@ def accept_parts(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Verdict:
     """
     worst, error_eager = _Measured(), 0.0
     for number, part in enumerate(parts):
-        for piece, at in _pieces(*part):
-            measured = _compare(*piece)
+        for (piece, eagers, exacts), at in pieces(*part):
+            measured = _compare(piece, eagers, exacts)
             if measured.differs:
                 return Verdict(False, reason=measured.differs)
             error_eager = max(error_eager, measured.error_eager)
@@ -153,22 +153,24 @@ class _Measured:
         return self.error_fused - self.ulp
 
 
-def _pieces(
-    fused: Tensor, eager: Tensor, exact: Tensor
-) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Sequence[int]]]:
-    """Results cut along their longest dimension, so that what comparing needs stays small; where each piece begins."""
-    if eager.numel() == 0:
+def pieces(*tensors: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Sequence[int]]]:
+    """Tensors of one shape cut along their longest dimension, so that what comparing needs stays small.
+
+    Yields:
+        a piece of each, and where it begins; nothing for tensors without elements.
+    """
+    shape, elements = tensors[0].shape, tensors[0].numel()
+    if elements == 0:
         return
-    dim = max(range(eager.dim()), key=lambda d: eager.shape[d], default=0)
-    count = -(-eager.numel() // _MOST_ELEMENTS)
-    if count == 1 or not eager.dim():
-        yield (fused, eager, exact), (0,) * eager.dim()
+    dim = max(range(len(shape)), key=lambda d: shape[d], default=0)
+    count = -(-elements // _MOST_ELEMENTS)
+    if count == 1 or not shape:
+        yield tensors, (0,) * len(shape)
         return
-    step, size = -(-eager.shape[dim] // count), eager.shape[dim]
+    step, size = -(-shape[dim] // count), shape[dim]
     for start in range(0, size, step):
         length = min(step, size - start)
-        piece = (fused.narrow(dim, start, length), eager.narrow(dim, start, length), exact.narrow(dim, start, length))
-        yield piece, [start if d == dim else 0 for d in range(eager.dim())]
+        yield tuple(t.narrow(dim, start, length) for t in tensors), [start * (d == dim) for d in range(len(shape))]
 
 
 def _compare(fused: Tensor, eager: Tensor, exact: Tensor) -> _Measured:

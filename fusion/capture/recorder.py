@@ -15,11 +15,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fusion.capture import torch_modes
 from fusion.capture.function_mode import ShapeMode
 from fusion.capture.python import interception
 from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.object_reads import ObjectReads
-from fusion.capture.python.opaque_calls import OpaqueCalls
+from fusion.capture.python.opaque_calls import AROUND, OpaqueCalls
 from fusion.capture.released_memory import without_contents
 from fusion.capture.trace_state import TraceState
 from fusion.capture.tracer import OperatorTracer
@@ -39,6 +40,9 @@ def below_autograd(
     """
     with torch.no_grad(), session, torch._C._AutoDispatchBelowAutograd(), functions, operators:
         yield
+        left_enabled = torch.is_grad_enabled()
+    if left_enabled:
+        torch.set_grad_enabled(True)  # as what ran inside has left it
 
 
 class Recorder:
@@ -93,7 +97,10 @@ class Recorder:
         """
         session = interception.session(self.calls, self.reads, kinds, modules)
         with below_autograd(session, ShapeMode(self.state, self.reads), self._tracer):
+            self.calls.torch_state = torch_modes.state()
             yield
+            if switched := torch_modes.switched(self.calls.torch_state):
+                self.state.refuse("active_mode", f"the forward switches {switched} and leaves it so", None, AROUND)
 
     def give_up(self) -> None:
         """Lets go of all that the run has made, so that it can be made again without a recorder."""

@@ -20,6 +20,7 @@ from typing import Any
 import sympy
 import torch
 
+from fusion.capture import torch_modes
 from fusion.capture.function_mode import DATA_READS, LAYOUT_READS, NUMPY, HiddenFunctionMode
 from fusion.capture.python.argument_tree import tensors_of
 from fusion.capture.python.call_matcher import CallMatcher
@@ -93,7 +94,10 @@ def follow(
     kinds = {kind for _, kind in twin.conditions.kinds}
     calls = CallMatcher(matcher, objects)
     with below_autograd(session(calls, calls, tuple(kinds)), _Reads(matcher), OperatorMatcher(matcher)):
+        calls.torch_state = torch_modes.state()
         result = invoke()
+        if switched := torch_modes.switched(calls.torch_state):
+            matcher.diverged = matcher.diverged or f"switches {switched}"
     matcher.quiet(matcher.values.sweep)
     matcher.attempt(lambda: matcher.conclude(result) if matcher.diverged is None else None)
     if matcher.diverged is not None:

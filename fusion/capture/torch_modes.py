@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
@@ -12,6 +14,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from fusion.refusal import Refusal
 
 _CPU = torch.device("cpu")
+_AUTOCASTS = ("cpu", "cuda", "mps", "xpu")
 _function_modes = torch._C._len_torch_function_stack  # found once: it is asked in every call
 _known: dict[torch.device, torch.device] = {}  # a snapshot compares by identity
 
@@ -52,3 +55,34 @@ def problem() -> Refusal | None:
         remedy = "remove what torch.nn.modules.module.register_module_forward_hook and its kin returned"
         return Refusal("hook", "hooks for all modules of the process are registered", remedy=remedy)
     return None
+
+
+def state() -> dict[str, Any]:
+    """What of torch's state decides how this thread's calls compute, by what a report calls it."""
+    functions, operators = _get_current_function_mode_stack(), _get_current_dispatch_mode_stack()
+    return {
+        "a torch mode": [id(m) for m in (*functions, *operators) if not isinstance(m, DeviceContext)],
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": _autocast(),
+        "the default dtype": torch.get_default_dtype(),
+        "the default device": default_device(),
+    }
+
+
+def _autocast() -> list[tuple[str, torch.dtype]]:
+    """Kinds of devices under autocast, and the dtype that it casts to."""
+    if not torch._C._is_any_autocast_enabled():
+        return []
+    return [(kind, torch.get_autocast_dtype(kind)) for kind in _AUTOCASTS if torch.is_autocast_enabled(kind)]
+
+
+def switched(before: dict[str, Any]) -> str:
+    """Which parts of torch's state differ now from `before`, in words; "" where none does."""
+    now = state()
+    return " and ".join(name for name, value in before.items() if now[name] != value)
+
+
+def is_known(mode: object) -> bool:
+    """Whether a mode is torch's or ours, and so does nothing that a plan would leave out."""
+    return type(mode).__module__.partition(".")[0] in ("torch", "fusion")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from fusion.capture.python.argument_tree import ArgumentTree
-from fusion.jit.cache_entry import CacheEntry, same_results
+from fusion.jit.cache_entry import CacheEntry
+from fusion.jit.same_results import same_results
 from fusion.patterns.leaves import Path, path_text
 from fusion.refusal import Refusal
 from fusion.runtime.pytrees import flatten as flatten_result

@@ -9,10 +9,10 @@ from fusion.capture.record import record
 from fusion.capture.recorded_call import RecordedCall
 from fusion.choices.background import postponed
 from fusion.jit.bound_call import BoundCall
-from fusion.jit.cache_entry import same_results
 from fusion.jit.call_differences import differed
 from fusion.jit.compiled import Lists
 from fusion.jit.pipeline import Pipeline
+from fusion.jit.same_results import same_results
 from fusion.jit.scope_context import ScopeContext
 from fusion.jit.specialization import Specialization
 from fusion.jit.twins import Twins

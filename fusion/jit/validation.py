@@ -16,8 +16,9 @@ from fusion.capture.recorded_call import RecordedCall, unwrap_result
 from fusion.capture.user_frame import line_of
 from fusion.choices.background import Compiling, postponed
 from fusion.jit.bound_call import BoundCall
-from fusion.jit.cache_entry import CacheEntry, PlanStopped, Role, same_results
+from fusion.jit.cache_entry import CacheEntry, PlanStopped, Role
 from fusion.jit.compiled import Compiled
+from fusion.jit.same_results import same_results
 from fusion.jit.scope_context import ScopeContext
 from fusion.patterns.errors import StructureMismatch
 from fusion.patterns.forks import Lock

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fusion.capture import torch_modes
 from fusion.capture.matched_values import Diverged
 from fusion.capture.python.container_proxy import is_plain
 from fusion.capture.python.interception import refresh, unwrap_proxies, wrap_proxy
@@ -24,11 +25,15 @@ class CallMatcher:
     Args:
         matcher: of the run.
         objects: argument objects by id: how the recording names them.
+
+    Attributes:
+        torch_state: as the run begins.
     """
 
     def __init__(self, matcher: TraceMatcher, objects: Mapping[int, Any]) -> None:
         self._matcher = matcher
         self._objects = dict(objects)
+        self.torch_state: dict[str, Any] = {}
 
     # ---- calls
 
@@ -38,6 +43,9 @@ class CallMatcher:
         """Calls natively and compares the call; integers among the arguments may be the twin's own."""
         args, kwargs = unwrap_proxies((args, kwargs))
         if not self._matcher.following:
+            return original(receiver, *args, **kwargs)
+        if switched := torch_modes.switched(self.torch_state):
+            self._matcher.diverged = f"switches {switched} around a call"
             return original(receiver, *args, **kwargs)
         result = self._matcher.quiet(lambda: original(receiver, *args, **kwargs))
         refresh()
@@ -78,6 +86,11 @@ class CallMatcher:
 
     def on_made(self, module: torch.nn.Module) -> None:
         """Modules may be made, as in the twin's run."""
+
+    def on_mode(self, mode: object) -> None:
+        """A mode that is entered, but for torch's own: the twin entered none."""
+        if self._matcher.following and not torch_modes.is_known(mode):
+            self._matcher.diverged = f"enters the mode {type(mode).__name__}"
 
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """Modules are looked into: a scope with steps has no twins."""

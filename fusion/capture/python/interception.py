@@ -18,6 +18,8 @@ from types import CodeType, FrameType
 from typing import Any, Protocol
 
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion.capture.python.container_proxy import asks_for_classes, is_container, is_object, looked_into, real
 from fusion.capture.python.registry import FUNCTIONS, REGISTRY, NativeFunction, OpaqueMethod, opaque_method_of
@@ -51,6 +53,9 @@ class CallHandler(Protocol):
 
     def on_made(self, module: torch.nn.Module) -> None:
         """Told of a module that is being made."""
+
+    def on_mode(self, mode: object) -> None:
+        """Told of a function or dispatch mode that is entered."""
 
 
 class ReadHandler(Protocol):
@@ -112,6 +117,8 @@ def session(
             for owner in {c: None for m in modules for c in type(m).__mro__ if "__call__" in vars(c)}:
                 wrappers.put(owner, "__call__", _module_call(vars(owner)["__call__"]))
             wrappers.put(torch.nn.Module, "__init__", _module_made(torch.nn.Module.__init__))
+            for kind_of_mode in (TorchFunctionMode, TorchDispatchMode):
+                wrappers.put(kind_of_mode, "__enter__", _mode_entered(kind_of_mode.__enter__))
             for name, wrapper in EXTREMES.items():
                 wrappers.put(builtins, name, wrapper)
             yield
@@ -206,6 +213,16 @@ def _module_made(original: Callable[..., None]) -> Callable[..., None]:
         original(self, *args, **kwargs)
 
     return make
+
+
+def _mode_entered(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def enter(self: Any) -> Any:
+        handler = getattr(_SESSION, "calls", None)
+        if handler is not None:
+            handler.on_mode(self)
+        return original(self)
+
+    return enter
 
 
 def _spy(original: Callable[..., Any]) -> Callable[[Any, str], Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fusion.capture import torch_modes
 from fusion.capture.mutation import has_memory, storage_key
 from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.container_proxy import COPY, is_looked_into
@@ -46,6 +47,7 @@ class OpaqueCalls:
         in_native: whether a native call of any kind is running.
         lent: the memory of the tensors that the last such call was given.
         written: the memory that it wrote to.
+        torch_state: as the run begins; plans make such calls with torch in that state.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class OpaqueCalls:
         self.reads = reads
         self.functions: list[torch.nn.Module] = []
         self.in_step = self.in_native = False
+        self.torch_state: dict[str, Any] = {}
         self.lent: set[int] = set()
         self.written: set[int] = set()
         self._watched = None if watched is None else {id(module): module for module in watched}
@@ -91,6 +94,8 @@ class OpaqueCalls:
         if registered.owner is not kind:
             remedy = f"make it before the call and pass it, or declare it: fusion.register_made({kind.__name__})"
             self.state.refuse("opaque_argument", f"the forward makes a {kind.__name__}", None, remedy)
+            return self._unrecorded(lambda a, k: original(made, *a, **k), args, kwargs, made)
+        if self._is_switched(f"the making of a {kind.__name__}"):
             return self._unrecorded(lambda a, k: original(made, *a, **k), args, kwargs, made)
         real = unwrap_proxies(real_nest((args, kwargs)))
         self._natively(lambda: original(made, *real[0], **real[1]), real)
@@ -137,6 +142,11 @@ class OpaqueCalls:
         if self._watched is not None:
             self._watched[id(module)] = module
 
+    def on_mode(self, mode: object) -> None:
+        """A mode that is entered: what it does beside torch's operators no plan would do."""
+        if self.state.recording and not torch_modes.is_known(mode):
+            self.state.refuse("active_mode", f"the forward enters the mode {type(mode).__name__}", None, AROUND)
+
     def on_module(self, original: Callable[..., Any], module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """A step is called natively; other modules are looked into."""
         if not self.state.recording:
@@ -180,6 +190,8 @@ class OpaqueCalls:
         grows: tuple[int, ...],
     ) -> Any:
         told = describe_call(callee)
+        if self._is_switched(told):
+            return self._unrecorded(call, args, kwargs)
         if any(map(is_looked_into, pytree.tree_leaves((args, kwargs)))):
             self.state.refuse("opaque_argument", f"{told} is given a list or dict that an object holds", None, COPY)
             return self._unrecorded(call, args, kwargs)
@@ -215,6 +227,13 @@ class OpaqueCalls:
 
         self.state.attempt(callee.name if isinstance(callee, Method) else "a module", record)
         return handed[0]
+
+    def _is_switched(self, told: str) -> bool:
+        """Whether torch computes otherwise now than as the run began and in plans; refuses the run then."""
+        switched = torch_modes.switched(self.torch_state)
+        if switched:
+            self.state.refuse("active_mode", f"the forward switches {switched} around {told}", None, AROUND)
+        return bool(switched)
 
     def _record(
         self,
@@ -303,6 +322,7 @@ class OpaqueCalls:
             self.state.refuse("python_state", f"{told} changes a list or dict it is given")
 
 
+AROUND = "switch it around the call of the model instead"
 _UNPACKED = "pass what it reads of the container as arguments of their own"
 
 

@@ -104,6 +104,9 @@ class Replay:
     def on_made(self, module: torch.nn.Module) -> None:
         """Modules may be made."""
 
+    def on_mode(self, mode: object) -> None:
+        """Modes may be entered."""
+
     def on_write(self, receiver: Any, name: str) -> None:
         """Writes go through."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusion.jit.cache_entry import same_results
+from fusion.jit.same_results import same_results
 
 UNCOMPARED = (torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.uint64)
 
@@ -38,3 +42,29 @@ def test_nan_as_a_number() -> None:
     assert same_results([nan, complex(nan, 1)], [-nan, complex(float("nan"), 1)])
     assert not same_results(nan, 1.0)
     assert not same_results(complex(nan, 1), complex(nan, 2))
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many elements the largest tensor that was made has."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not result._is_view():
+            self.made = max(self.made, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("change", ["none", "rounding", "nan", "wrong"])
+def test_large_results_are_compared_part_by_part(change: str) -> None:
+    logits = torch.randn(1, 7, 1_000_003)
+    other = logits.clone()
+    if change == "nan":
+        logits[0, 3, 77] = other[0, 3, 77] = math.nan
+    elif change != "none":
+        other[0, 6, -1] += 1e-3 if change == "rounding" else 1.0
+    with Largest() as largest:
+        assert same_results(logits, other, exact=True) == (change in ("none", "nan"))
+        assert same_results(logits, other, exact=False) == (change != "wrong")
+    assert largest.made <= 1 << 21
