@@ -84,6 +84,12 @@ with torch.enable_grad(): t = {x}.detach().float().requires_grad_(); {r} = torch
 torch.set_grad_enabled(True); {r} = {x} * 2
 """
 
+# What a forward switches while it calls its blocks.
+WITHIN = (
+    "torch.no_grad()", "torch.enable_grad()", "torch.inference_mode()", "torch.autocast('cpu', torch.bfloat16)",
+    "torch.autocast('cpu', enabled=False)", "torch.device('cpu')", "torch.overrides.BaseTorchFunctionMode()",
+)  # fmt: skip
+
 EFFECTS = """
 {r} = {x} * self.step()
 {r} = {x} + tick()

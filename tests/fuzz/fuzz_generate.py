@@ -255,7 +255,9 @@ class Builder:
         read = [name for s in inside for name in s.reads if name not in made]
         pairs = [(new, old) for new in made for old in read if self._alike(new, old)]
         carry = self.pick(pairs) if pairs and self.maybe(70) else None
-        return replace(program, steps=steps, blocks=self.pick((2, 2, 1, 3)), carry=carry)
+        within = self.pick(around.WITHIN) if self.maybe(25) else ""
+        blocks, apart = self.pick((2, 2, 1, 3)), self.maybe(50)
+        return replace(program, steps=steps, blocks=blocks, apart=apart, carry=carry, within=within)
 
     def _alike(self, left: str, right: str) -> bool:
         return self.tensor(left).dtype is self.tensor(right).dtype and self.shapes(left) == self.shapes(right)

@@ -151,6 +151,8 @@ class Program:
         cache: whether the forward takes a `Store` whose `update` is an island.
         number: whether the forward takes an integer `n0`, which is 3 in all calls but one.
         blocks: how many modules in a row run the steps that are `inside`; 0 leaves those in the forward.
+        within: the context in which the forward calls them, as torch expression; or "".
+        apart: whether blocks have parts, and so are scopes of their own.
         carry: a value that the next block reads in place of another, and that other.
         around: whether the steps find what `fuzz_around.SOURCE` defines.
         events: statements about `module` that a caller runs between calls, each with the number of the call after it.
@@ -167,6 +169,8 @@ class Program:
     cache: bool = False
     number: bool = False
     blocks: int = 0
+    within: str = ""
+    apart: bool = False
     carry: tuple[str, str] | None = None
     around: bool = False
     events: tuple[tuple[int, str], ...] = ()
@@ -229,8 +233,10 @@ class Program:
         made = list(dict.fromkeys(name for step in steps for name in step.makes))
         reads = dict.fromkeys(name for step in steps for name in step.reads if name not in made)
         given = [*reads, *(name for name in extra if any(name in step.text for step in steps))]
+        parts = ["    def __init__(self):", "        super().__init__()", "        self.part = torch.nn.Identity()", ""]
         source = [
             f"class Block({self._base}):",
+            *(parts if self.apart else []),
             f"    def forward({', '.join(['self', *given])}):",
             *(f"        {step.text}" for step in steps),
             f"        return {', '.join(made) or None}",
@@ -239,8 +245,9 @@ class Program:
             *(fuzz_around.OTHER.format("Block").splitlines() if self.around else []),
         ]
         call = f"    {', '.join(made)}{' = ' if made else ''}block({', '.join(given)})"
+        calls = [f"    with {self.within}:", f"    {call}"] if self.within else [call]
         carried = [f"    {self.carry[1]} = {self.carry[0]}"] if self.carry else []
-        return source, ["for block in self.blocks:", call, *carried]
+        return source, ["for block in self.blocks:", *calls, *carried]
 
     @property
     def digest(self) -> str:

@@ -46,6 +46,8 @@ def _smaller(program: Program) -> Iterator[Program]:
     if program.blocks:
         yield replace(program, blocks=0, carry=None)
         yield replace(program, blocks=program.blocks - 1)
+        yield replace(program, within="")
+        yield replace(program, apart=False)
         yield replace(program, carry=None)
     names = dict.fromkeys(_NAME.findall(program.result))
     if program.result not in names:
