@@ -48,7 +48,9 @@ _CHECKED = frozenset({
 # Fields of syntax that hold no further syntax to look at: words, values, and operators, each of which is allowed.
 _NO_SYNTAX = frozenset({"ctx", "op", "ops", "id", "attr", "arg", "name", "value", "kind", "type_comment"})
 _FIELDS = {
-    kind: tuple(f for f in kind._fields if f not in _NO_SYNTAX or (f == "value" and kind is not ast.Constant))
+    kind: tuple(
+        f for f in getattr(kind, "_fields", ()) if f not in _NO_SYNTAX or (f == "value" and kind is not ast.Constant)
+    )
     for kind in _NODES | _CHECKED
 }
 

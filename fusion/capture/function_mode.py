@@ -10,8 +10,10 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
 
 from fusion.capture import interrupts
+from fusion.capture.mutation import mapped
 from fusion.capture.python.container_proxy import COPY, is_looked_into
 from fusion.capture.python.object_reads import ObjectReads
+from fusion.capture.symbolic_shapes import hint
 from fusion.capture.trace_state import TraceState
 from fusion.capture.unsupported import unsupported
 from fusion.capture.user_frame import user_line
@@ -97,6 +99,8 @@ class ShapeMode(HiddenFunctionMode):
     def _answered(self, func: Any, args: Any, kwargs: Any) -> Any:
         state = self.state
         if not state.recording:
+            if state.effects.in_native:  # it may find a size where the forward has put it
+                args, kwargs = mapped(hint, (args, kwargs))
             return func(*args, **kwargs)
         if any(map(is_looked_into, (*args, *kwargs.values()))):
             state.refuse("opaque_argument", f"{func.__name__} is given a list that an object holds", None, COPY)

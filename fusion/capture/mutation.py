@@ -107,6 +107,7 @@ class MutationTracker:
         memory: the memory behind each value name.
         writes: (index of the node, memory it writes to), in order.
         native: (index of the node, memory) for the writes among them that native calls make.
+        in_native: whether a native call is running.
         elided: values that a `contiguous()` handed back as they were, at the sizes of this run.
     """
 
@@ -116,6 +117,7 @@ class MutationTracker:
         self.memory: dict[str, int] = {}
         self.writes: list[tuple[int, int]] = []
         self.native: list[tuple[int, int]] = []
+        self.in_native = False
         self.elided: set[str] = set()
         self.made: set[int] = set()
         self._made_natively: set[int] = set()

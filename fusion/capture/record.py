@@ -73,7 +73,8 @@ def record(
     python = PythonState(modules, steps.values(), outside, given.arguments)
     effects = OutsideEffects()
     unsuited = False
-    result, failure = _observed(recorder, effects, python, invoke, (kinds, inside))
+    around = modules.get("") if steps else None
+    result, failure = _observed(recorder, effects, python, invoke, (kinds, inside, around))
     changes, items = _notice_effects(recorder, effects, python, where)
     if failure is not None:
         _take_back(recorder, effects, python)
@@ -154,7 +155,7 @@ def _observed(
     effects: OutsideEffects,
     python: PythonState,
     invoke: Callable[[], Any],
-    watched: tuple[tuple[type, ...], list[torch.nn.Module]],
+    watched: tuple[tuple[type, ...], list[torch.nn.Module], torch.nn.Module | None],
 ) -> tuple[Any, Exception | None]:
     """Makes the call under the recorder; its result, or what it raised. `watched`: as `Recorder.active` takes it."""
     try:

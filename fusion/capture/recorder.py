@@ -15,12 +15,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusion.capture import torch_modes
 from fusion.capture.function_mode import ShapeMode
 from fusion.capture.python import interception
 from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.object_reads import ObjectReads
 from fusion.capture.python.opaque_calls import AROUND, OpaqueCalls
+from fusion.capture.python.state_at_calls import StateAtCalls
 from fusion.capture.released_memory import without_contents
 from fusion.capture.trace_state import TraceState
 from fusion.capture.tracer import OperatorTracer
@@ -88,18 +88,24 @@ class Recorder:
             self.state.add_input(name, path, tensor)
 
     @contextlib.contextmanager
-    def active(self, kinds: tuple[type, ...] = (), modules: Iterable[torch.nn.Module] = ()) -> Iterator[None]:
+    def active(
+        self,
+        kinds: tuple[type, ...] = (),
+        modules: Iterable[torch.nn.Module] = (),
+        around: torch.nn.Module | None = None,
+    ) -> Iterator[None]:
         """Records what runs inside the block.
 
         Args:
             kinds: classes whose instances' attributes are watched.
             modules: modules, calls of which (and of others of their classes) are watched.
+            around: the module that holds the steps; None where there are none.
         """
         session = interception.session(self.calls, self.reads, kinds, modules)
         with below_autograd(session, ShapeMode(self.state, self.reads), self._tracer):
-            self.calls.torch_state = torch_modes.state()
+            self.calls.begun = self.state.quiet(lambda: StateAtCalls(around))
             yield
-            if switched := torch_modes.switched(self.calls.torch_state):
+            if switched := self.calls.begun.switched():
                 self.state.refuse("active_mode", f"the forward switches {switched} and leaves it so", None, AROUND)
 
     def give_up(self) -> None:

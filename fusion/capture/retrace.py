@@ -20,12 +20,12 @@ from typing import Any
 import sympy
 import torch
 
-from fusion.capture import torch_modes
 from fusion.capture.function_mode import DATA_READS, LAYOUT_READS, NUMPY, HiddenFunctionMode
 from fusion.capture.python.argument_tree import tensors_of
 from fusion.capture.python.call_matcher import CallMatcher
 from fusion.capture.python.container_proxy import is_looked_into
 from fusion.capture.python.interception import session
+from fusion.capture.python.state_at_calls import StateAtCalls
 from fusion.capture.recorded_call import BoundValues, RecordedCall, RecordedRun
 from fusion.capture.recorder import below_autograd
 from fusion.capture.released_memory import alike
@@ -94,9 +94,9 @@ def follow(
     kinds = {kind for _, kind in twin.conditions.kinds}
     calls = CallMatcher(matcher, objects)
     with below_autograd(session(calls, calls, tuple(kinds)), _Reads(matcher), OperatorMatcher(matcher)):
-        calls.torch_state = torch_modes.state()
+        calls.begun = StateAtCalls()
         result = invoke()
-        if switched := torch_modes.switched(calls.torch_state):
+        if switched := calls.begun.switched():
             matcher.diverged = matcher.diverged or f"switches {switched}"
     matcher.quiet(matcher.values.sweep)
     matcher.attempt(lambda: matcher.conclude(result) if matcher.diverged is None else None)

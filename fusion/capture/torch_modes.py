@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,16 @@ from fusion.refusal import Refusal
 
 _CPU = torch.device("cpu")
 _AUTOCASTS = ("cpu", "cuda", "mps", "xpu")
+_SETTINGS: list[Callable[[], object]] = [
+    torch.get_num_threads,
+    *(getattr(torch._C, name)
+    for name in (
+        "_get_deterministic_algorithms", "_get_float32_matmul_precision", "_get_cublas_allow_tf32",
+        "_get_cudnn_allow_tf32", "_get_cudnn_enabled", "_get_mkldnn_enabled", "_get_flash_sdp_enabled",
+        "_get_mem_efficient_sdp_enabled", "_get_math_sdp_enabled", "_get_cudnn_sdp_enabled",
+    )
+    if hasattr(torch._C, name)),
+]  # fmt: skip
 _function_modes = torch._C._len_torch_function_stack  # found once: it is asked in every call
 _known: dict[torch.device, torch.device] = {}  # a snapshot compares by identity
 
@@ -67,14 +78,13 @@ def state() -> dict[str, Any]:
         "autocast": _autocast(),
         "the default dtype": torch.get_default_dtype(),
         "the default device": default_device(),
+        "a setting of torch's": [setting() for setting in _SETTINGS],
     }
 
 
-def _autocast() -> list[tuple[str, torch.dtype]]:
-    """Kinds of devices under autocast, and the dtype that it casts to."""
-    if not torch._C._is_any_autocast_enabled():
-        return []
-    return [(kind, torch.get_autocast_dtype(kind)) for kind in _AUTOCASTS if torch.is_autocast_enabled(kind)]
+def _autocast() -> list[tuple[bool, torch.dtype]]:
+    """Whether each kind of device is under autocast, and the dtype that this casts to."""
+    return [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _AUTOCASTS]
 
 
 def switched(before: dict[str, Any]) -> str:

@@ -81,10 +81,10 @@ class OperatorTracer(TorchDispatchMode):
 
     def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
         if self.state.paused:
-            if func._schema.is_mutable and (self.calls.in_native or self.reads.looked_up):
+            if func._schema.is_mutable and (self.state.effects.in_native or self.reads.looked_up):
                 self._note_native_writes(func, args, kwargs)  # a step may write to what it was given
             result = func(*args, **kwargs)  # the shadow's own calls, symbols and all
-            if self.calls.in_native:
+            if self.state.effects.in_native:
                 self.state.effects.after_natively(args, kwargs, result)
             return result
         real_args, real_kwargs = mapped(hint, (args, kwargs))
@@ -260,7 +260,7 @@ class OperatorTracer(TorchDispatchMode):
                 continue
             self.reads.before_native_write(tensor)
             self._keep_constant(tensor)
-            if self.calls.in_native and not self.state.effects.knows(tensor):
+            if self.state.effects.in_native and not self.state.effects.knows(tensor):
                 self.reads.unknown_writes.append(len(self.state.nodes))
             key = storage_key(tensor)
             self.calls.written.add(key)

@@ -12,7 +12,7 @@ import fuzz_steps as steps
 import fuzz_templates as templates
 import torch
 from fuzz_numerics import Unspecified, Watch
-from fuzz_program import Group, Program, Sizes, Step, Tensor, laid_out
+from fuzz_program import Blocks, Group, Program, Sizes, Step, Tensor, laid_out
 from hypothesis import strategies as st
 
 from fusion.patterns.ops import Kind
@@ -239,7 +239,7 @@ class Builder:
         )  # fmt: skip
         if self.maybe(40) and len(self.steps) > 1:
             plain = self._in_blocks(plain)
-        return replace(plain, events=self._events(plain.blocks)) if self.around else plain
+        return replace(plain, events=self._events(plain.blocks.count)) if self.around else plain
 
     def _events(self, blocks: int) -> tuple[tuple[int, str], ...]:
         options = around.EVENTS + around.BLOCK_EVENTS if blocks else around.EVENTS
@@ -255,9 +255,8 @@ class Builder:
         read = [name for s in inside for name in s.reads if name not in made]
         pairs = [(new, old) for new in made for old in read if self._alike(new, old)]
         carry = self.pick(pairs) if pairs and self.maybe(70) else None
-        within = self.pick(around.WITHIN) if self.maybe(25) else ""
-        blocks, apart = self.pick((2, 2, 1, 3)), self.maybe(50)
-        return replace(program, steps=steps, blocks=blocks, apart=apart, carry=carry, within=within)
+        within = self.pick(("", "", "", *around.WITHIN)) if self.maybe(50) else None
+        return replace(program, steps=steps, blocks=Blocks(self.pick((2, 2, 1, 3)), carry, within))
 
     def _alike(self, left: str, right: str) -> bool:
         return self.tensor(left).dtype is self.tensor(right).dtype and self.shapes(left) == self.shapes(right)

@@ -138,6 +138,22 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """Modules in a row that a forward calls.
+
+    Attributes:
+        count: how many; with 0 their steps stand in the forward.
+        carry: a value that the next block reads in place of another, and that other.
+        within: where blocks have parts, and so are scopes of their own, the context in which the forward calls them, as
+            an expression, or ""; None where they have none.
+    """
+
+    count: int = 0
+    carry: tuple[str, str] | None = None
+    within: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """A forward, what it is called on, and at which sizes.
 
@@ -150,10 +166,7 @@ class Program:
         min_nodes: the config's.
         cache: whether the forward takes a `Store` whose `update` is an island.
         number: whether the forward takes an integer `n0`, which is 3 in all calls but one.
-        blocks: how many modules in a row run the steps that are `inside`; 0 leaves those in the forward.
-        within: the context in which the forward calls them, as torch expression; or "".
-        apart: whether blocks have parts, and so are scopes of their own.
-        carry: a value that the next block reads in place of another, and that other.
+        blocks: what runs the steps that are `inside`.
         around: whether the steps find what `fuzz_around.SOURCE` defines.
         events: statements about `module` that a caller runs between calls, each with the number of the call after it.
         hostile: whether state and dict keys have the names of `fuzz_around.hostile`.
@@ -168,10 +181,7 @@ class Program:
     min_nodes: int = 1
     cache: bool = False
     number: bool = False
-    blocks: int = 0
-    within: str = ""
-    apart: bool = False
-    carry: tuple[str, str] | None = None
+    blocks: Blocks = Blocks()
     around: bool = False
     events: tuple[tuple[int, str], ...] = ()
     hostile: bool = False
@@ -185,11 +195,11 @@ class Program:
         extra = [name for name, there in (("cache", self.cache), ("n0", self.number)) if there]
         forward = [line for g in self.groups for line in g.unpacked(self._key)]
         forward += [f"{s.name} = getattr(self, {self._key(s.name)!r})" for s in self.state]
-        inside = [k for k, step in enumerate(self.steps) if step.inside] if self.blocks else []
+        inside = [k for k, step in enumerate(self.steps) if step.inside] if self.blocks.count else []
         block, between = self._block(extra) if inside else ([], [])
         forward += [step.text for step in self.steps[: inside[0] if inside else None]] + between
         forward += [step.text for step in self.steps[inside[-1] + 1 :]] if inside else []
-        held = [f"self.blocks = torch.nn.ModuleList(Block() for _ in range({self.blocks}))"] if inside else []
+        held = [f"self.blocks = torch.nn.ModuleList(Block() for _ in range({self.blocks.count}))"] if inside else []
         for k, s in enumerate(self.state):
             made = s.text(str(1000 + k))
             if s.name.startswith("p"):
@@ -236,7 +246,7 @@ class Program:
         parts = ["    def __init__(self):", "        super().__init__()", "        self.part = torch.nn.Identity()", ""]
         source = [
             f"class Block({self._base}):",
-            *(parts if self.apart else []),
+            *([] if self.blocks.within is None else parts),
             f"    def forward({', '.join(['self', *given])}):",
             *(f"        {step.text}" for step in steps),
             f"        return {', '.join(made) or None}",
@@ -245,8 +255,8 @@ class Program:
             *(fuzz_around.OTHER.format("Block").splitlines() if self.around else []),
         ]
         call = f"    {', '.join(made)}{' = ' if made else ''}block({', '.join(given)})"
-        calls = [f"    with {self.within}:", f"    {call}"] if self.within else [call]
-        carried = [f"    {self.carry[1]} = {self.carry[0]}"] if self.carry else []
+        calls = [f"    with {self.blocks.within}:", f"    {call}"] if self.blocks.within else [call]
+        carried = [f"    {self.blocks.carry[1]} = {self.blocks.carry[0]}"] if self.blocks.carry else []
         return source, ["for block in self.blocks:", *calls, *carried]
 
     @property

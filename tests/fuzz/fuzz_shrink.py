@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from fuzz_program import Group, Program
+from fuzz_program import Blocks, Group, Program
 
 MOST_SECONDS = 120.0  # what takes longer to shrink is reported as small as it got by then
 _NAME = re.compile(r"\b[vxbp]\d+\b")
@@ -43,12 +43,13 @@ def _smaller(program: Program) -> Iterator[Program]:
     for k in reversed(range(len(program.steps))):
         yield replace(program, steps=program.steps[:k])
         yield replace(program, steps=program.steps[:k] + program.steps[k + 1 :])
-    if program.blocks:
-        yield replace(program, blocks=0, carry=None)
-        yield replace(program, blocks=program.blocks - 1)
-        yield replace(program, within="")
-        yield replace(program, apart=False)
-        yield replace(program, carry=None)
+    if program.blocks.count:
+        yield replace(program, blocks=Blocks())
+        yield replace(program, blocks=replace(program.blocks, count=program.blocks.count - 1))
+        yield replace(program, blocks=replace(program.blocks, carry=None))
+        if program.blocks.within:
+            yield replace(program, blocks=replace(program.blocks, within=""))
+        yield replace(program, blocks=replace(program.blocks, within=None))
     names = dict.fromkeys(_NAME.findall(program.result))
     if program.result not in names:
         yield from (replace(program, result=name) for name in names)

@@ -13,6 +13,7 @@ from fusion.capture.python.container_proxy import is_plain
 from fusion.capture.python.interception import refresh, unwrap_proxies, wrap_proxy
 from fusion.capture.python.opaque_calls import as_tuples
 from fusion.capture.python.registry import NativeFunction, OpaqueMethod
+from fusion.capture.python.state_at_calls import StateAtCalls
 from fusion.capture.trace_matcher import TraceMatcher
 from fusion.patterns.leaves import Attribute, Expect, Ref, map_leaves
 from fusion.patterns.python_nodes import Item, Method, ObjectRead, OpaqueCall
@@ -27,13 +28,13 @@ class CallMatcher:
         objects: argument objects by id: how the recording names them.
 
     Attributes:
-        torch_state: as the run begins.
+        begun: the state as the run begins.
     """
 
     def __init__(self, matcher: TraceMatcher, objects: Mapping[int, Any]) -> None:
         self._matcher = matcher
         self._objects = dict(objects)
-        self.torch_state: dict[str, Any] = {}
+        self.begun = StateAtCalls()
 
     # ---- calls
 
@@ -44,7 +45,7 @@ class CallMatcher:
         args, kwargs = unwrap_proxies((args, kwargs))
         if not self._matcher.following:
             return original(receiver, *args, **kwargs)
-        if switched := torch_modes.switched(self.torch_state):
+        if switched := self.begun.switched():
             self._matcher.diverged = f"switches {switched} around a call"
             return original(receiver, *args, **kwargs)
         result = self._matcher.quiet(lambda: original(receiver, *args, **kwargs))

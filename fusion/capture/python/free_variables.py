@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import dis
 import functools
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import torch
 
 from fusion.capture.python.argument_tree import modules_of
-from fusion.capture.python.reachable_state import PLAIN, ReachableState, is_of_library
+from fusion.capture.python.reachable_state import PLAIN, ReachableState, describes, is_library, is_of_library
+from fusion.runtime.native import ABSENT
 
 _DEEPEST = 4  # functions that call functions
 _MOST_OBJECTS = 10_000
@@ -50,10 +53,24 @@ class _Names:
             self.visit(value, depth + 1)
         elif isinstance(value, torch.nn.Module):
             self.modules[name] = value
-        elif not isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, *PLAIN)):
+        elif isinstance(value, type):
+            self._data_of(value)
+        elif isinstance(value, contextvars.ContextVar):
+            self.entries.append(("call", _asking(value), value.get(ABSENT)))
+        elif not isinstance(value, (types.ModuleType, types.BuiltinFunctionType, *PLAIN)):
             self.outside.__dict__[name] = value
             for method in _methods(value):
                 self.visit(method, depth + 1)
+
+    def _data_of(self, kind: type) -> None:
+        """Notes the data that a class of the user's holds."""
+        for base in () if id(kind) in self._seen else kind.__mro__:
+            if not is_of_library(base):
+                for name, held in list(vars(base).items()):
+                    if not name.startswith("__") and not describes(held):
+                        self.entries.append(("attribute", base, name, held))
+                        self.outside.__dict__[f"{base.__qualname__}.{name}"] = held
+        self._seen.add(id(kind))
 
     def visit(self, called: types.FunctionType, depth: int) -> None:
         """Notes the code of a function, and every name that it uses."""
@@ -67,6 +84,8 @@ class _Names:
                 value = called.__globals__[name]
                 self.entries.append(("item", called.__globals__, name, value))
                 self.found(name, value, depth)
+        for module in _modules(called):
+            self._attributes_of(module, called, depth)
         for name, cell in zip(called.__code__.co_freevars, called.__closure__ or (), strict=True):
             try:
                 value = cell.cell_contents
@@ -79,6 +98,18 @@ class _Names:
             self.entries.append(("attribute", called, name, value))
             if value:
                 self.outside.__dict__[f"{len(self._seen)}{name}"] = value
+
+    def _attributes_of(self, module: types.ModuleType, called: types.FunctionType, depth: int) -> None:
+        """Notes what code may read off a module of the user's: what has one of the names that the code uses."""
+        held = vars(module)
+        for name in dict.fromkeys(_all_names(called.__code__)):
+            if name in held:
+                value = held[name]
+                self.entries.append(("item", held, name, value))
+                if isinstance(value, types.ModuleType) and not is_library(value.__name__):
+                    self._attributes_of(value, called, depth)
+                else:
+                    self.found(f"{module.__name__}.{name}", value, depth)
 
     def _attributes(self, called: types.FunctionType) -> None:
         own = called.__dict__
@@ -174,6 +205,29 @@ def _methods(value: Any) -> Iterator[types.FunctionType]:
             for base in type(held).__mro__:
                 if not is_of_library(base):
                     yield from (f for f in vars(base).values() if isinstance(f, types.FunctionType))
+
+
+@functools.cache
+def _asking(variable: contextvars.ContextVar[Any]) -> Callable[[], Any]:
+    """Asks for a variable's value; the same function each time."""
+    return functools.partial(variable.get, ABSENT)
+
+
+def _modules(called: types.FunctionType) -> Iterator[types.ModuleType]:
+    """Modules of the user's that a function names, as a global name or in an import of its own."""
+    named = [called.__globals__.get(name) for name in _all_names(called.__code__)]
+    imported = [sys.modules.get(i.argval) for i in dis.get_instructions(called.__code__) if i.opname == "IMPORT_NAME"]
+    for module in {id(m): m for m in (*named, *imported) if isinstance(m, types.ModuleType)}.values():
+        if not is_library(module.__name__):
+            yield module
+
+
+def _all_names(code: types.CodeType) -> Iterator[str]:
+    """Names that code, and the functions defined inside it, use for anything but local variables."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _all_names(constant)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -18,6 +18,7 @@ from fusion.capture.python.interception import function_call, unwrap_proxies
 from fusion.capture.python.object_reads import ObjectReads, describe_call
 from fusion.capture.python.reachable_state import is_library
 from fusion.capture.python.registry import NativeFunction, OpaqueMethod, has_opaque_methods
+from fusion.capture.python.state_at_calls import StateAtCalls
 from fusion.capture.released_memory import ALONE, references
 from fusion.capture.symbolic_shapes import is_symbolic, real_nest
 from fusion.capture.trace_state import TraceState
@@ -44,10 +45,9 @@ class OpaqueCalls:
     Attributes:
         functions: modules that an installed library calls as it calls its functions, and the scope does not hold.
         in_step: whether a step is running, which may write to what it was given.
-        in_native: whether a native call of any kind is running.
         lent: the memory of the tensors that the last such call was given.
         written: the memory that it wrote to.
-        torch_state: as the run begins; plans make such calls with torch in that state.
+        begun: the state as the run begins: plans make such calls in it.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class OpaqueCalls:
         self.operands = operands
         self.reads = reads
         self.functions: list[torch.nn.Module] = []
-        self.in_step = self.in_native = False
-        self.torch_state: dict[str, Any] = {}
+        self.in_step = False
+        self.begun = StateAtCalls()
         self.lent: set[int] = set()
         self.written: set[int] = set()
         self._watched = None if watched is None else {id(module): module for module in watched}
@@ -163,12 +163,7 @@ class OpaqueCalls:
             self.functions.append(module)
         path = self.operands.steps.get(id(module))
         if path is not None:
-            held = self.operands.hold("module", path, module)
-            self.in_step = True
-            try:
-                return self._native(held, lambda a, k: original(module, *a, **k), args, kwargs, True, ())
-            finally:
-                self.in_step = False
+            return self._step(original, module, path, args, kwargs)
         self.state.notice_fixed_size()
         if not self.state.recording:
             return original(module, *args, **kwargs)
@@ -179,6 +174,18 @@ class OpaqueCalls:
             self.state.notice_fixed_size()
             if self.state.recording:
                 self.state.module = outer
+
+    def _step(self, original: Callable[..., Any], module: torch.nn.Module, path: str, args: Any, kwargs: Any) -> Any:
+        held = self.operands.hold("module", path, module)
+        if change := self.state.quiet(self.begun.change):
+            self.state.refuse("python_state", f"the forward {change} before it calls the block {path!r}", None, _GIVEN)
+        self.in_step = True
+        try:
+            return self._native(held, lambda a, k: original(module, *a, **k), args, kwargs, True, ())
+        finally:
+            self.in_step = False
+            if not change:
+                self.state.quiet(self.begun.after_step)
 
     def _native(
         self,
@@ -230,7 +237,7 @@ class OpaqueCalls:
 
     def _is_switched(self, told: str) -> bool:
         """Whether torch computes otherwise now than as the run began and in plans; refuses the run then."""
-        switched = torch_modes.switched(self.torch_state)
+        switched = self.begun.switched()
         if switched:
             self.state.refuse("active_mode", f"the forward switches {switched} around {told}", None, AROUND)
         return bool(switched)
@@ -266,13 +273,13 @@ class OpaqueCalls:
 
     def _natively(self, call: Callable[[], Any], given: Any) -> Any:
         """Makes a native call: what torch is asked to do inside is watched for what it writes to, and not recorded."""
-        outer, self.in_native = self.in_native, True
+        outer, self.state.effects.in_native = self.state.effects.in_native, True
         self.lent = self.state.quiet(lambda: {storage_key(t) for t in pytree.tree_leaves(given) if has_memory(t)})
         self.written.clear()
         try:
             return self.state.quiet(call)
         finally:
-            self.in_native = outer
+            self.state.effects.in_native = outer
 
     def _entry(self, entry: Any, args: Any, kwargs: Any) -> Any:
         """The log's entry for the native call that was just made with these arguments, and what it wrote to them."""
@@ -322,6 +329,7 @@ class OpaqueCalls:
             self.state.refuse("python_state", f"{told} changes a list or dict it is given")
 
 
+_GIVEN = "pass what the block reads as an argument of its call"
 AROUND = "switch it around the call of the model instead"
 _UNPACKED = "pass what it reads of the container as arguments of their own"
 

@@ -114,6 +114,12 @@ def _identical(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
 class ReachableState:
     """Walks over everything that modules hold.
 
+    Args:
+        modules: where to begin.
+        objects: further objects.
+        steps: modules inside that are left out.
+        methods: whether the classes' methods count.
+
     Attributes:
         entries: as `runtime.snapshots.make_snapshot` takes them, for every attribute, item, member and closure found.
         modules: modules that were found in containers, objects and closures rather than as submodules.
@@ -127,7 +133,10 @@ class ReachableState:
         modules: Mapping[str, torch.nn.Module],
         objects: Sequence[Any] = (),
         steps: Iterable[torch.nn.Module] = (),
+        *,
+        methods: bool = True,
     ) -> None:
+        self._looks_at_methods = methods
         self.entries: list[Entry] = []
         self.modules: list[torch.nn.Module] = []
         self._steps = tuple(steps)
@@ -264,6 +273,8 @@ class ReachableState:
 
     def _methods(self, kind: type) -> None:
         """Methods, properties and the like of a class and its bases: which they are, and the code of the user's."""
+        if not self._looks_at_methods:
+            return
         if kind not in self._watched_classes and not _is_unpatched(kind):
             self.entries.append(("attribute", kind, "__mro__", kind.__mro__))  # its bases may be replaced
         for base in kind.__mro__:
@@ -273,7 +284,7 @@ class ReachableState:
             members = _own_dict(base)
             self.entries.append(("size", members, len(members)))
             for name, held in list(members.items()):
-                if not _describes(held) or name in _MADE_BY_PYTHON:
+                if not describes(held) or name in _MADE_BY_PYTHON:
                     continue
                 self.entries.append(("item", members, name, held))
                 function = getattr(held, "fget", None) or getattr(held, "__func__", held)
@@ -288,7 +299,7 @@ class ReachableState:
                 continue
             for name, held in list(vars(base).items()):
                 known = name in own or (base, name) in self._classes
-                if not (known or name.startswith("__") or _describes(held)):
+                if not (known or name.startswith("__") or describes(held)):
                     self._classes.add((base, name))
                     self.entries.append(("attribute", base, name, held))
                     found.append(held)
@@ -339,6 +350,6 @@ def _slots(kind: type) -> list[str]:
     ]
 
 
-def _describes(held: Any) -> bool:
+def describes(held: Any) -> bool:
     """Whether a class attribute is a method, a property or the like rather than data."""
     return callable(held) or hasattr(type(held), "__get__")

@@ -52,7 +52,7 @@ class PythonState:
             return "adds or removes attributes, items or closures"
         for was, is_now in zip(self._before, now, strict=True):
             if not alike(was, is_now):
-                return _in_words(was)
+                return in_words(was)
         return None
 
     def line(self) -> str:
@@ -129,7 +129,8 @@ class PythonState:
 _OF_CLASSES = ("__module__", "__qualname__")
 
 
-def _in_words(entry: Entry) -> str:
+def in_words(entry: Entry) -> str:
+    """What it means that an entry does not hold."""
     kind, _, *rest = entry
     if kind == "item":
         return f"changes {rest[0]!r}"

@@ -104,7 +104,7 @@ def unchanged(before: Sequence[Entry], after: Sequence[Entry]) -> bool:
 
 def alike(a: Entry, b: Entry) -> bool:
     """Whether two entries say the same; plain values are compared by value."""
-    if a[0] != b[0] or not (a[1] is b[1] or (isinstance(a[1], Members) and a[1] == b[1])) or a[2] != b[2]:
+    if a[0] != b[0] or not (a[1] is b[1] or (isinstance(a[1], Members) and a[1] == b[1])) or a[2:-1] != b[2:-1]:
         return False
     return a[-1] is b[-1] or (isinstance(a[-1], PLAIN) and _equal(a, b))
 
