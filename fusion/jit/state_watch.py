@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from fusion.capture.module_fingerprint import ModuleFingerprint, fingerprint
-from fusion.capture.python.reachable_state import Entry
+from fusion.capture.python.reachable_state import Entry, settled
 from fusion.capture.python.state_guards import unchanged, watched
 from fusion.refusal import Refusal, Refused
 from fusion.runtime.snapshots import make_snapshot
-
-_Seen = TypeVar("_Seen")
-_LOOKS = 8  # times that state is looked at before another thread's changes are too many
 
 Surroundings = Callable[[], tuple[dict[str, torch.nn.Module], list[Entry]]]
 
@@ -62,7 +59,7 @@ class StateWatch:
         try:
             self.entries = self._now()
             alone = list(self.modules) == [""] and not self._opaque
-            self.fingerprint = _settled(lambda: fingerprint(self.modules[""])) if alone else None
+            self.fingerprint = settled(lambda: fingerprint(self.modules[""])) if alone else None
             self.refusal = None
         except Refused as refused:
             refusal = refused.refusal
@@ -105,7 +102,7 @@ class StateWatch:
         return [] if self._surroundings is None else self._surroundings()[1]
 
     def _now(self) -> list[Entry]:
-        return _settled(self._look)
+        return settled(self._look)
 
     def _look(self) -> list[Entry]:
         entries: list[Entry] = []
@@ -117,19 +114,3 @@ class StateWatch:
 def _unwatched() -> bool:
     """Stands in for a snapshot until there is a plan to guard."""
     return False
-
-
-def _settled(look: Callable[[], _Seen]) -> _Seen:
-    """What is seen of state that other threads may change meanwhile.
-
-    Raises:
-        Refused: it changed each time it was looked at.
-    """
-    for _ in range(_LOOKS):
-        try:
-            return look()
-        except RuntimeError as error:
-            if "during iteration" not in str(error):  # what Python says of a container that changed meanwhile
-                raise
-    what = "another thread changes what the forward depends on while it is looked at"
-    raise Refused("python_state", what, remedy="call the model while no other thread changes it")

@@ -11,8 +11,8 @@ import os
 import random
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -37,6 +37,8 @@ _MADE_BY_PYTHON = ("__dict__", "__weakref__", "__annotate__", "__annotate_func__
 _MADE_BY_CODE = 1 << 9  # the flag of classes that may be changed (Py_TPFLAGS_HEAPTYPE)
 _DEEPEST = 6
 _MOST_STATE = 10_000
+_LOOKS = 8  # times that state is looked at before another thread's changes are too many
+_Seen = TypeVar("_Seen")
 _MOST_BYTES = 4096  # of an array of numbers that is compared in each call
 
 
@@ -353,3 +355,19 @@ def _slots(kind: type) -> list[str]:
 def describes(held: Any) -> bool:
     """Whether a class attribute is a method, a property or the like rather than data."""
     return callable(held) or hasattr(type(held), "__get__")
+
+
+def settled(look: Callable[[], _Seen]) -> _Seen:
+    """What is seen of state that other threads may change meanwhile.
+
+    Raises:
+        Refused: it changed each time it was looked at.
+    """
+    for _ in range(_LOOKS):
+        try:
+            return look()
+        except RuntimeError as error:
+            if "during iteration" not in str(error):  # what Python says of a container that changed meanwhile
+                raise
+    what = "another thread changes what the forward depends on while it is looked at"
+    raise Refused("python_state", what, remedy="call the model while no other thread changes it")

@@ -16,7 +16,7 @@ from torch.nn.modules import module as torch_module
 from fusion.capture import torch_modes
 from fusion.capture.hooks import HOOKS
 from fusion.capture.python.free_variables import Outside, of_module
-from fusion.capture.python.reachable_state import Entry, ReachableState
+from fusion.capture.python.reachable_state import Entry, ReachableState, settled
 from fusion.capture.python.state_changes import in_words
 from fusion.capture.python.state_guards import alike
 from fusion.refusal import Refused
@@ -40,12 +40,16 @@ class StateAtCalls:
 
     def change(self) -> str:
         """What a step may read that is not as it was, in words; "" where all is."""
-        return "" if self._steps is None else self._steps.change()
+        try:
+            return "" if self._steps is None else self._steps.change()
+        except Exception as error:  # of an object of the user's, say
+            return f"holds what cannot be looked into ({type(error).__name__})"
 
     def after_step(self) -> None:
         """To be called after a step: what it has changed is its own doing, and counts from here on."""
         if self._steps is not None and not self._steps.holds():
-            self._steps.take()
+            with contextlib.suppress(Exception):  # which the next look meets again
+                self._steps.take()
 
 
 class _StateAtSteps:
@@ -58,14 +62,14 @@ class _StateAtSteps:
 
     def take(self) -> None:
         """From here on, what is held now counts."""
-        self._entries = self._now()
+        self._entries = settled(self._now)
         self.holds = make_snapshot(self._entries)
 
     def change(self) -> str:
         """The first thing that is not as it was; "" where there is none, though its place in memory be another."""
         if self.holds():
             return ""
-        now = self._now()
+        now = settled(self._now)
         if len(now) != len(self._entries):
             return "adds or removes attributes, items or closures"
         return next((in_words(was) for was, new in zip(self._entries, now, strict=True) if not alike(was, new)), "")

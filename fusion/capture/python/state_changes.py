@@ -16,7 +16,7 @@ import torch
 from fusion.capture.python.argument_tree import flatten
 from fusion.capture.python.assignments import codes_of, line_that_sets
 from fusion.capture.python.container_proxy import put_back
-from fusion.capture.python.reachable_state import ENTRY_NAMES, INTERNAL, Entry, Members, ReachableState
+from fusion.capture.python.reachable_state import ENTRY_NAMES, INTERNAL, Entry, Members, ReachableState, settled
 from fusion.capture.python.state_guards import alike
 from fusion.capture.symbolic_shapes import hint, is_symbolic
 from fusion.refusal import Refused
@@ -114,11 +114,16 @@ class PythonState:
             if any(isinstance(name, str) and name in _OF_CLASSES for name in mapping):
                 continue  # a class's dict
             kept = INTERNAL.union(ENTRY_NAMES) if id(mapping) in attributes else frozenset()
-            for name in [name for name in mapping if name not in known and name not in kept]:
+            for name in [name for name in list(mapping) if name not in known and name not in kept]:
                 del mapping[name]
             mapping.update({name: value for name, value in known.items() if mapping.get(name) is not value})
 
     def _entries(self) -> list[Entry]:
+        with contextlib.suppress(Refused):  # another thread changes it all the time
+            return settled(self._look)
+        return []
+
+    def _look(self) -> list[Entry]:
         found: list[Entry] = []
         with contextlib.suppress(Refused):  # such state is refused before it is recorded
             found += [] if self._outside is None else self._outside()
@@ -170,12 +175,12 @@ def _settle_container(held: Any) -> None:
             if _has_symbol(value):
                 held[place] = _plain(value)
     elif type(held) is dict:
-        for key in [key for key in held if _has_symbol(key)]:
+        for key in [key for key in list(held) if _has_symbol(key)]:
             held[_plain(key)] = held.pop(key)
         for key, value in list(held.items()):
             if _has_symbol(value):
                 held[key] = _plain(value)
     elif type(held) is set:
-        for value in [value for value in held if _has_symbol(value)]:
+        for value in [value for value in list(held) if _has_symbol(value)]:
             held.remove(value)
             held.add(_plain(value))

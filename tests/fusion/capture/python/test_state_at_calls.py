@@ -15,6 +15,7 @@ from step_models import agree, rand
 from tiny import planned, scopes
 
 import fusion
+from fusion.capture.python import state_changes
 
 G: Any = None
 TABLE: dict[str, Any] = {"k": None}
@@ -239,3 +240,47 @@ def test_what_blocks_change_themselves_does_not_count(quick: fusion.FusionConfig
         agree(fused, eager, rand(rows))
     assert [layer.calls for layer in fused.layers] == [7, 7, 7]
     assert planned(fused)["Quiet"] > 0
+
+
+def test_another_thread_that_changes_a_dict_meanwhile_harms_no_call(quick: fusion.FusionConfig) -> None:
+    eager = Model("attribute", back=True).eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    done = threading.Event()
+
+    def changes() -> None:
+        while not done.is_set():
+            for k in range(200):
+                fused.shared.table[k] = k
+            for k in range(200):
+                del fused.shared.table[k]
+
+    thread = threading.Thread(target=changes)
+    thread.start()
+    try:
+        for rows in (4, 4, 4, 6, 6, 4, 5, 5, 7, 7):
+            agree(fused, eager, rand(rows))
+    finally:
+        done.set()
+        thread.join()
+
+
+def grow(held: Any, value: int) -> None:
+    if isinstance(held, dict):
+        held[value] = value
+    else:
+        (held.add if isinstance(held, set) else held.append)(value)
+
+
+@pytest.mark.parametrize("held", [{1: 2, 3: 4}, {1, 3}, [1, 3]], ids=["dict", "set", "list"])
+def test_a_container_that_grows_while_it_is_settled(held: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def as_another_thread_would(value: Any) -> bool:
+        asked.append(value)
+        if len(asked) < 5:
+            grow(held, 100 + len(asked))
+        return False
+
+    monkeypatch.setattr(state_changes, "_has_symbol", as_another_thread_would)
+    state_changes._settle_container(held)
+    assert len(asked) >= 2
