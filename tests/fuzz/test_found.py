@@ -15,7 +15,7 @@ import fusion
 from fusion import api
 from fusion.kernels.backends.cpp.toolchain import find_toolchain
 
-pytestmark = pytest.mark.skipif(find_toolchain() is None, reason="needs a C++ compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_toolchain() is None, reason="needs a C++ compiler")]
 
 SIZES = tuple((("B", b), ("N", n)) for b, n in ((2, 5), (3, 7), (2, 12)))
 

@@ -19,6 +19,7 @@ from fusion.choices import proof
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.verify import accept, accept_parts
 
+pytestmark = pytest.mark.slow
 QUICK = {"profile": False, "min_nodes": 1, "min_tensor_elements": 0, "enable_cache": False}
 
 

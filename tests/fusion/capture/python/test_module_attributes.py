@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import types
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
+import user_settings
 from step_models import rand
 
 import fusion
@@ -21,26 +19,22 @@ class Constants:
     table: ClassVar[dict[str, float]] = {"k": 1.0}
 
 
-settings: Any = types.ModuleType("fusion_test_settings")
-
-
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(Constants, "scale", 2.0)
-    monkeypatch.setitem(Constants.table, "k", 1.0)
-    settings.SCALE, settings.TABLE = 2.0, {"k": 1.0}
-    settings.sub = types.ModuleType("fusion_test_settings.sub")
-    settings.sub.SCALE = 1.0
-    settings.helper = lambda x: x * 2
-    monkeypatch.setitem(sys.modules, "fusion_test_settings", settings)
-    yield
+def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test changes is put back after it."""
+    monkeypatch.setattr(Constants, "scale", Constants.scale)
+    monkeypatch.setitem(Constants.table, "k", Constants.table["k"])
+    monkeypatch.setitem(user_settings.TABLE, "k", user_settings.TABLE["k"])
+    monkeypatch.setattr(user_settings.sub, "SCALE", user_settings.sub.SCALE)
+    for name in ("SCALE", "helper"):
+        monkeypatch.setattr(user_settings, name, getattr(user_settings, name))
 
 
 def forward(x: torch.Tensor) -> torch.Tensor:
-    from fusion_test_settings import SCALE  # type: ignore[import-not-found]
+    from user_settings import SCALE
 
-    y = torch.tanh(x) * settings.SCALE + settings.sub.SCALE + settings.TABLE["k"]
-    return settings.helper(y) * SCALE * Constants.scale + Constants.table["k"]
+    y = torch.tanh(x) * user_settings.SCALE + user_settings.sub.SCALE + user_settings.TABLE["k"]
+    return user_settings.helper(y) * SCALE * Constants.scale + Constants.table["k"]
 
 
 class Module(torch.nn.Module):
@@ -51,10 +45,10 @@ class Module(torch.nn.Module):
 
 
 CHANGES = {
-    "a number": lambda: setattr(settings, "SCALE", 5.0),
-    "of a module in a module": lambda: setattr(settings.sub, "SCALE", 7.0),
-    "an item": lambda: settings.TABLE.update(k=3.0),
-    "a function": lambda: setattr(settings, "helper", lambda x: x * 3),
+    "a number": lambda: setattr(user_settings, "SCALE", 5.0),
+    "of a module in a module": lambda: setattr(user_settings.sub, "SCALE", 7.0),
+    "an item": lambda: user_settings.TABLE.update(k=3.0),
+    "a function": lambda: setattr(user_settings, "helper", lambda x: x * 3),
     "of a class": lambda: setattr(Constants, "scale", 9.0),
     "an item of a class": lambda: Constants.table.update(k=4.0),
 }
@@ -67,6 +61,7 @@ def test_a_change_between_calls_is_seen(quick: fusion.FusionConfig, change: str,
     with torch.no_grad():
         for rows in (4, 4, 6, 6):
             torch.testing.assert_close(fused(rand(rows)), forward(rand(rows)), rtol=1e-5, atol=1e-5)
+        assert fusion.report(fused).scopes[0].fused_calls > 0
         CHANGES[change]()
         for rows in (4, 6, 4, 4):
             torch.testing.assert_close(fused(rand(rows)), forward(rand(rows)), rtol=1e-5, atol=1e-5)
