@@ -109,7 +109,7 @@ def aside() -> Iterator[None]:
 
 @contextlib.contextmanager
 def meanwhile(work: Callable[[], None]) -> Iterator[None]:
-    """Inside the block, the first `run` of this thread does `work`, too, after it has started its programs."""
+    """Inside the block, the first `run` in this context does `work`, too, after it has started its programs."""
     token = _meanwhile.set([work])
     try:
         yield

@@ -16,6 +16,7 @@ from fusion.refusal import Refusal
 
 _CPU = torch.device("cpu")
 _AUTOCASTS = ("cpu", "cuda", "mps", "xpu")
+_TELLING = ("torch.testing", "torch.utils.flop_counter", "torch.utils._debug_mode", "torch.utils.module_tracker")
 _SETTINGS: list[Callable[[], object]] = [
     torch.get_num_threads,
     *(getattr(torch._C, name)
@@ -78,8 +79,16 @@ def state() -> dict[str, Any]:
         "autocast": _autocast(),
         "the default dtype": torch.get_default_dtype(),
         "the default device": default_device(),
-        "a setting of torch's": [setting() for setting in _SETTINGS],
+        "a setting of torch's": [_told(setting) for setting in _SETTINGS],
     }
+
+
+def _told(setting: Callable[[], object]) -> object:
+    """A setting's value; torch does not tell some where they are set by another of its interfaces."""
+    try:
+        return setting()
+    except RuntimeError as error:
+        return str(error)
 
 
 def _autocast() -> list[tuple[bool, torch.dtype]]:
@@ -94,5 +103,6 @@ def switched(before: dict[str, Any]) -> str:
 
 
 def is_known(mode: object) -> bool:
-    """Whether a mode is torch's or ours, and so does nothing that a plan would leave out."""
-    return type(mode).__module__.partition(".")[0] in ("torch", "fusion")
+    """Whether a mode does nothing that a plan would leave out: torch's and ours, but for those that count or print."""
+    module = type(mode).__module__
+    return module.partition(".")[0] in ("torch", "fusion") and not module.startswith(_TELLING)

@@ -297,7 +297,8 @@ class Backends:
         start = time.perf_counter()
         try:
             new = any(job.key in self._builds for job in jobs) or backend.is_new(pairs, self.store)
-            tried = [(graphs[job.digest], job.nest) for job in jobs] if self.config.verify and new else []
+            some = [job for job in jobs if new and (job.key in self._builds or _is_new(backend, job, self.store))]
+            tried = [(graphs[job.digest], job.nest) for job in some] if self.config.verify else []
             with self.trials.ahead(backend.name, tried):
                 compiled = backend.compile(pairs, self.store)
         except Exception as error:

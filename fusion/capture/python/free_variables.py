@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dis
 import functools
+import importlib.util
+import inspect
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,24 +57,10 @@ class _Names:
             self.visit(value, depth + 1)
         elif isinstance(value, torch.nn.Module):
             self.modules[name] = value
-        elif isinstance(value, type):
-            self._data_of(value)
-        elif isinstance(value, contextvars.ContextVar):
-            self.entries.append(("call", _asking(value), value.get(ABSENT)))
-        elif not isinstance(value, (types.ModuleType, types.BuiltinFunctionType, *PLAIN)):
+        elif not isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, *PLAIN)):
             self.outside.__dict__[name] = value
             for method in _methods(value):
                 self.visit(method, depth + 1)
-
-    def _data_of(self, kind: type) -> None:
-        """Notes the data that a class of the user's holds."""
-        for base in () if id(kind) in self._seen else kind.__mro__:
-            if not is_of_library(base):
-                for name, held in list(vars(base).items()):
-                    if not name.startswith("__") and not describes(held):
-                        self.entries.append(("attribute", base, name, held))
-                        self.outside.__dict__[f"{base.__qualname__}.{name}"] = held
-        self._seen.add(id(kind))
 
     def visit(self, called: types.FunctionType, depth: int) -> None:
         """Notes the code of a function, and every name that it uses."""
@@ -83,9 +73,11 @@ class _Names:
             if name in called.__globals__:
                 value = called.__globals__[name]
                 self.entries.append(("item", called.__globals__, name, value))
-                self.found(name, value, depth)
-        for module in _modules(called):
-            self._attributes_of(module, called, depth)
+                self.found(self._free(name, value), value, depth)
+                if isinstance(value, contextvars.ContextVar) and not is_library(called.__module__ or ""):
+                    self._value_of(name, value, depth)
+        for root, attributes in _chains(called.__code__):
+            self._follow(root.found_by(called), attributes, depth)
         for name, cell in zip(called.__code__.co_freevars, called.__closure__ or (), strict=True):
             try:
                 value = cell.cell_contents
@@ -99,17 +91,33 @@ class _Names:
             if value:
                 self.outside.__dict__[f"{len(self._seen)}{name}"] = value
 
-    def _attributes_of(self, module: types.ModuleType, called: types.FunctionType, depth: int) -> None:
-        """Notes what code may read off a module of the user's: what has one of the names that the code uses."""
-        held = vars(module)
-        for name in dict.fromkeys(_all_names(called.__code__)):
-            if name in held:
-                value = held[name]
-                self.entries.append(("item", held, name, value))
-                if isinstance(value, types.ModuleType) and not is_library(value.__name__):
-                    self._attributes_of(value, called, depth)
-                else:
-                    self.found(f"{module.__name__}.{name}", value, depth)
+    def _value_of(self, name: str, variable: contextvars.ContextVar[Any], depth: int) -> None:
+        held = variable.get(ABSENT)
+        self.entries.append(("call", _asking(variable), held))
+        if held is not ABSENT:
+            self.found(self._free(f"{name}()", held), held, depth)
+
+    def _follow(self, value: Any, attributes: Sequence[str], depth: int) -> None:
+        """Notes what code reads off a module or a class of the user's, attribute by attribute."""
+        for name in attributes:
+            if isinstance(value, types.ModuleType) and not is_library(value.__name__) and name in vars(value):
+                held = vars(value)[name]
+                self.entries.append(("item", vars(value), name, held))
+            elif isinstance(value, type) and not is_of_library(value):
+                held = inspect.getattr_static(value, name, ABSENT)
+                if held is ABSENT or describes(held):
+                    return
+                self.entries.append(("attribute", value, name, held))
+            else:
+                return
+            self.found(self._free(f"{value.__name__}.{name}", held), held, depth)
+            value = held
+
+    def _free(self, name: str, value: Any) -> str:
+        """A name that nothing else has in `outside`: two classes may have one name."""
+        while self.outside.__dict__.get(name, value) is not value or self.modules.get(name, value) is not value:
+            name += "'"
+        return name
 
     def _attributes(self, called: types.FunctionType) -> None:
         own = called.__dict__
@@ -207,27 +215,83 @@ def _methods(value: Any) -> Iterator[types.FunctionType]:
                     yield from (f for f in vars(base).values() if isinstance(f, types.FunctionType))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _asking(variable: contextvars.ContextVar[Any]) -> Callable[[], Any]:
     """Asks for a variable's value; the same function each time."""
     return functools.partial(variable.get, ABSENT)
 
 
-def _modules(called: types.FunctionType) -> Iterator[types.ModuleType]:
-    """Modules of the user's that a function names, as a global name or in an import of its own."""
-    named = [called.__globals__.get(name) for name in _all_names(called.__code__)]
-    imported = [sys.modules.get(i.argval) for i in dis.get_instructions(called.__code__) if i.opname == "IMPORT_NAME"]
-    for module in {id(m): m for m in (*named, *imported) if isinstance(m, types.ModuleType)}.values():
-        if not is_library(module.__name__):
-            yield module
+@dataclass(frozen=True, slots=True)
+class _Root:
+    """Where code begins to read: a global name, a variable of a function around it, or a module that it imports.
+
+    Attributes:
+        kind: "global", "free" or "import".
+        name: the name.
+        level: of an import, how many packages up it begins; 0 for an absolute one.
+        whole: whether an import binds the first package of a dotted name.
+    """
+
+    kind: str
+    name: str
+    level: int = 0
+    whole: bool = False
+
+    def found_by(self, called: types.FunctionType) -> Any:
+        """What it stands for, or None."""
+        if self.kind == "global":
+            return called.__globals__.get(self.name)
+        if self.kind == "free":
+            cells = dict(zip(called.__code__.co_freevars, called.__closure__ or (), strict=True))
+            with contextlib.suppress(KeyError, ValueError):  # another function's variable; not assigned yet
+                return cells[self.name].cell_contents
+            return None
+        name = self.name
+        if self.level:
+            try:
+                name = importlib.util.resolve_name("." * self.level + name, called.__globals__.get("__package__"))
+            except ImportError:
+                return None
+        return sys.modules.get(name.partition(".")[0] if self.whole else name)
 
 
-def _all_names(code: types.CodeType) -> Iterator[str]:
-    """Names that code, and the functions defined inside it, use for anything but local variables."""
-    yield from code.co_names
+_STAYS = ("COPY", "SWAP", "PUSH_NULL", "PRECALL", "CACHE", "EXTENDED_ARG", "DUP_TOP")  # that leave the object on top
+_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR")
+
+
+@functools.lru_cache(maxsize=4096)
+def _chains(code: types.CodeType) -> tuple[tuple[_Root, tuple[str, ...]], ...]:
+    """What code, and the functions defined inside it, reads or sets attribute by attribute, and where that begins."""
+    found: dict[tuple[_Root, tuple[str, ...]], None] = {}
+    imported: dict[str, _Root] = {}  # by local variable
+    root: _Root | None = None
+    attributes: tuple[str, ...] = ()
+    constants: list[Any] = [0, None]
+    for step in dis.get_instructions(code):
+        operation, name = step.opname, step.argval
+        if operation in ("LOAD_CONST", "LOAD_SMALL_INT"):
+            constants = [constants[-1], name]
+        if operation in ("LOAD_GLOBAL", "LOAD_NAME"):
+            root, attributes = _Root("global", name), ()
+        elif operation in ("LOAD_DEREF", "LOAD_FAST", "LOAD_FAST_CHECK"):
+            outer = _Root("free", name) if operation == "LOAD_DEREF" else None
+            root, attributes = imported.get(name, outer), ()
+        elif operation == "IMPORT_NAME":
+            root, attributes = _Root("import", name, constants[0] or 0, not constants[1]), ()
+        elif operation in ("STORE_FAST", "STORE_DEREF") and root is not None and root.kind == "import":
+            if root.whole:
+                imported[name] = root
+        elif operation == "IMPORT_FROM" and root is not None:
+            found[root, (name,)] = None
+        elif operation in _ATTRIBUTE and root is not None:
+            attributes = (*attributes, name)
+            found[root, attributes] = None
+        elif operation not in _STAYS:
+            root = None
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _all_names(constant)
+            found |= dict.fromkeys(_chains(constant))
+    return tuple(found)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

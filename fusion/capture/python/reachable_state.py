@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import collections
+import contextlib
 import functools
 import gc
 import logging
@@ -120,7 +121,7 @@ class ReachableState:
         modules: where to begin.
         objects: further objects.
         steps: modules inside that are left out.
-        methods: whether the classes' methods count.
+        partly: whether methods of classes are left out, and what cannot be watched, too, rather than refused.
 
     Attributes:
         entries: as `runtime.snapshots.make_snapshot` takes them, for every attribute, item, member and closure found.
@@ -136,9 +137,10 @@ class ReachableState:
         objects: Sequence[Any] = (),
         steps: Iterable[torch.nn.Module] = (),
         *,
-        methods: bool = True,
+        partly: bool = False,
     ) -> None:
-        self._looks_at_methods = methods
+        self._partly = partly
+        self._left_out: tuple[type[Exception], ...] = (Refused,) if partly else ()
         self.entries: list[Entry] = []
         self.modules: list[torch.nn.Module] = []
         self._steps = tuple(steps)
@@ -149,11 +151,13 @@ class ReachableState:
         tree = [child for module in modules.values() for _, child in modules_of(module, self._steps)]
         self._seen.update(map(id, tree))
         for child in tree:
-            self._module(child)
+            with contextlib.suppress(*self._left_out):
+                self._module(child)
         for held in objects:
             self.visit(held, 0)
         for found in self.modules:  # grows on the way
-            self._found(found)
+            with contextlib.suppress(*self._left_out):
+                self._found(found)
 
     # ---- modules
 
@@ -167,7 +171,8 @@ class ReachableState:
                 self.entries += [("item", value, k, v) for k, v in value.items()]
             elif name not in INTERNAL and not (id(child) in self._roots and name in ENTRY_NAMES):
                 self.entries.append(("item", own, name, value))
-                self.visit(value, 0)
+                with contextlib.suppress(*self._left_out):
+                    self.visit(value, 0)
         for item in self._class_state(type(child), torch.nn.Module, own):
             self.visit(item, 0)
 
@@ -275,7 +280,7 @@ class ReachableState:
 
     def _methods(self, kind: type) -> None:
         """Methods, properties and the like of a class and its bases: which they are, and the code of the user's."""
-        if not self._looks_at_methods:
+        if self._partly:
             return
         if kind not in self._watched_classes and not _is_unpatched(kind):
             self.entries.append(("attribute", kind, "__mro__", kind.__mro__))  # its bases may be replaced

@@ -1,7 +1,8 @@
-"""The state that native calls may read: a plan makes them in the state that a call begins with.
+"""The state that steps may read: a plan calls them in the state that a call begins with. So it is with torch's state,
+for every native call.
 
 A forward that sets something for its blocks, and puts it back or sets it to the same again, is as it was at its end;
-what counts is what the blocks have met. So it is with what is switched in torch.
+what counts is what the blocks have met.
 """
 
 from __future__ import annotations
@@ -80,11 +81,11 @@ class _StateAtSteps:
             for held in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
         ]
         found += _environment()
-        with contextlib.suppress(Refused):  # such state is refused before a call is recorded, or the steps' own
-            found += _hooks(self._module)
-            kinds: dict[type[torch.nn.Module], None] = dict.fromkeys(map(type, self._module.modules()))
-            found += [("attribute", kind, "forward", kind.forward) for kind in kinds]
-            found += ReachableState({"": self._module}, methods=False).entries
+        found += _hooks(self._module)
+        kinds: dict[type[torch.nn.Module], None] = dict.fromkeys(map(type, self._module.modules()))
+        found += [("attribute", kind, "forward", kind.forward) for kind in kinds]
+        found += ReachableState({"": self._module}, partly=True).entries
+        with contextlib.suppress(Refused):  # what cannot be watched is refused where the model itself names it
             found += of_module(self._module, (), self._outside)[1]
         return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -119,7 +120,7 @@ class PythonState:
             mapping.update({name: value for name, value in known.items() if mapping.get(name) is not value})
 
     def _entries(self) -> list[Entry]:
-        with contextlib.suppress(Refused):  # another thread changes it all the time
+        with contextlib.suppress(Refused):  # where another thread changes it all the time, a plan's guards never hold
             return settled(self._look)
         return []
 
@@ -136,9 +137,13 @@ _OF_CLASSES = ("__module__", "__qualname__")
 
 def in_words(entry: Entry) -> str:
     """What it means that an entry does not hold."""
-    kind, _, *rest = entry
+    kind, target, *rest = entry
     if kind == "item":
         return f"changes {rest[0]!r}"
+    if kind == "call":
+        return "changes a context variable"
+    if kind == "attribute" and isinstance(target, type):
+        return f"changes {target.__name__}.{rest[0]}"
     if kind in ("class", "code"):
         return f"changes the {kind} of an object"
     if kind == "attribute" and rest[0] == "cell_contents":
@@ -161,6 +166,8 @@ def _settle(entry: Entry) -> None:
     kind, target, *rest = entry
     if isinstance(target, Members):
         _settle_container(target.held)
+    elif kind == "call" and isinstance(target, functools.partial) and _has_symbol(rest[0]):
+        target.func.__self__.set(_plain(rest[0]))  # of a context variable
     elif kind == "attribute" and _has_symbol(rest[1]):
         setattr(target, rest[0], _plain(rest[1]))
     elif kind == "item" and _has_symbol(rest[1]):

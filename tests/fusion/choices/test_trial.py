@@ -125,9 +125,15 @@ def test_calls_are_made_while_the_compiler_works(tmp_path: Path, monkeypatch: py
 
 def test_calls_that_cannot_be_made_ahead_are_made_in_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = trace(program, torch.randn(7, 24), dynamic={7: "s0"})
-    trials, kernel = Trials(None), compiled(graph)
+    trials, kernel, asked = Trials(None), compiled(graph), []
+
+    def fails(*arguments: Any) -> None:
+        asked.append(arguments)
+        raise ValueError
+
     with monkeypatch.context() as patched:
-        patched.setattr(trial, "made_cases", lambda *_: 1 / 0)
+        patched.setattr(trial, "made_cases", fails)
         with trials.ahead("cpp", [(graph, kernel.nest)]):
             processes.run([["true"]], processor_s=1.0)
+    assert len(asked) == 1
     assert trials.verdicts([(graph, kernel, lambda x: x * 2 + 1)])[0].code == "inaccurate"

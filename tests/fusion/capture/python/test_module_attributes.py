@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import pytest
@@ -80,3 +81,55 @@ def test_a_class_that_counts_keeps_its_forward_eager(quick: fusion.FusionConfig)
             assert Constants.scale == 3.0 + number
             torch.testing.assert_close(found, torch.tanh(rand(rows)) * 2 + Constants.scale)
     assert "python_state" in fusion.report(fused).scopes[0].reason
+
+
+def test_modules_that_hold_each_other(quick: fusion.FusionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_settings.sub, "sub", user_settings.sub, raising=False)
+    monkeypatch.setattr(user_settings.sub, "up", user_settings, raising=False)
+
+    def around(x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) * user_settings.sub.sub.up.SCALE + user_settings.sub.SCALE
+
+    fused = fusion.fuse(around, quick)
+    with torch.no_grad():
+        for rows in (4, 4, 6, 6):
+            torch.testing.assert_close(fused(rand(rows)), around(rand(rows)))
+        user_settings.SCALE = 5.0
+        for rows in (4, 6, 4):
+            torch.testing.assert_close(fused(rand(rows)), around(rand(rows)))
+
+
+def test_imports_of_a_functions_own(quick: fusion.FusionConfig) -> None:
+    def importing(x: torch.Tensor) -> torch.Tensor:
+        import user_settings as held
+
+        def inner(y: torch.Tensor) -> torch.Tensor:
+            return y * user_settings.TABLE["k"]
+
+        return inner(torch.tanh(x)) * held.SCALE
+
+    fused = fusion.fuse(importing, quick)
+    with torch.no_grad():
+        for rows in (4, 4, 6, 6):
+            torch.testing.assert_close(fused(rand(rows)), importing(rand(rows)))
+        for change in ("a number", "an item"):
+            CHANGES[change]()
+            for rows in (4, 6, 4):
+                torch.testing.assert_close(fused(rand(rows)), importing(rand(rows)))
+
+
+class Numbered:
+    """A class whose data changes with each object, and that a forward only names."""
+
+    numbers = itertools.count()
+
+
+def test_a_class_that_is_only_named_is_not_watched(quick: fusion.FusionConfig) -> None:
+    def named(x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) * (3 if isinstance(x, Numbered) else 2)
+
+    fused = fusion.fuse(named, quick)
+    with torch.no_grad():
+        for rows in (4, 4, 6, 6):
+            torch.testing.assert_close(fused(rand(rows)), named(rand(rows)))
+    assert fused.report().scopes[0].fused_calls > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from step_models import agree, rand
 from tiny import planned, scopes
 
 import fusion
+from fusion.capture import torch_modes
 from fusion.capture.python import state_changes
 
 G: Any = None
@@ -82,6 +84,7 @@ PLACES: dict[str, Callable[[Any, Any, Any], None]] = {
     "global name": lambda model, layer, value: set_global(value),
     "global dict": lambda model, layer, value: TABLE.update(k=value),
     "thread": lambda model, layer, value: setattr(LOCAL, "k", value),
+    "environment": lambda model, layer, value: set_environment(value),
     "context": lambda model, layer, value: VARIABLE.set(value) and None,
 }
 
@@ -284,3 +287,24 @@ def test_a_container_that_grows_while_it_is_settled(held: Any, monkeypatch: pyte
     monkeypatch.setattr(state_changes, "_has_symbol", as_another_thread_would)
     state_changes._settle_container(held)
     assert len(asked) >= 2
+
+
+def test_what_cannot_be_watched_inside_a_block_hides_nothing_else(quick: fusion.FusionConfig) -> None:
+    eager = Model("attribute", back=True).eval()
+    for layer in eager.layers:
+        layer.inner.numbers = itertools.count()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    for rows in (4, 4, 4, 6, 6, 4):
+        agree(fused, eager, rand(rows))
+    assert scopes(fused)["Model"].statistics.planned[0] == 0
+
+
+def test_a_setting_that_torch_does_not_tell_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises() -> None:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch_modes, "_SETTINGS", [raises])
+    before = torch_modes.state()
+    assert torch_modes.switched(before) == ""
+    monkeypatch.setattr(torch_modes, "_SETTINGS", [lambda: "high"])
+    assert torch_modes.switched(before) == "a setting of torch's"
