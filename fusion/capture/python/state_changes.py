@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
+import contextvars
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -166,8 +166,10 @@ def _settle(entry: Entry) -> None:
     kind, target, *rest = entry
     if isinstance(target, Members):
         _settle_container(target.held)
-    elif kind == "call" and isinstance(target, functools.partial) and _has_symbol(rest[0]):
-        target.func.__self__.set(_plain(rest[0]))  # of a context variable
+    elif kind == "call" and _has_symbol(rest[0]):
+        variable = getattr(getattr(target, "func", None), "__self__", None)
+        if isinstance(variable, contextvars.ContextVar):
+            variable.set(_plain(rest[0]))
     elif kind == "attribute" and _has_symbol(rest[1]):
         setattr(target, rest[0], _plain(rest[1]))
     elif kind == "item" and _has_symbol(rest[1]):
