@@ -18,6 +18,8 @@ import torch
 
 from fusion.capture.python.argument_tree import modules_of
 from fusion.capture.python.reachable_state import PLAIN, ReachableState, describes, is_library, is_of_library
+from fusion.capture.python.registry import FUNCTIONS
+from fusion.capture.user_frame import is_ours
 from fusion.runtime.native import ABSENT
 
 _DEEPEST = 4  # functions that call functions
@@ -54,7 +56,8 @@ class _Names:
     def found(self, name: str, value: Any, depth: int) -> None:
         """Notes what a name stands for."""
         if isinstance(value, types.FunctionType):
-            self.visit(value, depth + 1)
+            if not _is_called_natively(value):  # what such a function finds is its own affair
+                self.visit(value, depth + 1)
         elif isinstance(value, torch.nn.Module):
             self.modules[name] = value
         elif not isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, *PLAIN)):
@@ -102,6 +105,8 @@ class _Names:
         for name in attributes:
             if isinstance(value, types.ModuleType) and not is_library(value.__name__) and name in vars(value):
                 held = vars(value)[name]
+                if _is_called_natively(held):
+                    return
                 self.entries.append(("item", vars(value), name, held))
             elif isinstance(value, type) and not is_of_library(value):
                 held = inspect.getattr_static(value, name, ABSENT)
@@ -213,6 +218,14 @@ def _methods(value: Any) -> Iterator[types.FunctionType]:
             for base in type(held).__mro__:
                 if not is_of_library(base):
                     yield from (f for f in vars(base).values() if isinstance(f, types.FunctionType))
+
+
+def _is_called_natively(value: Any) -> bool:
+    """Whether a value is a registered function, or what stands in for it while a call is recorded."""
+    if not isinstance(value, types.FunctionType):
+        return False
+    stands_in = is_ours(value.__code__.co_filename)
+    return id(getattr(value, "__wrapped__", value) if stands_in else value) in FUNCTIONS
 
 
 @functools.lru_cache(maxsize=1024)
