@@ -223,6 +223,8 @@ class OpaqueCalls:
             self.state.refuse("step_error", f"{told} raised {type(error).__name__}: {error}", line_of(error) or None)
             raise
         self._handed_back((args, kwargs), before, told)
+        if switched := self.begun.switched():  # which the forward may put back, and a plan would not
+            self.state.refuse("active_mode", f"{told} switches {switched} and leaves it so", None, AROUND)
         self.state.quiet(self.state.effects.after_native)
         self.reads.after_native()
         self.state.log.append(self._entry(noted(result, before), real_args, real_kwargs))

@@ -147,3 +147,27 @@ def test_what_a_forward_leaves_switched(quick: fusion.FusionConfig, leave: str) 
     finally:
         torch.set_grad_enabled(True)
         torch.set_default_dtype(torch.float32)
+
+
+def test_what_a_block_leaves_switched_and_the_forward_puts_back(quick: fusion.FusionConfig) -> None:
+    class Leaves(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = super().forward(x)
+            torch.set_grad_enabled(True)
+            return y
+
+    class Guarded(Model):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                with torch.no_grad():
+                    x = layer(x)
+            return torch.sigmoid(x) * 0.5
+
+    eager = Guarded(torch.no_grad, Leaves).eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    for rows in (4, 4, 4, 6, 6, 4):
+        with torch.no_grad():
+            found, left = fused(rand(rows)), torch.is_grad_enabled()
+            expected = eager(rand(rows))
+            assert left == torch.is_grad_enabled()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
