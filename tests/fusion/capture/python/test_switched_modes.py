@@ -171,3 +171,4 @@ def test_what_a_block_leaves_switched_and_the_forward_puts_back(quick: fusion.Fu
             expected = eager(rand(rows))
             assert left == torch.is_grad_enabled()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert any("leaves it so" in refusal.sentence for refusal in scopes(fused)["Guarded"].refused.values())
