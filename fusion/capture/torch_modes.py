@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ _SETTINGS: list[Callable[[], object]] = [
     )
     if hasattr(torch._C, name)),
 ]  # fmt: skip
+_AUTOGRAD = [key for name, key in vars(torch._C.DispatchKey).items() if name.startswith("Autograd")]
 _function_modes = torch._C._len_torch_function_stack  # found once: it is asked in every call
 _known: dict[torch.device, torch.device] = {}  # a snapshot compares by identity
 
@@ -67,6 +69,19 @@ def problem() -> Refusal | None:
         remedy = "remove what torch.nn.modules.module.register_module_forward_hook and its kin returned"
         return Refusal("hook", "hooks for all modules of the process are registered", remedy=remedy)
     return None
+
+
+def as_outside() -> contextlib.AbstractContextManager[object]:
+    """Within a recorded run, which is below autograd: has autograd where a call outside of the run would have it.
+
+    What runs inside may enable gradients and ask for some. Modes stay as they are.
+    """
+    if torch.is_inference_mode_enabled():
+        return contextlib.nullcontext()  # where nothing has autograd
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in _AUTOGRAD:
+        excluded = excluded.remove(key)
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
 
 
 def state() -> dict[str, Any]:

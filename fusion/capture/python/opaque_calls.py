@@ -279,7 +279,8 @@ class OpaqueCalls:
         self.lent = self.state.quiet(lambda: {storage_key(t) for t in pytree.tree_leaves(given) if has_memory(t)})
         self.written.clear()
         try:
-            return self.state.quiet(call)
+            with torch_modes.as_outside():
+                return self.state.quiet(call)
         finally:
             self.state.effects.in_native = outer
 

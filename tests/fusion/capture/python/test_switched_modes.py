@@ -172,3 +172,29 @@ def test_what_a_block_leaves_switched_and_the_forward_puts_back(quick: fusion.Fu
             assert left == torch.is_grad_enabled()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert any("leaves it so" in refusal.sentence for refusal in scopes(fused)["Guarded"].refused.values())
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_block_that_asks_for_gradients_itself(quick: fusion.FusionConfig, kept: bool) -> None:
+    class Asks(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                asked = x.detach().requires_grad_()
+                y: torch.Tensor = super().forward(asked)
+                (slope,) = torch.autograd.grad(y.sum(), asked, create_graph=kept)
+            return slope
+
+    class Last(Model):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            for layer in self.layers:
+                x = layer(x)
+            return x, torch.sigmoid(x) * 0.5
+
+    eager = Last(contextlib.nullcontext, Asks).eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    for rows in (4, 4, 4, 6, 6, 4):
+        found, expected = no_grad(fused, rand(rows)), no_grad(eager, rand(rows))
+        assert [t.requires_grad for t in found] == [t.requires_grad for t in expected] == [kept, False]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    whole = fusion.report(fused).scopes[-1]
+    assert whole.reason.startswith("opaque_output") if kept else whole.fused_calls > 0
