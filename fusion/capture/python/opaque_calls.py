@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from fusion.capture.mutation import has_memory, storage_key
 from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.container_proxy import COPY, is_looked_into
 from fusion.capture.python.interception import function_call, unwrap_proxies
+from fusion.capture.python.library_modules import is_a_function
 from fusion.capture.python.object_reads import ObjectReads, describe_call
-from fusion.capture.python.reachable_state import is_library
 from fusion.capture.python.registry import NativeFunction, OpaqueMethod, has_opaque_methods
 from fusion.capture.python.state_at_calls import StateAtCalls
 from fusion.capture.released_memory import ALONE, references
@@ -29,8 +28,6 @@ from fusion.refusal import Refused
 from fusion.runtime.call_log import Contents, LoggedWrite, contents, is_nest, noted, take_over, unchanged
 from fusion.runtime.plan import LoggedError
 from fusion.runtime.pytrees import tree_of, tree_text, unflatten
-
-_HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 
 
 class OpaqueCalls:
@@ -154,7 +151,7 @@ class OpaqueCalls:
                 return original(module, *args, **kwargs)
             return self._unrecorded(lambda a, k: original(module, *a, **k), args, kwargs)
         if self._watched is not None and id(module) not in self._watched:
-            if not _is_a_function(module):
+            if not is_a_function(module):
                 kind = type(module).__name__
                 what = f"the forward calls a {kind} that no module of the scope holds"
                 self.state.refuse("python_state", what, None, "make it an attribute of the module that calls it")
@@ -340,25 +337,6 @@ _UNPACKED = "pass what it reads of the container as arguments of their own"
 def _raised(error: Exception, before: Contents) -> LoggedError:
     """A log's entry for a native call that raised."""
     return LoggedError(error, [] if unchanged(before) else before)
-
-
-def _is_a_function(module: torch.nn.Module) -> bool:
-    """Whether a module stands for a function of an installed library: one without tensors, parts and hooks that the
-    library keeps as a global beside its class, and calls itself. What libraries keep for themselves is not watched."""
-    if any(map(vars(module).get, _HELD)):
-        return False
-    home = type(module).__module__
-    callers = (name for name in _callers() if name.partition(".")[0] != "fusion")
-    same = next(callers, "").partition(".")[0] == home.partition(".")[0]
-    return same and is_library(home) and any(held is module for held in vars(sys.modules[home]).values())
-
-
-def _callers() -> Iterator[str]:
-    """Names of the modules whose code is running, the innermost first."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        frame = frame.f_back
-        yield frame.f_globals.get("__name__", "")
 
 
 def _as_recorded(args: Any, kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Keywords]:
