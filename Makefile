@@ -17,7 +17,7 @@ demo: $(READY)
 test: $(READY)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-# The modules marked slow.
+# What is marked slow.
 test-slow: $(READY)
 	$(PYTEST) -m slow $(ARGS)
 

@@ -235,6 +235,7 @@ def test_graphs_are_values(quick: fusion.FusionConfig) -> None:
         first.nodes = ()  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_digests_are_the_same_in_another_process(quick: fusion.FusionConfig) -> None:
     gate, up = rand(4, 32), rand(4, 32, seed=1)
     with fusion.record(gate=gate, up=up, config=quick) as recording:

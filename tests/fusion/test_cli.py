@@ -81,6 +81,7 @@ def test_demo_runs_both_sides_and_writes_what_it_prints(tiny: Path, tmp_path: Pa
         assert words in result.stdout
 
 
+@pytest.mark.slow
 def test_a_demo_whose_prefills_take_long_makes_one_of_each(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

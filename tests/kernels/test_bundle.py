@@ -145,6 +145,7 @@ def test_an_input_of_a_later_part_is_checked(bundle: Bundle) -> None:
         cpp_compile.run_ctypes(kernel, (x, y[:, :-1], w, n))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_it_is_a_program_that_runs_alone(bundle: Bundle) -> None:
     (kernel,) = cpp_compile.compile_cpp([bundle], None)

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from fusion.kernels.scratch import scratch_folder
 
 FORKS = """
@@ -25,6 +27,7 @@ def test_one_folder_for_a_purpose() -> None:
     assert folder.is_dir() and folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow
 def test_a_forked_child_has_its_own_and_leaves_its_parents() -> None:
     ended = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, check=True)
     folder, status, is_there = ended.stdout.split()

@@ -91,6 +91,7 @@ def test_pattern_and_origin_are_no_part_of_identity() -> None:
     assert dataclasses.replace(graph, nodes=moved) == graph and moved == graph.nodes
 
 
+@pytest.mark.slow
 def test_digests_are_the_same_in_another_process() -> None:
     graph, node = example("add_rms_norm"), example("rope").nodes[3]
     program = (

@@ -200,6 +200,7 @@ def test_a_malformed_recording_is_told() -> None:
         broken.to_networkx()
 
 
+@pytest.mark.slow
 def test_networkx_is_imported_only_when_it_is_asked_for() -> None:
     """It takes 0.2 s, a tenth of the time to a first fused call."""
     program = """

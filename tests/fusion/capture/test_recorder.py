@@ -35,6 +35,7 @@ def test_sizes_are_symbols_and_zero_and_one_are_numbers() -> None:
     assert [s.kind for s in graph.symbols] == ["shape", "shape"] and graph.guards == ()
 
 
+@pytest.mark.slow
 def test_a_recording_does_not_wait_for_torchs_exporter() -> None:
     """torch looks for the line a size or guard comes from, for its logs, and imports its exporter to do so."""
     script = (

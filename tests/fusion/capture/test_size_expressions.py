@@ -18,7 +18,7 @@ from torch.utils._sympy.functions import PythonMod
 import fusion
 from fusion.patterns import symbols
 
-pytestmark = pytest.mark.usefixtures("without_gradients")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_gradients")]
 
 Number = Callable[[Any, Any], Any]  # of two sizes
 

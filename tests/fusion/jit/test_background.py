@@ -192,6 +192,7 @@ print(status, held)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
 def test_a_child_that_is_forked_while_a_thread_records_compiles():
     ended = subprocess.run([sys.executable, "-c", _FORKS], capture_output=True, text=True, check=False)
@@ -290,6 +291,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_meanwhile_leaves_nothing(tmp_path):
     folder = tmp_path / "temporary"
     folder.mkdir()

@@ -335,6 +335,7 @@ def test_nothing_of_a_call_is_kept(quick: fusion.FusionConfig) -> None:
         assert all(type(getattr(row.last, f.name)) is str for f in dataclasses.fields(row.last))
 
 
+@pytest.mark.slow
 def test_a_scope_keeps_few_guards_and_counts_the_rest(quick: fusion.FusionConfig) -> None:
     model = fusion.enable(Layer().eval(), quick.model_copy(update={"max_plans": 40}))
     for count in range(1, 41):

@@ -105,6 +105,7 @@ def run_program(steps: list[tuple[str, int, int]], x: torch.Tensor, w: torch.Ten
     return known[-1], known[-2]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(programs(), st.data())
 def test_any_choice_of_regions_computes_the_same(steps: list[tuple[str, int, int]], data: st.DataObject) -> None:

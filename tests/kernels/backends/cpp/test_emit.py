@@ -18,6 +18,7 @@ from fusion.patterns.errors import LoweringError
 from fusion.patterns.scalar import Constant, apply
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_source_is_deterministic_and_free_of_what_users_wrote():
     value = apply("exp", load())
