@@ -108,6 +108,11 @@ FOUND = {
     "a scaled sum that cancels": program(
         {"x0": ((1,), FLOAT)}, "v0 = torch.sub(x0 * 3, x0, alpha=2.7)", "v1 = torch.addcmul(v0, x0, x0, value=-0.3)"
     ),
+    "a function at the edge of where it is defined": program(
+        {"x0": (("B", "N", 8), torch.float64)},
+        "v0 = torch.ops.aten.logit.default(x0.softmax(1).cumsum(1))",
+        "v1 = torch.cos(0.5 / v0)",
+    ),
     "a softmax over one element": program({"x0": ((8,), FLOAT)}, "v0 = x0.chunk(8, 0)[2]", "v1 = torch.softmax(v0, 0)"),
 }
 
