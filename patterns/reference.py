@@ -6,6 +6,7 @@ The first is what a fused kernel replaces, the second what both are measured aga
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -51,6 +52,31 @@ def run(graph: SubGraph, inputs: Mapping[str, Tensor], sizes: Mapping[str, int] 
         UnsupportedOperator: this torch lacks an operator of the graph.
     """
     return _run(graph, inputs, bind_symbols(graph, inputs, sizes), lambda node, args, kwargs: (args, kwargs))
+
+
+def run_as_told(graph: SubGraph, inputs: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, Tensor] | None:
+    """Runs `graph` as `run` does, at sizes that may be none of its own: what recorded it may have guarded others.
+
+    Returns:
+        the outputs by name; None where an operator makes another shape than the graph says, or an output other strides.
+
+    Raises:
+        as `run`, and what operators say of sizes that they do not take.
+    """
+    names = tuple(name for node in graph.nodes for name in node.outputs if name in graph.spec)
+    made = run(replace(graph, outputs=names, bundle=()), inputs, sizes)
+    if not all(_as_told(graph.spec[name], made[name], sizes, name in graph.outputs) for name in names):
+        return None
+    return {name: made[name] for name in graph.outputs}
+
+
+def _as_told(spec: TensorSpec, made: Tensor, sizes: Mapping[str, int], strides: bool) -> bool:
+    """Whether a tensor has the shape, and where asked for the strides, that its spec says."""
+    shape = [symbols.evaluate(d, sizes) for d in spec.shape]
+    if list(made.shape) != shape or not strides:
+        return list(made.shape) == shape
+    pairs = zip(shape, made.stride(), spec.strides, strict=True)
+    return all(n < 2 or have == symbols.evaluate(want, sizes) for n, have, want in pairs)
 
 
 def run_singly(

@@ -20,7 +20,7 @@ from fusion.patterns.errors import FusionError
 from fusion.patterns.extents import divided, sample
 from fusion.patterns.graph import SubGraph
 from fusion.patterns.ops import Kind, kind_of
-from fusion.patterns.reference import run, run_fp64
+from fusion.patterns.reference import run, run_as_told, run_fp64
 from fusion.patterns.shortage import is_shortage
 from fusion.patterns.specs import TensorSpec
 from fusion.patterns.symbols import Dim
@@ -67,9 +67,9 @@ def prove(
             verdict = None if axes is None else _in_slices(graph, named, values, results, axes)
             if verdict is not None and verdict.ok:
                 return verdict  # any other may mean that a slice needs more than its own part of the inputs
-        smaller = None if again is None else _smaller(graph, values)
-        if smaller is not None and again is not None:
-            verdict = _of_the_first(graph, named, values, smaller, again)
+        if again is not None:
+            tried = (_of_the_first(graph, named, sizes, again) for sizes in _smaller(graph, values))
+            verdict = next((verdict for verdict in tried if verdict is not None), None)
             if verdict is not None:
                 return verdict if not verdict.ok else _alike(graph, named, values, results) or verdict
     eager = run(graph, named, values)
@@ -195,11 +195,19 @@ def _cut(axes: _Axes, name: str, tensor: torch.Tensor, start: int, end: int) -> 
 # ---- a smaller size
 
 
-def _smaller(graph: SubGraph, values: Sizes) -> dict[str, int] | None:
-    """Sizes at which the region's values are small; None where its symbols cannot make them so."""
+def _smaller(graph: SubGraph, values: Sizes) -> Iterator[Sizes]:
+    """Sizes at which the region's values are small: of all its symbols, or of one, as others may have to stay."""
+    for some in (sorted(graph.symbols), *([symbol] for symbol in sorted(graph.symbols, key=lambda s: -values[s]))):
+        sizes = _made_smaller(graph, values, some)
+        if sizes is not None:
+            yield sizes
+
+
+def _made_smaller(graph: SubGraph, values: Sizes, some: Sequence[str]) -> dict[str, int] | None:
+    """Sizes with smaller values of some symbols; None where these cannot make the region's values small."""
     sizes = dict(values)
     while _bytes(graph, sizes) > SLICE_BYTES:
-        symbol = max(graph.symbols, key=lambda s: sizes[s], default=None)
+        symbol = max(some, key=lambda s: sizes[s], default=None)
         if symbol is None or sizes[symbol] < 2 * _KEEPS + values[symbol] % _KEEPS:
             return None
         sizes[symbol] = sizes[symbol] // 2 // _KEEPS * _KEEPS + values[symbol] % _KEEPS
@@ -209,15 +217,17 @@ def _smaller(graph: SubGraph, values: Sizes) -> dict[str, int] | None:
 def _of_the_first(
     graph: SubGraph,
     inputs: Mapping[str, torch.Tensor],
-    values: Sizes,
     sizes: Sizes,
     again: Callable[[Sequence[torch.Tensor], Sizes], Any],
 ) -> Verdict | None:
     """The verdict on the first elements of each dimension; None where they are nothing that the kernel takes."""
     try:
         few = {name: _first(tensor, graph.spec[name], sizes) for name, tensor in inputs.items()}
+        eager = run_as_told(graph, few, sizes)  # first: at other sizes than it is for, a kernel reads what is not there
+        if eager is None:
+            return None
         made = again([few[name] for name in graph.inputs], sizes)
-        eager, exact = run(graph, few, sizes), run_fp64(graph, few, sizes)
+        exact = run_fp64(graph, few, sizes)
     except (FusionError, RuntimeError, IndexError) as error:
         if is_shortage(error):
             raise
