@@ -1,4 +1,4 @@
-"""Matrix products: prefill and decode of the Qwen3-0.6B shape, and products alone against what the machine can do."""
+"""Matrix products: prefill and decode of the Qwen3-0.6B shape; products and attention alone, and what limits them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run(options: Options) -> list[Row]:
     """Rows of every case, then those of single products."""
     cases = CASES[:2] if options.quick else CASES
     models = [row for case in cases for row in _model_rows(case, options)]
-    return [*models, _first_call(options), *user_models.rows(options), *_alone(options)]
+    return [*models, _first_call(options), *user_models.rows(options), *_alone(options), _attention(options)]
 
 
 @torch.inference_mode()
@@ -177,6 +177,42 @@ def _alone(options: Options) -> list[Row]:
         measured = f"product {count} x {lanes} x {inner}, bf16: {what}"
         found.append(_row(options, measured, against, "x", Target("at least", bound), why, rounds, facts))
     return found
+
+
+class _Attention(torch.nn.Module):
+    """Attention of one token, 16 heads on 8, over a cache of 4,096."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("keys", torch.randn(1, 8, 4096, 128).bfloat16())
+        self.register_buffer("values", torch.randn(1, 8, 4096, 128).bfloat16())
+
+    def forward(self, query: torch.Tensor) -> torch.Tensor:
+        split = query.view(1, 16, 1, 128)
+        return functional.scaled_dot_product_attention(split, self.keys, self.values, enable_gqa=True)
+
+
+@torch.inference_mode()
+def _attention(options: Options) -> Row:
+    """Attention of one token over a long cache, beside torch's, and beside reading what the cache holds once."""
+    model, query = _Attention().eval(), torch.randn(16 * 128).bfloat16()
+    held = torch.cat((model.keys, model.values)).view(torch.int16).view(torch.float32)
+    fused = twin(model)
+    fusion.enable(fused, {"enable_cache": False, "profile": False, "min_nodes": 1})
+    sides = {"eager": lambda: model(query), "fused": lambda: fused(query), "reading": held.sum}
+    try:
+        for _ in range(4):
+            fused(query)
+        rounds = interleave({name: calls(call) for name, call in sides.items()}, 3 if options.quick else 10)
+        kernels = len(fusion.kernels_in_use(fused))
+    finally:
+        fusion.disable(fused)
+    spreads = rounds.spreads()
+    facts = {f"{name}_gb_per_s": held.nbytes / spreads[name].p50 / 1e3 for name in sides}
+    measured = "attention of one token, 16 heads on 8, 4,096 x 128, bf16"
+    why = [] if kernels else ["it was not fused"]
+    return _row(options, measured, spreads["fused"].scaled(1e-3), "ms", Target("at most", 1.0), why, rounds, facts)
 
 
 def _kernel(x: torch.Tensor, w: torch.Tensor) -> tuple[Callable[[], object], list[str]]:
