@@ -207,7 +207,8 @@ def calls(draw: st.DrawFn) -> tuple[list[TensorSpec], list[SizeSource], list[tor
     for spec in specs:
         shape = [symbols.evaluate(d, values) if draw(st.integers(0, 9)) else draw(SIZES) for d in spec.shape]
         strides = [symbols.evaluate(d, values) if draw(st.integers(0, 9)) else draw(SIZES) for d in spec.strides]
-        tensors.append(torch.zeros(4096).as_strided(shape, strides))
+        reach = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True) if size)
+        tensors.append(torch.zeros(reach).as_strided(shape, strides))
     kind = draw(st.sampled_from(["shape", "stride"]))
     return specs, [SizeSource("s0", 0, "shape", 0), SizeSource("s1", 0, kind, 1 if kind == "shape" else 0)], tensors
 
