@@ -66,6 +66,9 @@ class OpaqueCall:
             positional and the named ones; `args` are its leaves then, and `kwargs` is empty. Else "".
         copied: whether a later call writes to the tensor that this read gives, so that a plan takes a copy.
         lent: tensors among the arguments that the call writes to, or may, as they are used after it: their places.
+        overwrites: those of them that live in the memory of what an earlier call or read gave, and were written to.
+        may_overwrite: those of them that live there and were not.
+        passed_back: tensors among the arguments in whose memory results live: their places.
     """
 
     callee: Method | Ref
@@ -79,6 +82,9 @@ class OpaqueCall:
     nest: str = ""
     copied: bool = False
     lent: tuple[int, ...] = ()
+    overwrites: tuple[int, ...] = ()
+    may_overwrite: tuple[int, ...] = ()
+    passed_back: tuple[int, ...] = ()
 
     label: ClassVar[str] = "opaque call"
 
@@ -128,6 +134,9 @@ class OpaqueCall:
             "nest": self.nest,
             "copied": self.copied,
             "lent": list(self.lent),
+            "overwrites": list(self.overwrites),
+            "may_overwrite": list(self.may_overwrite),
+            "passed_back": list(self.passed_back),
         }
 
     def __str__(self) -> str:
@@ -279,7 +288,7 @@ class NewObject:
         args, kwargs: as in `OpaqueCall`.
         output: the object's name.
         origin: "file:line" of the user's code; no part of equality.
-        lent: tensors among the arguments that are, or may be, written to, as they are used afterwards: their places.
+        lent, overwrites, may_overwrite, passed_back: as in `OpaqueCall`.
     """
 
     constructor: Ref
@@ -288,6 +297,9 @@ class NewObject:
     output: str
     origin: str = field(default="", compare=False)
     lent: tuple[int, ...] = ()
+    overwrites: tuple[int, ...] = ()
+    may_overwrite: tuple[int, ...] = ()
+    passed_back: tuple[int, ...] = ()
 
     label: ClassVar[str] = "new object"
     effect: ClassVar[bool] = True
@@ -329,6 +341,9 @@ class NewObject:
             "kwargs": [[k, encode(v)] for k, v in self.kwargs],
             "output": self.output,
             "lent": list(self.lent),
+            "overwrites": list(self.overwrites),
+            "may_overwrite": list(self.may_overwrite),
+            "passed_back": list(self.passed_back),
         }
 
     def __str__(self) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,11 +38,15 @@ class LoggedWrite:
         entry: what the log would hold otherwise.
         given: what those tensors hold after the call, by their places among the tensors it was given.
         later: places of tensors that others may write to after the call.
+        passed_back: which leaves of the result live in the memory of tensors that the call was given.
+        before: what earlier answers of the log held before the call, where it wrote to their memory.
     """
 
     entry: Any
     given: dict[int, Tensor]
     later: Sequence[int] = ()
+    passed_back: dict[int, PassedBack] = field(default_factory=dict)
+    before: UndoLog | None = None
 
     def put(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Writes that to the tensors that a re-run gives the call; returns what the call saw."""
@@ -56,6 +60,38 @@ class LoggedWrite:
             ):
                 mine.copy_(held)
         return before
+
+    def answer(self, tensors: Sequence[Tensor]) -> Any:
+        """The entry, in the memory of what a re-run gives the call where the call returned memory it was given."""
+        if not self.passed_back:
+            return self.entry
+        leaves, nest = pytree.tree_flatten(self.entry)
+        for number, back in self.passed_back.items():
+            leaves[number] = back.of(tensors[back.place], leaves[number])
+        return pytree.tree_unflatten(leaves, nest)
+
+
+@dataclass(frozen=True, slots=True)
+class PassedBack:
+    """A tensor that a call returned in memory that it was given.
+
+    Attributes:
+        place: of the tensor that it was given, among those.
+        strides: of that tensor.
+        offset: elements from that tensor's first one to the result's; None where the result is that tensor itself.
+    """
+
+    place: int
+    strides: tuple[int, ...]
+    offset: int | None
+
+    def of(self, own: Tensor, result: Tensor) -> Tensor:
+        """What `result` is where the call is given `own`; `result` where that lies in memory in another way."""
+        if self.offset is None:
+            return own
+        if own.stride() != self.strides or own.dtype is not result.dtype:
+            return result
+        return own.as_strided(result.shape, result.stride(), own.storage_offset() + self.offset)
 
 
 def kept(tensor: Tensor) -> Tensor:
@@ -84,7 +120,7 @@ def log_writes(
         log: the log.
         before: their versions before the call; without, they are kept unless they are large.
         places: where they are among the tensors it was given.
-        changing: the places of those that the plan itself writes to.
+        changing: the places of those that others write to, too: the plan itself, or a re-run that takes the write back.
         tensors: the tensors.
     """
     if before is None:
@@ -104,8 +140,90 @@ def log_differences(log: list[Any], before: Sequence[Tensor], places: Sequence[i
     A re-run that is compared with this one has to keep what the call saw, as this one did: the entry says of which
     tensors.
     """
-    given = {p: t.clone() for p, t in zip(places, tensors, strict=True) if not torch.equal(t, before[p])}
-    log[-1] = LoggedWrite(log[-1], given, places)
+    lent = dict(zip(places, tensors, strict=True))
+    given = {p: t.clone() for p, t in lent.items() if not torch.equal(t, before[p])}
+    answered, old = storages(answers(log[:-1])), UndoLog()
+    for place in given:
+        if storages([lent[place]]) <= answered:
+            old.keep(lent[place], before[place])
+    log[-1] = LoggedWrite(log[-1], given, places, before=old or None)
+
+
+def answers(log: Iterable[Any]) -> list[Tensor]:
+    """The tensors that a log's entries answer with."""
+    plain = [entry.entry if type(entry) is LoggedWrite else entry for entry in log]
+    plain = [entry.result if type(entry) is LoggedContainerChange else entry for entry in plain]
+    return [leaf for leaf in pytree.tree_leaves(plain) if isinstance(leaf, Tensor) and has_strides(leaf)]
+
+
+def has_strides(tensor: Tensor) -> bool:
+    """Whether a tensor says where its elements lie; nested ones, and those inside `torch.func.vmap`, do not."""
+    plain = tensor.layout is torch.strided and not tensor.is_nested
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def passed_back(result: Any, places: Sequence[int], tensors: Sequence[Tensor]) -> dict[int, PassedBack]:
+    """Which leaves of a call's result live in the memory of tensors that it was given; `places` are theirs."""
+    found: dict[int, PassedBack] = {}
+    given = list(zip(places, tensors, strict=True))
+    for number, leaf in enumerate(pytree.tree_leaves(result)):
+        for place, tensor in given if isinstance(leaf, Tensor) and has_strides(leaf) else ():
+            if leaf is tensor:
+                found[number] = PassedBack(place, tensor.stride(), None)
+            elif number not in found and leaf.dtype is tensor.dtype and storages([leaf]) == storages([tensor]):
+                found[number] = PassedBack(place, tensor.stride(), leaf.storage_offset() - tensor.storage_offset())
+    return found
+
+
+def note_passed_back(log: list[Any], places: Sequence[int], *tensors: Tensor) -> None:
+    """Makes the log's last entry say which of its results live in the memory of tensors that its call was given."""
+    last = log[-1]
+    plain = last.entry if type(last) is LoggedWrite else last
+    if back := passed_back(plain, places, tensors):
+        log[-1] = LoggedWrite(plain, {}, passed_back=back) if plain is last else replace(last, passed_back=back)
+
+
+def held_before(tensors: Iterable[Tensor], others: Iterable[Tensor] = ()) -> UndoLog:
+    """What tensors hold that earlier calls returned, before a call that writes to them.
+
+    Args:
+        tensors: those that the call is known to write to.
+        others: those that it may write to; they are kept unless they are large.
+    """
+    old = UndoLog()
+    for tensor in tensors:
+        old.writing(None, tensor, ())
+    for tensor in others:
+        if tensor.nbytes <= _MOST_KEPT:
+            old.writing(None, tensor, ())
+    return old
+
+
+def note_overwritten(log: list[Any], old: UndoLog) -> None:
+    """Makes the log's last entry say what its call has overwritten of what earlier entries answer."""
+    if not old:
+        return
+    last = log[-1]
+    log[-1] = replace(last, before=old) if type(last) is LoggedWrite else LoggedWrite(last, {}, before=old)
+
+
+class Rewound:
+    """What a log's answers were when their calls returned, for a re-run that is given them one after the other.
+
+    A native call may write to what an earlier one has returned. The memory is the same: it is made to hold what it held
+    before the first such call, and the re-run's own calls write to it again.
+    """
+
+    def __init__(self, log: Sequence[Any]) -> None:
+        self._old = [e.before for e in log if type(e) is LoggedWrite and e.before is not None]
+        self._now = [old.now() for old in self._old]
+        for old in reversed(self._old):
+            old.rewind()
+
+    def put_back(self) -> None:
+        """Makes it hold what it held at the end of the run that the log is of."""
+        for old, now in zip(self._old, self._now, strict=True):
+            old.put(now)
 
 
 def keep_outer(undo: UndoLog, outer: Sequence[Tensor], *tensors: Tensor) -> None:
@@ -119,7 +237,7 @@ def keep_outer(undo: UndoLog, outer: Sequence[Tensor], *tensors: Tensor) -> None
 def let_go(log: list[Any], place: int, gone: Any) -> None:
     """Takes a result out of a log."""
     entry = log[place]
-    log[place] = LoggedWrite(gone, entry.given, entry.later) if type(entry) is LoggedWrite else gone
+    log[place] = replace(entry, entry=gone, passed_back={}) if type(entry) is LoggedWrite else gone
 
 
 def is_nest(value: Any) -> bool:

@@ -25,10 +25,13 @@ from fusion.patterns.python_nodes import (
 from fusion.runtime.call_log import (
     LoggedContainerChange,
     contents,
+    held_before,
     keep_outer,
     kept,
     log_differences,
     log_writes,
+    note_overwritten,
+    note_passed_back,
     noted,
     versions,
 )
@@ -82,7 +85,7 @@ class PythonNodeWriter:
         else:
             called = self.plan.text(node.callee)
         given = self._given(index, node.args, node.kwargs)
-        writes = self._before(node, node.lent)
+        writes = self._before(node)
         if node.nest:
             self._call_with_nest(called, node.nest, given, writes)
         else:
@@ -94,7 +97,7 @@ class PythonNodeWriter:
         """`r = h0(v1)`: the constructor of a class."""
         called = self.plan.text(node.constructor)
         given = self._given(index, node.args, node.kwargs)
-        writes = self._before(node, node.lent)
+        writes = self._before(node)
         self._attempt(f"{called}({', '.join(given)})", writes)
         self._note(False)
         self.lines += [_PAD + line for line in writes]
@@ -109,7 +112,7 @@ class PythonNodeWriter:
             return
         called = self._member(node.receiver, node.member.method)
         given = self._given(index, node.member.args, ())
-        self._before(node, ())
+        self._before(node)
         self._attempt(f"{called}({', '.join(given)})", ())
         self._note(node.copied)
 
@@ -129,11 +132,13 @@ class PythonNodeWriter:
         given = [f"i{index}_{p}" if bound_later(leaf) else self.plan.text(leaf) for p, leaf in enumerate(args)]
         return [*given, f"**{keywords(self.plan, kwargs)}"] if kwargs else given
 
-    def _before(self, node: PythonNode, lent: tuple[int, ...]) -> list[str]:
-        """Notes what a call is given before it may write to that; source of the note of what it has written to."""
+    def _before(self, node: OpaqueCall | NewObject | ObjectRead) -> list[str]:
+        """Notes what a call is given before it may write to that; source of the notes of what it has done with it."""
         plan, names = self.plan, argument_tensors(node, self.graph.spec)
+        lent = () if isinstance(node, ObjectRead) else node.lent
         given = [plan.value(name) for name in names]
         tensors = ", ".join(given[place] for place in lent)
+        notes: list[str] = []
         if self.log:
             keep = plan.name("kept", kept)
             seen = [f"{keep}({text})" if place in lent else text for place, text in enumerate(given)]
@@ -142,13 +147,22 @@ class PythonNodeWriter:
                 outer = "".join(f"{plan.path(path)}, " for path in plan.paths.values())
                 self.lines.append(f"{_PAD}{plan.name('keep_outer', keep_outer)}(undo, ({outer}), {tensors})")
                 self.lines.append(f"{_PAD}held = SEEN[-1]")
-                return [f"{plan.name('log_differences', log_differences)}(log, held, {lent}, {tensors})"]
-        elif lent:
+                notes.append(f"{plan.name('log_differences', log_differences)}(log, held, {lent}, {tensors})")
+        elif lent and not isinstance(node, ObjectRead):
             self.lines.append(f"{_PAD}held = {plan.name('versions', versions)}({tensors})")
-            changing = tuple(place for place in lent if names[place] in self.graph.mutated)
+            old = {*node.overwrites, *node.may_overwrite}
+            changing = tuple(place for place in lent if place in old or names[place] in self.graph.mutated)
             note = f"{plan.name('log_writes', log_writes)}(log, held, {lent}, {changing}, {tensors})"
-            return [f"if held is None or held != {plan.name('versions', versions)}({tensors}): {note}"]
-        return []
+            notes.append(f"if held is None or held != {plan.name('versions', versions)}({tensors}): {note}")
+            if old:
+                texts = ("".join(f"{given[p]}, " for p in ps) for ps in (node.overwrites, node.may_overwrite))
+                kept_ones = ", ".join(f"({text})" for text in texts)
+                self.lines.append(f"{_PAD}old = {plan.name('held_before', held_before)}({kept_ones})")
+                notes.append(f"{plan.name('note_overwritten', note_overwritten)}(log, old)")
+        if not isinstance(node, ObjectRead) and node.passed_back:
+            back = ", ".join(given[place] for place in node.passed_back)
+            notes.append(f"{plan.name('note_passed_back', note_passed_back)}(log, {node.passed_back}, {back})")
+        return notes
 
     def _attempt(self, call: str, writes: Sequence[str]) -> None:
         """A call whose error goes into the log."""

@@ -92,6 +92,11 @@ class UndoLog:
             read, write = _whole(tensor)
             self._places.append(_Place(read, write, read()))
 
+    def keep(self, tensor: Tensor, held: Tensor) -> None:
+        """Keeps what a tensor held before it was overwritten: `held`, which lies in memory as it does."""
+        read, write = _whole(tensor)
+        self._places.append(_Place(read, write, _whole(held)[0]()))
+
     def _spend(self, size: int) -> None:
         if self._left is not None:
             self._left -= size

@@ -88,6 +88,7 @@ class Functionalized:
     def _note_lent(self) -> None:
         """Which tensors a native call is given that it wrote to, or may in another call, as they are used after it."""
         used: dict[int, int] = {}  # the last use of each memory
+        answered: set[int] = set()  # memory of what earlier Python nodes gave
         for name, i in self.last.items():
             if name in self.calls.memory:
                 used[self.calls.memory[name]] = max(i, used.get(self.calls.memory[name], -1))
@@ -96,7 +97,14 @@ class Functionalized:
                 tensors = argument_tensors(node, self.calls.memory)
                 memory = [self.calls.memory[name] for name in tensors]
                 lent = tuple(p for p, key in enumerate(memory) if used.get(key, -1) > i or (i, key) in self.native)
-                self.calls.nodes[i] = self.recorder.state.nodes[i] = replace(node, lent=lent)
+                old = {p: (i, memory[p]) in self.native for p in lent if memory[p] in answered}
+                given_back = {self.calls.memory[o] for o in made_by(node) if o in self.calls.memory}
+                back = tuple(p for p, key in enumerate(memory) if key in given_back)
+                written, others = (tuple(p for p, seen in old.items() if seen is wanted) for wanted in (True, False))
+                node = replace(node, lent=lent, overwrites=written, may_overwrite=others, passed_back=back)
+                self.calls.nodes[i] = self.recorder.state.nodes[i] = node
+            if not isinstance(node, OpNode):
+                answered.update(self.calls.memory[o] for o in made_by(node) if o in self.calls.memory)
 
     def _copy_before_unknown_writes(self) -> None:
         """What a native call writes to without the forward ever meeting it may, in another call, be what was found."""

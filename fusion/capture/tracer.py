@@ -263,8 +263,8 @@ class OperatorTracer(TorchDispatchMode):
             if self.state.effects.in_native and not self.state.effects.knows(tensor):
                 self.reads.unknown_writes.append(len(self.state.nodes))
             key = storage_key(tensor)
-            self.calls.written.add(key)
-            if (self.calls.in_step or key in self.calls.lent) and self.state.refusal is None:
+            self.calls.writes.written.add(key)
+            if (self.calls.in_step or key in self.calls.writes.lent) and self.state.refusal is None:
                 if self._outer is None:
                     self._outer = frozenset(
                         storage_key(t) for _, t in self.state.parameter_tensors.values() if has_memory(t)

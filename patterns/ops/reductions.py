@@ -276,6 +276,11 @@ def _also(covers: Callable[[Call], str | None], more: Callable[[Call], str | Non
     return lambda call: covers(call) or more(call)
 
 
+def _of_floats(call: Call) -> str | None:
+    """torch takes an integer dtype of the result where there are no elements, and raises elsewhere."""
+    return None if call.outputs[0].dtype.is_floating_point else "its result is of integers"
+
+
 def _no_empty_list(call: Call) -> str | None:
     return "an empty list of dimensions" if call.argument(1, "dim", None) == () else None
 
@@ -356,10 +361,20 @@ _reduction("linalg_vector_norm.default", _norm, _THIRD, empty=False, covers=_num
 _reduction("linalg_norm.default", _norm, _THIRD, empty=False, covers=_vector_order)
 _reduction("norm.Scalar norm.ScalarOpt_dtype", _norm, empty=False, covers=_number_order)
 _reduction("norm.ScalarOpt_dim norm.ScalarOpt_dim_dtype", _norm, _THIRD, empty=False, covers=_number_order)
-_reduction("softmax.int _softmax.default special_softmax.default", _of_element(_softmax), _SECOND, keeps=True)
-_reduction("_safe_softmax.default", _of_element(_safe_softmax), _SECOND, keeps=True)
 _reduction(
-    "log_softmax.int _log_softmax.default special_log_softmax.default", _of_element(_log_softmax), _SECOND, keeps=True
+    "softmax.int _softmax.default special_softmax.default",
+    _of_element(_softmax),
+    _SECOND,
+    keeps=True,
+    covers=_of_floats,
+)
+_reduction("_safe_softmax.default", _of_element(_safe_softmax), _SECOND, keeps=True, covers=_of_floats)
+_reduction(
+    "log_softmax.int _log_softmax.default special_log_softmax.default",
+    _of_element(_log_softmax),
+    _SECOND,
+    keeps=True,
+    covers=_of_floats,
 )
 _reduction("logsumexp.default", _of_element(_logsumexp), _SECOND)
 _reduction("layer_norm.default native_layer_norm.default", _layer_norm, _trailing, keeps=True, covers=_trailing_fits)

@@ -114,6 +114,8 @@ def ordered(s: Sample) -> list[Any]:
         ("linalg_norm.default", (2, (0, 1)), ((4, 6),), torch.float32, "norm of a matrix"),
         ("layer_norm.default", ((4, 6), Ref("w")), ((4, 6), (6,)), torch.float32, "another shape"),
         ("layer_norm.default", ((6,),), ((4, 6),), torch.int64, "several dtypes"),
+        ("softmax.int", (0, torch.int32), ((0, 6),), torch.int32, "of integers"),
+        ("log_softmax.int", (0, torch.int32), ((0, 6),), torch.int32, "of integers"),
     ],
 )
 def test_uses_that_reductions_do_not_cover(op: str, args: Any, inputs: Any, made: torch.dtype, reason: str) -> None:

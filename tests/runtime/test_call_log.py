@@ -10,13 +10,17 @@ import torch
 from fusion.runtime.call_log import (
     LoggedContainerChange,
     LoggedWrite,
+    Rewound,
     contents,
+    held_before,
     is_nest,
     keep_outer,
     kept,
     let_go,
     log_differences,
     log_writes,
+    note_overwritten,
+    note_passed_back,
     noted,
     take_over,
     unchanged,
@@ -109,6 +113,47 @@ def test_only_memory_of_the_outer_tensors_is_kept_for_undoing() -> None:
     inner[:] = 1
     undo.rewind()
     assert not outer.any() and inner.all()
+
+
+def test_answers_hold_what_they_held_when_their_calls_returned() -> None:
+    answer, log = torch.zeros(2), []
+    for _ in range(2):  # two calls that write to what an earlier one has returned
+        log.append(answer if not log else "wrote")
+        old = held_before([answer])
+        answer.add_(1)
+        log.append("wrote")
+        note_overwritten(log, old)
+    rewound = Rewound(log)
+    assert not answer.any()
+    rewound.put_back()
+    assert answer.tolist() == [2, 2]
+
+
+def test_large_answers_are_kept_only_where_they_are_known_to_be_written_to() -> None:
+    large = torch.zeros(1 << 19)
+    assert not held_before([], [large]) and held_before([large])
+    log = ["result"]
+    note_overwritten(log, held_before([], [large]))
+    assert log == ["result"]
+
+
+def test_what_a_call_returned_of_what_it_was_given_is_the_reruns_own() -> None:
+    given, other = torch.zeros(3, 4), torch.zeros(2)
+    result = [given, given[1:], torch.ones(1), other.view(torch.int32)]
+    log = [result]
+    note_passed_back(log, (2, 0), given, other)
+    own = torch.ones(3, 4)
+    answer = log[0].answer([other, other, own])  # type: ignore[attr-defined]  # a LoggedWrite
+    assert answer[0] is own and torch.equal(answer[1], own[1:]) and answer[1].data_ptr() == own[1:].data_ptr()
+    assert answer[2] is result[2] and answer[3] is result[3], "of no such memory, or of another dtype"
+    turned = log[0].answer([other, other, torch.ones(4, 3).t()])  # type: ignore[attr-defined]
+    assert turned[1] is result[1], "which lies in memory in another way"
+
+
+def test_a_result_in_other_memory_is_not_noted() -> None:
+    log = [torch.zeros(2)]
+    note_passed_back(log, (0,), torch.zeros(2))
+    assert isinstance(log[0], torch.Tensor)
 
 
 def test_a_result_that_is_let_go_keeps_what_its_call_wrote() -> None:

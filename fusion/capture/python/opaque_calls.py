@@ -10,11 +10,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fusion.capture import torch_modes
-from fusion.capture.mutation import has_memory, storage_key
 from fusion.capture.python.call_operands import CallOperands
 from fusion.capture.python.container_proxy import COPY, is_looked_into
 from fusion.capture.python.interception import function_call, unwrap_proxies
 from fusion.capture.python.library_modules import is_a_function
+from fusion.capture.python.native_writes import NativeWrites
 from fusion.capture.python.object_reads import ObjectReads, describe_call
 from fusion.capture.python.registry import NativeFunction, OpaqueMethod, has_opaque_methods
 from fusion.capture.python.state_at_calls import StateAtCalls
@@ -25,7 +25,7 @@ from fusion.capture.user_frame import line_of, user_line
 from fusion.patterns.leaves import Ref
 from fusion.patterns.python_nodes import Keywords, Method, NewObject, OpaqueCall
 from fusion.refusal import Refused
-from fusion.runtime.call_log import Contents, LoggedWrite, contents, is_nest, noted, take_over, unchanged
+from fusion.runtime.call_log import Contents, contents, is_nest, noted, take_over, unchanged
 from fusion.runtime.plan import LoggedError
 from fusion.runtime.pytrees import tree_of, tree_text, unflatten
 
@@ -42,8 +42,7 @@ class OpaqueCalls:
     Attributes:
         functions: modules that an installed library calls as it calls its functions, and the scope does not hold.
         in_step: whether a step is running, which may write to what it was given.
-        lent: the memory of the tensors that the last such call was given.
-        written: the memory that it wrote to.
+        writes: what such calls write to.
         begun: the state as the run begins: plans make such calls in it.
     """
 
@@ -60,8 +59,7 @@ class OpaqueCalls:
         self.functions: list[torch.nn.Module] = []
         self.in_step = False
         self.begun = StateAtCalls()
-        self.lent: set[int] = set()
-        self.written: set[int] = set()
+        self.writes = NativeWrites(state)
         self._watched = None if watched is None else {id(module): module for module in watched}
         self._handed_on: list[str] = []  # results of steps that the forward may still hold
 
@@ -273,8 +271,7 @@ class OpaqueCalls:
     def _natively(self, call: Callable[[], Any], given: Any) -> Any:
         """Makes a native call: what torch is asked to do inside is watched for what it writes to, and not recorded."""
         outer, self.state.effects.in_native = self.state.effects.in_native, True
-        self.lent = self.state.quiet(lambda: {storage_key(t) for t in pytree.tree_leaves(given) if has_memory(t)})
-        self.written.clear()
+        self.state.quiet(lambda: self.writes.before(given))
         try:
             with torch_modes.as_outside():
                 return self.state.quiet(call)
@@ -282,14 +279,7 @@ class OpaqueCalls:
             self.state.effects.in_native = outer
 
     def _entry(self, entry: Any, args: Any, kwargs: Any) -> Any:
-        """The log's entry for the native call that was just made with these arguments, and what it wrote to them."""
-        ordered = pytree.tree_leaves((args, dict(sorted(kwargs.items()))))
-        tensors = [t for t in ordered if isinstance(t, torch.Tensor)]
-        written = self.written & self.lent
-        given = {place: t for place, t in enumerate(tensors) if has_memory(t) and storage_key(t) in written}
-        return (
-            LoggedWrite(entry, self.state.quiet(lambda: {p: t.clone() for p, t in given.items()})) if given else entry
-        )
+        return self.state.quiet(lambda: self.writes.entry(entry, args, kwargs))
 
     def _unrecorded(self, call: Callable[[Any, Any], Any], args: Any, kwargs: Any, made: Any = None) -> Any:
         """Calls natively what no recording holds, and remembers the answer: the forward may fail yet, for its sizes are

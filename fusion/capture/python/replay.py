@@ -14,7 +14,7 @@ from fusion.capture.python.container_proxy import is_container, is_object
 from fusion.capture.python.interception import refresh, session, unwrap_proxies, wrap_proxy
 from fusion.capture.python.registry import NativeFunction, OpaqueMethod, has_opaque_methods, opaque_kinds
 from fusion.patterns import known_products
-from fusion.runtime.call_log import LoggedContainerChange, LoggedWrite, take_over
+from fusion.runtime.call_log import LoggedContainerChange, LoggedWrite, Rewound, take_over
 from fusion.runtime.plan import LoggedError
 
 
@@ -41,8 +41,9 @@ class Replay:
         given = (args, dict(sorted((kwargs or {}).items())))
         self.seen.append([a for a in pytree.tree_leaves(given) if isinstance(a, torch.Tensor)])
         if isinstance(answer, LoggedWrite):
-            self.seen[-1] = answer.put(self.seen[-1])
-            answer = answer.entry
+            own = self.seen[-1]
+            self.seen[-1] = answer.put(own)
+            answer = answer.answer(own)
         if isinstance(answer, (LoggedError, LoggedContainerChange)) and answer.given:
             take_over(given, answer.given)
         if isinstance(answer, LoggedError):
@@ -172,5 +173,10 @@ def replay(log: list[Any], arguments: Iterable[Leaf] = (), steps: Iterable[torch
     handler = Replay(log, given, steps)
     # Where products are known, calls of all modules are seen, to find those of linear ones.
     called = steps if known_products.active() is None else (*steps, _ANY)
-    with session(handler, handler, (*opaque_kinds(given), *{type(step) for step in steps}), called):
-        yield handler
+    rewound = Rewound(log)
+    try:
+        with session(handler, handler, (*opaque_kinds(given), *{type(step) for step in steps}), called):
+            yield handler
+    finally:
+        if handler.position < len(log):  # the calls that would have written to it again were not made
+            rewound.put_back()

@@ -31,6 +31,22 @@ class Outliers(torch.nn.Module):
         return total.double() if float(x[-1, 0]) > 1 else total
 
 
+class Start(torch.nn.Module):
+    """Makes a tensor in a step."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(x) * x * 1.5
+        return y if y[0, 0].tolist() > -1e9 else -y
+
+
+class Residual(torch.nn.Module):
+    """Adds to what it is given in place, and returns it, as residual blocks do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x += 0.01 if x[0, 0].tolist() > -1e9 else 1.0
+        return x
+
+
 class Model(torch.nn.Module):
     """Calls a function of (module, x)."""
 
@@ -38,6 +54,8 @@ class Model(torch.nn.Module):
         super().__init__()
         self.function = function
         self.step = Outliers()
+        self.start = Start()
+        self.residual = Residual()
         self.inner = torch.nn.Linear(WIDTH, WIDTH, bias=False)
         with torch.no_grad():
             self.inner.weight.copy_(1.2 * torch.eye(WIDTH))
@@ -84,7 +102,39 @@ def what_it_was_given(module: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.sigmoid(x) * 2 + total.float() + before
 
 
-FUNCTIONS = [computed, used_before_too, of_a_library, a_view, what_it_was_given, a_view_of_what_it_was_given]
+def of_a_step(module: Any, x: torch.Tensor) -> torch.Tensor:
+    y = module.start(x)
+    before = torch.exp(y * 0.1)
+    total = module.step(y)
+    return before + y * 2 + total.float()
+
+
+def a_view_of_a_step(module: Any, x: torch.Tensor) -> torch.Tensor:
+    y = module.start(x)
+    before = torch.exp(y * 0.1)
+    total = module.step(y[1:])
+    return before + y * 2 + total.float().sum()
+
+
+def of_residual_steps(module: Any, x: torch.Tensor) -> torch.Tensor:
+    first = torch.tanh(x) * x * 1.5
+    y = module.residual(first)
+    before = torch.exp(y * 0.1)
+    y = module.residual(y)
+    total = module.step(y)
+    return before + first * 2 + total.float()
+
+
+def of_a_residual_step_of_a_step(module: Any, x: torch.Tensor) -> torch.Tensor:
+    first = module.start(x)
+    before = torch.exp(first * 0.1)
+    y = module.residual(first.view(-1, WIDTH))
+    total = module.step(y)
+    return before + first * 2 + y + total.float()
+
+
+STEPS = [of_a_step, a_view_of_a_step, of_residual_steps, of_a_residual_step_of_a_step]
+FUNCTIONS = [computed, used_before_too, of_a_library, a_view, what_it_was_given, a_view_of_what_it_was_given, *STEPS]
 # (rows, whether the step writes) of each call: the first call to write is one of a plan that is trusted, is the one
 # that a plan is checked in at another size, or the one after the recording.
 LATE = ((3, 0), (3, 0), (3, 0), (4, 0), (4, 0), (5, 0), (3, 1), (4, 1), (3, 0))
@@ -121,17 +171,17 @@ def test_a_step_that_writes_now_and_then(function: Any, calls: Any, mode: Any, q
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
-@pytest.mark.parametrize("function", FUNCTIONS[:4], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [*FUNCTIONS[:4], *STEPS], ids=lambda f: f.__name__)
 def test_a_step_that_writes_in_a_call_whose_plan_ends_half_way(
     function: Any, mode: Any, quick: fusion.FusionConfig
 ) -> None:
     eager = Model(function).eval()
     fused = fusion.enable(copy.deepcopy(eager), quick)
     with mode():
-        for turn in range(7):
+        for turn in range(9):
             check(fused, eager, rows_like((3, 4, 5)[turn % 3], 0, turn))
         assert planned(fused)["Model"] >= 3
-        x = rows_like(4, 1, 7)
+        x = rows_like(4, 1, 9)
         x[-1] = 1.4  # between 1 and 3 when the step gets it, in every function
         check(fused, eager, x)
     assert scopes(fused)["Model"].statistics.fallbacks == 1, "the step gave another dtype than it did"
