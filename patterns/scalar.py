@@ -7,6 +7,8 @@ float32 that was rounded, `round_to(x, torch.bfloat16)`, and an 8 or 16 bit inte
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -211,7 +213,10 @@ def cast(x: Scalar, dtype: torch.dtype) -> Scalar:
     if x.dtype == dtype:
         return x
     if isinstance(x, Constant):
-        return constant(x.value, dtype)
+        # A float32 is what is nearest to the number that it is written as.
+        value = ctypes.c_float(x.value).value if x.dtype is torch.float32 else x.value
+        if math.isfinite(value) or dtype.is_floating_point or dtype is torch.bool:
+            return constant(value, dtype)
     return Apply(dtype, "cast", (x,))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fusion.runtime.aliasing import storages
-from fusion.runtime.rollback import UndoLog
+from fusion.runtime.rollback import UndoLog, overwrite
 
 _MOST_KEPT = 1 << 20  # bytes of a tensor that is kept until a plan ends, in case it was written to
 Contents = list[tuple[Any, Any]]  # each list and dict of a nest with a copy of it, the outer ones first
@@ -53,12 +53,11 @@ class LoggedWrite:
         before = [kept(t) if place in self.given or place in self.later else t for place, t in enumerate(tensors)]
         for place, held in self.given.items():
             mine = tensors[place]
-            if (
-                mine.shape == held.shape
-                and not torch.equal(mine, held)
-                and torch._debug_has_internal_overlap(mine) != 1
-            ):
-                mine.copy_(held)
+            if mine.shape == held.shape and not torch.equal(mine, held):
+                if not overlaps(mine):
+                    mine.copy_(held)
+                elif mine.stride() == held.stride():
+                    overwrite(mine, held)
         return before
 
     def answer(self, tensors: Sequence[Tensor]) -> Any:
@@ -103,6 +102,16 @@ def kept(tensor: Tensor) -> Tensor:
     return tensor.as_strided((reach,), (1,)).clone().as_strided(tensor.shape, tensor.stride(), 0)
 
 
+def overlaps(tensor: Tensor) -> bool:
+    """Whether elements of a tensor share memory, as those of an expanded one do."""
+    return torch._debug_has_internal_overlap(tensor) == 1
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy that can be written back: of a tensor whose elements share memory, one whose elements do, too."""
+    return kept(tensor) if overlaps(tensor) else tensor.clone()
+
+
 def versions(*tensors: Tensor) -> list[int] | None:
     """How often each tensor was written to; None for tensors of inference mode, of which torch does not tell."""
     for tensor in tensors:  # a loop, for its speed: a plan asks this twice for every layer
@@ -126,10 +135,10 @@ def log_writes(
     if before is None:
         given = {place: t for place, t in zip(places, tensors, strict=True) if t.nbytes <= _MOST_KEPT}
         for place in given.keys() & changing if changing else ():
-            given[place] = given[place].clone()
+            given[place] = copied(given[place])
     else:
         now = zip(places, tensors, before, strict=True)
-        given = {place: t.clone() for place, t, version in now if t._version != version}
+        given = {place: copied(t) for place, t, version in now if t._version != version}
     if given:
         log[-1] = LoggedWrite(log[-1], given)
 
@@ -141,7 +150,7 @@ def log_differences(log: list[Any], before: Sequence[Tensor], places: Sequence[i
     tensors.
     """
     lent = dict(zip(places, tensors, strict=True))
-    given = {p: t.clone() for p, t in lent.items() if not torch.equal(t, before[p])}
+    given = {p: copied(t) for p, t in lent.items() if not torch.equal(t, before[p])}
     answered, old = storages(answers(log[:-1])), UndoLog()
     for place in given:
         if storages([lent[place]]) <= answered:
@@ -219,10 +228,13 @@ class Rewound:
         self._now = [old.now() for old in self._old]
         for old in reversed(self._old):
             old.rewind()
+        self._begin = [old.now() for old in self._old]
 
     def put_back(self) -> None:
-        """Makes it hold what it held at the end of the run that the log is of."""
-        for old, now in zip(self._old, self._now, strict=True):
+        """Makes it hold what it held at the end of the run that the log is of, where the re-run wrote to memory of its
+        own, or ended early."""
+        untouched = [old.agrees(begin) for old, begin in zip(self._old, self._begin, strict=True)]
+        for old, now in [(old, now) for old, now, left in zip(self._old, self._now, untouched, strict=True) if left]:
             old.put(now)
 
 

@@ -149,6 +149,11 @@ def default_generators() -> list[torch.Generator]:
     return found
 
 
+def overwrite(tensor: Tensor, held: Tensor) -> None:
+    """Makes a tensor hold what another holds, which lies in memory as it does; elements of both may share memory."""
+    _whole(tensor)[1](_whole(held)[0]())
+
+
 def _whole(tensor: Tensor) -> tuple[Callable[[], Tensor], Callable[[Tensor], object]]:
     place = tensor.detach()  # another tensor over the same memory: the user may change the shape of theirs
     if tensor.numel() and torch._debug_has_internal_overlap(tensor) != 0:

@@ -113,6 +113,9 @@ FOUND = {
         "v0 = torch.ops.aten.logit.default(x0.softmax(1).cumsum(1))",
         "v1 = torch.cos(0.5 / v0)",
     ),
+    "a float32 number as float64": program(
+        {"x0": (("B", 8), FLOAT)}, "v0 = torch.full((x0.shape[0], 1), 0.001)", "v1 = v0.double() * 3"
+    ),
     "a softmax over one element": program({"x0": ((8,), FLOAT)}, "v0 = x0.chunk(8, 0)[2]", "v1 = torch.softmax(v0, 0)"),
 }
 

@@ -105,6 +105,17 @@ def test_a_write_is_put_only_where_it_fits() -> None:
     assert not longer.any() and not overlapping.any()
 
 
+def test_a_write_to_an_expanded_tensor_is_put_into_one_like_it() -> None:
+    given = torch.zeros(1, 3).expand(2, 3)
+    before = [given.clone()]
+    given[0] = 1
+    log = ["result"]
+    log_differences(log, before, (0,), given)
+    own = torch.zeros(1, 3).expand(2, 3)
+    log[0].put([own])  # type: ignore[attr-defined]  # a LoggedWrite
+    assert own.tolist() == given.tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
 def test_only_memory_of_the_outer_tensors_is_kept_for_undoing() -> None:
     outer, inner = torch.zeros(4), torch.zeros(4)
     undo = UndoLog()

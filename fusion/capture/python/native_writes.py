@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from fusion.capture.mutation import has_memory, storage_key
 from fusion.capture.trace_state import TraceState
-from fusion.runtime.call_log import LoggedWrite, answers, has_strides, held_before, passed_back
+from fusion.runtime.call_log import LoggedWrite, answers, copied, has_strides, held_before, passed_back
 from fusion.runtime.rollback import UndoLog
 
 
@@ -46,7 +46,7 @@ class NativeWrites:
         places = [place for place, t in enumerate(tensors) if has_strides(t)]
         back = passed_back(entry, places, [tensors[place] for place in places])
         written = self.written & self.lent
-        given = {place: tensors[place].clone() for place in places if storage_key(tensors[place]) in written}
+        given = {place: copied(tensors[place]) for place in places if storage_key(tensors[place]) in written}
         if not (given or back):
             return entry
         return LoggedWrite(entry, given, passed_back=back, before=self._old if written & self._answers else None)

@@ -178,5 +178,4 @@ def replay(log: list[Any], arguments: Iterable[Leaf] = (), steps: Iterable[torch
         with session(handler, handler, (*opaque_kinds(given), *{type(step) for step in steps}), called):
             yield handler
     finally:
-        if handler.position < len(log):  # the calls that would have written to it again were not made
-            rewound.put_back()
+        rewound.put_back()

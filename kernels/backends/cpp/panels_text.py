@@ -12,7 +12,7 @@ PANELS: tuple[Section, ...] = (
 template <typename T>
 using PanelRows = void(
     void* const* in, void* const* out, const int64_t* sizes, int64_t batch, int64_t top, int64_t height, int64_t first,
-    int64_t last, T* panel);
+    int64_t last, bool few, T* panel);
 template <typename T>
 using ResultBlock = void(
     void* const* in, void* const* out, const int64_t* sizes, int64_t batch, int64_t outer, int64_t begin, int64_t end,
@@ -34,7 +34,7 @@ __attribute__((noinline)) void panels_of(
             #pragma omp for schedule(static)
 #endif
             for (int64_t row = top; row < bottom; ++row)
-                left(in, out, sizes, batch, top, height, row, row + 1, panel);
+                left(in, out, sizes, batch, top, height, row, row + 1, few, panel);
 #if defined(_OPENMP)
             #pragma omp for schedule(dynamic, run)
 #endif

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from fusion.kernels.backends.cpp.attention_text import ATTENTION
+from fusion.kernels.backends.cpp.few_rows_text import FEW_ROWS_PRODUCTS
 from fusion.kernels.backends.cpp.math import MATH, Section
 from fusion.kernels.backends.cpp.panels_text import PANELS
 from fusion.kernels.backends.cpp.product_text import PRODUCTS
@@ -314,6 +315,7 @@ template <typename T> INLINE T whole_pow(T x, T n) {
     ),
     *MATH,
     *PRODUCTS,
+    *FEW_ROWS_PRODUCTS,
     *PANELS,
     *ATTENTION,
 )

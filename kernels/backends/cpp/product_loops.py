@@ -14,6 +14,7 @@ import torch
 
 from fusion.kernels.backends.cpp.columns import Column, Sink
 from fusion.kernels.backends.cpp.expressions import COMPUTE, Block, Interner, Values, stored_value
+from fusion.kernels.half_values import HalfValues
 from fusion.kernels.iteration_space import moved
 from fusion.kernels.loops import Axis, LoopNest
 from fusion.kernels.products import Factors, ProductNest, step
@@ -46,6 +47,10 @@ class ProductLoops:
         self.kind = COMPUTE[form.products[0].reduction.body.dtype]
         kinds = {a.dtype for a in nest.inputs if a.dtype.is_floating_point}
         self.plain_bfloat16 = kinds <= {torch.bfloat16}
+        halves = HalfValues()
+        factors = [factor for p in form.products for factor in (p.left, p.right)]
+        self.narrow = self.kind == "float" and all(halves.holds(f, torch.bfloat16) for f in factors)
+        self.packed = "Narrow" if self.narrow else self.kind  # what tiles take factors as
 
     def functions(self) -> list[str]:
         """The two functions that `products_of` calls, which goes through all panels and blocks."""
@@ -59,7 +64,7 @@ class ProductLoops:
         }  # fmt: skip
         few = f"rows <= {FEW_ROWS}" if self.takes_few() else "false"
         few = "true" if self.always_few() else few
-        depth = " + ".join(symbols.print_c(extent) for _, extent in self.form.lefts)
+        depth = " + ".join(self._pitch(extent) for _, extent in self.form.lefts)
         passes = " + ".join(symbols.print_c(p.reduction.extent) for p in self.form.products)
         handed = f"{', '.join(extents)}, {depth}, few, width, batches * rows * outers * lanes * ({passes})"
         return [
@@ -77,28 +82,49 @@ class ProductLoops:
 
     def _left(self) -> list[str]:
         """The function that computes left factors: rows `first` to `last` of a panel that starts at row `top`."""
-        lines = [f"static void {self.name}_left(", "    void* const* in, void* const* out, const int64_t* sizes,"]
-        lines += ["    int64_t batch, int64_t top, int64_t height, int64_t first, int64_t last,"]
-        lines += [f"    {self.kind}* RESTRICT panel) {{", *self.begin, *indented(places(self.form.batch, "batch"))]
+        given = "void* const* in, void* const* out, const int64_t* sizes"
+        places_of = "int64_t batch, int64_t top, int64_t height, int64_t first, int64_t last"
+        head = f"static void {self.name}_left({given}, {places_of}, bool few, {self.kind}* RESTRICT panel) {{"
+        if self.always_few() or not self.narrow:
+            return [head, *self._left_rows(self.kind), "}"]
+        panel, passed = f"{places_of}, P* RESTRICT panel", "in, out, sizes, batch, top, height, first, last"
+        lines = [f"template <typename P> static void {self.name}_left_as({given}, {panel}) {{"]
+        lines += [*self._left_rows("P"), "}", head]
+        if self.takes_few():
+            lines += [f"    if (few) return {self.name}_left_as<{self.kind}>({passed}, panel);"]
+        return [*lines, f"    {self.name}_left_as<Narrow>({passed}, (Narrow*)panel);", "}"]
+
+    def _left_rows(self, element: str) -> list[str]:
+        """Statements that compute left factors as elements of a panel."""
+        lines = [*self.begin, *indented(places(self.form.batch, "batch"))]
         lines += ["    for (int64_t row = first; row < last; ++row) {", *indented(places(self.form.rows, "row"), 2)]
         values, interned = Values(plain_bfloat16=self.plain_bfloat16), Interner()
         for number, (left, extent) in enumerate(self.form.lefts):
             block, root = Block("row"), interned(left)
             line = values.fresh("part")
             block.lines.append(
-                f"{self.kind}* RESTRICT {line} = panel + {self._base(number)} + (row - top) * {factor(extent)};"
+                f"{element}* RESTRICT {line} = panel + {self._base(number)} + (row - top) * ({self._pitch(extent)});"
             )
 
             def finish(inner: Block, texts: list[str], line: str = line) -> None:
-                inner.lines.append(f"{line}[{COLUMN}] = {texts[0]};")
+                inner.lines.append(f"{line}[{COLUMN}] = Terms<{element}>::factor({texts[0]});")
 
             Column(values, interned, extent).each([root], finish, block)
+            if self._pitch(extent) != symbols.print_c(extent):
+                end = factor(extent)
+                block.lines.append(f"if ({end} % 2) {line}[{end}] = Terms<{element}>::factor(0);")
             lines += ["        {", *indented(block.lines, 3), "        }"]
-        return [*lines, "    }", "}"]
+        return [*lines, "    }"]
+
+    def _pitch(self, extent: Dim) -> str:
+        """How far rows of left factors are apart: an even number where two factors may be one step."""
+        if self.narrow and not (isinstance(extent, int) and extent % 2 == 0):
+            return f"({factor(extent)} + 1) / 2 * 2"
+        return symbols.print_c(extent)
 
     def _base(self, number: int) -> str:
         """Where the rows of a left factor begin in the panel."""
-        before = " + ".join(symbols.print_c(extent) for _, extent in self.form.lefts[:number])
+        before = " + ".join(self._pitch(extent) for _, extent in self.form.lefts[:number])
         return f"height * ({before})" if before else "0"
 
     # ---- a block
@@ -120,20 +146,22 @@ class ProductLoops:
 
     def _product(self, number: int, left: int, product: Factors) -> list[str]:
         """Computes `sum<number>[row][lane]`."""
-        extent = product.reduction.extent
-        sums, panel = f"sum{number}", f"panel + {self._base(left)}"
+        extent, packed = product.reduction.extent, self.packed
+        sums, base = f"sum{number}", self._base(left)
+        step = f"Tile<{self.kind}>::depth * Terms<{packed}>::places"
+        panel = f"(const Narrow*)panel + {base}" if self.narrow else f"panel + {base}"
         lines = [f"{self.kind} {sums}[Tile<{self.kind}>::sums];"]
         tiles = [
             f"__builtin_memset({sums}, 0, sizeof({self.kind}) * rows * width);",
-            f"{self.kind} right[Tile<{self.kind}>::depth * Tile<{self.kind}>::width];",
-            f"for (int64_t from = 0; from < {symbols.print_c(extent)}; from += Tile<{self.kind}>::depth) {{",
-            f"    const int64_t to = from + Tile<{self.kind}>::depth < {symbols.print_c(extent)} "
-            f"? from + Tile<{self.kind}>::depth : {symbols.print_c(extent)};",
+            f"{packed} right[{step} * Tile<{self.kind}>::width];",
+            f"for (int64_t from = 0; from < {symbols.print_c(extent)}; from += {step}) {{",
+            f"    const int64_t to = from + {step} < {symbols.print_c(extent)} "
+            f"? from + {step} : {symbols.print_c(extent)};",
             *indented(self._packed(product)),
-            f"    tile<{self.kind}>(({panel}) + from, {factor(extent)}, rows, right, to - from, {sums});",
+            f"    tile<{packed}>({panel} + from, {self._pitch(extent)}, rows, right, to - from, {sums});",
             "}",
         ]
-        few = self._few(product, panel, sums)
+        few = self._few(product, f"panel + {base}", sums)
         if not few:
             return [*lines, "{", *indented(tiles), "}"]
         if self.always_few():
@@ -150,7 +178,7 @@ class ProductLoops:
         name, stride = ("dots", by_lane) if by_place == 1 else ("sum_rows", by_place)
         name = "dots_of_one" if name == "dots" and not self.form.rows else name
         start = self._element(load, "begin", "0")
-        factors = f"{panel}, {extent}, rows, {start}, {symbols.print_c(stride)}"
+        factors = f"{panel}, {self._pitch(product.reduction.extent)}, rows, {start}, {symbols.print_c(stride)}"
         return [f"{name}<{form}, {self.kind}>({factors}, lanes, {extent}, {sums}, width);"]
 
     def _few_lanes(self) -> str:
@@ -197,18 +225,20 @@ class ProductLoops:
             load, by_lane, by_place = plain
             name, stride = ("pack_lanes", by_lane) if by_place == 1 else ("pack_rows", by_place)
             start = self._element(load, "begin", "from")
-            form = f"{self._format(load)}, {self.kind}"
+            form = f"{self._format(load)}, {self.packed}"
             return [f"{name}<{form}>({start}, {symbols.print_c(stride)}, lanes, to - from, right);"]
         values, interned, block = Values(plain_bfloat16=self.plain_bfloat16), Interner(), Block("row")
 
         def finish(inner: Block, texts: list[str]) -> None:
-            inner.lines.append(f"right[({COLUMN} - from) * Tile<{self.kind}>::width + lane - begin] = {texts[0]};")
+            place = f"place_of<{self.packed}>({COLUMN} - from, lane - begin)"
+            inner.lines.append(f"right[{place}] = Terms<{self.packed}>::factor({texts[0]});")
 
         by = {symbols.index_symbol(self.form.lane.name): symbols.index_symbol("lane")}
         root = interned(moved(product.right, by, {}))
         Column(values, interned, product.reduction.extent, bounds=("from", "to")).each([root], finish, block)
         return [
-            f"if (lanes < Tile<{self.kind}>::width) __builtin_memset(right, 0, sizeof(right));",
+            f"if (lanes < Tile<{self.kind}>::width || (to - from) % Terms<{self.packed}>::places)",
+            "    __builtin_memset(right, 0, sizeof(right));",
             "for (int64_t lane = begin; lane < end; ++lane) {",
             *indented(block.lines),
             "}",

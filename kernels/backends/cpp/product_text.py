@@ -1,4 +1,4 @@
-"""The C++ text that kernels of matrix products use: register-blocked tiles, dots for few rows, packing.
+"""The C++ text that kernels of matrix products use: register-blocked tiles, and packing.
 
 All of it is vector code for whatever width the compiler is told that the processor has. A sum is fused here with the
 product that is added to it: the order of a sum is the kernel's own, and one rounding less is never worse.
@@ -28,10 +28,11 @@ PRODUCTS: tuple[Section, ...] = (
 #define FEW_ROWS 8  // up to so many rows, what is read of the right factors is what takes the time
 #define SOME_LANES 16  // that a thread takes at once of few rows, where right factors lie along the sum
 #define MANY_LANES 256  // the same where they lie along the lanes
-// Blocks of a product: `width` lanes of `depth` right factors are 16 KiB, `height` rows of sums are as many.
+#define PANEL_ROWS ((256 + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS)  // 256 are one panel: each packs right factors anew
+// Blocks of a product: `width` lanes of `depth` right factors fit the first cache, as do `height` rows of sums.
 template <typename T> struct Tile {
     typedef T vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
-    enum { count = VECTOR_BYTES / sizeof(T), width = 2 * count, depth = 256, height = 252 };
+    enum { count = VECTOR_BYTES / sizeof(T), width = 2 * count, depth = 256, height = PANEL_ROWS };
     enum { sums = height * width > FEW_ROWS * MANY_LANES ? height * width : FEW_ROWS * MANY_LANES };
 };
 // Rows of left factors that are kept at once: 4 MiB of floats at most, but for very long rows.
@@ -81,6 +82,10 @@ struct Bfloat16 {
         return __builtin_convertvector(some, words);
 #endif
     }
+    // Elements of two rows, neighbours in a sum: the first in the lower halves.
+    static INLINE_MEMBER vector pairs(const uint16_t* first, const uint16_t* second) {
+        return (vector)(widened(*(const halves*)first) | widened(*(const halves*)second) << 16);
+    }
     static INLINE_MEMBER float one(const uint16_t* from) { return widen_bfloat16(*from); }
 };
 struct Float16 {
@@ -105,20 +110,69 @@ struct Float16 {
 """,
     ),
     (
+        ("Narrow", "Terms", "place_of"),
+        """\
+FUSED_SUMS
+// A factor that is a bfloat16: kept as one where the processor adds up products of two neighbours at once (which takes
+// subnormal numbers as 0, as torch's library does there), as a float elsewhere.
+#if defined(__AVX512BF16__)
+struct Narrow { uint16_t bits; };
+#else
+struct Narrow { float value; };
+#endif
+// How factors P are added up, `places` neighbours of a sum at a time.
+template <typename P> struct Terms {
+    typedef P sum;
+    typedef typename Tile<P>::vector vector;
+    enum { places = 1 };
+    static INLINE_MEMBER P factor(P x) { return x; }
+    static INLINE_MEMBER void add(vector& total, const P* left, vector right) { total += *left * right; }
+};
+template <> struct Terms<Narrow> {
+    typedef float sum;
+    typedef Tile<float>::vector vector;
+#if defined(__AVX512BF16__)
+    typedef uint32_t pairs __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));
+    enum { places = 2 };
+    static INLINE_MEMBER Narrow factor(float x) { return {(uint16_t)(bits_of(x) >> 16)}; }
+    static INLINE_MEMBER void add(vector& total, const Narrow* left, vector right) {
+        uint32_t pair;
+        __builtin_memcpy(&pair, left, sizeof(pair));
+        const pairs all = pairs{} + pair;
+        vector sum = total;
+        asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(right), "v"(all));
+        total = sum;
+    }
+#else
+    enum { places = 1 };
+    static INLINE_MEMBER Narrow factor(float x) { return {x}; }
+    static INLINE_MEMBER void add(vector& total, const Narrow* left, vector right) { total += left->value * right; }
+#endif
+};
+SEPARATE_SUMS
+// Where a block has the right factor of a lane at a place in the sum.
+template <typename P> INLINE int64_t place_of(int64_t place, int64_t lane) {
+    enum { N = Terms<P>::places };
+    return place / N * N * Tile<typename Terms<P>::sum>::width + lane * N + place % N;
+}
+""",
+    ),
+    (
         ("tile",),
         """\
 FUSED_SUMS
 // sums[rows][width] += left[rows][depth] * right[depth][width]; rows of left are `pitch` apart.
-template <typename T, int ROWS> INLINE void tile_rows(
-    const T* RESTRICT left, int64_t pitch, const T* RESTRICT right, int64_t depth, T* RESTRICT sums) {
-    typedef typename Tile<T>::vector vector;
-    enum { N = Tile<T>::count };
+template <typename P, int ROWS> INLINE void tile_rows(
+    const P* RESTRICT left, int64_t pitch, const P* RESTRICT right, int64_t depth,
+    typename Terms<P>::sum* RESTRICT sums) {
+    typedef typename Terms<P>::vector vector;
+    enum { N = Tile<typename Terms<P>::sum>::count, STEP = Terms<P>::places };
     vector total[ROWS][2] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-        const vector a = *(const vector*)(right + k * 2 * N), b = *(const vector*)(right + k * 2 * N + N);
+    for (int64_t k = 0; k < depth; k += STEP) {
+        const vector a = *(const vector*)(right + k * 2 * N), b = *(const vector*)(right + k * 2 * N + N * STEP);
         for (int i = 0; i < ROWS; ++i) {
-            total[i][0] += left[i * pitch + k] * a;
-            total[i][1] += left[i * pitch + k] * b;
+            Terms<P>::add(total[i][0], left + i * pitch + k, a);
+            Terms<P>::add(total[i][1], left + i * pitch + k, b);
         }
     }
     for (int i = 0; i < ROWS; ++i) {
@@ -126,13 +180,15 @@ template <typename T, int ROWS> INLINE void tile_rows(
         *(vector*)(sums + i * 2 * N + N) += total[i][1];
     }
 }
-template <typename T> __attribute__((noinline)) void tile(
-    const T* RESTRICT left, int64_t pitch, int64_t rows, const T* RESTRICT right, int64_t depth, T* RESTRICT sums) {
+template <typename P> __attribute__((noinline)) void tile(
+    const P* RESTRICT left, int64_t pitch, int64_t rows, const P* RESTRICT right, int64_t depth,
+    typename Terms<P>::sum* RESTRICT sums) {
+    enum { W = Tile<typename Terms<P>::sum>::width };
     int64_t i = 0;
     for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
-        tile_rows<T, TILE_ROWS>(left + i * pitch, pitch, right, depth, sums + i * Tile<T>::width);
-    for (; i + 3 <= rows; i += 3) tile_rows<T, 3>(left + i * pitch, pitch, right, depth, sums + i * Tile<T>::width);
-    for (; i < rows; ++i) tile_rows<T, 1>(left + i * pitch, pitch, right, depth, sums + i * Tile<T>::width);
+        tile_rows<P, TILE_ROWS>(left + i * pitch, pitch, right, depth, sums + i * W);
+    for (; i + 4 <= rows; i += 4) tile_rows<P, 4>(left + i * pitch, pitch, right, depth, sums + i * W);
+    for (; i < rows; ++i) tile_rows<P, 1>(left + i * pitch, pitch, right, depth, sums + i * W);
 }
 SEPARATE_SUMS
 """,
@@ -192,166 +248,54 @@ template <typename T, int D = 1> INLINE typename Tile<T>::vector sums_of(typenam
         """\
 // Right factors as tile() takes them: [depth][width], the lanes that are missing as 0.
 // pack_lanes: those of one lane are neighbours; pack_rows: those of one place in the sum are.
-template <typename S, typename T> static SHORT_LOOPS __attribute__((noinline)) void pack_rest(
-    const typename S::element* from, int64_t stride, int64_t lanes, int64_t k, int64_t depth, T* to, int64_t width) {
-    for (; k < depth; ++k)
+template <typename S, typename P> static SHORT_LOOPS __attribute__((noinline)) void pack_rest(
+    const typename S::element* from, int64_t stride, int64_t lanes, int64_t k, int64_t depth, P* to, int64_t width) {
+    for (; k < depth || k % Terms<P>::places; ++k)
         for (int64_t l = 0; l < width; ++l)
-            to[k * Tile<T>::width + l] = l < lanes ? S::one(from + l * stride + k) : 0;
+            to[place_of<P>(k, l)] = Terms<P>::factor(l < lanes && k < depth ? S::one(from + l * stride + k) : 0);
 }
-template <typename S, typename T> __attribute__((noinline)) void pack_lanes(
-    const typename S::element* RESTRICT from, int64_t stride, int64_t lanes, int64_t depth, T* RESTRICT to) {
-    enum { W = Tile<T>::width, N = Tile<T>::count };
+template <typename S, typename P> __attribute__((noinline)) void pack_lanes(
+    const typename S::element* RESTRICT from, int64_t stride, int64_t lanes, int64_t depth, P* RESTRICT to) {
+    typedef typename Terms<P>::sum T;
+    typedef typename Terms<P>::vector vector;
+    enum { W = Tile<T>::width, N = Tile<T>::count, STEP = Terms<P>::places };
     int64_t l = 0;
     for (; l + N <= lanes; l += N) {
         const typename S::element* line = from + l * stride;
         int64_t k = 0;
-        for (; k + N <= depth; k += N) {
-            typename Tile<T>::vector some[N];
-            for (int i = 0; i < N; ++i) some[i] = S::lanes(line + i * stride + k);
+        for (; k + N * STEP <= depth; k += N * STEP) {
+            vector some[N];
+            for (int i = 0; i < N; ++i) {
+                if constexpr (STEP == 1) some[i] = S::lanes(line + i * stride + k);
+                else some[i] = (vector)*(const typename Terms<P>::pairs*)(line + i * stride + k);
+            }
             turn<T>(some);
-            for (int i = 0; i < N; ++i) *(typename Tile<T>::vector*)(to + (k + i) * W + l) = some[i];
+            for (int i = 0; i < N; ++i) *(vector*)(to + (k + i * STEP) * W + l * STEP) = some[i];
         }
-        if (k < depth) pack_rest<S, T>(line, stride, N, k, depth, to + l, N);
+        if (k < depth) pack_rest<S, P>(line, stride, N, k, depth, to + l * STEP, N);
     }
-    if (l < W) pack_rest<S, T>(from + l * stride, stride, lanes - l, 0, depth, to + l, W - l);
+    if (l < W) pack_rest<S, P>(from + l * stride, stride, lanes - l, 0, depth, to + l * STEP, W - l);
 }
-template <typename S, typename T> __attribute__((noinline)) void pack_rows(
-    const typename S::element* RESTRICT from, int64_t stride, int64_t lanes, int64_t depth, T* RESTRICT to) {
-    enum { W = Tile<T>::width, N = Tile<T>::count };
-    for (int64_t k = 0; k < depth; ++k) {
+template <typename S, typename P> __attribute__((noinline)) void pack_rows(
+    const typename S::element* RESTRICT from, int64_t stride, int64_t lanes, int64_t depth, P* RESTRICT to) {
+    typedef typename Terms<P>::sum T;
+    typedef typename Terms<P>::vector vector;
+    enum { W = Tile<T>::width, N = Tile<T>::count, STEP = Terms<P>::places };
+    for (int64_t k = 0; k < depth; k += STEP) {
         const typename S::element* line = from + k * stride;
-        if (lanes == W) {
-            *(typename Tile<T>::vector*)(to + k * W) = S::lanes(line);
-            *(typename Tile<T>::vector*)(to + k * W + N) = S::lanes(line + N);
+        if (lanes == W && k + STEP <= depth) {
+            for (int64_t l = 0; l < W; l += N) {
+                if constexpr (STEP == 1) *(vector*)(to + k * W + l) = S::lanes(line + l);
+                else *(vector*)(to + k * W + l * STEP) = S::pairs(line + l, line + stride + l);
+            }
         } else {
-            for (int64_t l = 0; l < W; ++l) to[k * W + l] = l < lanes ? S::one(line + l) : 0;
+            for (int64_t l = 0; l < W; ++l)
+                for (int64_t at = k; at < k + STEP; ++at)
+                    to[place_of<P>(at, l)] =
+                        Terms<P>::factor(l < lanes && at < depth ? S::one(from + at * stride + l) : 0);
         }
     }
 }
-""",
-    ),
-    (
-        ("dots_of", "dots_of_one"),
-        """\
-#define AHEAD 1024  // bytes that a stream is read before they are needed
-FUSED_SUMS
-template <typename S, typename T> static SHORT_LOOPS __attribute__((noinline)) T rest_of(
-    const T* left, const typename S::element* right, int64_t count) {
-    T sum = 0;
-    for (int64_t k = 0; k < count; ++k) sum += left[k] * S::one(right + k);
-    return sum;
-}
-// sums[i][l] = the sum over k of left[i][k] * right[l][k]; rows of left, right and sums are pitch, stride, width apart.
-template <typename S, typename T, int ROWS, int LANES, int WAYS> INLINE void dots_of(
-    const T* RESTRICT left, int64_t pitch, const typename S::element* RESTRICT right, int64_t stride, int64_t depth,
-    T* RESTRICT sums, int64_t width) {
-    typedef typename Tile<T>::vector vector;
-    enum { N = Tile<T>::count };
-    vector total[ROWS][LANES][WAYS] = {};
-    int64_t k = 0;
-    for (; k + N * WAYS <= depth; k += N * WAYS) {
-        if (ROWS * LANES == 1)  // nothing but this stream: it runs on into the next lane, where those are dense
-            for (int at = 0; at < N * WAYS * (int)sizeof(*right); at += 64)
-                __builtin_prefetch((const char*)(right + k) + AHEAD + at);
-        for (int w = 0; w < WAYS; ++w) {
-            vector some[LANES];
-            for (int l = 0; l < LANES; ++l) some[l] = S::lanes(right + l * stride + k + w * N);
-            for (int i = 0; i < ROWS; ++i) {
-                const vector x = *(const vector*)(left + i * pitch + k + w * N);
-                for (int l = 0; l < LANES; ++l) total[i][l][w] += some[l] * x;
-            }
-        }
-    }
-    for (int i = 0; i < ROWS; ++i)
-        for (int l = 0; l < LANES; ++l) {
-            vector all = total[i][l][0];
-            for (int w = 1; w < WAYS; ++w) all += total[i][l][w];
-            const T rest = k < depth ? rest_of<S, T>(left + i * pitch + k, right + l * stride + k, depth - k) : 0;
-            for (int n = N / 2; n; n /= 2)
-                for (int at = 0; at < n; ++at) all[at] += all[at + n];
-            sums[i * width + l] = all[0] + rest;
-        }
-}
-template <typename S, typename T> __attribute__((noinline)) void dots_of_one(
-    const T* RESTRICT left, int64_t pitch, int64_t rows, const typename S::element* RESTRICT right, int64_t stride,
-    int64_t lanes, int64_t depth, T* RESTRICT sums, int64_t width) {
-    for (int64_t l = 0; l < lanes; ++l)
-        dots_of<S, T, 1, 1, 4>(left, pitch, right + l * stride, stride, depth, sums + l, width);
-}
-SEPARATE_SUMS
-""",
-    ),
-    (
-        ("dots",),
-        """\
-FUSED_SUMS
-template <typename S, typename T> __attribute__((noinline)) void dots(
-    const T* RESTRICT left, int64_t pitch, int64_t rows, const typename S::element* RESTRICT right, int64_t stride,
-    int64_t lanes, int64_t depth, T* RESTRICT sums, int64_t width) {
-    int64_t l = 0;
-    if (rows > 2)
-        for (; l + 2 <= lanes; l += 2) {  // the first rows read two lanes from memory, the others from the cache
-            const typename S::element* from = right + l * stride;
-            int64_t i = 0;
-            for (; i + 4 <= rows; i += 4)
-                dots_of<S, T, 4, 2, 1>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
-            for (; i < rows; ++i)
-                for (int n = 0; n < 2; ++n)
-                    dots_of<S, T, 1, 1, 4>(
-                        left + i * pitch, pitch, from + n * stride, stride, depth, sums + i * width + l + n, width);
-        }
-    for (; l < lanes; ++l) {  // lane after lane, which is one stream where weights are dense
-        const typename S::element* from = right + l * stride;
-        for (int64_t i = 0; i < rows; ++i)
-            dots_of<S, T, 1, 1, 4>(left + i * pitch, pitch, from, stride, depth, sums + i * width + l, width);
-    }
-}
-SEPARATE_SUMS
-""",
-    ),
-    (
-        ("sum_rows",),
-        """\
-FUSED_SUMS
-// sums[i][l] = the sum over k of left[i][k] * right[k][l], for MANY_LANES lanes at most. Stretches of the sum are added
-// up by themselves, so that a long one is as exact as a short one.
-template <typename S, typename T> __attribute__((noinline)) void sum_rows(
-    const T* RESTRICT left, int64_t pitch, int64_t rows, const typename S::element* RESTRICT right, int64_t stride,
-    int64_t lanes, int64_t depth, T* RESTRICT sums, int64_t width) {
-    typedef typename Tile<T>::vector vector;
-    enum { N = Tile<T>::count, PART = 64 };
-    T part[FEW_ROWS * MANY_LANES];
-    for (int64_t i = 0; i < rows; ++i) __builtin_memset(sums + i * width, 0, sizeof(T) * lanes);
-    for (int64_t begin = 0; begin < depth; begin += PART) {
-        const int64_t end = begin + PART < depth ? begin + PART : depth;
-        __builtin_memset(part, 0, sizeof(T) * rows * MANY_LANES);
-        int64_t k = begin;
-        for (; k + 4 <= end; k += 4) {
-            const typename S::element* RESTRICT line = right + k * stride;
-            int64_t l = 0;
-            for (; l + N <= lanes; l += N) {
-                const vector a = S::lanes(line + l), b = S::lanes(line + stride + l);
-                const vector c = S::lanes(line + 2 * stride + l), d = S::lanes(line + 3 * stride + l);
-                for (int64_t i = 0; i < rows; ++i) {
-                    const T* x = left + i * pitch + k;
-                    vector* to = (vector*)(part + i * MANY_LANES + l);
-                    *to += (x[0] * a + x[1] * b) + (x[2] * c + x[3] * d);
-                }
-            }
-            for (; l < lanes; ++l)
-                for (int64_t i = 0; i < rows; ++i)
-                    for (int at = 0; at < 4; ++at)
-                        part[i * MANY_LANES + l] += left[i * pitch + k + at] * S::one(line + at * stride + l);
-        }
-        for (; k < end; ++k)
-            for (int64_t i = 0; i < rows; ++i)
-                for (int64_t l = 0; l < lanes; ++l)
-                    part[i * MANY_LANES + l] += left[i * pitch + k] * S::one(right + k * stride + l);
-        for (int64_t i = 0; i < rows; ++i)
-            for (int64_t l = 0; l < lanes; ++l) sums[i * width + l] += part[i * MANY_LANES + l];
-    }
-}
-SEPARATE_SUMS
 """,
     ),
 )

@@ -29,7 +29,7 @@ _SHORT, _LONG = 17, 2 * 512 + 33
 _PAST_BUFFER = ROW_BUFFER + 33
 # Rows, lanes and summed elements of matrix products: one of each; few rows; a tile's rests, over more than one stretch
 # of the sum; more rows than a panel has; more lanes than a block of few rows has. The large ones are for threads.
-_TILES = ((1, 1, 1), (3, 37, 300), (67, 37, 557), (263, 18, 35), (7, 300, 261))
+_TILES = ((1, 1, 1), (3, 37, 300), (67, 37, 557), (269, 18, 35), (7, 300, 261))
 _FEW, _MANY = 3, 67  # rows: more than one; more than a block of them, and odd, so that threads get unequal shares
 _MOST = 1 << 19  # the largest value a symbol is given, and the most elements of a tensor: eager takes milliseconds
 # What symbols are at first: small and different; odd ones, so that vectors and halves have rests, else multiples of 4.

@@ -45,6 +45,49 @@ class SizesAsNumbers(torch.nn.Module):
         return z + torch.as_tensor(list(range(z.shape[0]))).sum() * hash(z.shape[0]), y, before
 
 
+class Every(torch.nn.Module):
+    """Writes to what it is given, and returns a view of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x[::2].add_(3)
+        return x[1:]
+
+
+class Twice(torch.nn.Module):
+    """Gives the same tensor to two such blocks, and returns what the second one returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Every(), Every()])
+        self.weight = torch.nn.Parameter(torch.ones(4, 8), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = -self.weight
+        for block in self.blocks:
+            view = block(y)
+        return view, torch.ones_like(x, dtype=torch.float16), torch.stack((x, x), 0).tanh()
+
+
+class FirstRow(torch.nn.Module):
+    """Overwrites the first row of what it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x[0] = 7.0
+        return x.sum() if x[0, 0].tolist() > -1e9 else x
+
+
+class OfOneRow(torch.nn.Module):
+    """Hands its argument on to such a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_row = FirstRow()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        total = self.first_row(x)
+        return x, torch.tanh(total) * 2
+
+
 class Viewed(torch.nn.Module):
     """Returns a tensor and a step's view of it."""
 
@@ -67,6 +110,24 @@ def test_a_recorded_call_that_is_made_again_after_a_step_has_written(quick: fusi
     for turn, rows in enumerate((3, 3, 4, 4, 5)):
         with torch.no_grad():
             found, wanted = fused(rows_of(rows, turn)), eager(rows_of(rows, turn))
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), f"call {turn}"
+
+
+def test_steps_that_write_to_one_tensor_and_return_views_of_it(quick: fusion.FusionConfig) -> None:
+    eager = Twice().eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    for turn, rows in enumerate((5, 5, 5, 6, 6, 7, 5)):
+        with torch.no_grad():
+            found, wanted = fused(rows_of(rows, turn))[0], eager(rows_of(rows, turn))[0]
+        assert torch.equal(found, wanted), f"call {turn}"
+
+
+def test_a_step_that_writes_to_an_argument_whose_rows_are_one(quick: fusion.FusionConfig) -> None:
+    eager = OfOneRow().eval()
+    fused = fusion.enable(copy.deepcopy(eager), quick)
+    for turn, rows in enumerate((3, 3, 4, 4, 5, 5, 3)):
+        with torch.no_grad():
+            found, wanted = (m(rows_of(1, turn).expand(rows, 8)) for m in (fused, eager))
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), f"call {turn}"
 
 
