@@ -28,6 +28,9 @@ GROUPS = ((torch.float32,), (torch.bfloat16, torch.int64, torch.uint8, torch.boo
 def main() -> None:
     """Runs the cases and prints their results."""
     interpreting.prepare()
+    torch._C._set_mkldnn_enabled(
+        False
+    )  # with AVX512-BF16 it takes subnormal numbers as 0, so that inf times one is NaN
     groups = [(dtype,) for group in GROUPS for dtype in group] if FULL else GROUPS
     cases = opinfo_cases.collect(groups, 1, layouts=0).cases
     print(json.dumps({case.name: outcome(case) for case in cases}, indent=1))
