@@ -94,6 +94,10 @@ class Watch(TorchDispatchMode):
                 view = _is_view(func) or torch._debug_has_internal_overlap(t)  # of which `meshgrid` tells nothing
                 if self.ulps and (rounds or narrowed) and not view:
                     t.copy_(self._moved(t, _root(base, args)))
+                    if (
+                        base == "gelu"
+                    ):  # half of x times 1 + erf, which is off by a last place of 1 where that is near 0
+                        t.add_(self._moved(given[0] / 2) - given[0] / 2)
                 self._mark(t)
         return result
 
