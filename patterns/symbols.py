@@ -199,9 +199,17 @@ def print_c(dim: Dim, rename: Callable[[str], str] = lambda name: name) -> str:
 
 
 def _may_be_negative(dim: sympy.Expr) -> bool:
-    """Whether a quotient or remainder of sizes, no index among them, may have an operand below zero."""
+    """Whether a quotient or remainder may have an operand below zero.
+
+    Of those with an index, that is a quotient that takes something away: (16 - i) // 8, where 16 - i is never below 0,
+    becomes -i // 8 + 2.
+    """
     whole, by = dim.args
-    return not (whole.is_nonnegative and by.is_positive) and all(s.is_positive for s in dim.free_symbols)
+    if whole.is_nonnegative and by.is_positive:
+        return False
+    if isinstance(dim, FloorDiv) and any(term.could_extract_minus_sign() for term in sympy.Add.make_args(whole)):
+        return True
+    return all(s.is_positive for s in dim.free_symbols)
 
 
 class _Printer:
