@@ -268,5 +268,6 @@ def test_the_first_call_with_a_large_activation_takes_little_more_than_eager(pro
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     eager, first, state = done.stdout.split()
     assert state in ("fused", "unfused")  # by rule, or as it was measured
-    # 64 MiB: what recording, compiling and measuring take once, whatever the activation. The fault took 6.8x.
-    assert int(first) <= 1.3 * int(eager) + (64 << 20)
+    # 96 MiB: what recording, compiling and measuring take once, whatever the activation; 25 to 70 were seen, by the
+    # run. The fault took 6.8x.
+    assert int(first) <= 1.3 * int(eager) + (96 << 20)
