@@ -180,8 +180,15 @@ def passed_back(result: Any, places: Sequence[int], tensors: Sequence[Tensor]) -
             if leaf is tensor:
                 found[number] = PassedBack(place, tensor.stride(), None)
             elif number not in found and leaf.dtype is tensor.dtype and storages([leaf]) == storages([tensor]):
-                found[number] = PassedBack(place, tensor.stride(), leaf.storage_offset() - tensor.storage_offset())
+                offset = leaf.storage_offset() - tensor.storage_offset()
+                if 0 <= offset <= _reach(tensor) - _reach(leaf):  # of the tensor itself, not of what that is a view of
+                    found[number] = PassedBack(place, tensor.stride(), offset)
     return found
+
+
+def _reach(tensor: Tensor) -> int:
+    """Elements from a tensor's first one in memory to behind its last."""
+    return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
 
 
 def note_passed_back(log: list[Any], places: Sequence[int], *tensors: Tensor) -> None:

@@ -161,10 +161,12 @@ def test_what_a_call_returned_of_what_it_was_given_is_the_reruns_own() -> None:
     assert turned[1] is result[1], "which lies in memory in another way"
 
 
-def test_a_result_in_other_memory_is_not_noted() -> None:
-    log = [torch.zeros(2)]
-    note_passed_back(log, (0,), torch.zeros(2))
-    assert isinstance(log[0], torch.Tensor)
+def test_a_result_in_other_memory_or_past_what_was_given_is_not_noted() -> None:
+    whole = torch.zeros(4)
+    for result, given in ((torch.zeros(2), torch.zeros(2)), (whole, whole[:2]), (whole[:2], whole[1:3])):
+        log = [result]
+        note_passed_back(log, (0,), given)
+        assert isinstance(log[0], torch.Tensor)
 
 
 def test_a_result_that_is_let_go_keeps_what_its_call_wrote() -> None:
